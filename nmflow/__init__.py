@@ -1,0 +1,60 @@
+"""Exact transposable N:M sparsity masks, each with a proof.
+
+>>> import numpy as np, nmflow
+>>> weights = np.random.default_rng(0).standard_normal((64, 64)).astype("float32")
+>>> solution = nmflow.solve(weights, 2, 4)
+>>> solution.certificate.proven
+True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nmflow.errors import NmflowError
+from nmflow.pattern import Pattern
+
+if TYPE_CHECKING:
+    from nmflow import network, solvers
+    from nmflow.pipeline import certify, solve
+    from nmflow.solution import Certificate, Solution, Status
+
+__version__ = "0.1.0"
+__all__ = [
+    "Certificate",
+    "NmflowError",
+    "Pattern",
+    "Solution",
+    "Status",
+    "__version__",
+    "certify",
+    "network",
+    "solve",
+    "solvers",
+]
+
+_LAZY = {
+    "Certificate": "nmflow.solution",
+    "Solution": "nmflow.solution",
+    "Status": "nmflow.solution",
+    "certify": "nmflow.pipeline",
+    "solve": "nmflow.pipeline",
+}
+_MODULES = {"network", "solvers"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that ``import nmflow`` loads NumPy alone."""
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"nmflow.{name}")
+    else:
+        raise AttributeError(f"module 'nmflow' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,278 @@
+"""Matrix <-> blocks: chunks of whole blocks, viewed in place where the matrix allows it, and padded at its edges.
+
+A chunk is what one call of a solver sees: `h` rows by `w` columns, both multiples of the block shape, C-contiguous
+along rows, in a dtype that the kernels read. Chunks never depend on the number of threads, so neither does a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nmflow.pattern import Pattern
+from nmflow.problem import Array, Matrix, Problem, is_bfloat16
+
+__all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "iter_places", "load", "store"]
+
+CHUNK_ENTRIES = 1 << 18
+"""Entries of a chunk: 1 MiB of float32, which with its mask and duals stays in a core's second-level cache."""
+WIDEST_STRIPE = 1 << 20
+"""Entries above which one row of blocks is cut into several chunks."""
+LANE_BLOCKS = 64
+"""A stripe is cut at multiples of this many blocks, so that vector lanes stay full."""
+
+FREE, KEEP, DROP = 0, 1, -1
+Kind = Literal["float32", "float64", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The blocks of one matrix: rows x cols of them, numbered from `start` in C order."""
+
+    rows: int
+    cols: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk lies: a rectangle of blocks of one matrix."""
+
+    matrix: int
+    block_rows: slice
+    block_cols: slice
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some blocks of a problem, ready for a kernel.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (h, w), C-contiguous rows
+        float32, float64, float16 or bfloat16 (the last two as uint16), as `kind` says.
+    source : ndarray, shape (h, w)
+        The same entries in the caller's dtype.
+    kind : str
+        Name of the dtype that the kernels read.
+    absolute : bool
+        Whether the score is the absolute value of the entry.
+    exact : bool
+        False where 64-bit integers were rounded to float64.
+    pattern : Pattern
+    state : ndarray of int8, shape (h, w), or None
+        KEEP, DROP or FREE for each entry.
+    mask : ndarray of bool, shape (h, w)
+        Output.
+    place : Place
+    """
+
+    scores: Array
+    source: Array
+    kind: Kind
+    absolute: bool
+    exact: bool
+    pattern: Pattern
+    state: Array | None
+    mask: Array
+    place: Place
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of blocks."""
+        rows, cols = self.pattern.block_shape
+        return self.mask.shape[0] // rows, self.mask.shape[1] // cols
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        rows, cols = self.grid
+        return rows * cols
+
+    def where(self, block: int) -> tuple[int, int, int]:
+        """Matrix, block row and block column of block number `block` (C order within the chunk)."""
+        cols = self.place.block_cols
+        i, j = divmod(block, cols.stop - cols.start)  # a padded chunk lies in one stripe, in this order too
+        return self.place.matrix, self.place.block_rows.start + i, cols.start + j
+
+    def corner(self, block: int) -> tuple[slice, slice]:
+        """Rows and columns of block number `block` (C order within the chunk)."""
+        rows, cols = self.pattern.block_shape
+        i, j = divmod(block, self.grid[1])
+        return slice(i * rows, (i + 1) * rows), slice(j * cols, (j + 1) * cols)
+
+    def block_scores(self, block: int) -> Array:
+        """Scores of one block as float64 (rounded if the caller's integers need more than 53 bits)."""
+        part = self.source[self.corner(block)]
+        if part.dtype.kind in "iu":
+            return np.array([[float(x) for x in row] for row in self.block_integers(block)[0]])
+        values = part.astype(np.float64)
+        return np.abs(values) if self.absolute else values
+
+    def block_integers(self, block: int) -> tuple[Array, int]:
+        """Scores of one block exactly: Python integers (dtype object) and an exponent e, score = integer * 2**e."""
+        numbers, exponent = integers_of(self.source[self.corner(block)])
+        return (abs(numbers) if self.absolute else numbers), exponent
+
+    def block_state(self, block: int) -> Array | None:
+        """KEEP, DROP or FREE for each entry of one block; None if all are free."""
+        return None if self.state is None else self.state[self.corner(block)]
+
+
+def integers_of(values: Array) -> tuple[Array, int]:
+    """Write finite numbers as Python integers times one power of two.
+
+    Returns
+    -------
+    numbers : ndarray of object
+        Python integers.
+    exponent : int
+        values = numbers * 2**exponent, exactly.
+
+    Examples
+    --------
+    >>> integers_of(np.array([0.5, 3.0]))
+    (array([1, 6], dtype=object), -1)
+    """
+    if values.dtype.kind in "iu":
+        return values.astype(object), 0
+    fraction, powers = np.frexp(values.astype(np.float64))
+    nonzero = fraction != 0
+    if not nonzero.any():
+        return np.zeros(values.shape, object), 0
+    lowest = int(powers[nonzero].min())
+    shift = np.where(nonzero, powers - lowest, 0)
+    # A float64 has 53 bits, so fraction * 2**53 is whole.
+    numbers = (fraction * 2.0**53).astype(np.int64).astype(object) << shift.astype(object)
+    # Drop the zero bits that all of them end with: small integers are what the reference solvers can hold.
+    bits = int(np.bitwise_or.reduce(numbers, axis=None))
+    trailing = (bits & -bits).bit_length() - 1
+    return numbers >> trailing, lowest - 53 + trailing
+
+
+def grids(problem: Problem) -> tuple[Grid, ...]:
+    """The block grid of each matrix, with running numbers."""
+    rows, cols = problem.pattern.block_shape
+    out, start = [], 0
+    for matrix in problem.matrices(problem.scores):
+        shape = matrix.shape
+        grid = Grid(math.ceil(shape[0] / rows), math.ceil(shape[1] / cols), start)
+        out.append(grid)
+        start += grid.rows * grid.cols
+    return tuple(out)
+
+
+def iter_places(problem: Problem) -> Iterator[Place]:
+    """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
+    rows, cols = problem.pattern.block_shape
+    for number, (matrix, grid) in enumerate(zip(problem.matrices(problem.scores), grids(problem), strict=True)):
+        full_rows, full_cols = matrix.shape[0] // rows, matrix.shape[1] // cols
+        if full_rows and full_cols:
+            stripe = rows * full_cols * cols
+            wide = full_cols
+            if stripe > WIDEST_STRIPE:
+                wide = max(LANE_BLOCKS, CHUNK_ENTRIES // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
+            tall = max(1, CHUNK_ENTRIES // (rows * wide * cols))
+            for i in range(0, full_rows, tall):
+                for j in range(0, full_cols, wide):
+                    yield Place(number, slice(i, min(i + tall, full_rows)), slice(j, min(j + wide, full_cols)), False)
+        step = max(1, CHUNK_ENTRIES // (rows * cols))
+        if full_cols < grid.cols:
+            for i in range(0, full_rows, step):
+                yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, grid.cols), True)
+        if full_rows < grid.rows:
+            for j in range(0, grid.cols, step):
+                yield Place(number, slice(full_rows, grid.rows), slice(j, min(j + step, grid.cols)), True)
+
+
+def region(place: Place, pattern: Pattern, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the real matrix that a place covers."""
+    rows, cols = pattern.block_shape
+    return (
+        slice(place.block_rows.start * rows, min(place.block_rows.stop * rows, shape[0])),
+        slice(place.block_cols.start * cols, min(place.block_cols.stop * cols, shape[1])),
+    )
+
+
+def pad(part: Array, pattern: Pattern) -> Array:
+    """Pad an edge with zeros to whole blocks and lay its blocks side by side in one stripe."""
+    rows, cols = pattern.block_shape
+    tall, wide = math.ceil(part.shape[0] / rows), math.ceil(part.shape[1] / cols)
+    padded = np.zeros((tall * rows, wide * cols), part.dtype)
+    padded[: part.shape[0], : part.shape[1]] = part
+    blocks = padded.reshape(tall, rows, wide, cols).transpose(1, 0, 2, 3)
+    return np.ascontiguousarray(blocks.reshape(rows, tall * wide * cols))
+
+
+def _readable(part: Array) -> tuple[Array, Kind, bool]:
+    """The entries in a dtype that the kernels read: the array itself if it can be, else a converted copy."""
+    dtype = part.dtype
+    if dtype.kind in "iu":
+        kind: Kind = "float32" if dtype.itemsize <= 2 else "float64"
+        values = part.astype(kind, order="C")
+        # Below 2**53, not up to it: 2**53 + 1 rounds to 2**53.
+        exact = dtype.itemsize < 8 or not values.size or float(np.abs(values).max()) < 2.0**53
+        return values, kind, exact
+    if is_bfloat16(dtype):
+        name: Kind = "bfloat16"
+        part = part.view(np.uint16)
+    else:
+        name = dtype.newbyteorder("=").name  # type: ignore[assignment]
+        if not dtype.isnative:
+            part = part.astype(dtype.newbyteorder("="))
+        if name == "float16":
+            part = part.view(np.uint16)
+    if part.strides[1] != part.itemsize or not part.flags.aligned:
+        part = np.ascontiguousarray(part)
+    return part, name, True
+
+
+def load(problem: Problem, matrices: tuple[Matrix, ...], masks: tuple[Array, ...], place: Place) -> Chunk:
+    """Bring one place into the form that kernels read."""
+    pattern = problem.pattern
+    matrix = matrices[place.matrix]
+    area = region(place, pattern, matrix.shape)
+
+    def part_of(array: Matrix) -> Array:
+        part = array.part(*area)
+        return pad(part, pattern) if place.padded else part
+
+    source = part_of(matrix)
+    scores, kind, exact = _readable(source)
+    mask = np.zeros(source.shape, np.bool_) if place.padded else masks[place.matrix][area]
+    state = None
+    for fixed, value in ((problem.keep, KEEP), (problem.drop, DROP)):
+        if fixed is not None:
+            chosen = part_of(problem.matrices(fixed)[place.matrix])
+            state = np.zeros(source.shape, np.int8) if state is None else state
+            state[chosen] = value
+    return Chunk(scores, source, kind, problem.absolute, exact, pattern, state, mask, place)
+
+
+def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:
+    """Write the mask of a padded chunk back to the real matrix; others were written in place."""
+    if not chunk.place.padded:
+        return
+    rows, cols = chunk.pattern.block_shape
+    place = chunk.place
+    tall = place.block_rows.stop - place.block_rows.start
+    wide = place.block_cols.stop - place.block_cols.start
+    blocks = chunk.mask.reshape(rows, tall, wide, cols).transpose(1, 0, 2, 3)
+    target = masks[place.matrix]
+    area = region(place, chunk.pattern, (target.shape[0], target.shape[1]))
+    whole = blocks.reshape(tall * rows, wide * cols)
+    out = target[area]
+    out[...] = whole[: out.shape[0], : out.shape[1]]
+
+
+def block_numbers(place: Place, grid: Grid) -> npt.NDArray[np.int64]:
+    """Running numbers of the blocks of a place, in the chunk's order."""
+    i = np.arange(place.block_rows.start, place.block_rows.stop)[:, None]
+    j = np.arange(place.block_cols.start, place.block_cols.stop)[None, :]
+    return (grid.start + i * grid.cols + j).ravel()

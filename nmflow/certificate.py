@@ -1,0 +1,234 @@
+"""Certificate: grades any mask against any duals, block by block; knows no solver.
+
+With duals u per row, v per column and budgets r, c, no feasible mask of a block keeps more than
+
+    bound = sum r u + sum c v + sum_free max(0, S - u - v) + sum_keep (S - u - v),
+
+with u, v >= 0 under at-most fill (and v = 0 where columns are free). A mask reaches the bound exactly when
+what it keeps has S - u - v >= 0, what it does not keep has S - u - v <= 0, and under at-most fill a line with a positive
+dual is full. A block is proven when those signs hold as real numbers: see `nmflow.kernels.proof` for how a
+rounded comparison decides that. The gap is summed from what violates them, so it does not cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmflow.blocks import FREE, KEEP, Chunk
+from nmflow.pattern import Pattern
+from nmflow.problem import Array
+
+__all__ = ["BlockDuals", "ChunkGrade", "Duals", "fills", "grade", "grade_exactly"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDuals:
+    """Duals of one block, exactly: u = row * 2**exponent, v = col * 2**exponent.
+
+    `row` and `col` are float64, or Python integers (dtype object) where float64 cannot hold them.
+    """
+
+    row: Array
+    col: Array
+    exponent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Duals:
+    """Duals of the blocks of a chunk, at the precision that each needs.
+
+    Attributes
+    ----------
+    row, col : ndarray of the work dtype, shapes (h, block columns) and (block rows, w), or None
+        Row dual of each row of each block, column dual of each column of each block.
+    blocks : ndarray of int64, shape (k,), or None
+        Blocks whose duals stand apart because they need float64,
+    block_row, block_col : ndarray of float64, shapes (k, R) and (k, C)
+        and these duals.
+    special : mapping from block number to BlockDuals
+        Blocks whose duals are given one by one; these go before all others.
+    """
+
+    row: Array | None = None
+    col: Array | None = None
+    blocks: Array | None = None
+    block_row: Array | None = None
+    block_col: Array | None = None
+    special: Mapping[int, BlockDuals] | None = None
+
+    def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
+        """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
+        rows, cols = chunk.pattern.block_shape
+        tall, wide = chunk.grid
+        if self.row is None or self.col is None:
+            u, v = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
+        else:
+            i, j = np.divmod(blocks, wide)
+            u = self.row.reshape(tall, rows, wide)[i, :, j].astype(np.float64)
+            v = self.col.reshape(tall, wide, cols)[i, j].astype(np.float64)
+        if self.blocks is not None and len(self.blocks) and len(blocks):
+            place = np.full(chunk.n_blocks, -1)
+            place[self.blocks] = np.arange(len(self.blocks))
+            found = place[blocks]
+            u[found >= 0] = self.block_row[found[found >= 0]]  # type: ignore[index]
+            v[found >= 0] = self.block_col[found[found >= 0]]  # type: ignore[index]
+        if self.special:
+            for k, block in enumerate(blocks):
+                duals = self.special.get(int(block))
+                if duals is not None:
+                    u[k] = [math.ldexp(x, duals.exponent) for x in duals.row]
+                    v[k] = [math.ldexp(x, duals.exponent) for x in duals.col]
+        return u, v
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGrade:
+    """Grade of a chunk: its kept score, a Status (as its number) for each block, and the blocks not proven with their gaps."""
+
+    objective: float
+    status: npt.NDArray[np.uint8]
+    unproven: npt.NDArray[np.int64]
+    gaps: npt.NDArray[np.float64]
+
+
+def fills(pattern: Pattern) -> tuple[int, int]:
+    """How rows and columns are filled, as the kernels number it: 2 exact, 1 at most, 0 free."""
+    return (2 if pattern.row_exact else 1), (2 if pattern.col_exact else 1) if pattern.col else 0
+
+
+def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
+    """Grade ``chunk.mask`` against `duals`.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        Finite scores, and the mask; both only read.
+    duals : Duals
+        From any source; where they are poor the gap is large, and where they are missing they count as 0.
+
+    Returns
+    -------
+    ChunkGrade
+
+    Notes
+    -----
+    Time is linear in the entries: about two additions and three comparisons for each where the duals are in
+    the work dtype, and some ten for blocks whose duals are float64; blocks of `special` are graded in
+    Python integers.
+    """
+    from nmflow.kernels.proof import grade_kernel, proof_kernel
+
+    pattern, mask, scores = chunk.pattern, chunk.mask, chunk.scores
+    rows, cols = pattern.block_shape
+    tall, wide = chunk.grid
+    r, c = pattern.row_budget, pattern.col_budget
+    row_fill, col_fill = fills(pattern)
+    row, col = duals.row, duals.col
+    if row is None or col is None:
+        dtype = np.float64 if chunk.kind == "float64" else np.float32
+        row, col = np.zeros((mask.shape[0], wide), dtype), np.zeros((tall, mask.shape[1]), dtype)
+    flags = np.empty(chunk.n_blocks, np.uint8)
+    sums = np.zeros(128)
+    proof_kernel(chunk.kind, rows, cols, r, c, row_fill, col_fill, chunk.absolute)(
+        scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], row.ctypes.data, col.ctypes.data,
+        flags.ctypes.data, sums.ctypes.data, int(chunk.exact), tall, wide,
+    )  # fmt: skip
+    # one by one: blocks with duals of their own, blocks whose gap is asked for, and blocks with fixed entries
+    doubtful = flags != 0
+    if chunk.state is not None:
+        doubtful |= (chunk.state.reshape(tall, rows, wide, cols) != FREE).any(axis=(1, 3)).ravel()
+    blocks = np.flatnonzero(doubtful)
+    gaps = np.zeros(len(blocks))
+    if len(blocks):
+        u, v = duals.gather(chunk, blocks)
+        found = np.empty(len(blocks), np.uint8)
+        state = chunk.state if chunk.state is not None else np.empty((0, 0), np.int8)
+        grade_kernel(chunk.kind)(
+            scores.ctypes.data, scores.strides[0], wide, chunk.absolute, chunk.exact, blocks, u, v, mask.ctypes.data,
+            mask.strides[0], state, r, c, row_fill, col_fill, found, gaps,
+        )  # fmt: skip
+        if duals.special:
+            for k, block in enumerate(blocks):
+                special = duals.special.get(int(block))
+                if special is not None and found[k] != 0:
+                    numbers, exponent = chunk.block_integers(int(block))
+                    found[k], gaps[k] = grade_exactly(
+                        numbers, exponent, chunk.mask[chunk.corner(int(block))], special, pattern,
+                        chunk.block_state(int(block)),
+                    )  # fmt: skip
+        flags[blocks] = found
+        blocks, gaps = blocks[found != 0], gaps[found != 0]
+    return ChunkGrade(float(sums.sum()), flags, blocks, gaps)
+
+
+def grade_exactly(
+    numbers: Array, exponent: int, mask: Array, duals: BlockDuals, pattern: Pattern, state: Array | None
+) -> tuple[int, float]:
+    """Grade one block in Python integers.
+
+    Parameters
+    ----------
+    numbers : ndarray of object, shape (R, C)
+        score = numbers * 2**exponent.
+    exponent : int
+    mask : ndarray of bool, shape (R, C)
+    duals : BlockDuals
+    pattern : Pattern
+    state : ndarray of int8, shape (R, C), or None
+
+    Returns
+    -------
+    flag : int
+        0 proven, 1 feasible and not proven, 2 infeasible.
+    gap : float
+        Correctly rounded; NaN where infeasible.
+    """
+    from nmflow.blocks import integers_of
+
+    both = np.concatenate([duals.row, duals.col])
+    whole, dual_exponent = (both, 0) if both.dtype == object else integers_of(both)
+    dual_exponent += duals.exponent
+    low = min(exponent, dual_exponent)
+    scale, dual_scale = 1 << (exponent - low), 1 << (dual_exponent - low)
+    rows, cols = mask.shape
+    u, v = [int(x) * dual_scale for x in whole[:rows]], [int(x) * dual_scale for x in whole[rows:]]
+    row_fill, col_fill = fills(pattern)
+    gap = 0
+    for i in range(rows):
+        for j in range(cols):
+            fixed = FREE if state is None else int(state[i, j])
+            if fixed != FREE:
+                if bool(mask[i, j]) != (fixed == KEEP):
+                    return 2, math.nan
+                continue
+            reduced = int(numbers[i, j]) * scale - u[i] - v[j]
+            gap += max(0, -reduced) if mask[i, j] else max(0, reduced)
+    lines: Any = (
+        (u, mask.sum(axis=1), pattern.row_budget, row_fill),
+        (v, mask.sum(axis=0), pattern.col_budget, col_fill),
+    )
+    for values, counts, budget, fill in lines:
+        for value, count in zip(values, counts.tolist(), strict=True):
+            if count > budget or (fill == 2 and count != budget):
+                return 2, math.nan
+            if fill < 2 and (value < 0 or (fill == 0 and value != 0)):
+                return 1, math.inf
+            if fill < 2:
+                gap += value * (budget - count)
+    return (1, _ldexp(gap, low)) if gap else (0, 0.0)
+
+
+def _ldexp(number: int, exponent: int) -> float:
+    """number * 2**exponent, rounded once; infinite if too large."""
+    from fractions import Fraction
+
+    try:
+        return float(Fraction(number) * Fraction(2) ** exponent)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,79 @@
+"""Errors: one root, and each subclass is also the built-in error that a caller would catch."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DestinationExistsError",
+    "InfeasibleError",
+    "InputTypeError",
+    "InputValueError",
+    "MissingLibraryError",
+    "NmflowError",
+    "NonFiniteError",
+    "PatternError",
+    "SolverLimitError",
+    "SourceNotFoundError",
+    "UnknownSolverError",
+]
+
+
+class NmflowError(Exception):
+    """Root of every error that nmflow raises on purpose."""
+
+
+class PatternError(NmflowError, ValueError):
+    """A pattern that no mask can have, or that was not understood."""
+
+
+class InputValueError(NmflowError, ValueError):
+    """An argument of the right type with a value that cannot be used."""
+
+
+class InputTypeError(NmflowError, TypeError):
+    """An argument of a type or dtype that cannot be used."""
+
+
+class NonFiniteError(InputValueError):
+    """Scores that are NaN or infinite.
+
+    Attributes
+    ----------
+    count : int
+        How many entries are not finite.
+    first : tuple of int
+        Index of the first one, in the caller's array.
+    """
+
+    def __init__(self, message: str, count: int, first: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.count = count
+        self.first = first
+
+
+class InfeasibleError(NmflowError, ValueError):
+    """Constraints that contradict each other, so that no mask satisfies all of them."""
+
+
+class UnknownSolverError(NmflowError, ValueError):
+    """A solver name that is not in the table."""
+
+
+class SolverLimitError(NmflowError, ValueError):
+    """A problem that a reference solver cannot hold or finish without loss."""
+
+
+class MissingLibraryError(NmflowError, ImportError):
+    """An optional library that is needed and not installed."""
+
+
+class CheckpointError(NmflowError, ValueError):
+    """A checkpoint that is not what it should be."""
+
+
+class SourceNotFoundError(NmflowError, FileNotFoundError):
+    """A file or folder that was named and does not exist."""
+
+
+class DestinationExistsError(NmflowError, FileExistsError):
+    """A destination that exists already."""

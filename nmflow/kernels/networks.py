@@ -1,0 +1,66 @@
+"""Selection networks: comparators that bring the k-th and (k+1)-th largest of some values to known places."""
+
+from __future__ import annotations
+
+from functools import cache
+
+__all__ = ["selection_network"]
+
+
+def _merge_sort(low: int, count: int) -> list[tuple[int, int]]:
+    """Batcher's odd-even merge sort of `count` wires (a power of two) from `low`."""
+    if count <= 1:
+        return []
+    half = count // 2
+    return _merge_sort(low, half) + _merge_sort(low + half, half) + _merge(low, count, 1)
+
+
+def _merge(low: int, count: int, step: int) -> list[tuple[int, int]]:
+    """Merge the two sorted halves of the wires low, low + step, ... below low + count."""
+    double = 2 * step
+    if double >= count:
+        return [(low, low + step)]
+    pairs = _merge(low, count, double) + _merge(low + step, count, double)
+    return pairs + [(i, i + step) for i in range(low + step, low + count - step, double)]
+
+
+@cache
+def selection_network(count: int, wanted: tuple[int, ...]) -> tuple[tuple[int, int, bool, bool], ...]:
+    """Comparators that leave the values of the `wanted` ranks on the wires of those numbers.
+
+    Batcher's odd-even merge sort (largest first), cut to `count` wires and then pruned backwards to what the
+    wanted ranks need: a comparator whose outputs nobody reads is dropped, one that is read on one side becomes
+    a single maximum or minimum.
+
+    Parameters
+    ----------
+    count : int
+        Number of values.
+    wanted : tuple of int
+        Ranks, 0 the largest.
+
+    Returns
+    -------
+    tuple of (i, j, use_max, use_min)
+        In turn: wire i becomes max(i, j) if use_max, wire j becomes min(i, j) if use_min.
+
+    References
+    ----------
+    K. E. Batcher, "Sorting networks and their applications", AFIPS 1968.
+
+    Examples
+    --------
+    >>> selection_network(2, (0,))
+    ((0, 1, True, False),)
+    """
+    size = 1 << max(0, count - 1).bit_length()
+    # wires beyond `count` would hold minus infinity: already in place, so their comparators do nothing
+    pairs = [(i, j) for i, j in _merge_sort(0, size) if j < count]
+    needed = set(wanted)
+    kept = []
+    for i, j in reversed(pairs):
+        use_max, use_min = i in needed, j in needed
+        if use_max or use_min:
+            kept.append((i, j, use_max, use_min))
+            needed |= {i, j}
+    return tuple(reversed(kept))

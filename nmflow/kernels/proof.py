@@ -1,0 +1,234 @@
+"""Grading masks: signs of S - u - v without rounding error, counts of lines, kept score.
+
+Signs. With h the float nearest to u + v and l = u + v - h exactly (TwoSum): rounding never changes an order, so
+S > h proves S >= u + v and S < h proves S <= u + v, for every float S; and where S = h the sign of S - u - v is that
+of -l. So one addition and one comparison settle almost every entry, and TwoSum the rest.
+
+References
+----------
+D. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B (TwoSum).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.scores import BY_CODE, KINDS, read_score
+from nmflow.kernels.simd import F64, I8, I64, Emitter, literal, loop, read_byte, vector
+from nmflow.kernels.spans import Lines, blocks_in_span
+
+__all__ = ["grade_kernel", "proof_kernel"]
+
+
+@intrinsic(prefer_literal=True)
+def proof_span(  # type: ignore[no-untyped-def]
+    typing, scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact,
+    kind, rows, cols, groups, r, c, row_fill, col_fill, absolute,
+):  # fmt: skip
+    """Grade `groups` blocks side by side: 0 proven, 1 not proven, 2 infeasible; add their kept scores to `sums`."""
+    kind_, rows_, absolute_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute))
+    lines = Lines(literal(groups), literal(cols), literal(r), literal(c), literal(row_fill), literal(col_fill))
+    width = lines.width
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact = args[:10]
+        none, zero = ir.Constant(I64, 0), emit.splat(kind_.work, width, 0.0)
+        col_duals = emit.load(v, vector(kind_.work, width))
+        wrong, unsure, signs = emit.variable(none), emit.variable(none), emit.variable(none)
+
+        def each_row() -> tuple[Any, Any, Any]:
+            """Scores, kept entries and row duals of the row at hand."""
+            score = kind_.load(emit, builder.load(at), width, absolute_)
+            return score, lines.truths(emit, builder.load(of)), lines.spread(emit, builder.load(row_at), kind_)
+
+        def note(bad: Any) -> None:
+            builder.store(builder.or_(builder.load(signs), lines.bits(emit, bad)), signs)
+
+        def next_row() -> None:
+            for place, step in ((at, stride), (of, mask_stride), (row_at, u_stride)):
+                builder.store(builder.add(builder.load(place), step), place)
+
+        at, of, row_at = emit.variable(scores), emit.variable(mask), emit.variable(u)
+        counts = emit.variable(emit.splat(I8, width, 0))
+        total = emit.variable(emit.load(sums, vector(F64, width)))
+        with loop(builder, rows_):
+            score, kept, row_duals = each_row()
+            threshold = builder.fadd(row_duals, col_duals)
+            above = builder.fcmp_ordered(">", score, threshold)
+            below = builder.fcmp_ordered("<", score, threshold)
+            note(builder.not_(builder.select(kept, above, below)))
+            builder.store(builder.add(builder.load(counts), lines.bytes_of(emit, kept)), counts)
+            over, slack = lines.rows_wrong(emit, lines.bits(emit, kept), row_duals)
+            builder.store(builder.or_(builder.load(wrong), over), wrong)
+            builder.store(builder.or_(builder.load(unsure), slack), unsure)
+            share = builder.select(kept, score, zero)
+            share = share if kind_.work == F64 else builder.fpext(share, vector(F64, width))
+            builder.store(builder.fadd(builder.load(total), share), total)
+            next_row()
+        emit.store(builder.load(total), sums)
+        over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
+        over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
+        doubt = builder.and_(builder.icmp_unsigned("!=", builder.load(signs), none), builder.icmp_signed("!=", exact, none))
+        with builder.if_then(doubt, likely=False):
+            # some score lies on its threshold: once more, with the rounding error of u + v
+            builder.store(none, signs)
+            for place, start in ((at, scores), (of, mask), (row_at, u)):
+                builder.store(start, place)
+            with loop(builder, rows_):
+                score, kept, row_duals = each_row()
+                high = builder.fadd(row_duals, col_duals)
+                part = builder.fsub(high, row_duals)
+                low = builder.fadd(
+                    builder.fsub(row_duals, builder.fsub(high, part)), builder.fsub(col_duals, part)
+                )
+                tie = builder.fcmp_ordered("==", score, high)
+                fits = builder.select(
+                    kept, builder.fcmp_ordered("<=", low, zero), builder.fcmp_ordered(">=", low, zero)
+                )
+                clear = builder.select(
+                    kept, builder.fcmp_ordered(">", score, high), builder.fcmp_ordered("<", score, high)
+                )
+                note(builder.not_(builder.select(tie, fits, clear)))
+                next_row()
+        lines.write_flags(emit, flags, over, builder.or_(slack, builder.load(signs)))
+        return context.get_dummy_value()
+
+    arguments = (
+        scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact,
+        kind, rows, cols, groups, r, c, row_fill, col_fill, absolute,
+    )  # fmt: skip
+    return types.none(*arguments), codegen
+
+
+@cache
+def proof_kernel(
+    kind_name: str, rows: int, cols: int, r: int, c: int, row_fill: int, col_fill: int, absolute: bool
+) -> Any:
+    """Compile the grading of a chunk for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
+
+    Returns
+    -------
+    function (scores, stride, mask, mask_stride, u, v, flags, sums, exact, grid_rows, grid_cols) -> None
+        Addresses as int64. u, v: in the work dtype, as `nmflow.kernels.ascent` writes them. flags: a byte for each
+        block, 0 proven, 1 feasible and not proven, 2 infeasible. sums: 128 float64, added to; their sum is the kept
+        score. exact: 0 where scores were rounded, so that a tie proves nothing.
+    """
+    kind = KINDS[kind_name]
+    code, item, work, magnitude = kind.code, kind.itemsize, kind.work_size, int(absolute)
+    many = blocks_in_span(cols)
+    version = fingerprint()
+
+    def prove(scores, stride, mask, mask_stride, u, v, flags, sums, exact, grid_rows, grid_cols):  # type: ignore[no-untyped-def]
+        if version == 0:
+            return
+        u_stride = grid_cols * work
+        for s in range(grid_rows):
+            base, kept = scores + s * rows * stride, mask + s * rows * mask_stride
+            u_base, v_base, flag = u + s * rows * u_stride, v + s * grid_cols * cols * work, flags + s * grid_cols
+            whole = grid_cols // many * many
+            for j in range(0, whole, many):
+                proof_span(
+                    base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
+                    v_base + j * cols * work, flag + j, sums, exact,
+                    code, rows, cols, many, r, c, row_fill, col_fill, magnitude,
+                )  # fmt: skip
+            for j in range(whole, grid_cols):
+                proof_span(
+                    base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
+                    v_base + j * cols * work, flag + j, sums + 512, exact,
+                    code, rows, cols, 1, r, c, row_fill, col_fill, magnitude,
+                )  # fmt: skip
+
+    return compiled(prove, types.none(*[types.int64] * 11))
+
+
+@njit(nogil=True, error_model="numpy")
+def _violation(score, u, v):  # type: ignore[no-untyped-def]
+    """S - u - v with the sign of the exact value, and its magnitude to the last bits."""
+    high = u + v
+    part = high - u
+    low = (u - (high - part)) + (v - part)
+    return (score - high) - low if score != high else -low
+
+
+@cache
+def grade_kernel(kind_name: str) -> Any:
+    """Compile the grading of single blocks with float64 duals: any constraints, and the gap.
+
+    Returns
+    -------
+    function (scores, stride, grid_cols, absolute, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill,
+    col_fill, flags, gaps) -> None
+        As `nmflow.kernels.augment.augment_kernel`; writes a flag (0 proven, 1 not proven, 2 infeasible) and
+        a gap for each block: the bound that u, v give less the kept score, as a sum of terms that are not negative.
+    """
+    kind = KINDS[kind_name]
+    code, item = kind.code, kind.itemsize
+    version = fingerprint()
+
+    def grade(  # type: ignore[no-untyped-def]
+        scores, stride, grid_cols, absolute, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill, col_fill,
+        flags, gaps,
+    ):  # fmt: skip
+        rows, cols = u.shape[1], v.shape[1]
+        col_count = np.empty(cols, np.int64)
+        for k in range(len(blocks)):
+            if version == 0:
+                break
+            top = blocks[k] // grid_cols * rows
+            left = (blocks[k] - blocks[k] // grid_cols * grid_cols) * cols
+            flag, gap = 0, 0.0
+            col_count[:] = 0
+            for i in range(rows):
+                row_count = 0
+                for j in range(cols):
+                    kept = read_byte(mask + (top + i) * mask_stride + left + j) != 0
+                    row_count += kept
+                    col_count[j] += kept
+                    fixed = state[top + i, left + j] if state.size else 0
+                    if fixed != 0:
+                        if kept != (fixed > 0):
+                            flag = 2
+                        continue
+                    score = read_score(scores + (top + i) * stride + (left + j) * item, code)
+                    if absolute:
+                        score = abs(score)
+                    reduced = _violation(score, u[k, i], v[k, j])
+                    bad = reduced < 0 if kept else reduced > 0
+                    if bad or reduced != reduced or (reduced == 0 and not exact):
+                        flag = max(flag, 1)
+                        gap += abs(reduced)
+                if row_count > r or (row_fill == 2 and row_count != r):
+                    flag = 2
+                elif row_fill < 2:
+                    if u[k, i] < 0:
+                        flag, gap = max(flag, 1), np.inf
+                    elif u[k, i] > 0 and row_count < r:
+                        flag, gap = max(flag, 1), gap + u[k, i] * (r - row_count)
+            for j in range(cols):
+                if col_count[j] > c or (col_fill == 2 and col_count[j] != c):
+                    flag = 2
+                elif col_fill < 2:
+                    if v[k, j] < 0 or (col_fill == 0 and v[k, j] != 0):
+                        flag, gap = max(flag, 1), np.inf
+                    elif v[k, j] > 0 and col_count[j] < c:
+                        flag, gap = max(flag, 1), gap + v[k, j] * (c - col_count[j])
+            flags[k] = flag
+            gaps[k] = np.nan if flag == 2 else gap
+
+    i8, flag, matrix = types.int64, types.boolean, types.float64[:, ::1]
+    return compiled(
+        grade,
+        types.none(
+            i8, i8, i8, flag, flag, types.int64[::1], matrix, matrix, i8, i8, types.int8[:, :], i8, i8, i8, i8,
+            types.uint8[::1], types.float64[::1],
+        ),
+    )  # fmt: skip

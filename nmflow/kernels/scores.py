@@ -1,0 +1,110 @@
+"""Reading scores: the dtypes that kernels read, their loads as vectors, and their exponents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.simd import F32, F64, I16, I32, I64, Emitter, literal, vector
+
+__all__ = ["BY_CODE", "KINDS", "ScoreKind", "read_score"]
+
+Value = Any
+
+
+@dataclass(frozen=True)
+class ScoreKind:
+    """A dtype that kernels read.
+
+    Attributes
+    ----------
+    code : int
+        Number of this kind among KINDS, for literal arguments of kernels.
+    itemsize : int
+        Bytes of an entry.
+    raw : ir.Type
+        Integer type of an entry's bits.
+    mantissa : int
+        Bits of the stored mantissa.
+    work : ir.Type
+        Type in which scores are compared: every entry is exact in it.
+    """
+
+    code: int
+    itemsize: int
+    raw: ir.Type
+    mantissa: int
+    work: ir.Type
+
+    @property
+    def work_size(self) -> int:
+        return 8 if self.work == F64 else 4
+
+    @property
+    def work_dtype(self) -> str:
+        return "float64" if self.work == F64 else "float32"
+
+    @property
+    def sign_mask(self) -> int:
+        return (1 << (8 * self.itemsize - 1)) - 1
+
+    @property
+    def infinity(self) -> int:
+        """Bits of infinity: magnitudes at or above it are not finite."""
+        return self.sign_mask >> self.mantissa << self.mantissa
+
+    def load_bits(self, emit: Emitter, address: Value, count: int) -> Value:
+        """Bits of `count` magnitudes, as integers that are ordered as the magnitudes are."""
+        bits = emit.load(address, vector(self.raw, count))
+        return emit.builder.and_(bits, emit.splat(self.raw, count, self.sign_mask))
+
+    def load(self, emit: Emitter, address: Value, count: int, absolute: bool) -> Value:
+        """Load `count` scores in the work type, exactly."""
+        builder = emit.builder
+        if self.itemsize >= 4:
+            bits = self.load_bits(emit, address, count) if absolute else emit.load(address, vector(self.raw, count))
+            return builder.bitcast(bits, vector(self.work, count))
+        bits = builder.zext(emit.load(address, vector(self.raw, count)), vector(I32, count))
+        if self.mantissa == 7:  # bfloat16 is the upper half of a float32
+            bits = builder.shl(bits, emit.splat(I32, count, 16))
+            if absolute:
+                bits = builder.and_(bits, emit.splat(I32, count, 0x7FFFFFFF))
+            return builder.bitcast(bits, vector(F32, count))
+        # float16: move the fields into place; the product by 2**112 rebiases normals and subnormals alike, exactly
+        magnitude = builder.shl(
+            builder.and_(bits, emit.splat(I32, count, 0x7FFF)), emit.splat(I32, count, 13)
+        )
+        value = builder.fmul(builder.bitcast(magnitude, vector(F32, count)), emit.splat(F32, count, 2.0**112))
+        if absolute:
+            return value
+        sign = builder.shl(
+            builder.and_(bits, emit.splat(I32, count, 0x8000)), emit.splat(I32, count, 16)
+        )
+        return builder.bitcast(builder.or_(builder.bitcast(value, vector(I32, count)), sign), vector(F32, count))
+
+
+KINDS = {
+    "float32": ScoreKind(0, 4, I32, 23, F32),
+    "float64": ScoreKind(1, 8, I64, 52, F64),
+    "float16": ScoreKind(2, 2, I16, 10, F32),
+    "bfloat16": ScoreKind(3, 2, I16, 7, F32),
+}
+"""The dtypes that kernels read, by name."""
+BY_CODE = {kind.code: kind for kind in KINDS.values()}
+
+
+@intrinsic(prefer_literal=True)
+def read_score(typing, address, kind):  # type: ignore[no-untyped-def]
+    """One entry (not its absolute value) as float64, exactly."""
+    kind_ = BY_CODE[literal(kind)]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = kind_.load(Emitter(builder), args[0], 1, absolute=False)
+        value = builder.extract_element(value, ir.Constant(I32, 0))
+        return value if kind_.work == F64 else builder.fpext(value, F64)
+
+    return types.float64(address, kind), codegen

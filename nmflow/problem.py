@@ -1,0 +1,246 @@
+"""Problem: what is to be solved, and the door where a caller's arrays are checked."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, NonFiniteError
+from nmflow.pattern import Pattern
+
+__all__ = ["Array", "Layout", "Matrix", "Problem", "as_array", "as_mask", "check_dtype", "is_bfloat16"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Layout = Literal["conv", "batch"]
+_SIZES = {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` is ml_dtypes' bfloat16, without importing ml_dtypes."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def as_array(value: object, name: str) -> Array:
+    """View `value` as a NumPy array: an array, ``__array__``, or DLPack on the CPU.
+
+    Raises
+    ------
+    InputTypeError
+        If it cannot be viewed, or its dtype has no scores (object, complex, string, bool, ...).
+    """
+    array = _view(value, name)
+    check_dtype(array.dtype, name)
+    return array
+
+
+def _view(value: object, name: str) -> Array:
+    try:
+        if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
+            return np.asarray(value)
+        return np.from_dlpack(value)
+    except Exception as error:
+        raise InputTypeError(
+            f"{name} must be an array that NumPy can view, not {type(value).__name__} ({error}); "
+            f"move it to the CPU and pass an array, or use nmflow.torch for tensors"
+        ) from error
+
+
+def check_dtype(dtype: np.dtype[Any], name: str) -> None:
+    """Raise InputTypeError unless `dtype` is a real float of 16 to 64 bits, bfloat16, or an integer."""
+    if is_bfloat16(dtype) or dtype.itemsize in _SIZES.get(dtype.kind, ()):
+        return
+    raise InputTypeError(
+        f"{name} must be float16, bfloat16, float32, float64 or an integer of 8 to 64 bits, not {dtype}; "
+        f"convert it first, for example with .astype('float32')"
+    )
+
+
+def as_mask(value: object, shape: tuple[int, ...], name: str) -> Array:
+    """View `value` as a boolean array of `shape`."""
+    mask = _view(value, name)
+    if mask.dtype != np.bool_:
+        raise InputTypeError(f"{name} must be boolean, not {mask.dtype}; write {name} != 0 if that is meant")
+    if mask.shape != shape:
+        raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
+    return mask
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One matrix of a problem, read a few rows at a time so that no layout needs a copy of the whole.
+
+    `array` is (R, C), or (R, in, *kernel) seen as R x (kernel . in) when it has more than two axes.
+    """
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows = self.array.shape[0]
+        return rows, self.array.size // rows
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows start to stop as a two-dimensional array: a view if the layout allows it."""
+        part = self.array[start:stop]
+        return part if part.ndim == 2 else np.moveaxis(part, 1, -1).reshape(len(part), -1)
+
+    def part(self, rows: slice, cols: slice) -> Array:
+        """A rectangle as a two-dimensional array: a view if the layout allows it, else a copy of about its size."""
+        width = self.shape[1]
+        if self.array.ndim == 2 or 2 * (cols.stop - cols.start) >= width:
+            return self.rows(rows.start, rows.stop)[:, cols]
+        # A narrow edge of a convolution: gathered, because rows() would copy the whole width for it.
+        moved = np.moveaxis(self.array[rows], 1, -1)
+        entry = np.unravel_index(np.arange(cols.start, cols.stop), moved.shape[1:])
+        index: tuple[Any, ...] = (slice(None), *entry)
+        gathered: Array = moved[index]
+        return gathered
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Scores, pattern and fixed entries, checked.
+
+    Attributes
+    ----------
+    scores : ndarray
+        The array whose entries (their absolute values, if `absolute`) are the scores.
+    absolute : bool
+        Whether a score is the absolute value of the entry, widened before it is taken.
+    pattern : Pattern
+    layout : {None, "conv", "batch"}
+    groups : int
+        Convolution groups: row bands that blocks do not straddle.
+    keep, drop : ndarray of bool or None
+        Entries that must be kept, must be dropped; shape of `scores`.
+    """
+
+    scores: Array
+    absolute: bool
+    pattern: Pattern
+    layout: Layout | None = None
+    groups: int = 1
+    keep: Array | None = None
+    drop: Array | None = None
+
+    @classmethod
+    def build(
+        cls,
+        weights: object,
+        pattern: Pattern,
+        *,
+        scores: object | None = None,
+        layout: str | None = None,
+        groups: int = 1,
+        keep: object | None = None,
+        drop: object | None = None,
+    ) -> Problem:
+        """Check a caller's arguments and make a Problem of them.
+
+        Raises
+        ------
+        InputTypeError
+            If an array cannot be viewed or has a dtype without scores, or keep or drop is not boolean.
+        InputValueError
+            If a rank, shape, layout or number of groups does not fit, or an array is empty.
+        InfeasibleError
+            If an entry is marked in both keep and drop.
+        """
+        array = as_array(weights, "weights")
+        _check_rank(array.shape, layout, "weights")
+        if array.size == 0:
+            raise InputValueError(f"weights must not be empty, not of shape {array.shape}")
+        absolute = scores is None
+        if scores is not None:
+            given = as_array(scores, "scores")
+            if given.shape != array.shape:
+                raise InputValueError(f"scores must have the shape of weights, {array.shape}, not {given.shape}")
+            array = given
+        try:
+            groups = operator.index(groups)
+        except TypeError:
+            raise InputValueError(f"groups must be a whole number, not {groups!r}") from None
+        if groups != 1 and layout != "conv":
+            raise InputValueError('groups must be 1 unless layout="conv"')
+        if groups < 1 or (layout == "conv" and array.shape[0] % groups):
+            raise InputValueError(f"groups must divide the {array.shape[0]} output channels, not {groups}")
+        kept = None if keep is None else as_mask(keep, array.shape, "keep")
+        dropped = None if drop is None else as_mask(drop, array.shape, "drop")
+        if kept is not None and dropped is not None:
+            _check_disjoint(kept, dropped)
+        return cls(
+            array,
+            absolute,
+            pattern,
+            layout,  # type: ignore[arg-type]  # checked by _check_rank
+            groups,
+            kept,
+            dropped,
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the caller's array."""
+        return self.scores.shape
+
+    def matrices(self, array: Array) -> tuple[Matrix, ...]:
+        """Cut an array of this problem's shape into its matrices, as views."""
+        if self.layout == "batch":
+            return tuple(Matrix(array[index]) for index in np.ndindex(array.shape[:-2]))
+        if self.layout == "conv":
+            size = array.shape[0] // self.groups
+            return tuple(Matrix(array[g * size : (g + 1) * size]) for g in range(self.groups))
+        return (Matrix(array),)
+
+    def new_mask(self) -> tuple[Array, tuple[Array, ...]]:
+        """Allocate a mask: the array of this problem's shape, and its matrices as writable two-dimensional views."""
+        if self.layout != "conv":
+            mask = np.empty(self.shape, np.bool_)
+            return mask, tuple(matrix.array for matrix in self.matrices(mask))
+        out, channels, *kernel = self.shape
+        store = np.empty((out, *kernel, channels), np.bool_)
+        return np.moveaxis(store, -1, 1), tuple(store.reshape(self.groups, out // self.groups, -1))
+
+    def non_finite_error(self) -> NonFiniteError:
+        """The error for scores that are NaN or infinite: how many, and where the first is."""
+        count, first = 0, None
+        for lead in range(self.shape[0]):  # one leading slice at a time keeps memory small
+            bad = ~np.isfinite(self.scores[lead])
+            found = int(np.count_nonzero(bad))
+            if found and first is None:
+                first = (lead, *(int(i) for i in np.argwhere(bad)[0]))
+            count += found
+        name = "weights" if self.absolute else "scores"
+        return NonFiniteError(
+            f"{name} must be finite, not NaN or infinite at {count} of {self.scores.size} entries, the first at "
+            f"{first}; repair them, or give finite scores= that say how they rank",
+            count,
+            first or (),
+        )
+
+
+def _check_disjoint(keep: Array, drop: Array) -> None:
+    for lead in range(len(keep)):  # one leading slice at a time keeps memory small
+        both = keep[lead] & drop[lead]
+        if both.any():
+            first = (lead, *(int(i) for i in np.argwhere(both)[0]))
+            raise InfeasibleError(f"keep and drop must not mark the same entry, as they do at {first}; clear one")
+
+
+def _check_rank(shape: tuple[int, ...], layout: str | None, name: str) -> None:
+    if layout not in (None, "conv", "batch"):
+        raise InputValueError(f'layout must be None, "conv" or "batch", not {layout!r}')
+    if layout is None and len(shape) != 2:
+        hint = (
+            'say layout="conv" for (out, in/groups, *kernel) or layout="batch" for a stack of matrices'
+            if len(shape) > 2
+            else "a mask needs rows and columns"
+        )
+        raise InputValueError(f"{name} must have 2 axes, not {len(shape)}; {hint}")
+    if layout is not None and len(shape) < 3:
+        raise InputValueError(f'{name} must have at least 3 axes for layout="{layout}", not {len(shape)}')

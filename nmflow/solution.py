@@ -1,0 +1,164 @@
+"""Results: Status, Certificate, Solution. Frozen values, no algorithms."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nmflow.errors import InputTypeError, InputValueError
+from nmflow.pattern import Pattern
+
+__all__ = ["Certificate", "Solution", "Status"]
+
+
+class Status(enum.IntEnum):
+    """What is known of one block."""
+
+    PROVEN = 0
+    """Feasible, and no feasible mask keeps a larger score."""
+    UNPROVEN = 1
+    """Feasible; the gap says how far it can be from the best."""
+    INFEASIBLE = 2
+    """Breaks the pattern, or a keep or drop constraint."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A grade of a mask, block by block, made without asking the solver how it got there.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    objective : float
+        Kept score.
+    gap : float
+        Upper bound on what the best mask keeps more; 0.0 where proven, NaN if the mask is infeasible.
+    bound : float
+        Proven upper bound on the score of any feasible mask.
+    status : ndarray of uint8, shape (n_blocks,)
+        A Status for each block: matrices in turn, each in C order of its blocks.
+    unproven : ndarray of int64
+        Numbers of the blocks that are not proven.
+    gaps : ndarray of float64
+        Their gaps (NaN where infeasible).
+    grids : tuple of (int, int)
+        Rows and columns of blocks of each matrix.
+    """
+
+    pattern: Pattern
+    objective: float
+    gap: float
+    bound: float
+    status: npt.NDArray[np.uint8] = field(repr=False)
+    unproven: npt.NDArray[np.int64] = field(repr=False)
+    gaps: npt.NDArray[np.float64] = field(repr=False)
+    grids: tuple[tuple[int, int], ...] = field(repr=False)
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return int(self.status.size)
+
+    @property
+    def n_proven(self) -> int:
+        """Number of blocks that are proven optimal."""
+        return self.n_blocks - int(self.unproven.size)
+
+    @property
+    def proven(self) -> bool:
+        """Whether every block is proven optimal."""
+        return not self.unproven.size
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every block keeps to the pattern and to keep and drop."""
+        return not bool((self.status[self.unproven] == Status.INFEASIBLE).any())
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap over the bound's magnitude; 0/0 is 0."""
+        if self.gap == 0.0:
+            return 0.0
+        return self.gap / abs(self.bound) if self.bound else float("inf") if self.gap == self.gap else self.gap
+
+    def where(self, number: int) -> tuple[int, int, int]:
+        """Matrix, block row and block column of block `number`."""
+        for matrix, (rows, cols) in enumerate(self.grids):
+            if number < rows * cols:
+                return matrix, *divmod(number, cols)
+            number -= rows * cols
+        raise InputValueError(f"number must be below the number of blocks, {self.n_blocks}")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A mask, its certificate, and how it was made.
+
+    Attributes
+    ----------
+    mask : ndarray of bool, shape of the weights
+        True = kept.
+    certificate : Certificate
+    solver : str
+        Name of the solver.
+    pattern : Pattern
+    row_duals, col_duals : tuple of ndarray of float64, or ndarray, or None
+        With ``duals=True``: u of shape (R, block columns) and v of shape (block rows, C) for each matrix,
+        C and R padded to whole blocks; a plain array where there is one matrix.
+    stats : mapping
+        Counts and seconds: blocks by the arithmetic that proved them, threads, wall time.
+    """
+
+    mask: npt.NDArray[np.bool_] = field(repr=False)
+    certificate: Certificate
+    solver: str
+    pattern: Pattern
+    row_duals: Any = field(default=None, repr=False)
+    col_duals: Any = field(default=None, repr=False)
+    stats: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def objective(self) -> float:
+        """Kept score, float64."""
+        return self.certificate.objective
+
+    @property
+    def bound(self) -> float:
+        """Proven upper bound on the kept score of any feasible mask."""
+        return self.certificate.bound
+
+    @property
+    def gap(self) -> float:
+        """Bound minus objective, without cancellation."""
+        return self.certificate.gap
+
+    @property
+    def relative_gap(self) -> float:
+        """Gap over the bound."""
+        return self.certificate.relative_gap
+
+    def prune(self, weights: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Weights with +0 where the mask drops them; the bits of kept entries are untouched.
+
+        Parameters
+        ----------
+        weights : array of the mask's shape, any supported dtype
+
+        Returns
+        -------
+        ndarray
+            A new array of the same shape and dtype.
+        """
+        array = np.asarray(weights)
+        if array.shape != self.mask.shape:
+            raise InputValueError(f"weights must have the shape of the mask, {self.mask.shape}, not {array.shape}")
+        if array.dtype.kind in "OSUMm":
+            raise InputTypeError(f"weights must be numbers, not {array.dtype}")
+        pruned = np.zeros_like(array, subok=False)
+        np.copyto(pruned, array, where=self.mask)
+        return pruned

@@ -1,0 +1,127 @@
+"""The contract of a solver: a frozen, configured object that fills in the mask of a chunk of blocks."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from nmflow.blocks import Chunk
+from nmflow.certificate import BlockDuals, Duals
+from nmflow.errors import InfeasibleError, SolverLimitError
+from nmflow.pattern import Pattern
+from nmflow.problem import Array, Problem
+
+__all__ = ["BlockDuals", "BlockSolver", "ChunkSolution", "Solver"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSolution:
+    """What a solver knows of the mask that it wrote.
+
+    Attributes
+    ----------
+    duals : Duals
+        Evidence for the certificate; may be empty.
+    finite : bool
+        False if a score was NaN or infinite; then nothing else counts.
+    infeasible : tuple of int
+        Blocks that no mask satisfies.
+    counts : mapping
+        Statistics, added up over chunks.
+    """
+
+    duals: Duals = field(default_factory=Duals)
+    finite: bool = True
+    infeasible: tuple[int, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Solver(abc.ABC):
+    """A way to choose masks. Subclasses are frozen dataclasses; their fields are their options.
+
+    Class attributes
+    ----------------
+    name : str
+        Key in the table of solvers.
+    exact : bool
+        Whether every block ends proven.
+    guarantee : str
+        What is promised, in words.
+    kept_ratio : float or None
+        Least kept score over the best one, for non-negative scores, where that is promised.
+    tolerance : float or None
+        For a solver that stops at a tolerance: a block loses at most tolerance * entries * largest |score|.
+    library : str or None
+        Optional library that it needs, as one imports it.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+    guarantee: ClassVar[str]
+    kept_ratio: ClassVar[float | None] = None
+    tolerance: ClassVar[float | None] = None
+    checks_finite: ClassVar[bool] = False
+    library: ClassVar[str | None] = None
+
+    def check(self, problem: Problem) -> None:  # noqa: B027  # most solvers take every problem
+        """Raise SolverLimitError if this solver cannot take the problem."""
+
+    @abc.abstractmethod
+    def solve(self, chunk: Chunk) -> ChunkSolution:
+        """Fill in ``chunk.mask``; the chunk's scores are only read."""
+
+    def refine(self, chunk: Chunk, blocks: Sequence[int], given: Duals) -> Mapping[int, BlockDuals]:
+        """Solve again, in exact arithmetic, the blocks that the certificate could not prove; the mask is rewritten.
+
+        A solver that has no such arithmetic returns nothing.
+        """
+        return {}
+
+
+class BlockSolver(Solver):
+    """A reference solver: one block at a time, in Python."""
+
+    @abc.abstractmethod
+    def solve_block(
+        self, numbers: Array, exponent: int, pattern: Pattern, state: Array | None
+    ) -> tuple[Array, BlockDuals | None]:
+        """Choose the mask of one block.
+
+        Parameters
+        ----------
+        numbers : ndarray of object (Python integers), shape (R, C)
+            score = numbers * 2**exponent, exactly.
+        exponent : int
+        pattern : Pattern
+        state : ndarray of int8, shape (R, C), or None
+            KEEP, DROP or FREE.
+
+        Returns
+        -------
+        mask : ndarray of bool, shape (R, C)
+        duals : BlockDuals or None
+
+        Raises
+        ------
+        InfeasibleError
+            If keep and drop leave no mask.
+        SolverLimitError
+            If the block cannot be solved without more loss than the options allow.
+        """
+
+    def solve(self, chunk: Chunk) -> ChunkSolution:
+        """Solve the blocks one by one; an error says which block it is about."""
+        special: dict[int, BlockDuals] = {}
+        for block in range(chunk.n_blocks):
+            numbers, exponent = chunk.block_integers(block)
+            try:
+                mask, duals = self.solve_block(numbers, exponent, chunk.pattern, chunk.block_state(block))
+            except (InfeasibleError, SolverLimitError) as error:
+                matrix, row, col = chunk.where(block)
+                raise type(error)(f"{error} (block row {row}, block column {col} of matrix {matrix})") from None
+            chunk.mask[chunk.corner(block)] = mask
+            if duals is not None:
+                special[block] = duals
+        return ChunkSolution(Duals(special=special))

@@ -38,6 +38,12 @@ class BlockDuals:
     col: Array
     exponent: int = 0
 
+    def nearest(self) -> tuple[Array, Array]:
+        """The duals as float64, rounded once, and cut off at its largest number."""
+        u, v = ([_ldexp(x, self.exponent) for x in side] for side in (self.row, self.col))
+        largest = np.finfo(np.float64).max
+        return np.clip(u, -largest, largest), np.clip(v, -largest, largest)
+
 
 @dataclass(frozen=True, slots=True)
 class Duals:
@@ -47,7 +53,7 @@ class Duals:
     ----------
     row, col : ndarray of the work dtype, shapes (h, block columns) and (block rows, w), or None
         Row dual of each row of each block, column dual of each column of each block.
-    blocks : ndarray of int64, shape (k,), or None
+    blocks : ndarray of int64, shape (k,), ascending, or None
         Blocks whose duals stand apart because they need float64,
     block_row, block_col : ndarray of float64, shapes (k, R) and (k, C)
         and these duals.
@@ -66,24 +72,21 @@ class Duals:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
         rows, cols = chunk.pattern.block_shape
         tall, wide = chunk.grid
-        if self.row is None or self.col is None:
-            u, v = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
-        else:
-            i, j = np.divmod(blocks, wide)
-            u = self.row.reshape(tall, rows, wide)[i, :, j].astype(np.float64)
-            v = self.col.reshape(tall, wide, cols)[i, j].astype(np.float64)
-        if self.blocks is not None and len(self.blocks) and len(blocks):
-            place = np.full(chunk.n_blocks, -1)
-            place[self.blocks] = np.arange(len(self.blocks))
-            found = place[blocks]
-            u[found >= 0] = self.block_row[found[found >= 0]]  # type: ignore[index]
-            v[found >= 0] = self.block_col[found[found >= 0]]  # type: ignore[index]
+        u, v = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
+        missing = np.ones(len(blocks), np.bool_)
+        if self.blocks is not None and self.block_row is not None and self.block_col is not None and len(self.blocks):
+            place = np.minimum(np.searchsorted(self.blocks, blocks), len(self.blocks) - 1)
+            missing = self.blocks[place] != blocks
+            u[...], v[...] = self.block_row[place], self.block_col[place]
+        if self.row is not None and self.col is not None and missing.any():
+            i, j = np.divmod(blocks[missing], wide)
+            u[missing] = self.row.reshape(tall, rows, wide)[i, :, j]
+            v[missing] = self.col.reshape(tall, wide, cols)[i, j]
         if self.special:
             for k, block in enumerate(blocks):
                 duals = self.special.get(int(block))
                 if duals is not None:
-                    u[k] = [math.ldexp(x, duals.exponent) for x in duals.row]
-                    v[k] = [math.ldexp(x, duals.exponent) for x in duals.col]
+                    u[k], v[k] = duals.nearest()
         return u, v
 
 
@@ -149,8 +152,8 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
         u, v = duals.gather(chunk, blocks)
         found = np.empty(len(blocks), np.uint8)
         state = chunk.state if chunk.state is not None else np.empty((0, 0), np.int8)
-        grade_kernel(chunk.kind)(
-            scores.ctypes.data, scores.strides[0], wide, chunk.absolute, chunk.exact, blocks, u, v, mask.ctypes.data,
+        grade_kernel(chunk.kind, rows, cols, chunk.absolute)(
+            scores.ctypes.data, scores.strides[0], wide, chunk.exact, blocks, u, v, mask.ctypes.data,
             mask.strides[0], state, r, c, row_fill, col_fill, found, gaps,
         )  # fmt: skip
         if duals.special:
@@ -164,7 +167,9 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
                     )  # fmt: skip
         flags[blocks] = found
         blocks, gaps = blocks[found != 0], gaps[found != 0]
-    return ChunkGrade(float(sums.sum()), flags, blocks, gaps)
+    with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
+        objective = float(sums.sum())
+    return ChunkGrade(objective, flags, blocks, gaps)
 
 
 def grade_exactly(
@@ -224,11 +229,11 @@ def grade_exactly(
     return (1, _ldexp(gap, low)) if gap else (0, 0.0)
 
 
-def _ldexp(number: int, exponent: int) -> float:
+def _ldexp(number: float, exponent: int) -> float:
     """number * 2**exponent, rounded once; infinite if too large."""
     from fractions import Fraction
 
     try:
         return float(Fraction(number) * Fraction(2) ** exponent)
     except OverflowError:
-        return math.inf
+        return math.inf if number > 0 else -math.inf

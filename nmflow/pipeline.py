@@ -245,15 +245,18 @@ def _settled_and_graded(
     duals, counts = solution.duals, dict(solution.counts)
     graded = grade(chunk, duals)
     if len(graded.unproven) and method.exact:
-        blocks = [int(b) for b in graded.unproven]
-        special = method.refine(chunk, blocks, duals)
-        if special:
-            counts["integers"] = len(special)
-            duals = replace(duals, special={**(duals.special or {}), **special})
-        else:  # its duals prove too little; the certificate may use any
+        counts["refined"] = len(graded.unproven)
+        for refined in method.refine(chunk, graded.unproven, duals):
+            duals, graded = refined, grade(chunk, refined)
+            if not len(graded.unproven):
+                break
+        if len(graded.unproven) and method.name != "dual":
+            # the evidence of this solver proves too little; any duals may grade its mask
             best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_))
             duals = _settled_and_graded(problem, best, get("dual"), place)[0]
-        graded = grade(chunk, duals)
+            graded = grade(chunk, duals)
+        if duals.special:
+            counts["integers"] = len(duals.special)
     return duals, graded, counts
 
 

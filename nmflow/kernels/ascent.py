@@ -48,6 +48,8 @@ __all__ = ["ascent_kernel", "ascent_scratch"]
 
 VECTOR = 2 * LANES
 """Bytes of a vector of 16-bit lanes."""
+ZOOM = 3
+"""Bits by which what is left of the scores, S - u - v, is magnified for the last rounds."""
 BIAS = 1 << 14
 """Magnitudes fill 15 bits and are stored less this, so that they fill a signed 16-bit lane."""
 
@@ -136,6 +138,49 @@ def _scales(emit: Emitter, block: Any, kind: Any, absolute: int) -> tuple[Any, A
 
 
 @intrinsic(prefer_literal=True)
+def zoom_segment(typing, scores, stride, lanes, scales, u, u_stride, v, kind, rows, cols, absolute):  # type: ignore[no-untyped-def]
+    """Read 32 neighbouring blocks again, less u + v and magnified, cut off where they leave 16 bits."""
+    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), literal(absolute)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, lanes, scales, u, u_stride, v = args[:7]
+        work, item, size = kind_.work, kind_.itemsize, kind_.work_size
+        # the scale is the inverse's inverse: an exponent field of twice the bias less its own
+        raw, bits, bias = (I64, 52, 1023) if work == F64 else (I32, 23, 127)
+        inverse = builder.bitcast(emit.load(scales, vector(work, LANES)), vector(raw, LANES))
+        scale = builder.sub(emit.splat(raw, LANES, (2 * bias + ZOOM) << bits), inverse)
+        scale = builder.bitcast(scale, vector(work, LANES))
+        block = [[(k * LANES + t) // cols_ for t in range(LANES)] for k in range(cols_)]
+        half, top = emit.splat(work, LANES, 32768.0), emit.splat(work, LANES, 65535.0)
+        zero = emit.splat(work, LANES, 0.0)
+        at, target, row_at = emit.variable(scores), emit.variable(lanes), emit.variable(u)
+        with loop(builder, rows_):
+            base = builder.load(at)
+            row_duals = emit.load(builder.load(row_at), vector(work, LANES))
+            parts = []
+            for k in range(cols_):
+                value = kind_.load(emit, emit.at(base, k * LANES * item), LANES, bool(absolute_))
+                col_duals = emit.load(emit.at(v, k * LANES * size), vector(work, LANES))
+                value = builder.fsub(value, builder.fadd(emit.pick(row_duals, block[k]), col_duals))
+                value = builder.fadd(builder.fmul(value, emit.pick(scale, block[k])), half)
+                value = builder.select(builder.fcmp_ordered(">", value, zero), value, zero)
+                value = builder.select(builder.fcmp_ordered("<", value, top), value, top)
+                number = builder.sub(builder.fptosi(value, vector(I32, LANES)), emit.splat(I32, LANES, 32768))
+                parts.append(builder.trunc(number, vector(I16, LANES)))
+            out = builder.load(target)
+            for j, part in enumerate(deinterleave(emit, parts)):
+                emit.store(part, emit.at(out, j * VECTOR), VECTOR)
+            builder.store(emit.at(out, cols_ * VECTOR), target)
+            builder.store(builder.add(base, stride), at)
+            builder.store(builder.add(builder.load(row_at), u_stride), row_at)
+        return context.get_dummy_value()
+
+    arguments = (scores, stride, lanes, scales, u, u_stride, v, kind, rows, cols, absolute)
+    return types.none(*arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
 def line_step(typing, line, other, dual, relax, count, stride, budget, floor):  # type: ignore[no-untyped-def]
     """One line of 32 blocks: move its dual to the midpoint of the budget-th and the next largest, and past it.
 
@@ -180,15 +225,21 @@ def line_step(typing, line, other, dual, relax, count, stride, budget, floor):  
     return types.none(line, other, dual, relax, count, stride, budget, floor), codegen
 
 
+def _unit(emit: Emitter, scales: Any, kind: Any, zoomed: int) -> Any:
+    """What one step of a lane is worth, for each block."""
+    unit = emit.load(scales, vector(kind.work, LANES))
+    return emit.builder.fmul(unit, emit.splat(kind.work, LANES, 0.5**ZOOM)) if zoomed else unit
+
+
 @intrinsic(prefer_literal=True)
-def store_rows(typing, duals, scales, out, stride, kind, rows, bias):  # type: ignore[no-untyped-def]
-    """Write the row duals of 32 neighbouring blocks as work numbers, `stride` bytes a row."""
-    kind_, rows_, bias_ = BY_CODE[literal(kind)], literal(rows), literal(bias)
+def store_rows(typing, duals, scales, out, stride, kind, rows, bias, zoomed):  # type: ignore[no-untyped-def]
+    """Write the row duals of 32 neighbouring blocks as work numbers, `stride` bytes a row; add, if zoomed."""
+    kind_, rows_, bias_, zoomed_ = BY_CODE[literal(kind)], literal(rows), literal(bias), literal(zoomed)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         duals, scales, out, stride = args[:4]
-        inverse = emit.load(scales, vector(kind_.work, LANES))
+        inverse = _unit(emit, scales, kind_, zoomed_)
         row, source = emit.variable(out), emit.variable(duals)
         with loop(builder, rows_):
             at = builder.load(source)
@@ -196,36 +247,46 @@ def store_rows(typing, duals, scales, out, stride, kind, rows, bias):  # type: i
             number = builder.add(number, emit.splat(I32, LANES, bias_))
             value = builder.fmul(builder.sitofp(number, vector(kind_.work, LANES)), inverse)
             to = builder.load(row)
+            if zoomed_:
+                value = builder.fadd(value, emit.load(to, vector(kind_.work, LANES)))
             emit.store(value, to)
             builder.store(builder.add(to, stride), row)
             builder.store(emit.at(at, VECTOR), source)
         return context.get_dummy_value()
 
-    return types.none(duals, scales, out, stride, kind, rows, bias), codegen
+    return types.none(duals, scales, out, stride, kind, rows, bias, zoomed), codegen
 
 
 @intrinsic(prefer_literal=True)
-def store_cols(typing, duals, scales, out, kind, cols):  # type: ignore[no-untyped-def]
-    """Write the column duals of 32 neighbouring blocks as work numbers, in the order of the matrix's columns."""
-    kind_, cols_ = BY_CODE[literal(kind)], literal(cols)
+def store_cols(typing, duals, scales, out, kind, cols, zoomed):  # type: ignore[no-untyped-def]
+    """Write the column duals of 32 blocks as work numbers, in the order of the matrix's columns; add, if zoomed."""
+    kind_, cols_, zoomed_ = BY_CODE[literal(kind)], literal(cols), literal(zoomed)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         duals, scales, out = args[:3]
-        inverse = emit.load(scales, vector(kind_.work, LANES))
+        inverse = _unit(emit, scales, kind_, zoomed_)
         parts = [emit.load(emit.at(duals, j * VECTOR), vector(I16, LANES), VECTOR) for j in range(cols_)]
         for k, part in enumerate(interleave(emit, parts)):
             value = builder.sitofp(builder.sext(part, vector(I32, LANES)), vector(kind_.work, LANES))
             scale = emit.pick(inverse, [(k * LANES + t) // cols_ for t in range(LANES)])
-            emit.store(builder.fmul(value, scale), emit.at(out, k * LANES * kind_.work_size))
+            value, to = builder.fmul(value, scale), emit.at(out, k * LANES * kind_.work_size)
+            if zoomed_:
+                value = builder.fadd(value, emit.load(to, vector(kind_.work, LANES)))
+            emit.store(value, to)
         return context.get_dummy_value()
 
-    return types.none(duals, scales, out, kind, cols), codegen
+    return types.none(duals, scales, out, kind, cols, zoomed), codegen
 
 
-def rounds_for(cols: int) -> int:
-    """Rounds after which more of them cost more than solving the blocks that are left; measured on Gaussian blocks."""
-    return next(r for size, r in ((4, 5), (8, 7), (16, 10), (32, 16), (64, 24)) if cols <= size)
+ROUNDS = {4: (5, 0), 8: (7, 0), 16: (9, 0), 32: (11, 6), 64: (16, 10)}
+"""Rounds at first and after magnifying, by the longer side of a block: more of them cost more than solving the blocks
+that are left; measured on Gaussian scores."""
+
+
+def rounds_for(side: int) -> tuple[int, int]:
+    """Rounds for a block whose longer side is `side`."""
+    return next(rounds for size, rounds in ROUNDS.items() if side <= size)
 
 
 def ascent_scratch(kind: str, block_shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -257,7 +318,9 @@ def ascent_kernel(
     bias = BIAS if absolute else 0
     row_floor = -bias if clamp_rows else -(1 << 16)
     col_floor = 0 if clamp_cols else -(1 << 16)
-    rounds = 0 if free_cols else rounds_for(max(rows, cols))
+    first_rounds, zoomed_rounds = (0, 0) if free_cols else rounds_for(max(rows, cols))
+    if clamp_rows or clamp_cols:  # a magnified dual would need a floor of its own in every lane
+        first_rounds, zoomed_rounds = first_rounds + zoomed_rounds, 0
     row_bytes, block_bytes = cols * VECTOR, cols * item
     segment_bytes, col_bytes = LANES * cols * item, cols * work
     version = fingerprint()
@@ -297,25 +360,33 @@ def ascent_kernel(
                 bad = 1
             for t in range(cols):
                 clear_vector(cols_at + t * vector_bytes)
-            for k in range(rounds):
-                relax = -1 if k > 0 else 0
-                for i in range(rows):
-                    line_step(
-                        lanes + i * row_bytes, cols_at, rows_at + i * vector_bytes, relax,
-                        cols, vector_bytes, row_budget, row_floor,
-                    )  # fmt: skip
-                for t in range(cols):
-                    line_step(
-                        lanes + t * vector_bytes, rows_at, cols_at + t * vector_bytes, relax,
-                        rows, row_bytes, col_budget, col_floor,
-                    )  # fmt: skip
-            for i in range(rows):
-                line_step(
-                    lanes + i * row_bytes, cols_at, rows_at + i * vector_bytes, 0,
-                    cols, vector_bytes, row_budget, row_floor,
-                )  # fmt: skip
-            store_rows(rows_at, scales, to_u, u_step, code, rows, bias)
-            store_cols(cols_at, scales, to_v, code, cols)
+            for zoomed in range(2 if zoomed_rounds else 1):
+                if zoomed:
+                    zoom_segment(base, step, lanes, scales, to_u, u_step, to_v, code, rows, cols, magnitude)
+                    for t in range(rows + cols):
+                        clear_vector(rows_at + t * vector_bytes)
+                turns = zoomed_rounds if zoomed else first_rounds
+                for k in range(turns + 1):
+                    # past the midpoint, but for the first and the last step
+                    relax = -1 if 0 < k < turns else 0
+                    for i in range(rows):
+                        line_step(
+                            lanes + i * row_bytes, cols_at, rows_at + i * vector_bytes, relax,
+                            cols, vector_bytes, row_budget, row_floor,
+                        )  # fmt: skip
+                    if k == turns:
+                        break
+                    for t in range(cols):
+                        line_step(
+                            lanes + t * vector_bytes, rows_at, cols_at + t * vector_bytes, relax,
+                            rows, row_bytes, col_budget, col_floor,
+                        )  # fmt: skip
+                if zoomed:
+                    store_rows(rows_at, scales, to_u, u_step, code, rows, 0, 1)
+                    store_cols(cols_at, scales, to_v, code, cols, 1)
+                else:
+                    store_rows(rows_at, scales, to_u, u_step, code, rows, bias, 0)
+                    store_cols(cols_at, scales, to_v, code, cols, 0)
             if not whole:
                 for lane in range(min(lane_count, blocks - first)):
                     bs = (first + lane) // grid_cols

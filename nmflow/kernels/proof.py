@@ -20,7 +20,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint
-from nmflow.kernels.scores import BY_CODE, KINDS, read_score
+from nmflow.kernels.scores import BY_CODE, KINDS, read_scores
 from nmflow.kernels.simd import F64, I8, I64, Emitter, literal, loop, read_byte, vector
 from nmflow.kernels.spans import Lines, blocks_in_span
 
@@ -160,25 +160,25 @@ def _violation(score, u, v):  # type: ignore[no-untyped-def]
 
 
 @cache
-def grade_kernel(kind_name: str) -> Any:
+def grade_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
     """Compile the grading of single blocks with float64 duals: any constraints, and the gap.
 
     Returns
     -------
-    function (scores, stride, grid_cols, absolute, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill,
-    col_fill, flags, gaps) -> None
+    function (scores, stride, grid_cols, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill, col_fill, flags,
+    gaps) -> None
         As `nmflow.kernels.augment.augment_kernel`; writes a flag (0 proven, 1 not proven, 2 infeasible) and
         a gap for each block: the bound that u, v give less the kept score, as a sum of terms that are not negative.
     """
     kind = KINDS[kind_name]
-    code, item = kind.code, kind.itemsize
+    code, item, magnitude = kind.code, kind.itemsize, int(absolute)
     version = fingerprint()
 
     def grade(  # type: ignore[no-untyped-def]
-        scores, stride, grid_cols, absolute, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill, col_fill,
-        flags, gaps,
+        scores, stride, grid_cols, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill, col_fill, flags, gaps,
     ):  # fmt: skip
-        rows, cols = u.shape[1], v.shape[1]
+        values = np.empty(cols, np.float64)
+        values_at = values.ctypes.data
         col_count = np.empty(cols, np.int64)
         for k in range(len(blocks)):
             if version == 0:
@@ -189,6 +189,7 @@ def grade_kernel(kind_name: str) -> Any:
             col_count[:] = 0
             for i in range(rows):
                 row_count = 0
+                read_scores(scores + (top + i) * stride + left * item, values_at, code, cols, magnitude)
                 for j in range(cols):
                     kept = read_byte(mask + (top + i) * mask_stride + left + j) != 0
                     row_count += kept
@@ -198,10 +199,7 @@ def grade_kernel(kind_name: str) -> Any:
                         if kept != (fixed > 0):
                             flag = 2
                         continue
-                    score = read_score(scores + (top + i) * stride + (left + j) * item, code)
-                    if absolute:
-                        score = abs(score)
-                    reduced = _violation(score, u[k, i], v[k, j])
+                    reduced = _violation(values[j], u[k, i], v[k, j])
                     bad = reduced < 0 if kept else reduced > 0
                     if bad or reduced != reduced or (reduced == 0 and not exact):
                         flag = max(flag, 1)
@@ -228,7 +226,7 @@ def grade_kernel(kind_name: str) -> Any:
     return compiled(
         grade,
         types.none(
-            i8, i8, i8, flag, flag, types.int64[::1], matrix, matrix, i8, i8, types.int8[:, :], i8, i8, i8, i8,
+            i8, i8, i8, flag, types.int64[::1], matrix, matrix, i8, i8, types.int8[:, :], i8, i8, i8, i8,
             types.uint8[::1], types.float64[::1],
         ),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.simd import F32, F64, I16, I32, I64, Emitter, literal, vector
 
-__all__ = ["BY_CODE", "KINDS", "ScoreKind", "read_score"]
+__all__ = ["BY_CODE", "KINDS", "ScoreKind", "read_scores"]
 
 Value = Any
 
@@ -98,13 +98,14 @@ BY_CODE = {kind.code: kind for kind in KINDS.values()}
 
 
 @intrinsic(prefer_literal=True)
-def read_score(typing, address, kind):  # type: ignore[no-untyped-def]
-    """One entry (not its absolute value) as float64, exactly."""
-    kind_ = BY_CODE[literal(kind)]
+def read_scores(typing, source, target, kind, count, absolute):  # type: ignore[no-untyped-def]
+    """Copy `count` neighbouring scores to float64, exactly; both are addresses."""
+    kind_, count_, absolute_ = BY_CODE[literal(kind)], literal(count), bool(literal(absolute))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = kind_.load(Emitter(builder), args[0], 1, absolute=False)
-        value = builder.extract_element(value, ir.Constant(I32, 0))
-        return value if kind_.work == F64 else builder.fpext(value, F64)
+        emit = Emitter(builder)
+        values = kind_.load(emit, args[0], count_, absolute_)
+        emit.store(values if kind_.work == F64 else builder.fpext(values, vector(F64, count_)), args[1])
+        return context.get_dummy_value()
 
-    return types.float64(address, kind), codegen
+    return types.none(source, target, kind, count, absolute), codegen

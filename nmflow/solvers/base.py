@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -72,12 +72,13 @@ class Solver(abc.ABC):
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Fill in ``chunk.mask``; the chunk's scores are only read."""
 
-    def refine(self, chunk: Chunk, blocks: Sequence[int], given: Duals) -> Mapping[int, BlockDuals]:
-        """Solve again, in exact arithmetic, the blocks that the certificate could not prove; the mask is rewritten.
+    def refine(self, chunk: Chunk, blocks: Array, given: Duals) -> Iterator[Duals]:
+        """Solve again, in ever more exact arithmetic, the blocks that the certificate could not prove.
 
-        A solver that has no such arithmetic returns nothing.
+        Rewrites their masks and yields the duals of the whole chunk after each try. A solver that has no such
+        arithmetic yields nothing.
         """
-        return {}
+        yield from ()
 
 
 class BlockSolver(Solver):

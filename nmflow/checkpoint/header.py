@@ -1,0 +1,230 @@
+"""The header of a safetensors file, read and checked before a byte of data is used.
+
+A file is 8 bytes (little-endian length of the header), the header in JSON, then the data of the tensors without a
+hole between them. We read it ourselves because the reference reader accepts a header that names a tensor twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from nmflow.errors import CheckpointError, SourceNotFoundError
+
+__all__ = ["DTYPE_BITS", "MAX_HEADER", "Entry", "Header", "load_json", "read_header"]
+
+MAX_HEADER = 100_000_000
+"""Longest header in bytes: the limit of the reference reader. Headers of the largest models take a few megabytes."""
+
+MAX_AXES = 64
+"""Most axes of a tensor: NumPy's limit, and a bound on the work that a hostile shape can cause."""
+
+DTYPE_BITS: Mapping[str, int] = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8"), 8),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+"""Bits of an entry of each dtype of safetensors 0.8; others are copied and their size is not checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file.
+
+    Attributes
+    ----------
+    name, dtype : str
+    shape : tuple of int
+    start, stop : int
+        First byte of its data and the one after its last, counted from the start of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its data."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file holds.
+
+    Attributes
+    ----------
+    path : Path
+    size : int
+        Bytes before the data: the length, and the JSON with its padding.
+    file_size : int
+    entries : tuple of Entry
+        In the order of their data.
+    metadata : mapping of str to str
+    """
+
+    path: Path
+    size: int
+    file_size: int
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it is not a regular file, is truncated, or its header is not one: each message names the file, and the
+        tensor where there is one.
+    """
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        raise SourceNotFoundError(f"{path} must exist; check the path") from None
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
+        raise CheckpointError(f"{path} must be a safetensors file, not {kind}")
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(f"{path} must be a safetensors file of 8 bytes or more, not {len(prefix)}")
+        length = int.from_bytes(prefix, "little")
+        # Checked before the read: a hostile length must not become an allocation.
+        if length > MAX_HEADER:
+            raise CheckpointError(
+                f"{path}: header length must be at most {MAX_HEADER} bytes, not {length}; "
+                f"the file is probably not in the safetensors format"
+            )
+        if 8 + length > info.st_size:
+            raise CheckpointError(
+                f"{path}: header must end within the file, not at byte {8 + length} of {info.st_size}; "
+                f"the file is truncated, fetch it again"
+            )
+        raw = file.read(length)
+    return _parse(path, raw, 8 + length, info.st_size)
+
+
+def load_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
+    """Read a JSON object strictly: UTF-8, no key twice, no NaN.
+
+    Raises
+    ------
+    CheckpointError
+        Naming `path` and `what`.
+    """
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise CheckpointError(f"{path}: {what} must name each key once, not {_short(key)} twice")
+            found[key] = value
+        return found
+
+    def no_constant(text: str) -> NoReturn:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=object_of, parse_constant=no_constant)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {what} must be JSON, not text that cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {what} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _parse(path: Path, raw: bytes, size: int, file_size: int) -> Header:
+    found = load_json(path, raw, "header")
+    metadata = found.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ must map text to text, not {_short(metadata)}")
+    entries = sorted((_entry(path, name, info, size) for name, info in found.items()), key=_place)
+    _check_cover(path, entries, size, file_size)
+    return Header(path, size, file_size, tuple(entries), metadata)
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    """Order of data; an empty tensor comes before the one that starts where it does."""
+    return entry.start, entry.stop
+
+
+def _entry(path: Path, name: str, info: object, size: int) -> Entry:
+    where = f"{path}: tensor {_short(name)}"
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{where} must have dtype, shape and data_offsets, not {_short(info)}")
+    dtype, shape, offsets = (info.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str):
+        raise CheckpointError(f"{where}: dtype must be text, not {_short(dtype)}")
+    if not _naturals(shape) or len(shape) > MAX_AXES:
+        raise CheckpointError(
+            f"{where}: shape must be a list of at most {MAX_AXES} whole numbers from 0 to 2**63 - 1, "
+            f"not {_short(shape)}"
+        )
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where}: data_offsets must be two ascending whole numbers, not {_short(offsets)}")
+    bits = DTYPE_BITS.get(dtype)
+    if bits is not None:
+        needed, given = math.prod(shape) * bits, 8 * (offsets[1] - offsets[0])
+        if needed != given:
+            raise CheckpointError(
+                f"{where}: data_offsets must span the {_short(needed)} bits of {dtype} of shape {_short(shape)}, "
+                f"not {given}"
+            )
+    return Entry(name, dtype, tuple(shape), size + offsets[0], size + offsets[1])
+
+
+def _check_cover(path: Path, entries: list[Entry], size: int, file_size: int) -> None:
+    """Raise unless the tensors cover the data exactly: no overlap, no hole, no end beyond the file or before it."""
+    reached = size
+    for entry in entries:
+        where = f"{path}: tensor {_short(entry.name)}"
+        if entry.stop > file_size:
+            raise CheckpointError(
+                f"{where} must end within the file, not at byte {entry.stop} of {file_size}; "
+                f"the file is truncated, fetch it again"
+            )
+        if entry.start != reached:
+            fault = "overlap the tensor before it" if entry.start < reached else "leave a hole before it"
+            raise CheckpointError(
+                f"{where} must start at data offset {reached - size}, not {entry.start - size}: it would {fault}"
+            )
+        reached = entry.stop
+    if reached != file_size:
+        raise CheckpointError(
+            f"{path} must end with its last tensor at byte {reached}, not at byte {file_size}; "
+            f"bytes after the data belong to no tensor"
+        )
+
+
+def _naturals(value: object) -> TypeGuard[list[int]]:
+    """Whether `value` is a list of whole numbers that 63 bits hold; JSON's true and 2.0 are not."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _short(value: object) -> str:
+    """A value for a message, cut so that a hostile header cannot flood a terminal."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:77] + "..."

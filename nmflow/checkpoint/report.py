@@ -1,0 +1,137 @@
+"""What pruning a checkpoint did, tensor by tensor: frozen values, no algorithms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Report", "TensorReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """What was done to one weight.
+
+    Attributes
+    ----------
+    name, shard, dtype : str
+    shape : tuple of int
+    layout : str or None
+    dense, kept, rows_only : float
+        Sum of magnitudes of all entries, of those kept, and of those that the best rows-only mask would keep.
+    gap : float
+        What the best mask could keep more, at most; 0.0 where proven.
+    n_blocks, n_proven : int
+    seconds : float
+        Wall time of reading, solving and writing.
+    """
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str | None
+    dense: float
+    kept: float
+    rows_only: float
+    gap: float
+    n_blocks: int
+    n_proven: int
+    seconds: float
+
+    @property
+    def kept_percent(self) -> float:
+        """Kept score in percent of the dense one."""
+        return _percent(self.kept, self.dense)
+
+    @property
+    def loss_percent(self) -> float:
+        """What columns cost: score lost against the best rows-only mask, in percent of that mask's score."""
+        return 100.0 - _percent(self.kept, self.rows_only)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything for JSON, which has no infinity: a sum beyond float64 is null there."""
+        values = {**asdict(self), "kept_percent": self.kept_percent, "loss_percent": self.loss_percent}
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What pruning a checkpoint did.
+
+    Attributes
+    ----------
+    source, destination, pattern, solver : str
+    tensors : tuple of TensorReport
+    skipped : tuple of (str, str)
+        Name of each tensor that was copied as it is, and why.
+    copied_files : tuple of str
+        Other files of the folder.
+    unpruned_files : tuple of str
+        Those among them that look like weights too: a loader that prefers one of them gets weights as they were.
+    seconds : float
+        Wall time of the whole.
+    """
+
+    source: str
+    destination: str
+    pattern: str
+    solver: str
+    tensors: tuple[TensorReport, ...]
+    skipped: tuple[tuple[str, str], ...]
+    copied_files: tuple[str, ...]
+    unpruned_files: tuple[str, ...]
+    seconds: float
+
+    @property
+    def total(self) -> TensorReport:
+        """All weights as if they were one."""
+        return TensorReport(
+            "total",
+            "",
+            "",
+            (sum(math.prod(tensor.shape) for tensor in self.tensors),),
+            None,
+            math.fsum(tensor.dense for tensor in self.tensors),
+            math.fsum(tensor.kept for tensor in self.tensors),
+            math.fsum(tensor.rows_only for tensor in self.tensors),
+            math.fsum(tensor.gap for tensor in self.tensors),
+            sum(tensor.n_blocks for tensor in self.tensors),
+            sum(tensor.n_proven for tensor in self.tensors),
+            self.seconds,
+        )
+
+    @property
+    def proven(self) -> bool:
+        """Whether every block of every weight is proven to be the best."""
+        return all(tensor.n_proven == tensor.n_blocks for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        total = self.total.to_dict()
+        return {
+            "source": self.source,
+            "destination": self.destination,
+            "pattern": self.pattern,
+            "solver": self.solver,
+            "proven": self.proven,
+            "seconds": self.seconds,
+            "total": {
+                "entries": total["shape"][0],
+                **{key: total[key] for key in ("dense", "kept", "rows_only", "kept_percent", "loss_percent")},
+                **{key: total[key] for key in ("gap", "n_blocks", "n_proven")},
+            },
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "copied_files": list(self.copied_files),
+            "unpruned_files": list(self.unpruned_files),
+        }
+
+
+def _percent(part: float, whole: float) -> float:
+    """Share in percent; of nothing, all is kept."""
+    return 100.0 * part / whole if whole else 100.0

@@ -1,0 +1,171 @@
+"""What a checkpoint on disk consists of: shards that hold tensors, and the files beside them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from nmflow.checkpoint.header import Header, load_json, read_header
+from nmflow.errors import CheckpointError, SourceNotFoundError
+
+__all__ = ["Source", "open_source"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
+LEFT_OUT = (".git", ".cache")
+"""Folders that are not copied: history and download records of the weights as they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint: one safetensors file, or a folder with one or more.
+
+    Attributes
+    ----------
+    path : Path
+    is_folder : bool
+    shards : tuple of Header
+        The files whose tensors are the model, in the order of their names.
+    others : tuple of Path
+        The other files of the folder, relative to it; they are copied.
+    """
+
+    path: Path
+    is_folder: bool
+    shards: tuple[Header, ...]
+    others: tuple[Path, ...] = ()
+
+    @property
+    def other_weights(self) -> tuple[Path, ...]:
+        """Files beside the shards that look like weights too; they are copied, not pruned."""
+        return tuple(path for path in self.others if path.suffix in (*PICKLES, *OTHER_WEIGHTS))
+
+    def relative(self, shard: Header) -> Path:
+        """Where a shard lies in the folder; a file by itself is "."."""
+        return shard.path.relative_to(self.path)
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Find the shards of a checkpoint and check their headers.
+
+    Parameters
+    ----------
+    path : path
+        A .safetensors file, or a folder in the layout of Hugging Face: ``model.safetensors``, or
+        ``model.safetensors.index.json`` with its shards, or else a single .safetensors file of any name.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If `path` does not exist.
+    CheckpointError
+        If it holds no safetensors, holds pickled weights only, or a header or index is not valid.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        _refuse_pickle(path)
+        return Source(path, False, (read_header(path),))
+    files = _files(path)
+    names = _shard_names(path, files)
+    shards = tuple(read_header(path / name) for name in names)
+    if names != [SINGLE] and PurePath(INDEX) in files:
+        _check_index(path / INDEX, shards)
+    chosen = {PurePath(name) for name in names}
+    return Source(path, True, shards, tuple(file for file in files if file not in chosen))
+
+
+def _files(root: Path) -> list[Path]:
+    """Every file below `root`, links followed, relative and in order."""
+    found: list[Path] = []
+    _walk(root, Path(), found, ())
+    return found
+
+
+def _walk(root: Path, folder: Path, found: list[Path], above: tuple[tuple[int, int], ...]) -> None:
+    here = (root / folder).stat()
+    if (here.st_dev, here.st_ino) in above:
+        raise CheckpointError(f"{root / folder} must not be a link to a folder above it; remove the link")
+    above = (*above, (here.st_dev, here.st_ino))
+    for name in sorted(os.listdir(root / folder)):
+        path = root / folder / name
+        try:
+            info = path.stat()
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} must be a file, not a link to nothing; fetch the checkpoint again") from None
+        if stat.S_ISDIR(info.st_mode):
+            if name not in LEFT_OUT:
+                _walk(root, folder / name, found, above)
+        elif stat.S_ISREG(info.st_mode):
+            found.append(folder / name)
+        else:
+            raise CheckpointError(f"{path} must be a file or folder, not a device, pipe or socket; remove it")
+
+
+def _shard_names(root: Path, files: list[Path]) -> list[str]:
+    top = [file.name for file in files if file.parent == Path()]
+    if SINGLE in top:
+        return [SINGLE]
+    if INDEX in top:
+        return _indexed(root / INDEX)
+    tensors = [name for name in top if name.endswith(".safetensors")]
+    if len(tensors) == 1:
+        return tensors
+    if tensors:
+        raise CheckpointError(
+            f"{root} must hold {SINGLE}, {INDEX} or one .safetensors file, not {len(tensors)} of them; name one file"
+        )
+    for name in top:
+        _refuse_pickle(root / name)
+    raise CheckpointError(f"{root} must hold safetensors, for example {SINGLE}, and it holds none")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The shards that an index names, checked to be files beside it."""
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        # A name with a folder in it could lead out of the checkpoint; no tool writes one.
+        if PurePath(name).name != name or name in ("", "..") or "\\" in name:
+            raise CheckpointError(f"{index}: weight_map must name files beside it, not {name!r}")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: weight_map must name files that exist, not {name!r}; fetch the shard")
+    return names
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = load_json(index, index.read_bytes(), "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must map tensor names to file names; fetch the index again")
+    return weight_map
+
+
+def _check_index(index: Path, shards: tuple[Header, ...]) -> None:
+    """Raise unless each tensor is in one shard, and the index names none that is missing."""
+    named = _weight_map(index)
+    held: dict[str, str] = {}
+    for shard in shards:
+        for entry in shard.entries:
+            if entry.name in held:
+                raise CheckpointError(
+                    f"{shard.path}: tensor {entry.name!r} must be in one shard, not in {held[entry.name]!r} as well"
+                )
+            held[entry.name] = shard.path.name
+    for name, file in named.items():
+        if held.get(name) != file:
+            raise CheckpointError(f"{index}: weight_map must name tensors that exist, not {name!r} in {file!r}")
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix not in PICKLES:
+        return
+    if not path.exists():
+        raise SourceNotFoundError(f"{path} must exist; check the path")
+    raise CheckpointError(
+        f"{path} must be safetensors, not pickled weights: reading a pickle runs the code in it. Convert it where "
+        f'you trust it: python -c "import torch, safetensors.torch as s; s.save_file({{k: v.clone().contiguous() '
+        f"for k, v in torch.load({path.name!r}, map_location='cpu', weights_only=True).items()}}, "
+        f"'model.safetensors', {{'format': 'pt'}})\""
+    )

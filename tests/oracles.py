@@ -1,0 +1,181 @@
+"""Independent answers to compare with. Nothing here imports a solver, a kernel or the certificate.
+
+Everything is exact: scores become Python integers by way of `fractions.Fraction`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def exact(array: Array, *, absolute: bool = True) -> Array:
+    """Scores as an object array of Fractions, without loss."""
+    out = np.empty(array.shape, object)
+    for index in np.ndindex(array.shape):
+        value = array[index]
+        number = Fraction(int(value)) if array.dtype.kind in "iuO" else Fraction(float(value))
+        out[index] = abs(number) if absolute else number
+    return out
+
+
+def budgets(pattern: Any) -> tuple[int, int, int, bool, int, bool]:
+    """Rows, columns, row budget, whether rows are full, column budget, whether columns are full: from the numbers."""
+    rows = pattern.col.m if pattern.col else pattern.row.m
+    cols = pattern.row.m
+    full = pattern.fill == "exact"
+    return rows, cols, pattern.row.n, full, pattern.col.n if pattern.col else rows, full and pattern.col is not None
+
+
+def row_choices(cols: int, budget: int, full: bool) -> list[tuple[int, ...]]:
+    """All ways to fill one row, as tuples of 0 and 1."""
+    return [
+        tuple(int(j in kept) for j in range(cols))
+        for count in ([budget] if full else range(budget + 1))
+        for kept in itertools.combinations(range(cols), count)
+    ]
+
+
+def masks(pattern: Any) -> Iterator[Array]:
+    """Every mask of a block, the plain way: all rows by all rows, then the columns checked. For tiny blocks."""
+    rows, cols, r, rows_full, c, cols_full = budgets(pattern)
+    for chosen in itertools.product(row_choices(cols, r, rows_full), repeat=rows):
+        mask = np.array(chosen, bool)
+        sums = mask.sum(0)
+        if (sums == c).all() if cols_full else (sums <= c).all():
+            yield mask
+
+
+def best_score(scores: Array, pattern: Any, keep: Array | None = None, drop: Array | None = None) -> Fraction | None:
+    """Score of the best mask of one block, exactly; None if there is no mask.
+
+    Goes through all rows and remembers, for each vector of column sums, the best way to reach it: an enumeration of
+    all masks in which beginnings that leave the same to do are compared at once.
+    """
+    rows, cols, r, rows_full, c, cols_full = budgets(pattern)
+    denominator = math.lcm(*(Fraction(x).denominator for x in scores.ravel()))
+    numbers = [[int(x * denominator) for x in row] for row in scores]
+    best: dict[tuple[int, ...], int] = {(0,) * cols: 0}
+    choices = row_choices(cols, r, rows_full)
+    for i in range(rows):
+        allowed = [
+            (choice, sum(x for x, kept in zip(numbers[i], choice, strict=True) if kept))
+            for choice in choices
+            if (keep is None or all(kept for kept, must in zip(choice, keep[i], strict=True) if must))
+            and (drop is None or not any(kept for kept, must in zip(choice, drop[i], strict=True) if must))
+        ]
+        after: dict[tuple[int, ...], int] = {}
+        for sums, score in best.items():
+            for choice, gain in allowed:
+                new = tuple(map(sum, zip(sums, choice, strict=True)))
+                if max(new) <= c and after.get(new, score + gain - 1) < score + gain:
+                    after[new] = score + gain
+        best = after
+    done = [score for sums, score in best.items() if not cols_full or min(sums) == c]
+    return Fraction(max(done), denominator) if done else None
+
+
+def is_feasible(mask: Array, pattern: Any, keep: Array | None = None, drop: Array | None = None) -> bool:
+    """Whether one block keeps to the pattern in both directions, and to keep and drop."""
+    _, _, r, rows_full, c, cols_full = budgets(pattern)
+    by_row, by_col = [sum(map(bool, row)) for row in mask], [sum(map(bool, col)) for col in mask.T]
+    return (
+        all(count == r if rows_full else count <= r for count in by_row)
+        and all(count == c if cols_full else count <= c for count in by_col)
+        and (keep is None or bool(mask[keep].all()))
+        and (drop is None or not mask[drop].any())
+    )
+
+
+def violations(mask: Array, pattern: Any) -> list[str]:
+    """Groups of a whole matrix that keep too many, or, where they lie in full blocks, too few: a two-way checker."""
+    rows, cols, r, rows_full, c, cols_full = budgets(pattern)
+    inner_rows, inner_cols = len(mask) // rows * rows, mask.shape[1] // cols * cols
+    found = []
+    for direction, part, size, budget, full, inner, length in (
+        ("row", mask, cols, r, rows_full, inner_rows, inner_cols),
+        ("column", mask.T, rows, c, cols_full, inner_cols, inner_rows),
+    ):
+        for i, line in enumerate(part):
+            for start in range(0, len(line), size):
+                count = int(np.count_nonzero(line[start : start + size]))
+                whole = i < inner and start < length
+                if count > budget or (full and whole and count < budget):
+                    found.append(f"{direction} {i} from {start}: {count} kept")
+    return found
+
+
+def blocks(array: Array, pattern: Any) -> Iterator[tuple[tuple[int, int], Array]]:
+    """Blocks of a matrix, padded with zeros at its edges, each with its block row and block column."""
+    rows, cols = budgets(pattern)[:2]
+    for i in range(0, len(array), rows):
+        for j in range(0, array.shape[1], cols):
+            part = array[i : i + rows, j : j + cols]
+            whole = np.zeros((rows, cols), array.dtype)
+            whole[: part.shape[0], : part.shape[1]] = part
+            yield (i // rows, j // cols), whole
+
+
+def best_total(scores: Array, pattern: Any) -> Fraction:
+    """Score of the best mask of a whole matrix of Fractions, ragged edges padded."""
+    total = Fraction(0)
+    for _, block in blocks(scores, pattern):
+        best = best_score(block, pattern)
+        assert best is not None
+        total += best
+    return total
+
+
+def dual_bound(
+    scores: Array, pattern: Any, u: Array, v: Array, keep: Array | None = None, drop: Array | None = None
+) -> Fraction | None:
+    """The bound that duals give on the score of any mask; None if they have a sign that they must not have."""
+    _, _, r, rows_full, c, cols_full = budgets(pattern)
+    if (not rows_full and any(x < 0 for x in u)) or (not cols_full and any(x < 0 for x in v)):
+        return None
+    total = Fraction(r * sum(u) + c * sum(v))
+    for i, j in np.ndindex(scores.shape):
+        reduced = scores[i, j] - u[i] - v[j]
+        if keep is not None and keep[i, j]:
+            total += reduced
+        elif drop is None or not drop[i, j]:
+            total += max(Fraction(0), reduced)
+    return total
+
+
+def proves(
+    scores: Array, mask: Array, pattern: Any, u: Array, v: Array, keep: Array | None = None, drop: Array | None = None
+) -> bool:
+    """Whether duals prove a mask optimal by complementary slackness, every sign taken exactly.
+
+    kept => S-u-v >= 0 and not kept => S-u-v <= 0 for free entries; where a side need not be full, duals are >= 0 and a
+    line with a positive one is full.
+    """
+    _, _, r, rows_full, c, cols_full = budgets(pattern)
+    if not is_feasible(mask, pattern, keep, drop):
+        return False
+    for duals, full, budget, lines in ((u, rows_full, r, mask), (v, cols_full, c, mask.T)):
+        if not full and any(x < 0 or (x > 0 and sum(line) < budget) for x, line in zip(duals, lines, strict=True)):
+            return False
+    for i, j in np.ndindex(scores.shape):
+        if (keep is not None and keep[i, j]) or (drop is not None and drop[i, j]):
+            continue
+        reduced = scores[i, j] - u[i] - v[j]
+        if reduced < 0 if mask[i, j] else reduced > 0:
+            return False
+    return True
+
+
+def fractions_of(duals: Any) -> tuple[Array, Array]:
+    """Row and column duals of a BlockDuals as Fractions."""
+    unit = Fraction(2) ** duals.exponent
+    u, v = exact(np.asarray(duals.row), absolute=False), exact(np.asarray(duals.col), absolute=False)
+    return u * unit, v * unit

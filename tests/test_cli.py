@@ -1,0 +1,262 @@
+"""The command line: what it prints, where, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import PRUNED, leftovers, most_nonzero, read, tensors, write
+from typer.testing import CliRunner, Result
+
+import nmflow
+from nmflow.checkpoint import prune
+from nmflow.cli import app
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.safetensors")
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def assert_one_line_error(result: Result, text: str) -> None:
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("nmflow: ")
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"nmflow {nmflow.__version__}\n"
+
+
+def test_help_names_the_commands_and_options() -> None:
+    assert {"prune", "verify"} <= set(run("--help").stdout.split())
+    assert {"SRC", "DST", "--include", "--exclude", "--dry-run", "--overwrite"} <= set(
+        run("prune", "--help").stdout.replace("{", " ").replace("}", " ").split()
+    )
+
+
+def test_prune_then_verify(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    result = run("prune", model, out, "--pattern", "2:4")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    for name in PRUNED:
+        assert name in result.stdout
+    assert "every block proven optimal" in result.stdout
+    assert "copied as it is: 1 x output head (lm_head.*)" in result.stdout
+    result = run("verify", out, "--pattern", "2:4")
+    assert result.exit_code == 0
+    assert f"{len(PRUNED)} weights at 2:4, none over" in result.stdout
+
+
+def test_options_reach_the_library(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    result = run(
+        *("prune", model, out, "--pattern", "1:4", "--fill", "at-most", "--solver", "dual", "--threads", "1"),
+        *("--include", "lm_head*", "--include", "*gamma", "--exclude", "*conv*", "--exclude", "*f16*", "--json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["pattern"] == "1:4 at-most"
+    assert {tensor["name"] for tensor in report["tensors"]} == {
+        name for name in PRUNED if "conv" not in name and "f16" not in name
+    } | {"lm_head.weight", "encoder.gamma"}
+    assert max(most_nonzero(read(out)["lm_head.weight"], 4)) == 1
+
+
+def test_rows_only(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run("prune", model, out, "--pattern", "2:4", "--rows-only").exit_code == 0
+    assert run("verify", out, "--pattern", "2:4", "--rows-only").exit_code == 0
+    assert run("verify", out, "--pattern", "2:4").exit_code == 1
+
+
+def test_violation(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"w.weight": np.eye(8, dtype="f4"), "v.weight": np.ones((4, 4), "f4")})
+    result = run("verify", path, "--pattern", "2:4")
+    assert result.exit_code == 1
+    assert "tensor 'v.weight': row 0, group 0 (entries 0 to 3) has 4 nonzero, at most 2 may be" in result.stdout
+    assert "1 of 2 weights not at 2:4" in result.stdout
+    result = run("verify", path, "--pattern", "2:4", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["first_violation"]["tensor"] == "v.weight"
+    assert run("verify", path, "--pattern", "2:4", "--exclude", "v.*").exit_code == 0
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
+    result = run("prune", model, tmp_path / "out", "--pattern", "2:4", "--dry-run")
+    assert result.exit_code == 0
+    assert f"{len(PRUNED)} of {len(tensors())} tensors would be pruned." in result.stdout
+    assert "groups=1" in result.stdout
+    assert "output head: lm_head.*" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_dry_run_as_json(tmp_path: Path, model: Path) -> None:
+    result = run("prune", model, tmp_path / "out", "--pattern", "2:4", "--dry-run", "--json")
+    plan = json.loads(result.stdout)
+    assert {tensor["name"] for tensor in plan["tensors"] if tensor["pruned"]} == set(PRUNED)
+    assert plan["default_exclusions"]
+
+
+def test_dry_run_of_a_pattern_that_nothing_can_take(tmp_path: Path, model: Path) -> None:
+    result = run("prune", model, tmp_path / "out", "--pattern", "16:32", "--dry-run")
+    assert result.exit_code == 2
+    assert "smaller than a block of 32 x 32" in result.stdout
+    assert "pattern must fit at least one weight" in result.stderr
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path: Path, model: Path) -> None:
+    result = run("prune", model, tmp_path / "out", "--pattern", "2:4", "--json")
+    report = json.loads(result.stdout)
+    assert report["proven"] is True
+    assert report["total"]["n_blocks"] == report["total"]["n_proven"] > 0
+    assert result.stderr == ""
+
+
+def test_other_weights_are_named(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    write(tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "pytorch_model.bin").write_bytes(b"x")
+    result = run("prune", tmp_path / "hf", tmp_path / "out", "--pattern", "2:4")
+    assert "not pruned: pytorch_model.bin may hold weights too" in result.stdout
+
+
+def test_overwrite(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    assert run("prune", model, out, "--pattern", "2:4").exit_code == 0
+    assert_one_line_error(run("prune", model, out, "--pattern", "1:4"), "--overwrite")
+    assert run("prune", model, out, "--pattern", "1:4", "--overwrite").exit_code == 0
+    assert run("verify", out, "--pattern", "1:4").exit_code == 0
+
+
+def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "bad.safetensors").write_bytes(b"\0" * 100)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    assert_one_line_error(run("prune", tmp_path / "none", out, "--pattern", "2:4"), "must exist")
+    assert_one_line_error(run("verify", tmp_path / "none", "--pattern", "2:4"), "must exist")
+    assert_one_line_error(run("prune", tmp_path / "bad.safetensors", out, "--pattern", "2:4"), "header must be JSON")
+    assert_one_line_error(run("prune", tmp_path / "pytorch_model.bin", out, "--pattern", "2:4"), "pickle")
+    assert_one_line_error(run("prune", model, out, "--pattern", "2/4"), 'pattern must be "n:m"')
+    assert_one_line_error(run("prune", model, out, "--pattern", "3:2"), "n must be between 1 and m=2, not 3")
+    assert_one_line_error(run("prune", model, out, "--pattern", "2:4", "--solver", "x"), "solver must be one of")
+    assert_one_line_error(run("prune", model, out, "--pattern", "2:4", "--include", "x"), "include must match")
+    assert_one_line_error(run("prune", model, model, "--pattern", "2:4", "--overwrite"), "dst must not be src")
+    assert_one_line_error(run("prune", model, tmp_path / "no" / "out", "--pattern", "2:4"), "folder that exists")
+    assert_one_line_error(run("verify", model, "--pattern", "16:32"), "pattern must fit at least one weight")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("prune",),
+        ("prune", "a", "b"),
+        ("prune", "a", "b", "--pattern", "2:4", "--fill", "half"),
+        ("prune", "a", "b", "--pattern", "2:4", "--threads", "0"),
+        ("verify", "a", "--pattern", "2:4", "--nope"),
+        ("polish",),
+    ],
+)
+def test_usage_errors(args: tuple[str, ...]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "Error:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_operating_system_errors_are_one_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_pruned(*args: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr(prune, "write_pruned", write_pruned)
+    assert_one_line_error(run("prune", model, tmp_path / "out", "--pattern", "2:4"), "No space left on device")
+
+
+def test_defects_keep_their_trace(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "write_pruned", None)
+    result = run("prune", model, tmp_path / "out", "--pattern", "2:4")
+    assert isinstance(result.exception, TypeError)
+
+
+def test_tensor_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    name = "\x1b[31m[bold]red.weight"
+    path = write(tmp_path / "x.safetensors", {name: np.ones((8, 8), "f4")})
+    for result in (
+        run("prune", path, tmp_path / "out", "--pattern", "2:4", "--dry-run"),
+        run("prune", path, tmp_path / "out", "--pattern", "2:4"),
+        run("verify", path, "--pattern", "2:4"),
+    ):
+        assert "\x1b" not in result.stdout + result.stderr
+        assert r"x1b[31m[bold]red.weight" in result.stdout
+
+
+def command(*args: object, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nmflow.cli", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_as_a_process(tmp_path: Path, model: Path) -> None:
+    process = command("prune", model, tmp_path / "out", "--pattern", "2:4")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert "every block proven optimal" in out
+    process = command("verify", model, "--pattern", "2:4")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (1, "")
+
+
+def test_reader_that_goes_away_is_no_violation(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"w.weight": np.eye(8, dtype="f4")})
+    for option in ((), ("--json",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as closed:
+            done = subprocess.run(
+                [sys.executable, "-m", "nmflow.cli", "verify", str(path), "--pattern", "2:4", *option],
+                stdout=closed,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (2, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_kill_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {f"{i}.weight": (1024, 1024) for i in range(24)}
+    path = write(tmp_path / "x.safetensors", {name: rng.standard_normal(s).astype("f4") for name, s in shapes.items()})
+    out = tmp_path / "out"
+    process = command("prune", path, out, "--pattern", "16:32", "--threads", "1")
+    deadline = time.monotonic() + 120
+    while not leftovers(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    # A compiler that is interrupted may grumble first.
+    assert err.endswith("nmflow: interrupted\n")
+    assert not out.exists()
+    assert not leftovers(tmp_path)

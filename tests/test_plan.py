@@ -1,0 +1,365 @@
+"""Which tensors are pruned, and what a checkpoint on disk may consist of."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors_files import PRUNED, entry, raw_file, sharded, tensors, write
+
+from nmflow.checkpoint import EXCLUDED, make_plan, open_source
+from nmflow.errors import CheckpointError, InputValueError, PatternError, SourceNotFoundError
+from nmflow.pattern import Pattern
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.safetensors")
+
+
+def reasons(path: Path, **options: object) -> dict[str, str]:
+    return {tensor.entry.name: tensor.reason for tensor in make_plan(path, "2:4", **options).tensors}  # type: ignore[arg-type]
+
+
+def named(tmp_path: Path, *names: str) -> Path:
+    return write(tmp_path / "named.safetensors", {name: np.ones((8, 8), "f4") for name in names})
+
+
+def test_defaults(model: Path) -> None:
+    found = reasons(model)
+    assert {name for name, reason in found.items() if not reason} == set(PRUNED)
+    assert {name: reason for name, reason in found.items() if reason} == {
+        "embeddings.word.weight": "embedding (*embed*)",
+        "encoder.f32.bias": "1-D",
+        "encoder.depthwise.weight": "depthwise convolution",
+        "encoder.quantised.weight": "dtype I8",
+        "encoder.flags.weight": "dtype BOOL",
+        "encoder.layer_norm.weight": "1-D",
+        "encoder.tiny.weight": "smaller than a block of 4 x 4",
+        "encoder.nothing.weight": "empty",
+        "encoder.steps": "dtype I64",
+        "encoder.gamma": "not named as a weight of a linear or convolution layer",
+        "lm_head.weight": "output head (lm_head.*)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("model.embed_tokens.weight", "embedding"),
+        ("bert.embeddings.word_embeddings.weight", "embedding"),
+        ("vision.patch_embed.proj.weight", "embedding"),
+        ("wte.weight", "embedding"),
+        ("transformer.wpe.weight", "embedding"),
+        ("shared.weight", "embedding"),
+        ("encoder.position.weight", "position"),
+        ("blocks.0.attn.rel_pos.weight", "position"),
+        ("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "bias"),
+        ("block.norm1.linear.weight", "norm"),
+        ("block.LayerNorm.weight", "norm"),
+        ("layer1.0.bn1.weight", "norm"),
+        ("h.0.ln_1.weight", "norm"),
+        ("model.layers.0.q_proj.weight_scale_inv", "quantisation scale"),
+        ("model.lm_head.weight", "output head"),
+        ("classifier.dense.weight", "output head"),
+        ("vit.classifier.weight", "output head"),
+        ("score.weight", "output head"),
+        ("head.weight", "output head"),
+        ("model.head.weight", "output head"),
+        ("heads.head.weight", "output head"),
+        ("bbox_head.weight", "output head"),
+        ("qa_outputs.weight", "output head"),
+        ("cls.predictions.decoder.weight", "output head"),
+        ("fc.weight", "output head"),
+        ("output.weight", "output head"),
+        ("model.layers.0.block_sparse_moe.gate.weight", "router of experts"),
+        ("mlp.router.weight", "router of experts"),
+    ],
+)
+def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
+    reason = reasons(named(tmp_path, name))[name]
+    assert reason.startswith(f"{meaning} (")
+    assert any(reason == f"{meaning} ({glob})" for glob, _ in EXCLUDED)
+    assert reasons(named(tmp_path, name), include=[name])[name] == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weight",
+        "model.layers.0.mlp.gate_proj.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "bert.encoder.layer.0.attention.output.dense.weight",
+        "pooler.dense.weight",
+        "h.0.mlp.c_fc.weight",
+        "layer4.0.conv1.weight",
+        "layer4.0.fc.weight",
+        "attention.in_proj_weight",
+        "conv.weight_v",
+        "mlp.experts.down_proj",
+    ],
+)
+def test_names_pruned(tmp_path: Path, name: str) -> None:
+    assert reasons(named(tmp_path, name))[name] == ""
+
+
+def test_every_default_exclusion_excludes_something(tmp_path: Path) -> None:
+    names = {glob: glob.replace("*", "x") + ("" if glob.endswith("weight") else ".weight") for glob, _ in EXCLUDED}
+    found = reasons(named(tmp_path, *names.values()))
+    assert all(found[name] for name in names.values())
+
+
+def test_layouts_and_assumptions(model: Path) -> None:
+    layouts = {tensor.entry.name: tensor.layout for tensor in make_plan(model, "2:4").pruned}
+    assert layouts["encoder.f32.weight"] is None
+    assert layouts["encoder.experts.up_proj"] == "batch"
+    assert {layouts[f"encoder.conv{axes}d.weight"] for axes in (1, 2, 3)} == {"conv"}
+    texts = {tensor.layout: tensor.assumption for tensor in make_plan(model, "2:4").pruned}
+    assert "groups=1" in texts["conv"]
+    assert texts["batch"] == "a stack of matrices"
+    assert texts[None] == "a matrix (out, in)"
+
+
+def test_include_brings_back_what_a_name_leaves_alone(model: Path) -> None:
+    found = reasons(model, include=["lm_head.*", "*gamma", "*depthwise*"])
+    assert [found[name] for name in ("lm_head.weight", "encoder.gamma", "encoder.depthwise.weight")] == [""] * 3
+    assert found["embeddings.word.weight"]
+
+
+def test_include_cannot_bring_back_what_no_mask_fits(model: Path) -> None:
+    assert {name for name, reason in reasons(model, include=["*"]).items() if reason} == {
+        "encoder.f32.bias",
+        "encoder.quantised.weight",
+        "encoder.flags.weight",
+        "encoder.layer_norm.weight",
+        "encoder.tiny.weight",
+        "encoder.nothing.weight",
+        "encoder.steps",
+    }
+
+
+def test_exclude_wins_over_include(model: Path) -> None:
+    found = reasons(model, include=["*f32*", "lm_head.weight"], exclude=["*.f32.*", "lm*"])
+    assert found["encoder.f32.weight"] == "excluded by '*.f32.*'"
+    assert found["lm_head.weight"] == "excluded by 'lm*'"
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_glob_that_matches_nothing(model: Path, argument: str) -> None:
+    with pytest.raises(InputValueError, match=rf"{argument} must match the name of a tensor of .*, not 'typo\*'; its"):
+        make_plan(model, "2:4", **{argument: ["typo*"]})
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_globs_in_one_string(model: Path, argument: str) -> None:
+    with pytest.raises(
+        InputValueError, match=rf"{argument} must be a list of globs, not the text '\*'; write \['\*'\]"
+    ):
+        make_plan(model, "2:4", **{argument: "*"})
+
+
+def test_pattern_that_no_tensor_can_take(model: Path) -> None:
+    plan = make_plan(model, "16:32")
+    assert not plan.pruned
+    with pytest.raises(PatternError, match=r"pattern must fit at least one weight of .*, not 16:32: the largest, '"):
+        plan.check()
+
+
+def test_rows_only_needs_no_whole_block(model: Path) -> None:
+    plan = make_plan(model, Pattern(2, 4, transposable=False))
+    assert "encoder.tiny.weight" in {tensor.entry.name for tensor in plan.pruned}
+
+
+def test_rows_and_columns_of_different_length(model: Path) -> None:
+    names = {tensor.entry.name for tensor in make_plan(model, Pattern(row="2:4", col="5:10")).pruned}
+    assert names == {"encoder.f32.weight", "encoder.ragged.weight", "encoder.attention.in_proj_weight"}
+
+
+def test_nothing_to_prune(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"lm_head.weight": np.ones((8, 8), "f4"), "b": np.ones(8, "f4")})
+    with pytest.raises(PatternError, match="must hold a weight that 2:4 can prune, and all 2 tensors are left alone"):
+        make_plan(path, "2:4").check()
+
+
+def test_no_tensor_at_all(tmp_path: Path) -> None:
+    path = raw_file(tmp_path / "x.safetensors", {})
+    with pytest.raises(PatternError, match="all 0 tensors are left alone"):
+        make_plan(path, "2:4").check()
+    with pytest.raises(InputValueError, match=r"not '\*'$"):
+        make_plan(path, "2:4", include=["*"])
+
+
+def test_bad_pattern(model: Path) -> None:
+    with pytest.raises(PatternError, match='pattern must be "n:m"'):
+        make_plan(model, "two of four")
+
+
+def test_json_of_a_plan(model: Path) -> None:
+    plan = json.loads(json.dumps(make_plan(model, "2:4").to_dict()))
+    assert plan["pattern"] == "2:4"
+    assert len(plan["tensors"]) == len(tensors())
+    assert {"glob": "lm_head.*", "reason": "output head"} in plan["default_exclusions"]
+    assert {tensor["name"] for tensor in plan["tensors"] if tensor["pruned"]} == set(PRUNED)
+
+
+# What a checkpoint consists of.
+
+
+def change_index(folder: Path, **changes: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= changes
+    path.write_text(json.dumps(index))
+
+
+def test_folder(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "hf"
+    (folder / "sub").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("x")
+    shutil.copy(model, folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "sub" / "model.safetensors").write_text("not read: only the top of the folder is the model")
+    source = open_source(folder)
+    assert source.is_folder
+    assert [shard.path.name for shard in source.shards] == ["model.safetensors"]
+    assert [str(path) for path in source.others] == ["config.json", "sub/model.safetensors"]
+
+
+def test_folder_with_a_file_of_another_name(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    write(tmp_path / "unet" / "diffusion.safetensors")
+    assert open_source(tmp_path / "unet").shards[0].path.name == "diffusion.safetensors"
+
+
+def test_folder_with_files_of_other_names(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors")
+    write(tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"must hold model.safetensors, .* not 2 of them; name one file"):
+        open_source(tmp_path)
+
+
+def test_sharded_folder(tmp_path: Path) -> None:
+    plan = make_plan(sharded(tmp_path / "hf"), "2:4")
+    assert len(plan.source.shards) == 2
+    assert {tensor.entry.name for tensor in plan.pruned} == set(PRUNED)
+    assert [path.name for path in plan.source.others] == ["model.safetensors.index.json"]
+
+
+@pytest.mark.parametrize("name", ["../out.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "a\\b"])
+def test_index_that_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    folder = sharded(tmp_path / "hf")
+    change_index(folder, evil=name)
+    with pytest.raises(CheckpointError, match=re.escape(f"weight_map must name files beside it, not {name!r}")):
+        open_source(folder)
+
+
+def test_index_that_names_a_missing_shard(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "hf")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"must name files that exist, not .model-00002-of-00002.safetensors"):
+        open_source(folder)
+
+
+def test_index_that_names_a_missing_tensor(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "hf")
+    change_index(folder, ghost="model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match="weight_map must name tensors that exist, not 'ghost' in 'model-00001"):
+        open_source(folder)
+
+
+def test_tensor_in_two_shards(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "hf")
+    write(folder / "model-00002-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor '.*' must be in one shard, not in 'model-00001"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_index_without_a_map(tmp_path: Path, text: str) -> None:
+    folder = sharded(tmp_path / "hf")
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="weight_map must map tensor names to file names"):
+        open_source(folder)
+
+
+def test_index_that_is_not_json(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "hf")
+    (folder / "model.safetensors.index.json").write_text("<html>")
+    with pytest.raises(CheckpointError, match="index must be JSON, not text that cannot be read"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt", "pth", "ckpt", "pkl"])
+def test_pickle_is_refused_with_the_reason_and_the_way_out(tmp_path: Path, suffix: str) -> None:
+    name = f"pytorch_model.{suffix}"
+    (tmp_path / name).write_bytes(b"\x80\x02")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError, match="reading a pickle runs the code in it") as caught:
+            open_source(path)
+        command = str(caught.value).split('python -c "')[1].removesuffix('"')
+        compile(command, "conversion", "exec")
+        assert name in command
+        assert "weights_only=True" in command
+
+
+@pytest.mark.parametrize("name", ["none", "none.safetensors", "none.bin"])
+def test_missing_source(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceNotFoundError, match=f"{name} must exist; check the path"):
+        open_source(tmp_path / name)
+
+
+def test_folder_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"must hold safetensors, for example model.safetensors, and it holds none"
+    ):
+        open_source(tmp_path)
+
+
+def test_links_are_followed_as_in_a_cache_of_downloads(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    write(blobs / "0123")
+    (blobs / "more").mkdir()
+    (blobs / "more" / "a.txt").write_text("a")
+    (snapshot / "model.safetensors").symlink_to("../blobs/0123")
+    (snapshot / "more").symlink_to("../blobs/more")
+    (snapshot / "again").symlink_to("../blobs/more")
+    source = open_source(snapshot)
+    assert source.shards[0].path.name == "model.safetensors"
+    assert [str(path) for path in source.others] == ["again/a.txt", "more/a.txt"]
+
+
+def test_link_to_a_folder_above(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors")
+    (tmp_path / "loop").symlink_to(".")
+    with pytest.raises(CheckpointError, match="must not be a link to a folder above it"):
+        open_source(tmp_path)
+
+
+def test_link_to_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").symlink_to("gone")
+    with pytest.raises(CheckpointError, match="must be a file, not a link to nothing"):
+        open_source(tmp_path)
+
+
+def test_pipe_in_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="must be a file or folder, not a device, pipe or socket"):
+        open_source(tmp_path)
+
+
+def test_broken_shard_is_named(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "hf")
+    raw_file(folder / "model-00002-of-00002.safetensors", {"w": entry("F32", [9], 0, 36)}, b"")
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: tensor 'w' must end within the file"):
+        open_source(folder)

@@ -19,9 +19,10 @@ from nmflow.problem import Array, Matrix, Problem, is_bfloat16
 
 __all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "iter_places", "load", "store"]
 
-CHUNK_ENTRIES = 1 << 18
-"""Entries of a chunk: 1 MiB of float32, which with its mask and duals stays in a core's second-level cache."""
-WIDEST_STRIPE = 1 << 20
+CHUNK_ENTRIES = 1 << 19
+"""Entries of a chunk: 2 MiB of float32; with more, the passes over a chunk leave the second-level cache, with fewer,
+Python's share of the time grows."""
+WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
 """A stripe is cut at multiples of this many blocks, so that vector lanes stay full."""
@@ -71,6 +72,10 @@ class Chunk:
     mask : ndarray of bool, shape (h, w)
         Output.
     place : Place
+    start : ndarray of bool, shape (h, w), or None
+        A mask to improve.
+    duals : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
+        Row and column duals to start from, in the dtype that scores are compared in; the solver may overwrite them.
     """
 
     scores: Array
@@ -82,6 +87,8 @@ class Chunk:
     state: Array | None
     mask: Array
     place: Place
+    start: Array | None = None
+    duals: tuple[Array, Array] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -107,13 +114,38 @@ class Chunk:
         i, j = divmod(block, self.grid[1])
         return slice(i * rows, (i + 1) * rows), slice(j * cols, (j + 1) * cols)
 
-    def block_scores(self, block: int) -> Array:
-        """Scores of one block as float64 (rounded if the caller's integers need more than 53 bits)."""
-        part = self.source[self.corner(block)]
-        if part.dtype.kind in "iu":
-            return np.array([[float(x) for x in row] for row in self.block_integers(block)[0]])
-        values = part.astype(np.float64)
+    def view(self, array: Array) -> Array:
+        """An array of this chunk's shape as (block rows, R, block columns, C), without a copy."""
+        rows, cols = self.pattern.block_shape
+        tall, wide = self.grid
+        return array.reshape(tall, rows, wide, cols)
+
+    def gather(self, array: Array, blocks: Array) -> Array:
+        """Copy some blocks of an array of this chunk's shape: (k, R, C)."""
+        i, j = np.divmod(blocks, self.grid[1])
+        return np.ascontiguousarray(self.view(array)[i, :, j])
+
+    def put(self, blocks: Array, parts: Array) -> None:
+        """Write the masks of some blocks, shape (k, R, C)."""
+        i, j = np.divmod(blocks, self.grid[1])
+        self.view(self.mask)[i, :, j] = parts
+
+    def gather_scores(self, blocks: Array) -> Array:
+        """Scores of some blocks as float64, shape (k, R, C); rounded where `exact` is False."""
+        values = self.gather(self.source, blocks).astype(np.float64)
         return np.abs(values) if self.absolute else values
+
+    def gather_state(self, blocks: Array) -> Array:
+        """KEEP, DROP or FREE for each entry of some blocks, shape (k, R, C)."""
+        if self.state is None:
+            return np.zeros((len(blocks), *self.pattern.block_shape), np.int8)
+        return self.gather(self.state, blocks)
+
+    def fixed_blocks(self) -> Array:
+        """Numbers of the blocks with an entry that is kept or dropped by order."""
+        if self.state is None:
+            return np.empty(0, np.int64)
+        return np.flatnonzero((self.view(self.state) != FREE).any(axis=(1, 3)))
 
     def block_integers(self, block: int) -> tuple[Array, int]:
         """Scores of one block exactly: Python integers (dtype object) and an exponent e, score = integer * 2**e."""
@@ -229,7 +261,7 @@ def _readable(part: Array) -> tuple[Array, Kind, bool]:
         if name == "float16":
             part = part.view(np.uint16)
     if part.strides[1] != part.itemsize or not part.flags.aligned:
-        part = np.ascontiguousarray(part)
+        part = np.require(part, requirements=["C", "ALIGNED"])
     return part, name, True
 
 
@@ -243,16 +275,37 @@ def load(problem: Problem, matrices: tuple[Matrix, ...], masks: tuple[Array, ...
         part = array.part(*area)
         return pad(part, pattern) if place.padded else part
 
-    source = part_of(matrix)
+    def marked(array: Array | None) -> Array | None:
+        return None if array is None else part_of(problem.matrices(array)[place.matrix])
+
+    source, absolute = part_of(matrix), problem.absolute
+    previous = marked(problem.previous)
+    if previous is not None and problem.bonus:  # the score is then this sum, rounded once to float64
+        source = source.astype(np.float64)
+        source, absolute = (np.abs(source) if absolute else source) + problem.bonus * previous, False
     scores, kind, exact = _readable(source)
     mask = np.zeros(source.shape, np.bool_) if place.padded else masks[place.matrix][area]
     state = None
     for fixed, value in ((problem.keep, KEEP), (problem.drop, DROP)):
-        if fixed is not None:
-            chosen = part_of(problem.matrices(fixed)[place.matrix])
+        chosen = marked(fixed)
+        if chosen is not None:
             state = np.zeros(source.shape, np.int8) if state is None else state
             state[chosen] = value
-    return Chunk(scores, source, kind, problem.absolute, exact, pattern, state, mask, place)
+    duals = None
+    if problem.warm is not None:
+        dtype = np.float64 if kind == "float64" else np.float32
+        duals = _place_duals(place, problem.warm[0][place.matrix], problem.warm[1][place.matrix], pattern, dtype)
+    return Chunk(scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), duals)
+
+
+def _place_duals(place: Place, u: Array, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+    """A copy of the duals of a place, laid out as its chunk is."""
+    rows, cols = pattern.block_shape
+    part = u.reshape(-1, rows, u.shape[1])[place.block_rows, :, place.block_cols]
+    across = v[place.block_rows, place.block_cols.start * cols : place.block_cols.stop * cols]
+    if place.padded:  # its blocks lie side by side in one stripe
+        return part.transpose(1, 0, 2).reshape(rows, -1).astype(dtype), across.reshape(1, -1).astype(dtype)
+    return part.reshape(-1, part.shape[2]).astype(dtype), across.astype(dtype, order="C")
 
 
 def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,17 @@ class Duals:
     block_row: Array | None = None
     block_col: Array | None = None
     special: Mapping[int, BlockDuals] | None = None
+
+    def updated(self, other: Duals) -> Duals:
+        """These duals, but for the blocks that stand apart in `other`."""
+        if self.blocks is None or not len(self.blocks):
+            return other
+        old = ~np.isin(self.blocks, other.blocks)  # type: ignore[arg-type]
+        blocks = np.concatenate([self.blocks[old], other.blocks])  # type: ignore[list-item]
+        order = np.argsort(blocks)
+        row = np.concatenate([self.block_row[old], other.block_row])  # type: ignore[index, list-item]
+        col = np.concatenate([self.block_col[old], other.block_col])  # type: ignore[index, list-item]
+        return replace(self, blocks=blocks[order], block_row=row[order], block_col=col[order])
 
     def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
@@ -125,7 +136,8 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
     the work dtype, and some ten for blocks whose duals are float64; blocks of `special` are graded in
     Python integers.
     """
-    from nmflow.kernels.proof import grade_kernel, proof_kernel
+    from nmflow.kernels.grade import grade_kernel
+    from nmflow.kernels.proof import proof_kernel
 
     pattern, mask, scores = chunk.pattern, chunk.mask, chunk.scores
     rows, cols = pattern.block_shape
@@ -143,22 +155,23 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
         flags.ctypes.data, sums.ctypes.data, int(chunk.exact), tall, wide,
     )  # fmt: skip
     # one by one: blocks with duals of their own, blocks whose gap is asked for, and blocks with fixed entries
-    doubtful = flags != 0
+    blocks = np.flatnonzero(flags)
     if chunk.state is not None:
-        doubtful |= (chunk.state.reshape(tall, rows, wide, cols) != FREE).any(axis=(1, 3)).ravel()
-    blocks = np.flatnonzero(doubtful)
+        blocks = np.union1d(blocks, chunk.fixed_blocks())
     gaps = np.zeros(len(blocks))
     if len(blocks):
         u, v = duals.gather(chunk, blocks)
         found = np.empty(len(blocks), np.uint8)
-        state = chunk.state if chunk.state is not None else np.empty((0, 0), np.int8)
-        grade_kernel(chunk.kind, rows, cols, chunk.absolute)(
-            scores.ctypes.data, scores.strides[0], wide, chunk.exact, blocks, u, v, mask.ctypes.data,
-            mask.strides[0], state, r, c, row_fill, col_fill, found, gaps,
+        grade_kernel()(
+            chunk.gather_scores(blocks), u, v, chunk.gather(mask, blocks).view(np.uint8), chunk.gather_state(blocks),
+            chunk.exact, r, c, row_fill, col_fill, found, gaps,
         )  # fmt: skip
-        if duals.special:
+        one_by_one = dict(duals.special or {})
+        for k in np.flatnonzero((found == 1) & np.isnan(gaps)):  # feasible, and sums overflowed
+            one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
+        if one_by_one:
             for k, block in enumerate(blocks):
-                special = duals.special.get(int(block))
+                special = one_by_one.get(int(block))
                 if special is not None and found[k] != 0:
                     numbers, exponent = chunk.block_integers(int(block))
                     found[k], gaps[k] = grade_exactly(
@@ -204,7 +217,7 @@ def grade_exactly(
     rows, cols = mask.shape
     u, v = [int(x) * dual_scale for x in whole[:rows]], [int(x) * dual_scale for x in whole[rows:]]
     row_fill, col_fill = fills(pattern)
-    gap = 0
+    gap, wrong_sign = 0, False
     for i in range(rows):
         for j in range(cols):
             fixed = FREE if state is None else int(state[i, j])
@@ -222,10 +235,11 @@ def grade_exactly(
         for value, count in zip(values, counts.tolist(), strict=True):
             if count > budget or (fill == 2 and count != budget):
                 return 2, math.nan
-            if fill < 2 and (value < 0 or (fill == 0 and value != 0)):
-                return 1, math.inf
             if fill < 2:
+                wrong_sign |= value < 0 or (fill == 0 and value != 0)
                 gap += value * (budget - count)
+    if wrong_sign:
+        return 1, math.inf
     return (1, _ldexp(gap, low)) if gap else (0, 0.0)
 
 

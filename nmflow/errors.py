@@ -5,15 +5,18 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "DestinationExistsError",
+    "FormatError",
     "InfeasibleError",
     "InputTypeError",
     "InputValueError",
     "MissingLibraryError",
     "NmflowError",
     "NonFiniteError",
+    "NotCertifiedError",
     "PatternError",
     "SolverLimitError",
     "SourceNotFoundError",
+    "UnknownFormatError",
     "UnknownSolverError",
 ]
 
@@ -53,6 +56,18 @@ class NonFiniteError(InputValueError):
 
 class InfeasibleError(NmflowError, ValueError):
     """Constraints that contradict each other, so that no mask satisfies all of them."""
+
+
+class NotCertifiedError(NmflowError, RuntimeError):
+    """A bound or a gap that was asked of a solution without a certificate."""
+
+
+class FormatError(NmflowError, ValueError):
+    """Stored arrays that are not what their format says."""
+
+
+class UnknownFormatError(NmflowError, ValueError):
+    """A name of a storage format that is not in the table."""
 
 
 class UnknownSolverError(NmflowError, ValueError):

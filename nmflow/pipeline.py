@@ -11,9 +11,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,16 +34,17 @@ from nmflow.blocks import (
     store,
 )
 from nmflow.certificate import ChunkGrade, Duals, grade
-from nmflow.errors import InfeasibleError, InputValueError
-from nmflow.pattern import Pattern
+from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
+from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Array, Problem, as_mask
-from nmflow.solution import Certificate, Solution, Status
+from nmflow.solution import Certificate, Solution, Switch
 from nmflow.solvers import get
-from nmflow.solvers.base import Solver
+from nmflow.solvers.base import ChunkSolution, Solver
 
 __all__ = ["as_pattern", "certify", "solve"]
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def solve(
@@ -52,14 +53,23 @@ def solve(
     m: int | None = None,
     *,
     pattern: str | Pattern | None = None,
+    row: str | Budget | None = None,
+    col: str | Budget | None = None,
     scores: object | None = None,
     solver: str | Solver = "dual",
     fill: str = "exact",
     transposable: bool = True,
+    keep: object | None = None,
+    drop: object | None = None,
+    previous: object | None = None,
+    switch_cost: float | None = None,
+    start: object | None = None,
     layout: str | None = None,
     groups: int = 1,
     threads: int | None = None,
     duals: bool = False,
+    certify: bool = False,
+    warm_start: Solution | None = None,
 ) -> Solution:
     """Find the best N:M mask of a weight matrix, with a proof.
 
@@ -71,14 +81,28 @@ def solve(
         float16, bfloat16, float32, float64 or integers to 64 bits; any strides; read-only arrays too.
     n, m : int
         Keep n of m, 1 <= n <= m <= 64. Instead: ``pattern="2:4"`` or a Pattern.
+    row, col : str or Budget, optional
+        Different budgets in the two directions, instead of n and m: ``row="2:4", col="4:8"`` keeps 2 of 4 consecutive
+        entries along each row and 4 of 8 along each column. Where their densities differ only
+        ``fill="at-most"`` is feasible.
     scores : array of the shape of weights, optional
-        What an entry is worth; may be negative. Default: absolute values, widened first.
+        What an entry is worth; may be negative. Default: absolute values, widened first. The objective W + W.T of
+        Hubara et al. 2021 is ``scores=abs(W) + abs(W).T``.
     solver : str or Solver
         Name in the table of solvers; see `nmflow.solvers.names`.
     fill : {"exact", "at-most"}
         Exactly n in every line of a block, or no more than n.
     transposable : bool
         False constrains rows only.
+    keep, drop : array of bool, shape of weights, optional
+        Entries that must be kept, must be dropped.
+    previous : array of bool, shape of weights, optional
+        An earlier mask: what it kept is worth `switch_cost` times the mean magnitude of a score more, so the mask
+        changes only where that pays. That sum, rounded once to float64, is the score that is maximised and proven.
+    switch_cost : float, optional
+        At least 0; goes with `previous`.
+    start : array of bool, shape of weights, optional
+        A mask to improve, for ``solver="local-search"``.
     layout : {None, "conv", "batch"}
         None: a matrix. "conv": (out, in/groups, *kernel), seen as out x (kernel . in). "batch": leading axes
         are separate matrices.
@@ -88,6 +112,13 @@ def solve(
         Default: the cores that this process may use. The mask does not depend on it.
     duals : bool
         Keep the duals in the solution (16/m bytes an entry).
+    certify : bool
+        Prove a bound and a gap for the mask of a solver that is not exact too, which costs as much as solving exactly.
+        Masks of exact solvers always have their certificate.
+    warm_start : Solution, optional
+        Of a problem of the same shape and pattern, made with ``duals=True``, for ``solver="dual"``: its duals are where
+        the search starts, which is faster where scores changed little. The objective does not depend on it; which of
+        several best masks is returned can.
 
     Returns
     -------
@@ -99,6 +130,8 @@ def solve(
         If the pattern is not one.
     InputTypeError, InputValueError, NonFiniteError
         If an array cannot be used: dtype, rank, emptiness, shape, NaN or infinite scores.
+    InfeasibleError
+        If keep and drop leave some block without a mask; it names the first and says how many.
     UnknownSolverError, MissingLibraryError, SolverLimitError
         If the solver is not there or cannot take the problem.
 
@@ -113,11 +146,18 @@ def solve(
     >>> s.mask.tolist(), s.objective, s.certificate.proven
     ([[True, False], [False, True]], 6.0, True)
     """
-    chosen = as_pattern(n, m, pattern, fill=fill, transposable=transposable)
+    chosen = as_pattern(n, m, pattern, row=row, col=col, fill=fill, transposable=transposable)
     method = get(solver)
-    problem = Problem.build(weights, chosen, scores=scores, layout=layout, groups=groups)
+    if duals and not (method.exact or certify):
+        raise InputValueError(f'certify must be True for the duals of solver="{method.name}", which finds none itself')
+    problem = Problem.build(
+        weights, chosen, scores=scores, layout=layout, groups=groups, keep=keep, drop=drop, previous=previous,
+        switch_cost=switch_cost, start=start,
+    )  # fmt: skip
+    if warm_start is not None:
+        problem = replace(problem, warm=_warm(problem, warm_start, method))
     method.check(problem)
-    return _run(problem, method, _threads(threads), keep_duals=duals)
+    return _run(problem, method, _threads(threads), keep_duals=duals, certified=certify)
 
 
 def certify(
@@ -127,8 +167,12 @@ def certify(
     m: int | None = None,
     *,
     pattern: str | Pattern | None = None,
+    row: str | Budget | None = None,
+    col: str | Budget | None = None,
     fill: str = "exact",
     transposable: bool = True,
+    keep: object | None = None,
+    drop: object | None = None,
     layout: str | None = None,
     groups: int = 1,
     threads: int | None = None,
@@ -142,8 +186,8 @@ def certify(
         What an entry is worth (not its absolute value, unless `absolute`).
     mask : array of bool, same shape
         True = kept; from any tool.
-    n, m, pattern, fill, transposable, layout, groups, threads
-        As for `solve`.
+    n, m, pattern, row, col, fill, transposable, keep, drop, layout, groups, threads
+        As for `solve`. A mask that keep or drop forbids is graded infeasible.
     absolute : bool
         Take absolute values of `scores`, as `solve` does with weights.
 
@@ -162,11 +206,10 @@ def certify(
     >>> certify(np.array([[4.0, 1.0], [3.0, 2.0]]), np.array([[False, True], [True, False]]), 1, 2).gap
     2.0
     """
-    chosen = as_pattern(n, m, pattern, fill=fill, transposable=transposable)
-    if absolute:
-        problem = Problem.build(scores, chosen, layout=layout, groups=groups)
-    else:
-        problem = Problem.build(scores, chosen, scores=scores, layout=layout, groups=groups)
+    chosen = as_pattern(n, m, pattern, row=row, col=col, fill=fill, transposable=transposable)
+    problem = Problem.build(
+        scores, chosen, scores=None if absolute else scores, layout=layout, groups=groups, keep=keep, drop=drop
+    )
     given = as_mask(mask, problem.shape, "mask")
     problem_mask, masks = problem.new_mask()
     problem_mask[...] = given
@@ -176,22 +219,29 @@ def certify(
         chunk = load(problem, matrices, masks, place)
         if place.padded:  # the real entries are as given; the padding takes what is left, as a free choice
             return _certify_edge(problem, chunk, masks, method)
-        best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_))
-        return _Part(place, grade(chunk, _settled_and_graded(problem, best, method, place)[0]), {})
+        return _Part(place, grade(chunk, _best_duals(problem, chunk)), {})
 
     matrices = problem.matrices(problem.scores)
-    parts = _map(work, list(iter_places(problem)), _threads(threads))
+    parts = _map(_feasible(work), list(iter_places(problem)), _threads(threads))
+    _check_feasible(problem, parts)
     return _certificate(problem, parts)
 
 
 def as_pattern(
-    n: int | None, m: int | None, pattern: str | Pattern | None, *, fill: str = "exact", transposable: bool = True
+    n: int | None,
+    m: int | None,
+    pattern: str | Pattern | None,
+    *,
+    row: str | Budget | None = None,
+    col: str | Budget | None = None,
+    fill: str = "exact",
+    transposable: bool = True,
 ) -> Pattern:
     """The pattern that a caller's arguments name."""
     if pattern is None:
-        return Pattern(n, m, fill=fill, transposable=transposable)
-    if n is not None or m is not None:
-        raise InputValueError("pattern must be given alone, not with n and m")
+        return Pattern(n, m, row=row, col=col, fill=fill, transposable=transposable)
+    if any(value is not None for value in (n, m, row, col)):
+        raise InputValueError("pattern must be given alone, not with n and m or row and col")
     if isinstance(pattern, Pattern):
         if (fill, transposable) != ("exact", True):
             raise InputValueError("fill and transposable must be part of the Pattern, not given beside it")
@@ -201,48 +251,89 @@ def as_pattern(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """What is known of a chunk: its grade, or only what it keeps; or the blocks that have no mask."""
+
     place: Place
-    grade: ChunkGrade
-    counts: dict[str, int]
+    grade: ChunkGrade | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    objective: float = 0.0
+    infeasible: Sequence[int] = ()
 
 
-def _run(problem: Problem, method: Solver, threads: int, *, keep_duals: bool) -> Solution:
+class _ContradictionError(Exception):
+    """Blocks of a chunk that have no mask; it never leaves this module."""
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+
+def _run(
+    problem: Problem, method: Solver, threads: int, *, keep_duals: bool = False, certified: bool = False
+) -> Solution:
     started = time.perf_counter()
     mask, masks = problem.new_mask()
     matrices = problem.matrices(problem.scores)
     duals = _new_duals(problem) if keep_duals else None
     all_grids = grids(problem)
+    certified = certified or method.exact
 
     def work(place: Place) -> _Part:
         chunk = load(problem, matrices, masks, place)
-        evidence, graded, counts = _settled_and_graded(problem, chunk, method, place)
+        if certified:
+            evidence, graded, counts = _settled_and_graded(problem, chunk, method)
+            part = _Part(place, graded, counts, graded.objective)
+            if duals is not None:
+                _store_duals(duals, chunk, evidence, all_grids[place.matrix])
+        else:
+            part = _Part(place, None, _solved(problem, chunk, method).counts, _kept(chunk))
         store(chunk, masks)
-        if duals is not None:
-            _store_duals(duals, chunk, evidence, all_grids[place.matrix])
-        return _Part(place, graded, counts)
+        return part
 
-    parts = _map(work, list(iter_places(problem)), threads)
-    certificate = _certificate(problem, parts)
+    parts = _map(_feasible(work), list(iter_places(problem)), threads)
+    _check_feasible(problem, parts)
+    certificate = _certificate(problem, parts) if certified else None
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part.counts)
-    stats = {**counts, "threads": threads, "seconds": time.perf_counter() - started}
-    row, col = (None, None) if duals is None else (_single(duals[0]), _single(duals[1]))
-    return Solution(mask, certificate, method.name, problem.pattern, row, col, stats)
+    last = all_grids[-1]
+    stats = {
+        **counts,
+        "blocks": last.start + last.rows * last.cols,
+        "threads": threads,
+        "seconds": time.perf_counter() - started,
+    }
+    return Solution(
+        mask=mask,
+        objective=_sum(part.objective for part in parts),
+        certificate=certificate,
+        solver=method.name,
+        pattern=problem.pattern,
+        switch=None if problem.previous is None else _switch(problem, mask, problem.previous),
+        row_duals=None if duals is None else _single(duals[0]),
+        col_duals=None if duals is None else _single(duals[1]),
+        stats=stats,
+    )
 
 
-def _settled_and_graded(
-    problem: Problem, chunk: Chunk, method: Solver, place: Place
-) -> tuple[Duals, ChunkGrade, dict[str, int]]:
-    """Solve a chunk and grade it; what an exact solver leaves unproven is solved again in exact arithmetic."""
+def _solved(problem: Problem, chunk: Chunk, method: Solver) -> ChunkSolution:
+    """Solve a chunk; scores that are not finite are an error, and blocks without a mask an exception of ours."""
     if not method.checks_finite and not np.isfinite(chunk.source).all():
         raise problem.non_finite_error()
     solution = method.solve(chunk)
     if not solution.finite:
         raise problem.non_finite_error()
     if solution.infeasible:
-        raise _infeasible(problem, chunk, solution.infeasible, place)
+        raise _ContradictionError(solution.infeasible)
+    return solution
+
+
+def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple[Duals, ChunkGrade, dict[str, int]]:
+    """Solve a chunk and grade it; what an exact solver leaves unproven is solved again in exact arithmetic."""
+    solution = _solved(problem, chunk, method)
     duals, counts = solution.duals, dict(solution.counts)
+    if not method.exact and duals.row is None and not duals.special:
+        duals = _best_duals(problem, chunk)
     graded = grade(chunk, duals)
     if len(graded.unproven) and method.exact:
         counts["refined"] = len(graded.unproven)
@@ -252,12 +343,68 @@ def _settled_and_graded(
                 break
         if len(graded.unproven) and method.name != "dual":
             # the evidence of this solver proves too little; any duals may grade its mask
-            best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_))
-            duals = _settled_and_graded(problem, best, get("dual"), place)[0]
+            duals = _best_duals(problem, chunk)
             graded = grade(chunk, duals)
         if duals.special:
             counts["integers"] = len(duals.special)
     return duals, graded, counts
+
+
+def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The duals of an earlier solution, checked to be those of a problem like this one."""
+    if not isinstance(earlier, Solution):
+        raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
+    if method.name != "dual":
+        raise InputValueError(f'warm_start must go with solver="dual", not "{method.name}", which starts from nothing')
+    if earlier.row_duals is None or earlier.col_duals is None:
+        raise InputValueError("warm_start must hold duals, not None; call solve with duals=True for it")
+    if earlier.pattern != problem.pattern:
+        raise InputValueError(f"warm_start must have pattern {problem.pattern}, not {earlier.pattern}; solve anew")
+    sides = tuple(side if isinstance(side, tuple) else (side,) for side in (earlier.row_duals, earlier.col_duals))
+    rows, cols = problem.pattern.block_shape
+    shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in grids(problem)]
+    if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
+        raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
+    for side in sides:
+        if not all(np.isfinite(part).all() for part in side):
+            raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
+    return sides[0], sides[1]
+
+
+def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
+    """Optimal duals of a chunk, whatever its mask: they give the best bound on it."""
+    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_))
+    return _settled_and_graded(problem, best, get("dual"))[0]
+
+
+def _kept(chunk: Chunk) -> float:
+    """Kept score of a chunk, summed in float64 in a fixed order."""
+    values = chunk.scores if chunk.kind in ("float32", "float64") else chunk.source.astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
+        return float(np.sum(np.abs(values) if chunk.absolute else values, dtype=np.float64, where=chunk.mask))
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Sum, correctly rounded; infinite where it is beyond float64."""
+    listed = list(values)
+    try:
+        return math.fsum(listed)
+    except OverflowError:
+        return math.copysign(math.inf, sum(value / 2.0 for value in listed))
+
+
+def _switch(problem: Problem, mask: Array, previous: Array) -> Switch:
+    """Compare with the previous mask, a leading slice at a time."""
+    flips = again = 0
+    sums = []
+    for lead in range(len(mask)):
+        now, before = mask[lead], previous[lead]
+        flips += int(np.count_nonzero(now ^ before))
+        again += int(np.count_nonzero(now & before))
+        kept = problem.scores[lead][now].astype(np.float64)
+        with np.errstate(over="ignore"):
+            sums.append(float((np.abs(kept) if problem.absolute else kept).sum()))
+    return Switch(flips, again, problem.bonus, _sum(sums))
 
 
 def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], method: Solver) -> _Part:
@@ -274,18 +421,41 @@ def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], meth
             if block not in failed:
                 corner = chunk.corner(block)
                 chunk.mask[corner] = whole.mask[corner]
-    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_))
-    duals = _settled_and_graded(problem, best, method, place)[0]
-    return _Part(place, grade(chunk, duals), {})
+    return _Part(place, grade(chunk, _best_duals(problem, chunk)), {})
 
 
-def _infeasible(problem: Problem, chunk: Chunk, blocks: Sequence[int], place: Place) -> InfeasibleError:
-    i, j = divmod(blocks[0], chunk.place.block_cols.stop - chunk.place.block_cols.start)
-    rows, cols = chunk.pattern.block_shape
-    where = f"rows {(place.block_rows.start + i) * rows}.., columns {(place.block_cols.start + j) * cols}.."
-    return InfeasibleError(
-        f"keep and drop must leave a mask of pattern {chunk.pattern}, not contradict it as in {len(blocks)} blocks here, "
-        f"the first at {where} of matrix {place.matrix}; keep fewer or drop fewer there, or use fill='at-most'"
+def _feasible(work: Callable[[Place], _Part]) -> Callable[[Place], _Part]:
+    """The same work, where blocks without a mask are a result: the error is to count those of all chunks."""
+
+    def guarded(place: Place) -> _Part:
+        try:
+            return work(place)
+        except _ContradictionError as found:
+            return _Part(place, infeasible=found.blocks)
+
+    return guarded
+
+
+def _check_feasible(problem: Problem, parts: Sequence[_Part]) -> None:
+    """Raise InfeasibleError if some block has no mask."""
+    all_grids = grids(problem)
+    numbers = sorted(
+        int(number)
+        for part in parts
+        if part.infeasible
+        for number in block_numbers(part.place, all_grids[part.place.matrix])[list(part.infeasible)]
+    )
+    if not numbers:
+        return
+    matrix = next(k for k, grid in enumerate(all_grids) if numbers[0] < grid.start + grid.rows * grid.cols)
+    i, j = divmod(numbers[0] - all_grids[matrix].start, all_grids[matrix].cols)
+    rows, cols = problem.pattern.block_shape
+    where = f"rows {i * rows} to {(i + 1) * rows - 1}, columns {j * cols} to {(j + 1) * cols - 1} of matrix {matrix}"
+    easier = "" if problem.pattern.fill == "at-most" else ', or use fill="at-most"'
+    raise InfeasibleError(
+        f"keep and drop must leave a mask of pattern {problem.pattern}, not contradict it as in {len(numbers)} of "
+        f"{all_grids[-1].start + all_grids[-1].rows * all_grids[-1].cols} blocks, the first at {where}; "
+        f"mark fewer entries there{easier}"
     )
 
 
@@ -339,6 +509,8 @@ def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:
     status = np.empty(last.start + last.rows * last.cols, np.uint8)
     numbers, gaps = [], []
     for part in parts:
+        if part.grade is None:
+            continue
         place, grid = part.place, all_grids[part.place.matrix]
         view = status[grid.start : grid.start + grid.rows * grid.cols].reshape(grid.rows, grid.cols)
         target = view[place.block_rows, place.block_cols]
@@ -349,8 +521,8 @@ def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:
     unproven = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
     all_gaps = np.concatenate(gaps) if gaps else np.empty(0)
     order = np.argsort(unproven, kind="stable")
-    objective = math.fsum(part.grade.objective for part in parts)
-    gap = math.fsum(all_gaps[order]) if len(all_gaps) else 0.0
+    objective = _sum(part.grade.objective for part in parts if part.grade is not None)
+    gap = _sum(all_gaps[order]) if len(all_gaps) else 0.0
     # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
     bound = objective + gap
     return Certificate(

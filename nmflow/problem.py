@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -118,6 +120,13 @@ class Problem:
         Convolution groups: row bands that blocks do not straddle.
     keep, drop : ndarray of bool or None
         Entries that must be kept, must be dropped; shape of `scores`.
+    previous : ndarray of bool or None
+        Entries of an earlier mask, each worth `bonus` more; shape of `scores`.
+    bonus : float
+    start : ndarray of bool or None
+        A mask for the solver to improve; shape of `scores`.
+    warm : pair of tuples of ndarray, or None
+        Row and column duals of each matrix to start from, as a Solution holds them.
     """
 
     scores: Array
@@ -127,6 +136,10 @@ class Problem:
     groups: int = 1
     keep: Array | None = None
     drop: Array | None = None
+    previous: Array | None = None
+    bonus: float = 0.0
+    start: Array | None = None
+    warm: tuple[tuple[Array, ...], tuple[Array, ...]] | None = None
 
     @classmethod
     def build(
@@ -139,6 +152,9 @@ class Problem:
         groups: int = 1,
         keep: object | None = None,
         drop: object | None = None,
+        previous: object | None = None,
+        switch_cost: float | None = None,
+        start: object | None = None,
     ) -> Problem:
         """Check a caller's arguments and make a Problem of them.
 
@@ -147,7 +163,8 @@ class Problem:
         InputTypeError
             If an array cannot be viewed or has a dtype without scores, or keep or drop is not boolean.
         InputValueError
-            If a rank, shape, layout or number of groups does not fit, or an array is empty.
+            If a rank, shape, layout or number of groups does not fit, an array is empty, or `switch_cost` is negative,
+            not finite, or given without `previous`.
         InfeasibleError
             If an entry is marked in both keep and drop.
         """
@@ -173,7 +190,7 @@ class Problem:
         dropped = None if drop is None else as_mask(drop, array.shape, "drop")
         if kept is not None and dropped is not None:
             _check_disjoint(kept, dropped)
-        return cls(
+        problem = cls(
             array,
             absolute,
             pattern,
@@ -181,12 +198,47 @@ class Problem:
             groups,
             kept,
             dropped,
+            start=None if start is None else as_mask(start, array.shape, "start"),
         )
+        if previous is None and switch_cost is None:
+            return problem
+        if previous is None or switch_cost is None:
+            raise InputValueError("previous and switch_cost must be given together; for example switch_cost=0.5")
+        earlier = as_mask(previous, array.shape, "previous")
+        return replace(problem, previous=earlier, bonus=problem.bonus_of(switch_cost))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the caller's array."""
         return self.scores.shape
+
+    def bonus_of(self, switch_cost: float) -> float:
+        """What keeping an entry of the previous mask is worth: switch_cost times the mean magnitude of a score.
+
+        The mean is taken over all entries in float64, in one pass over the scores and in a fixed order.
+
+        Raises
+        ------
+        InputValueError
+            If `switch_cost` is negative or no finite number, or so large that a score with the bonus overflows.
+        NonFiniteError
+            If a score is NaN or infinite.
+        """
+        if not isinstance(switch_cost, numbers.Real) or not 0.0 <= float(switch_cost) < math.inf:
+            raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
+        sums, largest = [], 0.0
+        for lead in range(self.shape[0]):  # one leading slice at a time keeps memory small
+            part = np.abs(self.scores[lead].astype(np.float64))
+            sums.append(float((part / part.size).sum()))
+            largest = max(largest, float(part.max()))
+        if not math.isfinite(largest) or any(math.isnan(value) for value in sums):
+            raise self.non_finite_error()
+        bonus = float(switch_cost) * (math.fsum(value / len(sums) for value in sums))
+        if not math.isfinite(largest + bonus):
+            raise InputValueError(
+                f"switch_cost must leave scores finite, not make them overflow as {switch_cost!r} does; scale them down"
+            )
+        return bonus
 
     def matrices(self, array: Array) -> tuple[Matrix, ...]:
         """Cut an array of this problem's shape into its matrices, as views."""
@@ -225,11 +277,17 @@ class Problem:
 
 
 def _check_disjoint(keep: Array, drop: Array) -> None:
+    count, first = 0, None
     for lead in range(len(keep)):  # one leading slice at a time keeps memory small
         both = keep[lead] & drop[lead]
-        if both.any():
+        found = int(np.count_nonzero(both))
+        if found and first is None:
             first = (lead, *(int(i) for i in np.argwhere(both)[0]))
-            raise InfeasibleError(f"keep and drop must not mark the same entry, as they do at {first}; clear one")
+        count += found
+    if first is not None:
+        raise InfeasibleError(
+            f"keep and drop must not mark the same entry, as they do at {first} and at {count} in all; clear one"
+        )
 
 
 def _check_rank(shape: tuple[int, ...], layout: str | None, name: str) -> None:

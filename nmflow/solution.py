@@ -1,4 +1,4 @@
-"""Results: Status, Certificate, Solution. Frozen values, no algorithms."""
+"""Results: Status, Certificate, Switch, Solution. Frozen values, no algorithms."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.errors import InputTypeError, InputValueError
+from nmflow.errors import InputTypeError, InputValueError, NotCertifiedError
 from nmflow.pattern import Pattern
 
-__all__ = ["Certificate", "Solution", "Status"]
+__all__ = ["Certificate", "Solution", "Status", "Switch"]
 
 
 class Status(enum.IntEnum):
@@ -95,6 +95,28 @@ class Certificate:
         raise InputValueError(f"number must be below the number of blocks, {self.n_blocks}")
 
 
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What a mask changed against the one before it.
+
+    Attributes
+    ----------
+    flips : int
+        Entries kept in one of the two masks only.
+    kept_again : int
+        Entries kept in both.
+    bonus : float
+        What keeping an entry again was worth: switch_cost times the mean magnitude of a score.
+    kept_score : float
+        Sum of the scores kept, without any bonus.
+    """
+
+    flips: int
+    kept_again: int
+    bonus: float
+    kept_score: float
+
+
 @dataclass(frozen=True)
 class Solution:
     """A mask, its certificate, and how it was made.
@@ -103,10 +125,15 @@ class Solution:
     ----------
     mask : ndarray of bool, shape of the weights
         True = kept.
-    certificate : Certificate
+    objective : float
+        Kept score, float64; with the bonuses of entries kept again where `previous` was given.
+    certificate : Certificate or None
+        None if the solver is not exact and ``certify=True`` was not asked for.
     solver : str
         Name of the solver.
     pattern : Pattern
+    switch : Switch or None
+        With `previous`: what changed, and the kept score without bonuses.
     row_duals, col_duals : tuple of ndarray of float64, or ndarray, or None
         With ``duals=True``: u of shape (R, block columns) and v of shape (block rows, C) for each matrix,
         C and R padded to whole blocks; a plain array where there is one matrix.
@@ -115,32 +142,42 @@ class Solution:
     """
 
     mask: npt.NDArray[np.bool_] = field(repr=False)
-    certificate: Certificate
+    objective: float
+    certificate: Certificate | None
     solver: str
     pattern: Pattern
+    switch: Switch | None = None
     row_duals: Any = field(default=None, repr=False)
     col_duals: Any = field(default=None, repr=False)
     stats: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def objective(self) -> float:
-        """Kept score, float64."""
-        return self.certificate.objective
-
-    @property
     def bound(self) -> float:
         """Proven upper bound on the kept score of any feasible mask."""
-        return self.certificate.bound
+        return self._certified("bound").bound
 
     @property
     def gap(self) -> float:
         """Bound minus objective, without cancellation."""
-        return self.certificate.gap
+        return self._certified("gap").gap
 
     @property
     def relative_gap(self) -> float:
         """Gap over the bound."""
-        return self.certificate.relative_gap
+        return self._certified("relative_gap").relative_gap
+
+    @property
+    def proven(self) -> bool:
+        """Whether every block is proven to be optimal."""
+        return self._certified("proven").proven
+
+    def _certified(self, name: str) -> Certificate:
+        if self.certificate is None:
+            raise NotCertifiedError(
+                f'{name} must be proven before it is read: solver="{self.solver}" is not exact and was not certified; '
+                f"call solve with certify=True, or nmflow.certify on the mask"
+            )
+        return self.certificate
 
     def prune(self, weights: npt.ArrayLike) -> npt.NDArray[Any]:
         """Weights with +0 where the mask drops them; the bits of kept entries are untouched.
@@ -154,7 +191,8 @@ class Solution:
         ndarray
             A new array of the same shape and dtype.
         """
-        array = np.asarray(weights)
+        over_dlpack = hasattr(weights, "__dlpack__") and not hasattr(weights, "__array__")
+        array = np.from_dlpack(weights) if over_dlpack else np.asarray(weights)
         if array.shape != self.mask.shape:
             raise InputValueError(f"weights must have the shape of the mask, {self.mask.shape}, not {array.shape}")
         if array.dtype.kind in "OSUMm":

@@ -21,13 +21,10 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint
-from nmflow.kernels.scores import KINDS, read_scores
-from nmflow.kernels.simd import F64, I8, I64, Emitter, copy_bytes, literal, loop, vector
 
-__all__ = ["EXACT", "FAILED", "FIXED_IN", "FIXED_OUT", "FLOAT", "LOOSE", "WIDE", "augment_block", "augment_kernel"]
+__all__ = ["EXACT", "FAILED", "FIXED_IN", "FIXED_OUT", "FLOAT", "LOOSE", "WIDE", "augment_block", "augment_kernel", "recover_kernel"]
 
 FAILED, EXACT, FLOAT, WIDE, LOOSE = 0, 1, 2, 3, 4
 """How a block ended: infeasible; exact duals that float64 holds; float64 duals; exact duals that it cannot hold; scores
@@ -206,7 +203,7 @@ def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignor
     ----------
     scores : (R, C) numbers
     u : (R,) and v : (C,), numbers of the same kind; modified: optimal on return
-    arc : (R, C) uint8; modified: FIXED_IN or FIXED_OUT where an entry must be kept or dropped, else OUT; on return
+    arc : (R, C) integers; modified: FIXED_IN or FIXED_OUT where an entry must be kept or dropped, else OUT; on return
         the last bit is the mask
     r, c : budgets of a row and of a column
     row_exact, col_exact : whether lines are filled exactly
@@ -225,79 +222,106 @@ def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignor
     )
 
 
-@intrinsic(prefer_literal=True)
-def line_gap(typing, scores, duals, arcs, out, count):  # type: ignore[no-untyped-def]
-    """Between what the arcs of a row that are out and those that are in leave for its dual: writes both ends."""
-    count_ = literal(count)
+def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: ignore[no-untyped-def]
+    """Move each dual to the middle of what the mask leaves open for it, away from rounding errors; float64 only.
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        low, high = _ends(emit, args[0], args[1], args[2], count_)
-        emit.store(emit.fold(high, "<"), emit.at(args[3], 8))
-        emit.store(emit.fold(low, ">"), args[3])
-        return context.get_dummy_value()
-
-    return types.none(scores, duals, arcs, out, count), codegen
-
-
-@intrinsic(prefer_literal=True)
-def cross_gaps(typing, scores, duals, arcs, low, high, rows, cols):  # type: ignore[no-untyped-def]
-    """The same for all columns at once: `duals` are the rows'; low, high : cols float64 each."""
-    rows_, cols_ = literal(rows), literal(cols)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        scores, duals, arcs, low_at, high_at = args[:5]
-        infinity = emit.splat(F64, cols_, float("inf"))
-        low, high = emit.variable(emit.splat(F64, cols_, float("-inf"))), emit.variable(infinity)
-        at, dual, arc = emit.variable(scores), emit.variable(duals), emit.variable(arcs)
-        with loop(builder, rows_):
-            number = emit.broadcast(emit.load(builder.load(dual), F64), cols_)
-            below, above = _ends(emit, builder.load(at), number, builder.load(arc), cols_)
-            builder.store(emit.better(below, builder.load(low), ">"), low)
-            builder.store(emit.better(above, builder.load(high), "<"), high)
-            for place, step in ((at, 8 * cols_), (dual, 8), (arc, cols_)):
-                builder.store(emit.at(builder.load(place), step), place)
-        emit.store(builder.load(low), low_at)
-        emit.store(builder.load(high), high_at)
-        return context.get_dummy_value()
-
-    return types.none(scores, duals, arcs, low, high, rows, cols), codegen
+    `low` and `high` : (max(R, C),) float64, workspace.
+    """
+    rows, cols = scores.shape
+    for sweep in range(3):
+        if sweep != 1:
+            low[:cols], high[:cols] = -np.inf, np.inf
+            for i in range(rows):
+                for j in range(cols):
+                    value = scores[i, j] - u[i]
+                    low[j] = max(low[j], value if arc[i, j] == OUT else -np.inf)
+                    high[j] = min(high[j], value if arc[i, j] == IN else np.inf)
+            for j in range(cols):
+                if col_exact or loose[rows + j] == 0:
+                    below = low[j] if col_exact else max(low[j], 0.0)
+                    if high[j] - below < np.inf:
+                        v[j] = below + (high[j] - below) * 0.5
+        else:
+            for i in range(rows):
+                below, above = -np.inf, np.inf
+                for j in range(cols):
+                    value = scores[i, j] - v[j]
+                    below = max(below, value if arc[i, j] == OUT else -np.inf)
+                    above = min(above, value if arc[i, j] == IN else np.inf)
+                if row_exact or loose[i] == 0:
+                    below = below if row_exact else max(below, 0.0)
+                    if above - below < np.inf:
+                        u[i] = below + (above - below) * 0.5
 
 
-def _ends(emit: Emitter, scores: Any, duals: Any, arcs: Any, count: int) -> tuple[Any, Any]:
-    """Scores less duals (a vector, or its address): where the arc is out, else -inf; where it is in, else inf."""
-    builder = emit.builder
-    if duals.type == I64:
-        duals = emit.load(duals, vector(F64, count))
-    value = builder.fsub(emit.load(scores, vector(F64, count)), duals)
-    state = emit.load(arcs, vector(I8, count))
-    is_out = builder.icmp_unsigned("==", state, emit.splat(I8, count, OUT))
-    is_in = builder.icmp_unsigned("==", state, emit.splat(I8, count, IN))
-    return (
-        builder.select(is_out, value, emit.splat(F64, count, float("-inf"))),
-        builder.select(is_in, value, emit.splat(F64, count, float("inf"))),
-    )
+def recover(scores, u, v, arc, sweeps, via_row, via_col, seen):  # type: ignore[no-untyped-def]
+    """From a full mask to duals that prove it, or to a better mask: exact fill, no fixed entries; float64 only.
 
+    A column's dual is raised until no row would rather have it: row i needs u_i <= S - v at all it keeps and
+    u_i >= S - v at all it does not. This is Bellman-Ford on the columns, from any v; where the steps that raised them close
+    a cycle, exchanging along it gains, and that is done at once.
 
-@njit(nogil=True, error_model="numpy")
-def _middle(low, high, exact, full, dual):  # type: ignore[no-untyped-def]
-    """Middle of what a line's arcs leave for its dual; the dual as it is where they leave it open."""
-    if not exact:
-        if not full:
-            return dual  # it is 0, and has to be
-        low = max(low, 0.0)
-    return low + (high - low) * 0.5 if high - low < np.inf else dual
+    Returns
+    -------
+    bool
+        Whether it ended within `sweeps` sweeps.
+
+    References
+    ----------
+    R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 5.5 (cycles in the predecessor graph) and 9.6 (cycle
+    cancelling).
+    """
+    rows, cols = scores.shape
+    for _ in range(sweeps):
+        for j in range(cols):
+            via_row[j] = -1
+        changed = False
+        for i in range(rows):
+            least, at = np.inf, -1
+            for j in range(cols):
+                if arc[i, j]:
+                    value = scores[i, j] - v[j]
+                    if value < least:
+                        least, at = value, j
+            u[i] = least
+            for j in range(cols):
+                if arc[i, j] == 0 and scores[i, j] - least > v[j]:
+                    v[j] = scores[i, j] - least
+                    via_row[j], via_col[j] = i, at
+                    changed = True
+        if not changed:
+            return True
+        # a cycle among the steps of this sweep; `seen` tells the walk that met a column
+        for j in range(cols):
+            seen[j] = -1
+        for first in range(cols):
+            j = first
+            while j >= 0 and seen[j] < 0 and via_row[j] >= 0:
+                seen[j] = first
+                j = via_col[j]
+            if j >= 0 and via_row[j] >= 0 and seen[j] == first:
+                end = j
+                sound = True
+                while True:
+                    i, k = via_row[j], via_col[j]
+                    sound = sound and arc[i, j] == 0 and arc[i, k] == 1
+                    j = k
+                    if j == end:
+                        break
+                while sound:
+                    i, k = via_row[j], via_col[j]
+                    arc[i, j], arc[i, k] = 1, 0
+                    via_row[j] = -1
+                    j = k
+                    if j == end:
+                        break
+    return False
 
 
 _start = njit(nogil=True, error_model="numpy")(start)
 _paths = njit(nogil=True, error_model="numpy")(paths)
-
-
-@njit(nogil=True, error_model="numpy")
-def _finite(value):  # type: ignore[no-untyped-def]
-    """The value as float64, or 0 where it overflowed: duals to start from may be anything."""
-    return np.float64(value) if abs(value) < np.inf else 0.0
+_recover = njit(nogil=True, error_model="numpy")(recover)
+_centre = njit(nogil=True, error_model="numpy")(centre)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -332,105 +356,92 @@ def _scale_of(scores):  # type: ignore[no-untyped-def]
 
 
 @cache
-def augment_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
-    """Compile `augment_block` over the open blocks of a chunk, for one kind of scores and shape of block.
+def augment_kernel(integers: bool) -> Any:
+    """Compile `augment_block` over many blocks, in float64 or in 64-bit integers.
 
     Returns
     -------
-    function (scores, stride, blocks, row, col, u, v, mask, mask_stride, state, r, c, row_exact, col_exact, integers)
-    -> array of uint8
-        scores, mask : addresses, with `stride` and `mask_stride` bytes between rows. blocks : (k,) int64, numbers of
-        the blocks to solve. row : (h, block columns), col : (block rows, w), work dtype: duals to start from; the
-        new ones, rounded, on return. u : (k, R), v : (k, C) float64: the new ones. state : (h, w) int8, or of size 0
-        for none. integers : whether to work in 64-bit integers rather than float64. The result says how each
-        block ended: FAILED, EXACT, FLOAT, WIDE, or LOOSE if its scores do not fit integers (nothing is written then).
+    function (values, u, v, arcs, r, c, row_exact, col_exact) -> array of uint8
+        values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
+        arcs : (k, R, C) uint8, as for `augment_block`. The result says how each block ended: FAILED, or FLOAT in
+        float64; FAILED, EXACT, WIDE, or LOOSE in integers.
     """
-    kind = KINDS[kind_name]
-    code, item, magnitude = kind.code, kind.itemsize, int(absolute)
     version = fingerprint()
 
-    def augment(scores, stride, blocks, row, col, u, v, mask, mask_stride, state, r, c, re, ce, integers):  # type: ignore[no-untyped-def]
-        ended = np.zeros(len(blocks), np.uint8)
-        grid_cols = row.shape[1]
-        values = np.empty((rows, cols), np.float64)
-        numbers = np.empty((rows, cols), np.int64)
-        arc = np.zeros((rows, cols), np.uint8)
-        iu, iv, fu, fv = np.empty(rows, np.int64), np.empty(cols, np.int64), np.empty(rows), np.empty(cols)
-        idist, fdist = np.empty(rows + cols + 1, np.int64), np.empty(rows + cols + 1, np.float64)
+    def augment_floats(values, u, v, arcs, r, c, re, ce):  # type: ignore[no-untyped-def]
+        count, rows, cols = values.shape
+        ended = np.zeros(count, np.uint8)
+        dist = np.empty(rows + cols + 1, np.float64)
         need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
-        low, high = np.empty((2, max(2, cols)))
-        values_at, arc_at, fu_at, fv_at = values.ctypes.data, arc.ctypes.data, fu.ctypes.data, fv.ctypes.data
-        low_at, high_at = low.ctypes.data, high.ctypes.data
-        for k in range(len(blocks)):
-            if version == 0:
-                break
-            stripe = blocks[k] // grid_cols
-            place = blocks[k] - stripe * grid_cols
-            top, left = stripe * rows, place * cols
-            for i in range(rows):
-                read_scores(scores + (top + i) * stride + left * item, values_at + i * cols * 8, code, cols, magnitude)
-                fu[i] = _finite(row[top + i, place])
-                if state.size:
-                    for j in range(cols):
-                        fixed = state[top + i, left + j]
-                        arc[i, j] = OUT if fixed == 0 else FIXED_IN if fixed > 0 else FIXED_OUT
-            if not state.size:
-                arc[:] = OUT
-            for j in range(cols):
-                fv[j] = _finite(col[stripe, left + j])
-            if integers:
-                e = _scale_of(values)
-                if e == -2000:
-                    ended[k] = LOOSE
-                    continue
-                up, down = _power(e), _power(-e)
-                for i in range(rows):
-                    iu[i] = np.int64(min(max(fu[i] * up, -9e15), 9e15))
-                    for j in range(cols):
-                        numbers[i, j] = np.int64(values[i, j] * up)
-                for j in range(cols):
-                    iv[j] = np.int64(min(max(fv[j] * up, -9e15), 9e15))
-                if not _start(numbers, iu, iv, arc, r, c, re, ce, need, loose):
-                    continue
-                if not _paths(numbers, iu, iv, arc, re, ce, idist, need, loose, previous, mark):
-                    continue
-                ended[k] = EXACT
-                for i in range(rows):
-                    fu[i] = np.float64(iu[i]) * down
-                    if np.int64(np.float64(iu[i])) != iu[i]:
-                        ended[k] = WIDE
-                for j in range(cols):
-                    fv[j] = np.float64(iv[j]) * down
-                    if np.int64(np.float64(iv[j])) != iv[j]:
-                        ended[k] = WIDE
-            else:
-                if not _start(values, fu, fv, arc, r, c, re, ce, need, loose):
-                    continue
-                if not _paths(values, fu, fv, arc, re, ce, fdist, need, loose, previous, mark):
-                    continue
+        low, high = np.empty((2, max(rows, cols)))
+        for k in range(count if version else 0):
+            if not _start(values[k], u[k], v[k], arcs[k], r, c, re, ce, need, loose):
+                continue
+            if _paths(values[k], u[k], v[k], arcs[k], re, ce, dist, need, loose, previous, mark):
+                _centre(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
                 ended[k] = FLOAT
-            if ended[k] != EXACT:
-                # to the middle of what the mask leaves open, away from rounding errors
-                cross_gaps(values_at, fu_at, arc_at, low_at, high_at, rows, cols)
-                for j in range(cols):
-                    fv[j] = _middle(low[j], high[j], ce, loose[rows + j] == 0, fv[j])
-                for i in range(rows):
-                    line_gap(values_at + i * cols * 8, fv_at, arc_at + i * cols, low_at, cols)
-                    fu[i] = _middle(low[0], low[1], re, loose[i] == 0, fu[i])
+        return ended
+
+    def augment_integers(values, u, v, arcs, r, c, re, ce):  # type: ignore[no-untyped-def]
+        count, rows, cols = values.shape
+        ended = np.zeros(count, np.uint8)
+        dist = np.empty(rows + cols + 1, np.int64)
+        need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
+        numbers = np.empty((rows, cols), np.int64)
+        iu, iv = np.empty(rows, np.int64), np.empty(cols, np.int64)
+        for k in range(count if version else 0):
+            e = _scale_of(values[k])
+            if e == -2000:
+                ended[k] = LOOSE
+                continue
+            up, down = _power(e), _power(-e)
             for i in range(rows):
-                u[k, i] = row[top + i, place] = fu[i]
+                iu[i] = np.int64(min(max(u[k, i] * up, -9e15), 9e15))
                 for j in range(cols):
-                    arc[i, j] &= 1
-                copy_bytes(arc_at + i * cols, mask + (top + i) * mask_stride + left, cols)
+                    numbers[i, j] = np.int64(values[k, i, j] * up)
             for j in range(cols):
-                v[k, j] = col[stripe, left + j] = fv[j]
+                iv[j] = np.int64(min(max(v[k, j] * up, -9e15), 9e15))
+            if not _start(numbers, iu, iv, arcs[k], r, c, re, ce, need, loose):
+                continue
+            if not _paths(numbers, iu, iv, arcs[k], re, ce, dist, need, loose, previous, mark):
+                continue
+            ended[k] = EXACT
+            for i in range(rows):
+                u[k, i] = np.float64(iu[i]) * down
+                if np.int64(np.float64(iu[i])) != iu[i]:
+                    ended[k] = WIDE
+            for j in range(cols):
+                v[k, j] = np.float64(iv[j]) * down
+                if np.int64(np.float64(iv[j])) != iv[j]:
+                    ended[k] = WIDE
         return ended
 
     i8, flag, matrix = types.int64, types.boolean, types.float64[:, ::1]
-    work = (types.float64 if kind.work_size == 8 else types.float32)[:, ::1]
-    return compiled(
-        augment,
-        types.uint8[::1](
-            i8, i8, types.int64[::1], work, work, matrix, matrix, i8, i8, types.int8[:, :], i8, i8, flag, flag, flag
-        ),
+    signature = types.uint8[::1](
+        types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag
     )
+    return compiled(augment_integers if integers else augment_floats, signature)
+
+
+@cache
+def recover_kernel() -> Any:
+    """Compile `recover` over many blocks.
+
+    Returns
+    -------
+    function (values, u, v, arcs, sweeps) -> array of bool
+        values : (k, R, C) float64. u : (k, R), output, v : (k, C) float64, modified. arcs : (k, R, C) uint8, full masks,
+        modified. The result says for which blocks u and v prove the mask, but for rounding.
+    """
+    version = fingerprint()
+
+    def recover_all(values, u, v, arcs, sweeps):  # type: ignore[no-untyped-def]
+        done = np.zeros(len(values), np.bool_)
+        via_row, via_col, seen = np.empty((3, values.shape[2]), np.int64)
+        for k in range(len(values) if version else 0):
+            done[k] = _recover(values[k], u[k], v[k], arcs[k], sweeps, via_row, via_col, seen)
+        return done
+
+    matrix = types.float64[:, ::1]
+    signature = types.boolean[::1](types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], types.int64)
+    return compiled(recover_all, signature)

@@ -25,7 +25,9 @@ def _merge(low: int, count: int, step: int) -> list[tuple[int, int]]:
 
 
 @cache
-def selection_network(count: int, wanted: tuple[int, ...]) -> tuple[tuple[int, int, bool, bool], ...]:
+def selection_network(
+    count: int, wanted: tuple[int, ...], *, unordered: bool = False
+) -> tuple[tuple[int, int, bool, bool], ...]:
     """Comparators that leave the values of the `wanted` ranks on the wires of those numbers.
 
     Batcher's odd-even merge sort (largest first), cut to `count` wires and then pruned backwards to what the
@@ -38,6 +40,8 @@ def selection_network(count: int, wanted: tuple[int, ...]) -> tuple[tuple[int, i
         Number of values.
     wanted : tuple of int
         Ranks, 0 the largest.
+    unordered : bool
+        Leave the values of the wanted ranks on the wanted wires in any order: enough for their sum.
 
     Returns
     -------
@@ -56,6 +60,10 @@ def selection_network(count: int, wanted: tuple[int, ...]) -> tuple[tuple[int, i
     size = 1 << max(0, count - 1).bit_length()
     # wires beyond `count` would hold minus infinity: already in place, so their comparators do nothing
     pairs = [(i, j) for i, j in _merge_sort(0, size) if j < count]
+    if unordered:
+        last = max((k for k, pair in enumerate(pairs) if set(pair) & set(wanted)), default=-1)
+        if last >= 0 and set(pairs[last]) == set(wanted):
+            del pairs[last]  # a comparator that only puts the wanted ones in order
     needed = set(wanted)
     kept = []
     for i, j in reversed(pairs):

@@ -14,17 +14,16 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint
-from nmflow.kernels.scores import BY_CODE, KINDS, read_scores
-from nmflow.kernels.simd import F64, I8, I64, Emitter, literal, loop, read_byte, vector
+from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.simd import F64, I8, I64, Emitter, literal, loop, vector
 from nmflow.kernels.spans import Lines, blocks_in_span
 
-__all__ = ["grade_kernel", "proof_kernel"]
+__all__ = ["proof_kernel"]
 
 
 @intrinsic(prefer_literal=True)
@@ -148,85 +147,3 @@ def proof_kernel(
                 )  # fmt: skip
 
     return compiled(prove, types.none(*[types.int64] * 11))
-
-
-@njit(nogil=True, error_model="numpy")
-def _violation(score, u, v):  # type: ignore[no-untyped-def]
-    """S - u - v with the sign of the exact value, and its magnitude to the last bits."""
-    high = u + v
-    part = high - u
-    low = (u - (high - part)) + (v - part)
-    return (score - high) - low if score != high else -low
-
-
-@cache
-def grade_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
-    """Compile the grading of single blocks with float64 duals: any constraints, and the gap.
-
-    Returns
-    -------
-    function (scores, stride, grid_cols, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill, col_fill, flags,
-    gaps) -> None
-        As `nmflow.kernels.augment.augment_kernel`; writes a flag (0 proven, 1 not proven, 2 infeasible) and
-        a gap for each block: the bound that u, v give less the kept score, as a sum of terms that are not negative.
-    """
-    kind = KINDS[kind_name]
-    code, item, magnitude = kind.code, kind.itemsize, int(absolute)
-    version = fingerprint()
-
-    def grade(  # type: ignore[no-untyped-def]
-        scores, stride, grid_cols, exact, blocks, u, v, mask, mask_stride, state, r, c, row_fill, col_fill, flags, gaps,
-    ):  # fmt: skip
-        values = np.empty(cols, np.float64)
-        values_at = values.ctypes.data
-        col_count = np.empty(cols, np.int64)
-        for k in range(len(blocks)):
-            if version == 0:
-                break
-            top = blocks[k] // grid_cols * rows
-            left = (blocks[k] - blocks[k] // grid_cols * grid_cols) * cols
-            flag, gap = 0, 0.0
-            col_count[:] = 0
-            for i in range(rows):
-                row_count = 0
-                read_scores(scores + (top + i) * stride + left * item, values_at, code, cols, magnitude)
-                for j in range(cols):
-                    kept = read_byte(mask + (top + i) * mask_stride + left + j) != 0
-                    row_count += kept
-                    col_count[j] += kept
-                    fixed = state[top + i, left + j] if state.size else 0
-                    if fixed != 0:
-                        if kept != (fixed > 0):
-                            flag = 2
-                        continue
-                    reduced = _violation(values[j], u[k, i], v[k, j])
-                    bad = reduced < 0 if kept else reduced > 0
-                    if bad or reduced != reduced or (reduced == 0 and not exact):
-                        flag = max(flag, 1)
-                        gap += abs(reduced)
-                if row_count > r or (row_fill == 2 and row_count != r):
-                    flag = 2
-                elif row_fill < 2:
-                    if u[k, i] < 0:
-                        flag, gap = max(flag, 1), np.inf
-                    elif u[k, i] > 0 and row_count < r:
-                        flag, gap = max(flag, 1), gap + u[k, i] * (r - row_count)
-            for j in range(cols):
-                if col_count[j] > c or (col_fill == 2 and col_count[j] != c):
-                    flag = 2
-                elif col_fill < 2:
-                    if v[k, j] < 0 or (col_fill == 0 and v[k, j] != 0):
-                        flag, gap = max(flag, 1), np.inf
-                    elif v[k, j] > 0 and col_count[j] < c:
-                        flag, gap = max(flag, 1), gap + v[k, j] * (c - col_count[j])
-            flags[k] = flag
-            gaps[k] = np.nan if flag == 2 else gap
-
-    i8, flag, matrix = types.int64, types.boolean, types.float64[:, ::1]
-    return compiled(
-        grade,
-        types.none(
-            i8, i8, i8, flag, types.int64[::1], matrix, matrix, i8, i8, types.int8[:, :], i8, i8, i8, i8,
-            types.uint8[::1], types.float64[::1],
-        ),
-    )  # fmt: skip

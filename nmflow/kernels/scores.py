@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from nmflow.kernels.simd import F32, F64, I16, I32, I64, Emitter, literal, vector
+from nmflow.kernels.simd import F32, F64, I16, I32, I64, Emitter, vector
 
-__all__ = ["BY_CODE", "KINDS", "ScoreKind", "read_scores"]
+__all__ = ["BY_CODE", "KINDS", "ScoreKind"]
 
 Value = Any
 
@@ -47,6 +45,11 @@ class ScoreKind:
     @property
     def work_dtype(self) -> str:
         return "float64" if self.work == F64 else "float32"
+
+    @property
+    def work_fields(self) -> tuple[ir.Type, int, int]:
+        """Integer type of the work type's bits, place of its exponent field, and its bias."""
+        return (I64, 52, 1023) if self.work == F64 else (I32, 23, 127)
 
     @property
     def sign_mask(self) -> int:
@@ -95,17 +98,3 @@ KINDS = {
 }
 """The dtypes that kernels read, by name."""
 BY_CODE = {kind.code: kind for kind in KINDS.values()}
-
-
-@intrinsic(prefer_literal=True)
-def read_scores(typing, source, target, kind, count, absolute):  # type: ignore[no-untyped-def]
-    """Copy `count` neighbouring scores to float64, exactly; both are addresses."""
-    kind_, count_, absolute_ = BY_CODE[literal(kind)], literal(count), bool(literal(absolute))
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        values = kind_.load(emit, args[0], count_, absolute_)
-        emit.store(values if kind_.work == F64 else builder.fpext(values, vector(F64, count_)), args[1])
-        return context.get_dummy_value()
-
-    return types.none(source, target, kind, count, absolute), codegen

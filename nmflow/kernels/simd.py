@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "Emitter", "copy_bytes", "deinterleave", "interleave", "literal", "read_byte", "write_byte"]
+__all__ = ["LANES", "Emitter", "copy_bytes", "deinterleave", "interleave", "literal", "read_byte", "read_word", "write_word"]
 
 LANES = 32
 """Blocks side by side in a vector: 32 x 16 bits fill an AVX-512 register, or two of AVX2."""
@@ -195,17 +195,6 @@ def copy_bytes(typing, source, target, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def write_byte(typing, address, value):  # type: ignore[no-untyped-def]
-    """Store one byte at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        Emitter(builder).store(args[1], args[0])
-        return context.get_dummy_value()
-
-    return types.none(address, types.uint8), codegen
-
-
-@intrinsic
 def read_byte(typing, address):  # type: ignore[no-untyped-def]
     """Load one byte from an address."""
 
@@ -213,3 +202,24 @@ def read_byte(typing, address):  # type: ignore[no-untyped-def]
         return Emitter(builder).load(args[0], I8)
 
     return types.uint8(address), codegen
+
+
+@intrinsic
+def read_word(typing, address):  # type: ignore[no-untyped-def]
+    """Load an int64 from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Emitter(builder).load(args[0], I64)
+
+    return types.int64(address), codegen
+
+
+@intrinsic
+def write_word(typing, address, value):  # type: ignore[no-untyped-def]
+    """Store an int64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        Emitter(builder).store(args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.none(address, types.int64), codegen

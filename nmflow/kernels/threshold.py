@@ -1,24 +1,22 @@
 """From duals to a mask: keep what is above u + v, and say which blocks are settled by that.
 
-A block is settled if every line keeps what its budget asks. Duals from `nmflow.kernels.ascent` lie on a grid, so that
-u + v is exact and the comparison is that of the true scores.
+A block is settled if every line keeps what its budget asks. Rounding never changes an order, so a score above the
+rounded u + v is not below the exact one: see `nmflow.kernels.proof`, which grades what is written here.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint
-from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.simd import I8, I64, Emitter, literal, loop, vector
-from nmflow.kernels.spans import Lines, blocks_in_span
+from nmflow.kernels.spans import Lines
 
-__all__ = ["threshold_kernel"]
+__all__ = ["threshold_span"]
 
 
 @intrinsic(prefer_literal=True)
@@ -59,43 +57,3 @@ def threshold_span(  # type: ignore[no-untyped-def]
         kind, rows, cols, groups, r, c, row_fill, col_fill, absolute,
     )  # fmt: skip
     return types.none(*arguments), codegen
-
-
-@cache
-def threshold_kernel(
-    kind_name: str, rows: int, cols: int, r: int, c: int, row_fill: int, col_fill: int, absolute: bool
-) -> Any:
-    """Compile for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
-
-    Returns
-    -------
-    function (scores, stride, mask, mask_stride, u, v, flags, grid_rows, grid_cols) -> None
-        Addresses as int64. flags: a byte for each block, 0 where settled.
-    """
-    kind = KINDS[kind_name]
-    code, item, work, magnitude = kind.code, kind.itemsize, kind.work_size, int(absolute)
-    many = blocks_in_span(cols)
-    version = fingerprint()
-
-    def threshold(scores, stride, mask, mask_stride, u, v, flags, grid_rows, grid_cols):  # type: ignore[no-untyped-def]
-        if version == 0:
-            return
-        u_stride = grid_cols * work
-        for s in range(grid_rows):
-            base, out = scores + s * rows * stride, mask + s * rows * mask_stride
-            u_base, v_base, flag = u + s * rows * u_stride, v + s * grid_cols * cols * work, flags + s * grid_cols
-            whole = grid_cols // many * many
-            for j in range(0, whole, many):
-                threshold_span(
-                    base + j * cols * item, stride, out + j * cols, mask_stride, u_base + j * work, u_stride,
-                    v_base + j * cols * work, flag + j,
-                    code, rows, cols, many, r, c, row_fill, col_fill, magnitude,
-                )  # fmt: skip
-            for j in range(whole, grid_cols):
-                threshold_span(
-                    base + j * cols * item, stride, out + j * cols, mask_stride, u_base + j * work, u_stride,
-                    v_base + j * cols * work, flag + j,
-                    code, rows, cols, 1, r, c, row_fill, col_fill, magnitude,
-                )  # fmt: skip
-
-    return compiled(threshold, types.none(*[types.int64] * 9))

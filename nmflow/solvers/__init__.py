@@ -19,6 +19,11 @@ SOLVERS: dict[str, str] = {
     "ortools": "nmflow.solvers.or_tools:OrTools",
     "lp": "nmflow.solvers.lp:LinearProgram",
     "enumerate": "nmflow.solvers.enumeration:Enumerate",
+    "greedy": "nmflow.solvers.greedy:Greedy",
+    "two-approx": "nmflow.solvers.two_approx:TwoApprox",
+    "two-approx-refill": "nmflow.solvers.two_approx:refilled",
+    "local-search": "nmflow.solvers.local_search:LocalSearch",
+    "entropic": "nmflow.solvers.entropic:Entropic",
 }
 """Where each solver lives, as "module:class"."""
 

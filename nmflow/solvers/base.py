@@ -10,7 +10,7 @@ from typing import ClassVar
 from nmflow.blocks import Chunk
 from nmflow.certificate import BlockDuals, Duals
 from nmflow.errors import InfeasibleError, SolverLimitError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.problem import Array, Problem
 
 __all__ = ["BlockDuals", "BlockSolver", "ChunkSolution", "Solver"]
@@ -46,11 +46,17 @@ class Solver(abc.ABC):
     name : str
         Key in the table of solvers.
     exact : bool
-        Whether every block ends proven.
+        Whether every block ends proven. The masks of other solvers are certified only where that is asked for.
+    fills : tuple of str
+        The fills that its masks can have.
+    improves : bool
+        Whether it takes a mask to start from.
     guarantee : str
         What is promised, in words.
     kept_ratio : float or None
         Least kept score over the best one, for non-negative scores, where that is promised.
+    pruned_ratio : float or None
+        Most pruned score over the least possible one, for non-negative scores, where that is promised.
     tolerance : float or None
         For a solver that stops at a tolerance: a block loses at most tolerance * entries * largest |score|.
     library : str or None
@@ -60,13 +66,26 @@ class Solver(abc.ABC):
     name: ClassVar[str]
     exact: ClassVar[bool]
     guarantee: ClassVar[str]
+    fills: ClassVar[tuple[Fill, ...]] = ("exact", "at-most")
+    improves: ClassVar[bool] = False
     kept_ratio: ClassVar[float | None] = None
+    pruned_ratio: ClassVar[float | None] = None
     tolerance: ClassVar[float | None] = None
     checks_finite: ClassVar[bool] = False
     library: ClassVar[str | None] = None
 
-    def check(self, problem: Problem) -> None:  # noqa: B027  # most solvers take every problem
+    def check(self, problem: Problem) -> None:
         """Raise SolverLimitError if this solver cannot take the problem."""
+        if problem.pattern.fill not in self.fills:
+            raise SolverLimitError(
+                f'fill must be {" or ".join(self.fills)} for solver="{self.name}", not {problem.pattern.fill}; '
+                f"its masks can keep less in a line"
+            )
+        if problem.start is not None and not self.improves:
+            raise SolverLimitError(
+                f'start must be given to a solver that improves a mask, not to solver="{self.name}"; '
+                f'use solver="local-search"'
+            )
 
     @abc.abstractmethod
     def solve(self, chunk: Chunk) -> ChunkSolution:
@@ -115,14 +134,18 @@ class BlockSolver(Solver):
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Solve the blocks one by one; an error says which block it is about."""
         special: dict[int, BlockDuals] = {}
+        infeasible = []
         for block in range(chunk.n_blocks):
             numbers, exponent = chunk.block_integers(block)
             try:
                 mask, duals = self.solve_block(numbers, exponent, chunk.pattern, chunk.block_state(block))
-            except (InfeasibleError, SolverLimitError) as error:
+            except InfeasibleError:
+                infeasible.append(block)
+                continue
+            except SolverLimitError as error:
                 matrix, row, col = chunk.where(block)
-                raise type(error)(f"{error} (block row {row}, block column {col} of matrix {matrix})") from None
+                raise SolverLimitError(f"{error} (block row {row}, block column {col} of matrix {matrix})") from None
             chunk.mask[chunk.corner(block)] = mask
             if duals is not None:
                 special[block] = duals
-        return ChunkSolution(Duals(special=special))
+        return ChunkSolution(Duals(special=special), infeasible=tuple(infeasible))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
 
-from nmflow.blocks import DROP, FREE, KEEP, Chunk
+from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import BlockDuals, Duals, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
 
 __all__ = ["Dual"]
+
+EXACT_BITS = 50
+"""Scores of at most so many bits leave sums along short paths exact in float64."""
 
 
 @dataclass(frozen=True)
@@ -41,65 +45,132 @@ class Dual(Solver):
     checks_finite: ClassVar[bool] = True
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
-        from nmflow.kernels.ascent import ascent_kernel, ascent_scratch
         from nmflow.kernels.augment import FAILED
-        from nmflow.kernels.threshold import threshold_kernel
+        from nmflow.kernels.settle import AGAIN, ALL, SOME
 
-        pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
-        rows, cols = pattern.block_shape
         tall, wide = chunk.grid
-        r, c = pattern.row_budget, pattern.col_budget
-        row_fill, col_fill = fills(pattern)
         dtype = np.float64 if chunk.kind == "float64" else np.float32
-        u, v = np.empty((mask.shape[0], wide), dtype), np.empty((tall, mask.shape[1]), dtype)
-        scratch = ascent_scratch(chunk.kind, (rows, cols))
-        not_finite = ascent_kernel(
-            chunk.kind, rows, cols, r, c, row_fill == 1, col_fill == 1, chunk.absolute, col_fill == 0
-        )(scores.ctypes.data, scores.strides[0], tall, wide, u.ctypes.data, v.ctypes.data, scratch.ctypes.data)
-        if not_finite:
+        if chunk.duals is None:
+            u, v = np.empty((chunk.mask.shape[0], wide), dtype), np.empty((tall, chunk.mask.shape[1]), dtype)
+        else:
+            u, v = chunk.duals
+        blocks = np.empty(chunk.n_blocks + 1, np.int64)
+        left = self._settle(chunk, u, v, blocks, 0, ALL if chunk.duals is None else AGAIN)
+        if left < 0:
             return ChunkSolution(finite=False)
-        flags = np.empty(chunk.n_blocks, np.uint8)
-        threshold_kernel(chunk.kind, rows, cols, r, c, row_fill, col_fill, chunk.absolute)(
-            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
-            flags.ctypes.data, tall, wide,
-        )  # fmt: skip
-        open_ = flags != 0
+        counts = {"ascended": left}
+        start = Duals(u, v)
+        if self._tied(chunk, blocks[:left]):
+            start, tied = self._untie(chunk, blocks[:left], start)
+            counts["tied"] = left - len(tied)
+            blocks = tied
+        else:
+            if left and chunk.pattern.col is not None:
+                left = self._settle(chunk, u, v, blocks, left, SOME)
+            blocks = blocks[:left]
         if chunk.state is not None:
-            open_ |= (chunk.state.reshape(tall, rows, wide, cols) != FREE).any(axis=(1, 3)).ravel()
-        blocks = np.flatnonzero(open_)
+            blocks = np.union1d(blocks, chunk.fixed_blocks())
         if not len(blocks):
-            return ChunkSolution(Duals(u, v))
-        ended, duals = self._augment(chunk, blocks, u, v, integers=False)
+            return ChunkSolution(start, counts=counts)
+        ended, duals = self._augment(chunk, blocks, start, integers=False)
         failed = tuple(int(b) for b in blocks[ended == FAILED])
-        return ChunkSolution(duals, infeasible=failed, counts={"augmented": len(blocks)})
+        return ChunkSolution(start.updated(duals), infeasible=failed, counts={**counts, "augmented": len(blocks)})
 
-    def _augment(self, chunk: Chunk, blocks: Array, row: Array, col: Array, *, integers: bool) -> tuple[Array, Duals]:
-        """Solve some blocks one by one, from the duals in `row` and `col`, which take the new ones, rounded."""
-        from nmflow.kernels.augment import augment_kernel
+    def _tied(self, chunk: Chunk, blocks: Array) -> bool:
+        """Whether many blocks are open because their scores repeat: judged by a few of them, by their place alone."""
+        if len(blocks) <= chunk.n_blocks // 8 or chunk.pattern.fill != "exact" or chunk.state is not None:
+            return False
+        if chunk.pattern.col is None or not chunk.exact:
+            return False
+        sample = chunk.gather_scores(blocks[:: -(-len(blocks) // 8)])
+        distinct = [len(np.unique(values)) for values in sample]
+        # scores of a wide range would round in float64, and rounded duals prove nothing
+        scaled = np.ldexp(sample, EXACT_BITS - int(np.frexp(np.abs(sample).max())[1]))
+        return bool(np.median(distinct) < 0.75 * sample[0].size and (scaled == np.floor(scaled)).all())
+
+    def _untie(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
+        """Settle blocks whose scores repeat: move each score a little, solve, and find duals that prove that mask.
+
+        Where the scores as they are would have another mask, the search for duals finds the exchange that leads there.
+        Returns the duals, and the blocks that are still open.
+        """
+        from nmflow.kernels.augment import recover_kernel
+        from nmflow.kernels.settle import ALL, SOME
+
+        pattern = chunk.pattern
+        rows, cols = pattern.block_shape
+        values = chunk.gather_scores(blocks)
+        # a constant added to a block changes no best mask under exact fill; its spread then sets the scale
+        low = values.min(axis=(1, 2), keepdims=True)
+        spread = values.max(axis=(1, 2), keepdims=True) - low
+        spread[spread == 0.0] = 1.0
+        moved = values - low
+        moved += spread * _offsets(rows, cols)
+        stripe = np.ascontiguousarray(moved.transpose(1, 0, 2)).reshape(rows, -1)
+        beside = replace(
+            chunk, scores=stripe, source=stripe, kind="float64", absolute=False, mask=np.empty(stripe.shape, np.bool_)
+        )
+        row, col = np.empty((rows, len(blocks))), np.empty((1, stripe.shape[1]))
+        numbers = np.empty(len(blocks) + 1, np.int64)
+        left = self._settle(beside, row, col, numbers, 0, ALL)
+        for _ in range(2):
+            left = self._settle(beside, row, col, numbers, left, SOME) if left > 0 else 0
+        found = Duals(row, col)
+        if left:
+            self._augment(beside, numbers[:left], found, integers=False)
+        masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
+        u, v = np.empty((len(blocks), rows)), col.reshape(len(blocks), cols)
+        done = recover_kernel()(values, u, v, masks.view(np.uint8), 4 * (rows + cols))
+        chunk.put(blocks[done], masks[done])
+        return replace(start, blocks=blocks[done], block_row=u[done], block_col=v[done]), blocks[~done]
+
+    def _settle(self, chunk: Chunk, u: Array, v: Array, blocks: Array, count: int, mode: int) -> int:
+        """Ascend and threshold; see `nmflow.kernels.settle`."""
+        from nmflow.kernels.settle import settle_kernel, settle_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
-        rows, cols = pattern.block_shape
-        u, v = np.empty((len(blocks), rows)), np.empty((len(blocks), cols))
-        state = chunk.state if chunk.state is not None else np.empty((0, 0), np.int8)
-        ended = augment_kernel(chunk.kind, rows, cols, chunk.absolute)(
-            scores.ctypes.data, scores.strides[0], blocks, row, col, u, v, mask.ctypes.data, mask.strides[0], state,
-            pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact, integers,
+        shape = pattern.block_shape
+        scratch = settle_scratch(chunk.kind, shape, chunk.grid[1])
+        kernel = settle_kernel(
+            chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, mode
+        )
+        return int(
+            kernel(
+                scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
+                *chunk.grid, scratch.ctypes.data, blocks.ctypes.data, count,
+            )
         )  # fmt: skip
-        return ended, Duals(row, col, blocks, u, v)
+
+    def _augment(self, chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tuple[Array, Duals]:
+        """Solve some blocks one by one, from the duals in `start`; how each ended, and the duals of the chunk."""
+        from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, LOOSE, OUT, augment_kernel
+
+        pattern = chunk.pattern
+        u, v = start.gather(chunk, blocks)
+        u[~np.isfinite(u)] = 0.0
+        v[~np.isfinite(v)] = 0.0
+        arcs = np.full((len(blocks), *pattern.block_shape), OUT, np.uint8)
+        if chunk.state is not None:
+            state = chunk.gather_state(blocks)
+            arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
+        ended = augment_kernel(integers)(
+            chunk.gather_scores(blocks), u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
+            pattern.col_exact,
+        )  # fmt: skip
+        arcs &= 1
+        done = ended != LOOSE
+        chunk.put(blocks[done], arcs[done])
+        return ended, Duals(start.row, start.col, blocks, u, v)
 
     def refine(self, chunk: Chunk, blocks: Array, given: Duals) -> Iterator[Duals]:
         from nmflow.kernels.augment import EXACT
 
         duals = given
-        if chunk.exact and given.row is not None and given.col is not None:
-            ended, found = self._augment(chunk, blocks, given.row, given.col, integers=True)
-            done = ended == EXACT
-            # blocks that integers could not settle keep what they had
-            u, v = given.gather(chunk, blocks)
-            u[done], v[done] = found.block_row[done], found.block_col[done]  # type: ignore[index]
-            duals = Duals(given.row, given.col, blocks, u, v)
+        if chunk.exact:
+            ended, found = self._augment(chunk, blocks, given, integers=True)
+            duals = given.updated(found)
             yield duals
-            blocks = blocks[~done]
+            blocks = blocks[ended != EXACT]
         if len(blocks):
             yield replace(duals, special=self._in_integers(chunk, blocks, duals))
 
@@ -115,7 +186,7 @@ class Dual(Solver):
             numbers, exponent = chunk.block_integers(block)
             state = chunk.block_state(block)
             row, col = _whole(u[k], exponent), _whole(v[k], exponent)
-            arc = np.zeros((rows, cols), np.uint8)
+            arc = np.zeros((rows, cols), np.int64)
             if state is not None:
                 arc[state == KEEP], arc[state == DROP] = FIXED_IN, FIXED_OUT
             augment_block(
@@ -124,6 +195,13 @@ class Dual(Solver):
             chunk.mask[chunk.corner(block)] = arc & 1
             out[block] = BlockDuals(row, col, exponent)
         return out
+
+
+@cache
+def _offsets(rows: int, cols: int) -> Array:
+    """Fixed offsets for the entries of a block, all different: shares of its spread, below an eighth."""
+    order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols)
+    return order.reshape(rows, cols) / (rows * cols * 8.0)
 
 
 def _room(pattern: Pattern) -> int:

@@ -41,6 +41,7 @@ class Enumerate(BlockSolver):
 
     def check(self, problem: Problem) -> None:
         """Raise SolverLimitError if the pattern has too many masks."""
+        super().check(problem)
         all_masks(problem.pattern)
 
     def solve_block(

@@ -1,0 +1,371 @@
+"""The certificate: grades masks from anywhere, and calls proven only what is.
+
+`certify` is held against enumeration (what the best mask keeps), `grade` against the definition, evaluated in
+fractions (what given duals prove).
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import families
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import nmflow
+from nmflow import solvers
+from nmflow.blocks import Chunk, integers_of, iter_places, load
+from nmflow.certificate import BlockDuals, Duals, grade, grade_exactly
+from nmflow.errors import InputTypeError, InputValueError, SolverLimitError
+from nmflow.pattern import Pattern
+from nmflow.problem import Problem
+from nmflow.solution import Status
+
+Array = Any
+P24 = Pattern(2, 4)
+PATTERNS = [
+    P24,
+    Pattern(1, 3),
+    Pattern(2, 4, fill="at-most"),
+    Pattern(2, 4, transposable=False),
+    Pattern(1, 4, transposable=False, fill="at-most"),
+    Pattern(row="1:2", col="2:4"),
+]
+small_integers = st.integers(-9, 9)
+
+
+@cache
+def masks_of(pattern: Pattern) -> list[Array]:
+    return list(oracles.masks(pattern))
+
+
+@cache
+def feasible_at(pattern: Pattern, shape: tuple[int, int]) -> list[bytes]:
+    """Every mask that a block of this real shape, padded, can have."""
+    return sorted({np.ascontiguousarray(mask[: shape[0], : shape[1]]).tobytes() for mask in masks_of(pattern)})
+
+
+# Masks from elsewhere
+
+
+@st.composite
+def graded_blocks(draw: st.DrawFn) -> tuple[Pattern, Array, Array]:
+    """A block, cut at an edge or whole, with integer scores and a mask: half of the time a feasible one."""
+    pattern = draw(st.sampled_from(PATTERNS))
+    rows, cols = pattern.block_shape
+    shape = draw(st.integers(1, rows)), draw(st.integers(1, cols))
+    scores = draw(hnp.arrays(np.int16, shape, elements=small_integers))
+    if draw(st.booleans()):
+        raw = draw(st.sampled_from(feasible_at(pattern, shape)))
+        return pattern, scores, np.frombuffer(raw, bool).reshape(shape)
+    return pattern, scores, draw(hnp.arrays(np.bool_, shape))
+
+
+@settings(max_examples=400, deadline=None)
+@given(graded_blocks())
+def test_a_block_is_graded_as_enumeration_grades_it(block: tuple[Pattern, Array, Array]) -> None:
+    pattern, scores, mask = block
+    certificate = nmflow.certify(scores, mask, pattern=pattern)
+    kept = int(scores[mask].sum())
+    best = oracles.best_total(oracles.exact(scores, absolute=False), pattern)
+    assert certificate.objective == kept
+    assert certificate.n_blocks == 1
+    assert certificate.feasible == (np.ascontiguousarray(mask).tobytes() in feasible_at(pattern, scores.shape))
+    if not certificate.feasible:
+        assert math.isnan(certificate.gap)
+        assert math.isnan(certificate.relative_gap)
+        assert certificate.status.tolist() == [Status.INFEASIBLE]
+        assert not certificate.proven
+        return
+    assert certificate.gap == pytest.approx(float(best - kept), abs=1e-9)
+    assert certificate.bound == pytest.approx(float(best), abs=1e-9)
+    assert certificate.proven == (kept == best)
+    assert certificate.status.tolist() == [Status.PROVEN if kept == best else Status.UNPROVEN]
+
+
+def test_each_block_has_its_own_grade() -> None:
+    """One block of six is poor, one breaks the pattern along a column only, the others stay proven."""
+    scores = families.int8((8, 12), 3).astype(np.int16)
+    best = nmflow.solve(scores, 2, 4, scores=scores).mask
+    mask = best.copy()
+    mask[0:4, 4:8] = np.roll(mask[0:4, 4:8], 1, axis=0)
+    mask[4:8, 8:12] = [[1, 1, 0, 0]] * 4
+    certificate = nmflow.certify(scores, mask, 2, 4)
+    assert certificate.status.tolist() == [0, 1, 0, 0, 0, 2]
+    assert certificate.unproven.tolist() == [1, 5]
+    block = (slice(0, 4), slice(4, 8))
+    assert certificate.gaps[0] == scores[block][best[block]].sum() - scores[block][mask[block]].sum()
+    assert certificate.gaps[0] > 0
+    assert math.isnan(certificate.gaps[1])
+    assert math.isnan(certificate.gap)
+    assert (certificate.n_blocks, certificate.n_proven) == (6, 4)
+    assert not certificate.feasible
+    assert not certificate.proven
+    assert [certificate.where(number) for number in certificate.unproven] == [(0, 0, 1), (0, 1, 2)]
+
+
+def test_the_first_block_of_a_batch_and_of_groups_is_found() -> None:
+    weights = families.gaussian((3, 8, 8), 0)
+    mask = nmflow.solve(weights, 2, 4, layout="batch").mask
+    mask[1, 5, 6] ^= True
+    certificate = nmflow.certify(weights, mask, 2, 4, layout="batch", absolute=True)
+    assert [certificate.where(number) for number in certificate.unproven] == [(1, 1, 1)]
+    with pytest.raises(InputValueError, match="number must be below the number of blocks, 12"):
+        certificate.where(12)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 9), (1, 1), (9, 2)], ids=str)
+def test_ragged_edges(shape: tuple[int, int]) -> None:
+    """A line at the edge may keep less, where a full mask of the padded block allows it; never more."""
+    weights = families.gaussian(shape, 2)
+    best = nmflow.solve(weights, 2, 4)
+    graded = nmflow.certify(weights, best.mask, 2, 4, absolute=True)
+    assert graded.proven
+    assert graded.objective == best.objective
+    everything = nmflow.certify(weights, np.ones(shape, bool), 2, 4, absolute=True)
+    assert everything.feasible == (max(shape) <= 2)
+
+
+def test_keeping_nothing_is_a_mask_under_at_most_fill_only() -> None:
+    weights = families.gaussian((8, 8), 1)
+    nothing = np.zeros((8, 8), bool)
+    at_most = nmflow.certify(weights, nothing, 2, 4, fill="at-most", absolute=True)
+    assert at_most.feasible
+    assert at_most.objective == 0.0
+    assert at_most.gap == pytest.approx(nmflow.solve(weights, 2, 4, fill="at-most").objective, rel=1e-12)
+    assert at_most.relative_gap == pytest.approx(1.0)
+    assert not nmflow.certify(weights, nothing, 2, 4, absolute=True).feasible
+
+
+def test_nothing_to_gain_is_no_gap() -> None:
+    certificate = nmflow.certify(np.zeros((4, 4)), np.zeros((4, 4), bool), 2, 4, fill="at-most")
+    assert certificate.proven
+    assert (certificate.gap, certificate.bound, certificate.relative_gap) == (0.0, 0.0, 0.0)
+
+
+def test_absolute_is_what_solve_maximises() -> None:
+    weights = families.gaussian((8, 8), 1)
+    mask = nmflow.solve(weights, 2, 4).mask
+    assert nmflow.certify(weights, mask, 2, 4, absolute=True).proven
+    assert not nmflow.certify(weights, mask, 2, 4).proven
+    assert nmflow.certify(np.abs(weights), mask, 2, 4).proven
+
+
+def test_masks_that_are_refused() -> None:
+    weights = np.ones((4, 4))
+    with pytest.raises(InputTypeError, match="mask must be boolean, not float64"):
+        nmflow.certify(weights, weights, 2, 4)
+    with pytest.raises(InputValueError, match=r"mask must have shape \(4, 4\), not \(4, 5\)"):
+        nmflow.certify(weights, np.ones((4, 5), bool), 2, 4)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_the_mask_of_every_solver_is_graded_alike(name: str, fill: str) -> None:
+    pattern = Pattern(2, 4, fill=fill)
+    weights = families.few_values((9, 10), 4).astype(np.float64) + families.int8((9, 10), 1)
+    if fill not in solvers.get(name).fills:
+        with pytest.raises(SolverLimitError, match="fill must be"):
+            nmflow.solve(weights, pattern=pattern, solver=name)
+        return
+    solution = nmflow.solve(weights, pattern=pattern, solver=name)
+    graded = nmflow.certify(weights, solution.mask, pattern=pattern, absolute=True)
+    best = oracles.best_total(oracles.exact(weights), pattern)
+    assert graded.feasible
+    assert graded.objective == pytest.approx(solution.objective, rel=1e-12)
+    assert graded.gap == pytest.approx(float(best) - graded.objective, abs=1e-9)
+    if solvers.get(name).exact:
+        assert graded.proven
+
+
+# Where rounding would prove too much
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_huge_score_hides_no_loss_of_a_tiny_one(dtype: Any) -> None:
+    """1e30 beside 1e-30: in float64 sums every mask that keeps the large one has a gap of exactly 0."""
+    scores = families.huge_among_tiny((4, 4), 0).astype(dtype)
+    assert (scores > 1).sum() == 1
+    exact = oracles.exact(scores)
+    best = nmflow.solve(scores, 2, 4)
+    assert best.certificate.proven
+    assert exact[best.mask].sum() == oracles.best_score(exact, P24)
+    graded = 0
+    for mask in masks_of(P24):
+        certificate = nmflow.certify(scores, mask, 2, 4)
+        loss = Fraction(exact[best.mask].sum() - exact[mask].sum())
+        assert certificate.proven == (loss == 0)
+        if 0 < loss < 1:
+            graded += 1
+            assert certificate.objective == best.objective  # the sums can't tell
+            assert certificate.gap == pytest.approx(float(loss), rel=1e-6, abs=0)
+    assert graded > 10
+
+
+def test_no_float_duals_prove_this_block() -> None:
+    """u and v would need both 2**60 and 2**-60; integers hold them."""
+    scores = np.array([[2.0**60, 2.0**60, 0.0], [1.0, 1.0, 2.0**-60], [0.0, 1.0, 2.0**-60]])
+    solution = nmflow.solve(scores, 1, 3)
+    exact = oracles.exact(scores)
+    assert solution.certificate.proven
+    assert solution.stats["integers"] == 1
+    assert exact[solution.mask].sum() == oracles.best_score(exact, Pattern(1, 3))
+    best = Fraction(exact[solution.mask].sum())
+    for mask in masks_of(Pattern(1, 3)):
+        assert nmflow.certify(scores, mask, 1, 3).proven == (exact[mask].sum() == best)
+
+
+@pytest.mark.parametrize("name", ["int64_limits", "uint64_limits"])
+def test_integers_that_float64_rounds(name: str) -> None:
+    """Neighbours that share a float64 differ all the same."""
+    weights = families.FAMILIES[name]((4, 4), 1)
+    exact = oracles.exact(weights)
+    best = oracles.best_score(exact, P24)
+    proven = 0
+    for mask in masks_of(P24):
+        certificate = nmflow.certify(weights, mask, 2, 4, absolute=True)
+        assert certificate.proven == (exact[mask].sum() == best)
+        proven += certificate.proven
+    assert 0 < proven < 90
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_integers_of_all_sizes(fill: str) -> None:
+    """Rows with more large scores than they may keep, in Python integers."""
+    pattern = Pattern(2, 4, fill=fill)
+    info = np.iinfo(np.int64)
+    weights = np.random.default_rng(0).integers(info.min, info.max, (8, 8), endpoint=True)
+    solution = nmflow.solve(weights, pattern=pattern)
+    exact = oracles.exact(weights)
+    assert solution.certificate.proven
+    assert exact[solution.mask].sum() == oracles.best_total(exact, pattern)
+
+
+# The definition, in fractions
+
+
+def chunk_of(scores: Array, pattern: Pattern, mask: Array) -> Chunk:
+    problem = Problem.build(scores, pattern, scores=scores)
+    matrices = problem.matrices(problem.scores)
+    (place,) = iter_places(problem)
+    return load(problem, matrices, (mask.copy(),), place)
+
+
+@st.composite
+def graded_duals(draw: st.DrawFn, dtype: Any, low: float, high: float) -> tuple[Pattern, Array, Array, Array, Array]:
+    """A block of one pattern with a feasible mask, and duals among which many lie exactly on a sum."""
+    pattern = draw(st.sampled_from([P24, Pattern(2, 4, fill="at-most"), Pattern(2, 4, transposable=False)]))
+    width = 8 * np.dtype(dtype).itemsize
+    numbers = st.floats(low, high, width=width) | st.integers(-3, 3).map(float)
+    shape = pattern.block_shape
+    mask = draw(st.sampled_from(masks_of(pattern)))
+    u, v = (draw(hnp.arrays(dtype, side, elements=numbers)) for side in shape)
+    scores = draw(hnp.arrays(dtype, shape, elements=numbers))
+    if draw(st.booleans()):  # signs that fit, by a hair
+        up, down = np.dtype(dtype).type(np.inf), np.dtype(dtype).type(-np.inf)
+        with np.errstate(over="ignore"):
+            sums = u[:, None] + v[None, :]
+        near = [sums, np.nextafter(sums, up), np.nextafter(sums, down)]
+        chosen = draw(hnp.arrays(np.int8, shape, elements=st.integers(0, 3)))
+        for k, values in enumerate(near):
+            scores = np.where((chosen == k) & np.isfinite(values), values, scores)
+        if draw(st.booleans()):
+            scores = np.where(np.isfinite(sums), np.where(mask, np.maximum(scores, sums), np.minimum(scores, sums)), 0)
+            scores = scores.astype(dtype)
+    return pattern, scores, mask, u, v
+
+
+def hold_to_the_definition(
+    pattern: Pattern, scores: Array, mask: Array, u: Array, v: Array, status: int, gap: float
+) -> None:
+    exact = oracles.exact(scores, absolute=False)
+    left, right = oracles.exact(u, absolute=False), oracles.exact(v, absolute=False)
+    assert (status == Status.PROVEN) == oracles.proves(exact, mask, pattern, left, right)
+    bound = oracles.dual_bound(exact, pattern, left, right)
+    free_columns = pattern.col is None
+    if free_columns and any(right):
+        bound = None  # a line without a budget has no dual
+    if bound is None:
+        assert status == Status.UNPROVEN
+        assert gap == math.inf
+    else:
+        slack = bound - exact[mask].sum()
+        assert slack >= 0
+        assert gap == pytest.approx(float(slack), rel=1e-12, abs=1e-320) if slack < 1e308 else gap > 1e307
+
+
+@settings(max_examples=300, deadline=None)
+@given(graded_duals(np.float32, -8, 8) | graded_duals(np.float32, -(2.0**126), 2.0**126))
+def test_float32_duals_prove_what_they_prove(case: tuple[Pattern, Array, Array, Array, Array]) -> None:
+    pattern, scores, mask, u, v = case
+    graded = grade(chunk_of(scores, pattern, mask), Duals(u[:, None].copy(), v[None, :].copy()))
+    gap = float(graded.gaps[0]) if len(graded.gaps) else 0.0
+    if pattern.col is None and v.any():  # nothing is proven by duals of columns that have no budget
+        assert graded.status[0] != Status.PROVEN
+        return
+    hold_to_the_definition(pattern, scores, mask, u, v, int(graded.status[0]), gap)
+
+
+@settings(max_examples=300, deadline=None)
+@given(graded_duals(np.float64, -8, 8) | graded_duals(np.float64, -1e300, 1e300))
+def test_float64_duals_prove_what_they_prove(case: tuple[Pattern, Array, Array, Array, Array]) -> None:
+    pattern, scores, mask, u, v = case
+    none = np.full((len(u), 1), np.nan), np.full((1, len(v)), np.nan)  # these prove nothing
+    duals = Duals(*none, np.array([0]), u[None].copy(), v[None].copy())
+    graded = grade(chunk_of(scores, pattern, mask), duals)
+    gap = float(graded.gaps[0]) if len(graded.gaps) else 0.0
+    hold_to_the_definition(pattern, scores, mask, u, v, int(graded.status[0]), gap)
+
+
+@settings(max_examples=200, deadline=None)
+@given(graded_duals(np.float64, -8, 8) | graded_duals(np.float64, -1e300, 1e300), st.booleans())
+def test_integer_duals_prove_what_they_prove(
+    case: tuple[Pattern, Array, Array, Array, Array], as_integers: bool
+) -> None:
+    pattern, scores, mask, u, v = case
+    numbers, exponent = integers_of(scores)
+    if as_integers:
+        both, power = integers_of(np.concatenate([u, v]))
+        duals = BlockDuals(both[: len(u)], both[len(u) :], power)
+    else:
+        duals = BlockDuals(u, v)
+    status, gap = grade_exactly(numbers, exponent, mask, duals, pattern, None)
+    hold_to_the_definition(pattern, scores, mask, u, v, status, gap)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_integers_grade_fixed_entries_and_bad_masks(data: st.DataObject) -> None:
+    pattern = data.draw(st.sampled_from([P24, Pattern(2, 4, fill="at-most")]))
+    numbers = data.draw(hnp.arrays(np.int64, (4, 4), elements=small_integers))
+    mask = data.draw(hnp.arrays(np.bool_, (4, 4)) | st.sampled_from(masks_of(pattern)))
+    state = data.draw(hnp.arrays(np.int8, (4, 4), elements=st.sampled_from([0, 0, 0, 0, 0, 1, -1])))
+    if data.draw(st.booleans()):  # a state that the mask obeys
+        state = np.where(mask, np.abs(state), -np.abs(state)).astype(np.int8)
+    u, v = (data.draw(hnp.arrays(np.int64, 4, elements=small_integers)).astype(object) for _ in range(2))
+    keep, drop = state == 1, state == -1
+    status, gap = grade_exactly(numbers.astype(object), -3, mask, BlockDuals(u, v, -3), pattern, state)
+    scores = oracles.exact(numbers, absolute=False) / 8
+    left, right = (np.array([Fraction(int(x), 8) for x in side], object) for side in (u, v))
+    if not oracles.is_feasible(mask, pattern, keep, drop):
+        assert status == Status.INFEASIBLE
+        assert math.isnan(gap)
+        return
+    assert (status == Status.PROVEN) == oracles.proves(scores, mask, pattern, left, right, keep, drop)
+    bound = oracles.dual_bound(scores, pattern, left, right, keep, drop)
+    assert gap == (math.inf if bound is None else float(bound - scores[mask].sum()))
+
+
+def test_missing_duals_count_as_zero() -> None:
+    scores = np.abs(families.int8((4, 4), 0).astype(np.int16))
+    mask = masks_of(P24)[0]
+    graded = grade(chunk_of(scores, P24, mask), Duals())
+    assert graded.status.tolist() == [Status.UNPROVEN]
+    assert graded.gaps.tolist() == [scores[~mask].sum()]

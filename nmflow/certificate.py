@@ -5,8 +5,8 @@ With duals u per row, v per column and budgets r, c, no feasible mask of a block
     bound = sum r u + sum c v + sum_free max(0, S - u - v) + sum_keep (S - u - v),
 
 with u, v >= 0 under at-most fill (and v = 0 where columns are free). A mask reaches the bound exactly when
-what it keeps has S - u - v >= 0, what it does not keep has S - u - v <= 0, and under at-most fill a line with a positive
-dual is full. A block is proven when those signs hold as real numbers: see `nmflow.kernels.proof` for how a
+what it keeps has S - u - v >= 0, what it does not keep has S - u - v <= 0, and under at-most fill a line with a
+positive dual is full. A block is proven when those signs hold as real numbers: see `nmflow.kernels.proof` for how a
 rounded comparison decides that. The gap is summed from what violates them, so it does not cancel.
 """
 
@@ -70,13 +70,15 @@ class Duals:
 
     def updated(self, other: Duals) -> Duals:
         """These duals, but for the blocks that stand apart in `other`."""
-        if self.blocks is None or not len(self.blocks):
+        if self.blocks is None or self.block_row is None or self.block_col is None:
             return other
-        old = ~np.isin(self.blocks, other.blocks)  # type: ignore[arg-type]
-        blocks = np.concatenate([self.blocks[old], other.blocks])  # type: ignore[list-item]
+        if other.blocks is None or other.block_row is None or other.block_col is None:
+            return self
+        old = ~np.isin(self.blocks, other.blocks)
+        blocks = np.concatenate([self.blocks[old], other.blocks])
         order = np.argsort(blocks)
-        row = np.concatenate([self.block_row[old], other.block_row])  # type: ignore[index, list-item]
-        col = np.concatenate([self.block_col[old], other.block_col])  # type: ignore[index, list-item]
+        row = np.concatenate([self.block_row[old], other.block_row])
+        col = np.concatenate([self.block_col[old], other.block_col])
         return replace(self, blocks=blocks[order], block_row=row[order], block_col=col[order])
 
     def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
@@ -103,7 +105,7 @@ class Duals:
 
 @dataclass(frozen=True, slots=True)
 class ChunkGrade:
-    """Grade of a chunk: its kept score, a Status (as its number) for each block, and the blocks not proven with their gaps."""
+    """Grade of a chunk: its kept score, the number of a Status for each block, the blocks not proven and their gaps."""
 
     objective: float
     status: npt.NDArray[np.uint8]
@@ -174,10 +176,11 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
                 special = one_by_one.get(int(block))
                 if special is not None and found[k] != 0:
                     numbers, exponent = chunk.block_integers(int(block))
-                    found[k], gaps[k] = grade_exactly(
+                    verdict, gaps[k] = grade_exactly(
                         numbers, exponent, chunk.mask[chunk.corner(int(block))], special, pattern,
                         chunk.block_state(int(block)),
                     )  # fmt: skip
+                    found[k] = verdict
         flags[blocks] = found
         blocks, gaps = blocks[found != 0], gaps[found != 0]
     with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds

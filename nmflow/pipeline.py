@@ -70,6 +70,7 @@ def solve(
     duals: bool = False,
     certify: bool = False,
     warm_start: Solution | None = None,
+    out: object | None = None,
 ) -> Solution:
     """Find the best N:M mask of a weight matrix, with a proof.
 
@@ -119,6 +120,8 @@ def solve(
         Of a problem of the same shape and pattern, made with ``duals=True``, for ``solver="dual"``: its duals are where
         the search starts, which is faster where scores changed little. The objective does not depend on it; which of
         several best masks is returned can.
+    out : ndarray of bool, shape of weights, optional
+        Where to write the mask, for callers who refresh one often; undefined after an error. Not with layout="conv".
 
     Returns
     -------
@@ -157,7 +160,7 @@ def solve(
     if warm_start is not None:
         problem = replace(problem, warm=_warm(problem, warm_start, method))
     method.check(problem)
-    return _run(problem, method, _threads(threads), keep_duals=duals, certified=certify)
+    return _run(problem, method, _threads(threads), keep_duals=duals, certified=certify, out=out)
 
 
 def certify(
@@ -269,10 +272,16 @@ class _ContradictionError(Exception):
 
 
 def _run(
-    problem: Problem, method: Solver, threads: int, *, keep_duals: bool = False, certified: bool = False
+    problem: Problem,
+    method: Solver,
+    threads: int,
+    *,
+    keep_duals: bool = False,
+    certified: bool = False,
+    out: object | None = None,
 ) -> Solution:
     started = time.perf_counter()
-    mask, masks = problem.new_mask()
+    mask, masks = problem.new_mask(out)
     matrices = problem.matrices(problem.scores)
     duals = _new_duals(problem) if keep_duals else None
     all_grids = grids(problem)

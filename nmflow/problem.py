@@ -249,14 +249,35 @@ class Problem:
             return tuple(Matrix(array[g * size : (g + 1) * size]) for g in range(self.groups))
         return (Matrix(array),)
 
-    def new_mask(self) -> tuple[Array, tuple[Array, ...]]:
-        """Allocate a mask: the array of this problem's shape, and its matrices as writable two-dimensional views."""
+    def new_mask(self, out: object | None = None) -> tuple[Array, tuple[Array, ...]]:
+        """A mask to write: the array of this problem's shape, and its matrices as writable two-dimensional views.
+
+        Parameters
+        ----------
+        out : ndarray of bool, shape of `scores`, entries of a row adjacent, optional
+            Used instead of a new array; not with layout="conv".
+        """
+        if out is not None:
+            mask = self._check_out(out)
+            return mask, tuple(matrix.array for matrix in self.matrices(mask))
         if self.layout != "conv":
             mask = np.empty(self.shape, np.bool_)
             return mask, tuple(matrix.array for matrix in self.matrices(mask))
         out, channels, *kernel = self.shape
         store = np.empty((out, *kernel, channels), np.bool_)
         return np.moveaxis(store, -1, 1), tuple(store.reshape(self.groups, out // self.groups, -1))
+
+    def _check_out(self, out: object) -> Array:
+        if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != self.shape:
+            found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise InputValueError(f"out must be a NumPy array of bool of shape {self.shape}, not {found}")
+        if not out.flags.writeable or out.strides[-1] != 1:
+            raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
+        if self.layout == "conv":
+            raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
+        if np.may_share_memory(out, self.scores):
+            raise InputValueError("out must not share memory with the scores; pass an array of its own")
+        return out
 
     def non_finite_error(self) -> NonFiniteError:
         """The error for scores that are NaN or infinite: how many, and where the first is."""

@@ -27,7 +27,6 @@ from numba.extending import intrinsic
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE, ScoreKind
 from nmflow.kernels.simd import (
-    F64,
     I16,
     I32,
     I64,
@@ -40,8 +39,17 @@ from nmflow.kernels.simd import (
     vector,
 )
 
-__all__ = ["BIAS", "VECTOR", "clear_lanes", "line_step", "measure_segment", "read_segment", "rounds_for", "set_floors",
-           "store_duals"]
+__all__ = [
+    "BIAS",
+    "VECTOR",
+    "clear_lanes",
+    "line_step",
+    "measure_segment",
+    "read_segment",
+    "rounds_for",
+    "set_floors",
+    "store_duals",
+]
 
 VECTOR = 2 * LANES
 """Bytes of a vector of 16-bit lanes."""
@@ -245,7 +253,9 @@ def set_floors(  # type: ignore[no-untyped-def]
             emit.store(value, emit.at(row_floors, i * VECTOR), VECTOR)
         parts = [emit.splat(I16, LANES, 0)] * cols_
         if given_:
-            loads = [emit.load(emit.at(v, k * LANES * kind_.work_size), vector(kind_.work, LANES)) for k in range(cols_)]
+            loads = [
+                emit.load(emit.at(v, k * LANES * kind_.work_size), vector(kind_.work, LANES)) for k in range(cols_)
+            ]
             parts = deinterleave(emit, [floor(part, _spread(emit, scale, k, cols_)) for k, part in enumerate(loads)])
         for j, part in enumerate(parts):
             emit.store(part, emit.at(col_floors, j * VECTOR), VECTOR)
@@ -307,8 +317,8 @@ def clear_lanes(typing, address, count):  # type: ignore[no-untyped-def]
 
 
 ROUNDS = {4: (4, 4, 1), 8: (5, 5, 2), 16: (6, 6, 2), 32: (8, 9, 3), 64: (12, 14, 5)}
-"""Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask, by the longer side of
-a block; measured on Gaussian scores: more of the first cost more than they settle, and more of the second cost more
+"""Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask, by the longer side
+of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of the second cost more
 than augmenting paths."""
 
 

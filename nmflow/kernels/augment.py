@@ -2,9 +2,9 @@
 
 The block is a transportation network: row i has a supply of r units, column j a demand of c, and the arc from row i to
 column j carries at most one unit at unit cost -S[i, j]; under at-most fill a slack node Z takes what a line does
-not keep, at no cost. Given duals u, v, an arc is filled if its reduced cost S - u - v is positive and left empty if it is
-negative; what supplies and demands then lack is sent along shortest paths in the residual network (Dijkstra on reduced
-costs, from every node with an excess to the nearest with a deficit), and the distances update the duals.
+not keep, at no cost. Given duals u, v, an arc is filled if its reduced cost S - u - v is positive and left empty if it
+is negative; what supplies and demands then lack is sent along shortest paths in the residual network (Dijkstra on
+reduced costs, from every node with an excess to the nearest with a deficit), and the distances update the duals.
 
 One text serves three arithmetics: 64-bit integers (exact), float64, and Python integers in arrays of dtype object.
 
@@ -24,7 +24,17 @@ from numba import njit, types
 
 from nmflow.kernels.compile import compiled, fingerprint
 
-__all__ = ["EXACT", "FAILED", "FIXED_IN", "FIXED_OUT", "FLOAT", "LOOSE", "WIDE", "augment_block", "augment_kernel", "recover_kernel"]
+__all__ = [
+    "EXACT",
+    "FAILED",
+    "FIXED_IN",
+    "FIXED_OUT",
+    "FLOAT",
+    "LOOSE",
+    "WIDE",
+    "augment_block",
+    "augment_kernel",
+]
 
 FAILED, EXACT, FLOAT, WIDE, LOOSE = 0, 1, 2, 3, 4
 """How a block ended: infeasible; exact duals that float64 holds; float64 duals; exact duals that it cannot hold; scores
@@ -254,73 +264,8 @@ def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: 
                         u[i] = below + (above - below) * 0.5
 
 
-def recover(scores, u, v, arc, sweeps, via_row, via_col, seen):  # type: ignore[no-untyped-def]
-    """From a full mask to duals that prove it, or to a better mask: exact fill, no fixed entries; float64 only.
-
-    A column's dual is raised until no row would rather have it: row i needs u_i <= S - v at all it keeps and
-    u_i >= S - v at all it does not. This is Bellman-Ford on the columns, from any v; where the steps that raised them close
-    a cycle, exchanging along it gains, and that is done at once.
-
-    Returns
-    -------
-    bool
-        Whether it ended within `sweeps` sweeps.
-
-    References
-    ----------
-    R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 5.5 (cycles in the predecessor graph) and 9.6 (cycle
-    cancelling).
-    """
-    rows, cols = scores.shape
-    for _ in range(sweeps):
-        for j in range(cols):
-            via_row[j] = -1
-        changed = False
-        for i in range(rows):
-            least, at = np.inf, -1
-            for j in range(cols):
-                if arc[i, j]:
-                    value = scores[i, j] - v[j]
-                    if value < least:
-                        least, at = value, j
-            u[i] = least
-            for j in range(cols):
-                if arc[i, j] == 0 and scores[i, j] - least > v[j]:
-                    v[j] = scores[i, j] - least
-                    via_row[j], via_col[j] = i, at
-                    changed = True
-        if not changed:
-            return True
-        # a cycle among the steps of this sweep; `seen` tells the walk that met a column
-        for j in range(cols):
-            seen[j] = -1
-        for first in range(cols):
-            j = first
-            while j >= 0 and seen[j] < 0 and via_row[j] >= 0:
-                seen[j] = first
-                j = via_col[j]
-            if j >= 0 and via_row[j] >= 0 and seen[j] == first:
-                end = j
-                sound = True
-                while True:
-                    i, k = via_row[j], via_col[j]
-                    sound = sound and arc[i, j] == 0 and arc[i, k] == 1
-                    j = k
-                    if j == end:
-                        break
-                while sound:
-                    i, k = via_row[j], via_col[j]
-                    arc[i, j], arc[i, k] = 1, 0
-                    via_row[j] = -1
-                    j = k
-                    if j == end:
-                        break
-    return False
-
-
 _start = njit(nogil=True, error_model="numpy")(start)
 _paths = njit(nogil=True, error_model="numpy")(paths)
-_recover = njit(nogil=True, error_model="numpy")(recover)
 _centre = njit(nogil=True, error_model="numpy")(centre)
 
 
@@ -417,31 +362,5 @@ def augment_kernel(integers: bool) -> Any:
         return ended
 
     i8, flag, matrix = types.int64, types.boolean, types.float64[:, ::1]
-    signature = types.uint8[::1](
-        types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag
-    )
+    signature = types.uint8[::1](types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag)
     return compiled(augment_integers if integers else augment_floats, signature)
-
-
-@cache
-def recover_kernel() -> Any:
-    """Compile `recover` over many blocks.
-
-    Returns
-    -------
-    function (values, u, v, arcs, sweeps) -> array of bool
-        values : (k, R, C) float64. u : (k, R), output, v : (k, C) float64, modified. arcs : (k, R, C) uint8, full masks,
-        modified. The result says for which blocks u and v prove the mask, but for rounding.
-    """
-    version = fingerprint()
-
-    def recover_all(values, u, v, arcs, sweeps):  # type: ignore[no-untyped-def]
-        done = np.zeros(len(values), np.bool_)
-        via_row, via_col, seen = np.empty((3, values.shape[2]), np.int64)
-        for k in range(len(values) if version else 0):
-            done[k] = _recover(values[k], u[k], v[k], arcs[k], sweeps, via_row, via_col, seen)
-        return done
-
-    matrix = types.float64[:, ::1]
-    signature = types.boolean[::1](types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], types.int64)
-    return compiled(recover_all, signature)

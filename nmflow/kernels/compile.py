@@ -28,8 +28,7 @@ def fingerprint() -> int:
 
 def compiled(function: Callable[..., Any], signature: Any) -> Any:
     """Compile `function` for one signature, with a disk cache if one can be written."""
-    options = {"nogil": True, "fastmath": False, "error_model": "numpy"}
     try:
-        return numba.njit(signature, cache=True, **options)(function)
+        return numba.njit(signature, cache=True, nogil=True, error_model="numpy")(function)
     except (RuntimeError, OSError):  # read-only install and unwritable home: no place for a cache
-        return numba.njit(signature, **options)(function)
+        return numba.njit(signature, nogil=True, error_model="numpy")(function)

@@ -75,7 +75,9 @@ def proof_span(  # type: ignore[no-untyped-def]
         emit.store(builder.load(total), sums)
         over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
         over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
-        doubt = builder.and_(builder.icmp_unsigned("!=", builder.load(signs), none), builder.icmp_signed("!=", exact, none))
+        doubt = builder.and_(
+            builder.icmp_unsigned("!=", builder.load(signs), none), builder.icmp_signed("!=", exact, none)
+        )
         with builder.if_then(doubt, likely=False):
             # some score lies on its threshold: once more, with the rounding error of u + v
             builder.store(none, signs)
@@ -85,9 +87,7 @@ def proof_span(  # type: ignore[no-untyped-def]
                 score, kept, row_duals = each_row()
                 high = builder.fadd(row_duals, col_duals)
                 part = builder.fsub(high, row_duals)
-                low = builder.fadd(
-                    builder.fsub(row_duals, builder.fsub(high, part)), builder.fsub(col_duals, part)
-                )
+                low = builder.fadd(builder.fsub(row_duals, builder.fsub(high, part)), builder.fsub(col_duals, part))
                 tie = builder.fcmp_ordered("==", score, high)
                 fits = builder.select(
                     kept, builder.fcmp_ordered("<=", low, zero), builder.fcmp_ordered(">=", low, zero)

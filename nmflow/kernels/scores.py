@@ -40,10 +40,12 @@ class ScoreKind:
 
     @property
     def work_size(self) -> int:
+        """Bytes of a number of the work type."""
         return 8 if self.work == F64 else 4
 
     @property
     def work_dtype(self) -> str:
+        """Name of the work type for NumPy."""
         return "float64" if self.work == F64 else "float32"
 
     @property
@@ -53,6 +55,7 @@ class ScoreKind:
 
     @property
     def sign_mask(self) -> int:
+        """All bits of an entry but its sign."""
         return (1 << (8 * self.itemsize - 1)) - 1
 
     @property
@@ -78,15 +81,11 @@ class ScoreKind:
                 bits = builder.and_(bits, emit.splat(I32, count, 0x7FFFFFFF))
             return builder.bitcast(bits, vector(F32, count))
         # float16: move the fields into place; the product by 2**112 rebiases normals and subnormals alike, exactly
-        magnitude = builder.shl(
-            builder.and_(bits, emit.splat(I32, count, 0x7FFF)), emit.splat(I32, count, 13)
-        )
+        magnitude = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x7FFF)), emit.splat(I32, count, 13))
         value = builder.fmul(builder.bitcast(magnitude, vector(F32, count)), emit.splat(F32, count, 2.0**112))
         if absolute:
             return value
-        sign = builder.shl(
-            builder.and_(bits, emit.splat(I32, count, 0x8000)), emit.splat(I32, count, 16)
-        )
+        sign = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x8000)), emit.splat(I32, count, 16))
         return builder.bitcast(builder.or_(builder.bitcast(value, vector(I32, count)), sign), vector(F32, count))
 
 

@@ -106,9 +106,7 @@ def settle_kernel(
                     bj = b - bs * grid_cols
                     source = scores + bs * rows * stride + bj * block_bytes
                     for i in range(rows):
-                        copy_bytes(
-                            source + i * stride, gathered + i * segment_bytes + lane * block_bytes, block_bytes
-                        )
+                        copy_bytes(source + i * stride, gathered + i * segment_bytes + lane * block_bytes, block_bytes)
                     if given:
                         for i in range(rows):
                             copy_bytes(

@@ -15,7 +15,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "Emitter", "copy_bytes", "deinterleave", "interleave", "literal", "read_byte", "read_word", "write_word"]
+__all__ = [
+    "LANES",
+    "Emitter",
+    "copy_bytes",
+    "deinterleave",
+    "interleave",
+    "literal",
+    "read_byte",
+    "read_word",
+    "write_word",
+]
 
 LANES = 32
 """Blocks side by side in a vector: 32 x 16 bits fill an AVX-512 register, or two of AVX2."""
@@ -98,9 +108,7 @@ class Emitter:
         letter = "i" if isinstance(kind.element, ir.IntType) else "f"
         bits = kind.element.width if letter == "i" else 64 if kind.element == F64 else 32
         full = f"{name}.v{kind.count}{letter}{bits}"
-        function = cgutils.get_or_insert_function(
-            self.module, ir.FunctionType(result, [v.type for v in values]), full
-        )
+        function = cgutils.get_or_insert_function(self.module, ir.FunctionType(result, [v.type for v in values]), full)
         return self.builder.call(function, values)
 
     def better(self, a: Value, b: Value, order: str) -> Value:

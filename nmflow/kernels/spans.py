@@ -40,6 +40,7 @@ class Lines:
 
     @property
     def width(self) -> int:
+        """Entries of a row of the blocks together."""
         return self.groups * self.cols
 
     def spread(self, emit: Emitter, address: Value, kind: ScoreKind) -> Value:

@@ -1,0 +1,107 @@
+"""Starting from the duals of an earlier solution, and writing into a mask that is there."""
+
+from __future__ import annotations
+
+import re
+
+import families
+import numpy as np
+import pytest
+
+import nmflow
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+
+
+def perturbed(weights: np.ndarray, share: float, seed: int = 1) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal(weights.shape)
+    return (weights * (1.0 + share * noise)).astype(weights.dtype)
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (4, 8), (8, 16), (3, 5)])
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_a_warm_start_reaches_the_same_objective(pattern: tuple[int, int], fill: str, share: float) -> None:
+    weights = families.gaussian((67, 133), 0)
+    first = nmflow.solve(weights, *pattern, fill=fill, duals=True)
+    changed = perturbed(weights, share)
+    warm = nmflow.solve(changed, *pattern, fill=fill, warm_start=first)
+    cold = nmflow.solve(changed, *pattern, fill=fill)
+    assert warm.certificate.proven
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", ["few_values", "mostly_zero", "huge_among_tiny", "gaussian_float64"])
+def test_a_warm_start_from_another_problem_is_still_exact(family: str) -> None:
+    first = nmflow.solve(families.gaussian((64, 96), 0), 4, 8, duals=True)
+    weights = families.FAMILIES[family]((64, 96), 3)
+    warm = nmflow.solve(weights, 4, 8, warm_start=first)
+    assert warm.certificate.proven
+    assert warm.objective == pytest.approx(nmflow.solve(weights, 4, 8).objective, rel=1e-12)
+
+
+def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> None:
+    stack = families.gaussian((3, 20, 36), 0)
+    first = nmflow.solve(stack, 2, 4, layout="batch", duals=True)
+    again = nmflow.solve(stack, 2, 4, layout="batch", duals=True, warm_start=first)
+    assert (again.mask == first.mask).all()
+    weights = families.gaussian((16, 6, 3, 3), 0)
+    first = nmflow.solve(weights, 2, 4, layout="conv", groups=2, duals=True)
+    assert nmflow.solve(weights, 2, 4, layout="conv", groups=2, warm_start=first).certificate.proven
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_warm_start_still_sees_scores_that_are_not_finite(value: float) -> None:
+    weights = families.gaussian((64, 64), 0)
+    first = nmflow.solve(weights, 2, 4, duals=True)
+    for place in (np.abs(weights).argmin(), np.abs(weights).argmax()):
+        bad = weights.copy()
+        bad.flat[place] = value
+        with pytest.raises(NonFiniteError, match="at 1 of 4096 entries"):
+            nmflow.solve(bad, 2, 4, warm_start=first)
+
+
+def test_what_cannot_be_a_warm_start_is_refused() -> None:
+    weights = families.gaussian((16, 16), 0)
+    first = nmflow.solve(weights, 2, 4, duals=True)
+    for arguments, words in [
+        ({"warm_start": nmflow.solve(weights, 2, 4)}, "warm_start must hold duals, not None"),
+        ({"warm_start": first, "fill": "at-most"}, "warm_start must have pattern 2:4 at-most, not 2:4"),
+        ({"warm_start": first, "solver": "enumerate"}, 'warm_start must go with solver="dual", not "enumerate"'),
+    ]:
+        with pytest.raises(InputValueError, match=re.escape(words)):
+            nmflow.solve(weights, 2, 4, **arguments)
+    with pytest.raises(InputValueError, match="warm_start must be of a problem of shape"):
+        nmflow.solve(families.gaussian((16, 20), 0), 2, 4, warm_start=first)
+    with pytest.raises(InputTypeError, match="warm_start must be a Solution, not ndarray"):
+        nmflow.solve(weights, 2, 4, warm_start=first.mask)
+    first.row_duals[0, 0] = np.nan
+    with pytest.raises(InputValueError, match="warm_start must hold finite duals"):
+        nmflow.solve(weights, 2, 4, warm_start=first)
+
+
+def test_out_takes_the_mask() -> None:
+    weights = families.gaussian((19, 34), 0)
+    wide = np.ones((19, 40), np.bool_)
+    out = wide[:, 3:37]
+    solution = nmflow.solve(weights, 2, 4, out=out)
+    assert solution.mask is out
+    assert (out == nmflow.solve(weights, 2, 4).mask).all()
+    assert wide[:, :3].all()
+    assert wide[:, 37:].all()
+
+
+def test_what_cannot_be_out_is_refused() -> None:
+    weights = families.gaussian((16, 16), 0)
+    for out, words in [
+        (np.empty((16, 15), np.bool_), "out must be a NumPy array of bool of shape"),
+        (np.empty((16, 16), np.uint8), "not uint8 of shape"),
+        ([True], "not list"),
+        (np.empty((16, 16), np.bool_, order="F"), "out must be writeable and have the entries of a row side by side"),
+        (weights.view(np.bool_)[:, ::4][:, :16], "side by side"),
+        (weights.view(np.bool_)[:, :16], "out must not share memory with the scores"),
+    ]:
+        with pytest.raises(InputValueError, match=words):
+            nmflow.solve(weights, 2, 4, out=out)
+    images = families.gaussian((8, 4, 3, 3), 0)
+    with pytest.raises(InputValueError, match='out must be None for layout="conv"'):
+        nmflow.solve(images, 2, 4, layout="conv", out=np.empty(images.shape, np.bool_))

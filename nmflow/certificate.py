@@ -81,6 +81,15 @@ class Duals:
         col = np.concatenate([self.block_col[old], other.block_col])
         return replace(self, blocks=blocks[order], block_row=row[order], block_col=col[order])
 
+    def put(self, chunk: Chunk) -> None:
+        """Write the duals that stand apart, rounded, to the arrays of all blocks: often they prove as much there."""
+        rows, cols = chunk.pattern.block_shape
+        if self.row is None or self.col is None or self.blocks is None:
+            return
+        i, j = np.divmod(self.blocks, chunk.grid[1])
+        self.row.reshape(-1, rows, chunk.grid[1])[i, :, j] = self.block_row
+        self.col.reshape(-1, chunk.grid[1], cols)[i, j] = self.block_col
+
     def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
         rows, cols = chunk.pattern.block_shape

@@ -184,14 +184,17 @@ def read_segment(  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def line_step(typing, line, other, dual, floor, relax, count, stride, budget, clamp):  # type: ignore[no-untyped-def]
+def line_step(typing, line, other, dual, floor, relax, count, stride, budget, clamp, given):  # type: ignore[no-untyped-def]
     """One line of 32 blocks: move its dual to the midpoint of the budget-th and the next largest, and past it.
 
     line : address of the line's first lane vector; its others are `stride` bytes apart.
     other : address of the duals across. dual, floor : addresses of the line's own, and of its least value if `clamp`.
     relax : 0, or -1 to step past the midpoint.
+    given : whether scores are cut off at 16 bits, so that differences have to be too; else differences stay within them,
+    but for duals far from the scores, which then are poor candidates and no more.
     """
-    count_, stride_, budget_, clamp_ = literal(count), literal(stride), literal(budget), literal(clamp)
+    count_, stride_, budget_ = literal(count), literal(stride), literal(budget)
+    clamp_, given_ = literal(clamp), literal(given)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
@@ -200,7 +203,8 @@ def line_step(typing, line, other, dual, floor, relax, count, stride, budget, cl
         wires = []
         for t in range(count_):
             score = emit.load(emit.at(line, t * stride_), kind, VECTOR)
-            wires.append(emit.call("llvm.ssub.sat", score, emit.load(emit.at(other, t * VECTOR), kind, VECTOR)))
+            across = emit.load(emit.at(other, t * VECTOR), kind, VECTOR)
+            wires.append(emit.call("llvm.ssub.sat", score, across) if given_ else builder.sub(score, across))
         ranks = (budget_ - 1, budget_) if budget_ < count_ else (budget_ - 1,)
         for i, j, use_max, use_min in selection_network(count_, ranks, unordered=True):
             a, b = wires[i], wires[j]
@@ -224,7 +228,7 @@ def line_step(typing, line, other, dual, floor, relax, count, stride, budget, cl
         emit.store(fresh, dual, VECTOR)
         return context.get_dummy_value()
 
-    return types.none(line, other, dual, floor, relax, count, stride, budget, clamp), codegen
+    return types.none(line, other, dual, floor, relax, count, stride, budget, clamp, given), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -56,8 +56,7 @@ class Lines4:
         first = b.select(k0, x[0], b.select(k1, x[1], b.select(k2, x[2], zero)))
         second = b.select(k3, x[3], b.select(both, x[1], b.select(b.and_(k2, either), x[2], zero)))
         bit0, bit1 = b.and_(b.not_(k0), k1), b.not_(either)
-        bit2, bit3 = self.any_of((both, bit1, k3)), b.not_(both)
-        bit3 = b.or_(bit0, b.not_(k1))
+        bit2, bit3 = self.any_of((both, bit1, k3)), b.or_(bit0, b.not_(k1))
         code = self.any_of([self.where(bit, 1 << place) for place, bit in enumerate((bit0, bit1, bit2, bit3))])
         many = b.or_(b.and_(both, b.or_(k2, k3)), b.and_(b.and_(k2, k3), either))
         return first, second, code, many

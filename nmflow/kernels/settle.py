@@ -126,13 +126,13 @@ def settle_kernel(
                 for i in range(rows):
                     line_step(
                         lanes + i * row_bytes, cols_at, rows_at + i * vector_bytes, row_floors + i * vector_bytes,
-                        relax, cols, vector_bytes, row_budget, clamp_rows,
+                        relax, cols, vector_bytes, row_budget, clamp_rows, given,
                     )  # fmt: skip
                 if k < rounds:
                     for t in range(cols):
                         line_step(
                             lanes + t * vector_bytes, rows_at, cols_at + t * vector_bytes,
-                            col_floors + t * vector_bytes, relax, rows, row_bytes, col_budget, clamp_cols,
+                            col_floors + t * vector_bytes, relax, rows, row_bytes, col_budget, clamp_cols, given,
                         )  # fmt: skip
             store_duals(rows_at, cols_at, scales, to_u, u_step, to_v, code, rows, cols, bias, given)
             if not whole:

@@ -77,6 +77,8 @@ class Dual(Solver):
             return ChunkSolution(start, counts=counts)
         ended, duals = self._augment(chunk, blocks, start, integers=False)
         failed = tuple(int(b) for b in blocks[ended == FAILED])
+        if chunk.exact and chunk.state is None:
+            duals.put(chunk)
         return ChunkSolution(start.updated(duals), infeasible=failed, counts={**counts, "augmented": len(blocks)})
 
     def _tied(self, chunk: Chunk, blocks: Array) -> bool:
@@ -86,10 +88,12 @@ class Dual(Solver):
         if chunk.pattern.col is None or not chunk.exact:
             return False
         sample = chunk.gather_scores(blocks[:: -(-len(blocks) // 8)])
-        distinct = [len(np.unique(values)) for values in sample]
+        ordered = np.sort(sample.reshape(len(sample), -1), axis=1)
+        if np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)) < 0.25:
+            return False
         # scores of a wide range would round in float64, and rounded duals prove nothing
         scaled = np.ldexp(sample, EXACT_BITS - int(np.frexp(np.abs(sample).max())[1]))
-        return bool(np.median(distinct) < 0.75 * sample[0].size and (scaled == np.floor(scaled)).all())
+        return bool((scaled == np.floor(scaled)).all())
 
     def _untie(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
         """Settle blocks whose scores repeat: move each score a little, solve, and find duals that prove that mask.

@@ -16,7 +16,8 @@ from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 
 if TYPE_CHECKING:
-    from nmflow import network, solvers
+    from nmflow import formats, network, solvers
+    from nmflow.diversity import count_masks, divergence, mask_diversity
     from nmflow.pipeline import certify, solve
     from nmflow.solution import Certificate, Solution, Status
 
@@ -29,6 +30,10 @@ __all__ = [
     "Status",
     "__version__",
     "certify",
+    "count_masks",
+    "divergence",
+    "formats",
+    "mask_diversity",
     "network",
     "solve",
     "solvers",
@@ -39,9 +44,12 @@ _LAZY = {
     "Solution": "nmflow.solution",
     "Status": "nmflow.solution",
     "certify": "nmflow.pipeline",
+    "count_masks": "nmflow.diversity",
+    "divergence": "nmflow.diversity",
+    "mask_diversity": "nmflow.diversity",
     "solve": "nmflow.pipeline",
 }
-_MODULES = {"network", "solvers"}
+_MODULES = {"formats", "network", "solvers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": BASE | {"problem", "blocks", "certificate", "solvers"},
     "checkpoint": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "pipeline"},
-    "cli": BASE | {"", "checkpoint", "formats", "diversity", "network", "pipeline"},
+    "bench": BASE | {"", "problem", "kernels", "solvers", "pipeline", "checkpoint"},
+    "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline"},
     "": BASE | {"network", "solvers", "pipeline", "certificate", "diversity", "formats", "checkpoint"},
 }
 """What each room may import, at the top of a file or inside a function; "" is nmflow/__init__.py."""
@@ -166,9 +167,19 @@ except SystemExit as end:
     [
         "import nmflow",
         "from nmflow import Pattern, NmflowError; Pattern.parse('2:4')",
-        *(HELP.format(args=args) for args in (["--help"], ["--version"], ["prune", "--help"], ["verify", "--help"])),
+        *(
+            HELP.format(args=args)
+            for args in (
+                ["--help"],
+                ["--version"],
+                ["prune", "--help"],
+                ["verify", "--help"],
+                ["export", "--help"],
+                ["inspect", "--help"],
+            )
+        ),
     ],
-    ids=["import", "pattern", "help", "version", "prune help", "verify help"],
+    ids=["import", "pattern", "help", "version", "prune help", "verify help", "export help", "inspect help"],
 )
 def test_nothing_heavy_is_loaded(code: str) -> None:
     loaded = loaded_by(code)

@@ -1,6 +1,9 @@
 """Checkpoints on disk: safetensors pruned, and checked, tensor by tensor."""
 
+from nmflow.checkpoint.export import export_checkpoint
+from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header, read_header
+from nmflow.checkpoint.packed import Inspection, PackedVerification, exported_format, inspect_path, verify_packed
 from nmflow.checkpoint.plan import EXCLUDED, WEIGHTS, Plan, PlannedTensor, make_plan
 from nmflow.checkpoint.prune import Progress, prune_checkpoint
 from nmflow.checkpoint.report import Report, TensorReport
@@ -12,7 +15,11 @@ __all__ = [
     "WEIGHTS",
     "Checked",
     "Entry",
+    "ExportReport",
+    "ExportedTensor",
     "Header",
+    "Inspection",
+    "PackedVerification",
     "Plan",
     "PlannedTensor",
     "Progress",
@@ -21,9 +28,13 @@ __all__ = [
     "TensorReport",
     "Verification",
     "Violation",
+    "export_checkpoint",
+    "exported_format",
+    "inspect_path",
     "make_plan",
     "open_source",
     "prune_checkpoint",
     "read_header",
     "verify_checkpoint",
+    "verify_packed",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nmflow.checkpoint.header import Header
+from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.plan import Plan, PlannedTensor, as_pattern, make_plan
 from nmflow.checkpoint.report import Report, TensorReport
 from nmflow.checkpoint.stage import check_destination, copy_others, staged
@@ -34,6 +35,8 @@ def prune_checkpoint(
     fill: str = "exact",
     transposable: bool = True,
     solver: str = "dual",
+    certify: bool = False,
+    keep_from: str | os.PathLike[str] | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     threads: int | None = None,
@@ -54,6 +57,10 @@ def prune_checkpoint(
     transposable : bool
         False prunes rows only.
     solver : str
+    certify : bool
+        Prove gaps for a solver that is not exact too.
+    keep_from : path, optional
+        A .safetensors file of boolean masks by the name of the tensor; what they mark is kept.
     include, exclude : iterable of str
         Globs over tensor names, as in make_plan.
     threads : int, optional
@@ -71,7 +78,8 @@ def prune_checkpoint(
     CheckpointError, SourceNotFoundError
         If `src` is not a sound checkpoint in safetensors.
     DestinationExistsError, InputValueError
-        If `dst` cannot be written to, a glob matches nothing, or an option is not valid.
+        If `dst` cannot be written to, a glob matches nothing, an option is not valid, or a mask of `keep_from` fits no
+        tensor that is pruned.
     PatternError
         If `pattern` is not one, or no tensor can take it.
     NonFiniteError
@@ -86,12 +94,13 @@ def prune_checkpoint(
     plan = make_plan(src, as_pattern(pattern, fill, transposable), include=include, exclude=exclude)
     plan.check()
     check_destination(plan.source, dst, overwrite)
-    options: dict[str, Any] = {"solver": solver, "threads": threads}
+    options: dict[str, Any] = {"solver": solver, "threads": threads, "certify": certify}
+    keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
     # One empty block first: a wrong option is an error before anything is written, and what a solver prepares on its
     # first call is not counted as the time of the first tensor.
     solve(np.zeros(plan.pattern.block_shape, np.float32), pattern=plan.pattern, **options)
     with staged(dst, overwrite) as new:
-        tensors = _write(plan, new, options, progress)
+        tensors = _write(plan, new, options, keep, progress)
     return Report(
         source=str(plan.source.path),
         destination=str(dst),
@@ -105,7 +114,9 @@ def prune_checkpoint(
     )
 
 
-def _write(plan: Plan, new: Path, options: dict[str, Any], progress: Progress | None) -> list[TensorReport]:
+def _write(
+    plan: Plan, new: Path, options: dict[str, Any], keep: Mapping[str, KeepMask], progress: Progress | None
+) -> list[TensorReport]:
     """Build the whole checkpoint at `new`."""
     source = plan.source
     if source.is_folder:
@@ -119,7 +130,7 @@ def _write(plan: Plan, new: Path, options: dict[str, Any], progress: Progress | 
     for tensor in plan.tensors:
         if progress:
             progress(tensor.entry.name, done, total)
-        report = prune_tensor(tensor, targets[tensor.shard.path], plan.pattern, options)
+        report = prune_tensor(tensor, targets[tensor.shard.path], plan.pattern, options, keep.get(tensor.entry.name))
         if report is not None:
             reports.append(report)
         done += tensor.entry.n_bytes
@@ -135,7 +146,9 @@ def _start_shard(shard: Header, target: Path) -> None:
         file.truncate(shard.file_size)
 
 
-def prune_tensor(tensor: PlannedTensor, target: Path, pattern: Pattern, options: dict[str, Any]) -> TensorReport | None:
+def prune_tensor(
+    tensor: PlannedTensor, target: Path, pattern: Pattern, options: dict[str, Any], keep: KeepMask | None = None
+) -> TensorReport | None:
     """Write one tensor of a shard to its place in `target`, pruned or as it is: the unit of work.
 
     It needs no more than paths and numbers, so that it can be done by any worker that sees both files.
@@ -150,7 +163,8 @@ def prune_tensor(tensor: PlannedTensor, target: Path, pattern: Pattern, options:
         where = f"{tensor.shard.path}: tensor {entry.name!r}"
         weights = map_tensor(tensor.shard.path, entry)
         try:
-            solution = solve(weights, pattern=pattern, layout=tensor.layout, **options)
+            kept = None if keep is None else keep.read()
+            solution = solve(weights, pattern=pattern, layout=tensor.layout, keep=kept, **options)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{where} must be finite, not NaN or infinite at {error.count} of {weights.size} entries, the first at "
@@ -171,9 +185,9 @@ def prune_tensor(tensor: PlannedTensor, target: Path, pattern: Pattern, options:
         dense=dense,
         kept=solution.objective,
         rows_only=rows_only if pattern.transposable else solution.objective,
-        gap=solution.gap,
-        n_blocks=solution.certificate.n_blocks,
-        n_proven=solution.certificate.n_proven,
+        gap=None if solution.certificate is None else solution.gap,
+        n_blocks=solution.stats["blocks"],
+        n_proven=0 if solution.certificate is None else solution.certificate.n_proven,
         seconds=time.perf_counter() - started,
     )
 

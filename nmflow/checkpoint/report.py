@@ -20,8 +20,8 @@ class TensorReport:
     layout : str or None
     dense, kept, rows_only : float
         Sum of magnitudes of all entries, of those kept, and of those that the best rows-only mask would keep.
-    gap : float
-        What the best mask could keep more, at most; 0.0 where proven.
+    gap : float or None
+        What the best mask could keep more, at most; 0.0 where proven, None if that was not asked for.
     n_blocks, n_proven : int
     seconds : float
         Wall time of reading, solving and writing.
@@ -35,7 +35,7 @@ class TensorReport:
     dense: float
     kept: float
     rows_only: float
-    gap: float
+    gap: float | None
     n_blocks: int
     n_proven: int
     seconds: float
@@ -90,6 +90,7 @@ class Report:
     @property
     def total(self) -> TensorReport:
         """All weights as if they were one."""
+        gaps = [tensor.gap for tensor in self.tensors]
         return TensorReport(
             "total",
             "",
@@ -99,7 +100,7 @@ class Report:
             math.fsum(tensor.dense for tensor in self.tensors),
             math.fsum(tensor.kept for tensor in self.tensors),
             math.fsum(tensor.rows_only for tensor in self.tensors),
-            math.fsum(tensor.gap for tensor in self.tensors),
+            None if None in gaps else math.fsum(gap for gap in gaps if gap is not None),
             sum(tensor.n_blocks for tensor in self.tensors),
             sum(tensor.n_proven for tensor in self.tensors),
             self.seconds,

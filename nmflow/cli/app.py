@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from nmflow.errors import NmflowError
+from nmflow.errors import InputValueError, NmflowError
 
 if TYPE_CHECKING:
     from nmflow.checkpoint import Progress
@@ -42,7 +42,13 @@ class Fill(StrEnum):
 
 
 CHECKPOINT = "A .safetensors file, or a folder with a checkpoint in safetensors."
-PatternOption = Annotated[str, typer.Option("--pattern", metavar="N:M", help="N kept of M consecutive, e.g. 2:4.")]
+PatternOption = Annotated[
+    str | None, typer.Option("--pattern", metavar="N:M", help="N kept of M consecutive, e.g. 2:4.")
+]
+RowOption = Annotated[
+    str | None, typer.Option("--row", metavar="N:M", help="Instead of --pattern, with --col: N kept of M along a row.")
+]
+ColOption = Annotated[str | None, typer.Option("--col", metavar="N:M", help="N kept of M along a column.")]
 RowsOnly = Annotated[bool, typer.Option("--rows-only", help="Constrain rows only; columns are left free.")]
 Include = Annotated[
     list[str] | None,
@@ -76,12 +82,21 @@ def _root(
 def prune(
     src: Annotated[Path, typer.Argument(metavar="SRC", help=CHECKPOINT)],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="The file or folder to write.")],
-    pattern: PatternOption,
+    pattern: PatternOption = None,
+    row: RowOption = None,
+    col: ColOption = None,
     fill: Annotated[
         Fill, typer.Option(help="Keep exactly N in each group, or at most N, which can keep more score.")
     ] = Fill.exact,
     rows_only: RowsOnly = False,
     solver: Annotated[str, typer.Option(help="Name of the solver.")] = "dual",
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Prove gaps for a solver that is not exact too; exact ones always do.")
+    ] = False,
+    keep_from: Annotated[
+        Path | None,
+        typer.Option(metavar="MASKS", help="A .safetensors file of boolean masks by tensor name: entries to keep."),
+    ] = None,
     include: Include = None,
     exclude: Exclude = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")] = None,
@@ -93,13 +108,15 @@ def prune(
 
     Embeddings, norms, biases and output heads are left alone; --dry-run shows the rules and what they mean for SRC.
     """
+    if pattern is row is col is None:
+        raise typer.BadParameter("a pattern must be given, as --pattern 2:4 or as --row 2:4 --col 4:8")
     with _one_line_errors():
         from nmflow.checkpoint import make_plan, prune_checkpoint
-        from nmflow.checkpoint.plan import as_pattern
         from nmflow.cli import show
+        from nmflow.pipeline import as_pattern
 
+        wanted = as_pattern(None, None, pattern, row=row, col=col, fill=fill.value, transposable=not rows_only)
         if dry_run:
-            wanted = as_pattern(pattern, fill.value, not rows_only)
             plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
             if as_json:
                 _print_json(plan.to_dict())
@@ -111,10 +128,10 @@ def prune(
             report = prune_checkpoint(
                 src,
                 dst,
-                pattern,
-                fill=fill.value,
-                transposable=not rows_only,
+                wanted,
                 solver=solver,
+                certify=certify,
+                keep_from=keep_from,
                 include=include or (),
                 exclude=exclude or (),
                 threads=threads,
@@ -129,26 +146,38 @@ def prune(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help=CHECKPOINT)],
-    pattern: PatternOption,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help=f"{CHECKPOINT} Or what export wrote.")],
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", metavar="N:M", help="N kept of M consecutive; an export knows its own.")
+    ] = None,
+    row: RowOption = None,
+    col: ColOption = None,
     rows_only: RowsOnly = False,
     include: Include = None,
     exclude: Exclude = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check each weight against the pattern, along rows and along columns.
+    """Check each weight against the pattern, along rows and along columns; decode an export both ways.
 
     The exit status is 0 if all keep to it, 1 if one does not, 2 if that could not be found out.
     """
     with _one_line_errors():
-        from nmflow.checkpoint import verify_checkpoint
+        from nmflow.checkpoint import exported_format, verify_checkpoint
         from nmflow.cli import show
+        from nmflow.pipeline import as_pattern
 
+        given = any(option is not None for option in (pattern, row, col))
+        exported = exported_format(path)
+        if exported is not None and (exported != "dense" or not given):
+            _verify_export(path, as_json, given or rows_only or bool(include) or bool(exclude))
+            return
+        if not given:
+            raise InputValueError("--pattern must be given for a checkpoint, for example --pattern 2:4")
+        wanted = as_pattern(None, None, pattern, row=row, col=col, fill="at-most", transposable=not rows_only)
         with _progress("verifying") as progress:
             found = verify_checkpoint(
                 path,
-                pattern,
-                transposable=not rows_only,
+                wanted,
                 include=include or (),
                 exclude=exclude or (),
                 progress=progress,
@@ -159,6 +188,156 @@ def verify(
             show.verification(found)
         if not found.ok:
             raise typer.Exit(VIOLATION)
+
+
+@app.command()
+def bench(
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="A .npy file, or a checkpoint.")] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option("--pattern", metavar="N:M", help="Repeatable; default 2:4, 4:8, 8:16.")
+    ] = None,
+    shape: Annotated[
+        str, typer.Option(metavar="ROWSxCOLS", help="Without PATH: size of a random matrix.")
+    ] = "2048x2048",
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Weights of the checkpoint; default: the largest. Repeatable."),
+    ] = None,
+    solver: Annotated[list[str] | None, typer.Option(help="Name of a solver; default: all. Repeatable.")] = None,
+    fill: Annotated[Fill, typer.Option(help="Exactly N in each group, or at most N.")] = Fill.exact,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="A solver that takes longer is measured on its first blocks.")
+    ] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Time every solver on a matrix of yours, a weight of your checkpoint, or a random matrix.
+
+    Times are also given as a multiple of "stream": reading the matrix and writing a byte for each entry.
+    """
+    with _one_line_errors():
+        from nmflow.bench.quick import matrices, parse_shape, quick
+        from nmflow.checkpoint.plan import as_pattern
+        from nmflow.cli import show
+
+        wanted = [as_pattern(text, fill.value) for text in pattern or ("2:4", "4:8", "8:16")]
+        size = parse_shape(shape)
+        weights: dict[str, Any] = {}
+        for each in wanted if path is not None and path.suffix != ".npy" else wanted[:1]:
+            weights |= matrices(path, size, tensor or (), each)
+        rows: list[dict[str, Any]] = []
+        complete = False
+        try:
+            with _progress("measuring") as progress:
+                for row in quick(
+                    weights, wanted, solvers=solver or (), threads=threads, seconds=seconds, progress=progress
+                ):
+                    rows.append(row)
+                    _check_interrupts()
+            complete = True
+        finally:  # what is finished is printed, whatever ends the rest
+            if as_json:
+                from nmflow.bench.machine import machine, versions
+
+                _print_json({"complete": complete, "machine": machine(), "versions": versions(), "rows": rows})
+            elif rows:
+                show.bench(rows)
+
+
+@app.command()
+def export(
+    src: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
+    dst: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    format: Annotated[str, typer.Option("--format", help="dense, nibble or cutlass-24; see docs/formats.md.")],
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Masks in safetensors (BOOL, or U8 of 0 and 1) by the names of the weights."),
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    pad: Annotated[bool, typer.Option("--pad", help="Fill weights up to the format's multiples with zeros.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")] = None,
+    as_json: AsJson = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a checkpoint.")] = False,
+) -> None:
+    """Store the weights of a pruned checkpoint compressed, W and its transpose, and the rest as it is.
+
+    A weight's mask is its nonzero entries, which must keep to the pattern both ways; where zeros leave a choice, one
+    is solved for, and said. Or masks are given.
+    """
+    with _one_line_errors():
+        from nmflow.checkpoint import export_checkpoint
+        from nmflow.cli import show_packed
+
+        with _progress("exporting") as progress:
+            report = export_checkpoint(
+                src,
+                dst,
+                format,
+                masks=masks,
+                include=include or (),
+                exclude=exclude or (),
+                pad=pad,
+                threads=threads,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        if as_json:
+            _print_json(report.to_dict())
+        else:
+            show_packed.report(report)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help=f"{CHECKPOINT} Or what export wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a file holds: format, tensors, dtypes, shapes, sizes. Headers are read, no data."""
+    with _one_line_errors():
+        from nmflow.checkpoint import inspect_path
+        from nmflow.cli import show_packed
+
+        found = inspect_path(path)
+        if as_json:
+            _print_json(found.to_dict())
+        else:
+            show_packed.inspection(found)
+
+
+def _verify_export(path: Path, as_json: bool, has_options: bool) -> None:
+    from nmflow.checkpoint import verify_packed
+    from nmflow.cli import show_packed
+
+    if has_options:
+        raise InputValueError(f"no option but --json must be given for {path}, an export, which knows its own pattern")
+    with _progress("verifying") as progress:
+        found = verify_packed(path, progress=progress)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        show_packed.verification(found)
+    if not found.ok:
+        raise typer.Exit(VIOLATION)
+
+
+@app.command()
+def diversity(
+    pattern: Annotated[str, typer.Argument(metavar="N:M", help="N kept of M consecutive, e.g. 4:8.")],
+    shape: Annotated[
+        str | None, typer.Option(metavar="ROWSxCOLS", help="Shape of the tensor; default: one block.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count the masks that a tensor admits at a pattern: unstructured, along rows only, and in both directions."""
+    with _one_line_errors():
+        from nmflow.cli.counts import diversity_rows, print_diversity
+
+        rows = diversity_rows(pattern, shape)
+        if as_json:
+            _print_json({"pattern": pattern, "rows": rows})
+        else:
+            print_diversity(rows)
 
 
 def main() -> None:

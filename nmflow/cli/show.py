@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nmflow.checkpoint import Plan, PlannedTensor, Report, TensorReport, Verification
     from nmflow.checkpoint import Progress as OnTensor
 
-__all__ = ["plan", "progress_bar", "report", "verification"]
+__all__ = ["bench", "plan", "progress_bar", "report", "verification"]
 
 WIDTH = 140
 """Columns of a table where there is no terminal to ask, as in a log."""
@@ -96,6 +96,9 @@ def report(done: Report) -> None:
         console.print(f"copied files: {len(done.copied_files)}")
     for path in done.unpruned_files:
         console.print(f"not pruned: {_text(path)} may hold weights too, and is copied as it is")
+    if total.gap is None:
+        console.print(f"not certified: {_text(done.solver)} is not exact; wrote {_text(done.destination)}")
+        return
     proof = "every block proven optimal" if done.proven else f"{total.n_proven:,} of {total.n_blocks:,} blocks proven"
     console.print(f"{proof}; wrote {_text(done.destination)}")
 
@@ -116,6 +119,44 @@ def verification(found: Verification) -> None:
     )
 
 
+def bench(rows: list[dict[str, Any]]) -> None:
+    """Print rows of measurements, a table for each matrix and pattern."""
+    console = _console()
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        title = f"{row['family']} {row['rows']}x{row['cols']} {row['dtype']} at {row['pattern']}"
+        tables.setdefault(title, []).append(row)
+    for title, found in tables.items():
+        table = Table(title=_text(title), title_justify="left")
+        table.add_column("solver")
+        for name in ("threads", "ns per entry", "x stream", "loss %", "gap", "proven"):
+            table.add_column(name, justify="right")
+        table.add_column("note", overflow="fold")
+        for row in found:
+            table.add_row(*_bench_cells(row))
+        console.print(table)
+
+
+def _bench_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    name = _text(row["solver"])
+    if row["status"] != "ok":
+        return (name, *("",) * 6, _text(f"{row['status']}: {row['note']}"))
+
+    def number(value: float | None, digits: int, scale: float = 1.0) -> str:
+        return "-" if value is None else f"{value * scale:.{digits}g}"
+
+    return (
+        name,
+        str(row["threads"]),
+        number(row["ns_per_entry"], 3),
+        number(row["times_stream"], 3),
+        number(row["loss"], 3, 100.0),
+        number(row["gap"], 3),
+        f"{row['proven']:,} of {row['blocks_measured']:,}",
+        _text(row["note"]),
+    )
+
+
 def _prune(tensor: PlannedTensor) -> str:
     """What is taken for granted is said where it could be wrong: a matrix is a matrix."""
     return f"prune as {tensor.assumption}" if tensor.layout else "prune"
@@ -126,8 +167,8 @@ def _numbers(tensor: TensorReport) -> tuple[str, ...]:
     return (
         f"{tensor.kept_percent:.3f}",
         f"{tensor.loss_percent:.3f}",
-        f"{tensor.gap:.3g}",
-        f"{proven} of {tensor.n_blocks:,}",
+        "-" if tensor.gap is None else f"{tensor.gap:.3g}",
+        "-" if tensor.gap is None else f"{proven} of {tensor.n_blocks:,}",
         f"{tensor.seconds:.3f}",
     )
 

@@ -1,0 +1,250 @@
+"""The contract of a storage format, and the checks that all of them share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nmflow.errors import FormatError, InputTypeError, InputValueError
+from nmflow.formats.given import listed, padded_to, plain, thread_count
+from nmflow.problem import Array
+
+__all__ = ["Format", "Requirement", "Spec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a format asks of a matrix of one dtype.
+
+    Attributes
+    ----------
+    pattern : str or None
+        "n:m": at most n kept in every aligned group of m, along rows, and along columns if the format is two-way;
+        None: any mask.
+    rows, cols : int
+        What the numbers of rows and of columns must be multiples of.
+    """
+
+    pattern: str | None
+    rows: int
+    cols: int
+
+    def padded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The smallest shape of full multiples that holds `shape`."""
+        if (self.rows, self.cols) == (1, 1):
+            return shape
+        rows, cols = shape
+        return math.ceil(rows / self.rows) * self.rows, math.ceil(cols / self.cols) * self.cols
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Dtype and shape of a stored array."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class Format(ABC):
+    """A way to store a matrix and its mask as named arrays.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the table and in files.
+    version : int
+        Of the layout; a file says with which it was written.
+    summary : str
+        One line.
+    two_way : bool
+        Whether the transpose is stored too, so that columns must keep to the pattern as rows do.
+    keeps_mask : bool
+        Whether a kept entry that is +0 is told apart from one that is dropped.
+    requirements : mapping of str to Requirement
+        By the name of a dtype; others are refused.
+    """
+
+    name: str
+    version: int
+    summary: str
+    two_way: bool
+    keeps_mask: bool
+    requirements: Mapping[str, Requirement]
+
+    @abstractmethod
+    def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
+        """The arrays that `encode` returns for a matrix, whose shape fits the requirement already."""
+
+    @abstractmethod
+    def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:
+        """Encode what was checked; raise InputValueError if the mask breaks the pattern."""
+
+    @abstractmethod
+    def _decode(self, arrays: Mapping[str, Array], threads: int) -> tuple[Array, Array]:
+        """Decode arrays that have the dtypes and shapes of `specs`."""
+
+    @abstractmethod
+    def source_of(self, arrays: Mapping[str, Spec]) -> Spec:
+        """Dtype and shape of the matrix, read off one of the stored arrays.
+
+        Raises
+        ------
+        FormatError
+            If an array is missing.
+        """
+
+    def requirement(self, dtype: np.dtype[Any], name: str = "weight") -> Requirement:
+        """What is asked of a matrix of this dtype.
+
+        Raises
+        ------
+        InputTypeError
+            If the format cannot hold the dtype.
+        """
+        found = self.requirements.get(dtype.newbyteorder("=").name)
+        if found is None:
+            raise InputTypeError(
+                f"{name} must be {listed(tuple(self.requirements))} for format {self.name}, not {dtype}; "
+                f"convert it first, or choose another format"
+            )
+        return found
+
+    def check_shape(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, pad: bool = False) -> tuple[int, ...]:
+        """The shape in which a matrix is stored: its own, or padded.
+
+        Raises
+        ------
+        InputTypeError, InputValueError
+            If the dtype, the number of axes, or the rows or columns do not fit, or the matrix is empty.
+        """
+        need = self.requirement(dtype)
+        if need.pattern is None:
+            return shape
+        if len(shape) != 2:
+            raise InputValueError(f"weight must have 2 axes, not {len(shape)}; format {self.name} stores matrices")
+        if 0 in shape:
+            raise InputValueError(f"weight must not be empty, not of shape {shape}")
+        padded = need.padded(shape)
+        if padded != shape and not pad:
+            side = "rows" if padded[0] != shape[0] else "columns"
+            axis, multiple = (0, need.rows) if side == "rows" else (1, need.cols)
+            raise InputValueError(
+                f"weight must have a multiple of {multiple} {side} for {self.name} in {dtype}, not {shape[axis]}; "
+                f"pad=True (--pad) stores it as {padded[0]} x {padded[1]}, filled with zeros"
+            )
+        return padded
+
+    def encode(
+        self, weight: object, mask: object, *, pad: bool = False, threads: int | None = None
+    ) -> dict[str, Array]:
+        """Store a matrix: what the mask keeps, bit for bit, and nothing else.
+
+        Parameters
+        ----------
+        weight : array, shape (R, C)
+            One of the dtypes of `requirements`; any strides; read-only too.
+        mask : array of bool, same shape
+            True = kept. It alone decides: a kept zero is stored, a dropped number is not.
+        pad : bool
+            Fill rows and columns up with dropped zeros where they are no multiple of what the format needs.
+        threads : int, optional
+            Default: the cores that this process may use. The result does not depend on it.
+
+        Returns
+        -------
+        dict of str to ndarray
+            As `specs` says; new arrays.
+
+        Raises
+        ------
+        InputTypeError
+            If a dtype cannot be held, or mask is not boolean.
+        InputValueError
+            If a shape does not fit, or the mask keeps too many in a group: the first such group is named.
+
+        Notes
+        -----
+        A group that keeps fewer than n is filled with valid, ascending positions and +0. O(R C) time.
+        """
+        values = np.asarray(weight)
+        kept = np.asarray(mask)
+        padded = self.check_shape(values.shape, values.dtype, pad=pad)
+        if kept.dtype != np.bool_:
+            raise InputTypeError(f"mask must be boolean, not {kept.dtype}; write mask != 0 if that is meant")
+        if kept.shape != values.shape:
+            raise InputValueError(f"mask must have the shape of weight, {values.shape}, not {kept.shape}")
+        if not values.dtype.isnative:
+            values = values.astype(values.dtype.newbyteorder("="))
+        if padded != values.shape:
+            values, kept = padded_to(values, padded), padded_to(kept, padded)
+        return self._encode(plain(values), plain(kept), thread_count(threads))
+
+    def decode(
+        self, arrays: Mapping[str, Array], *, shape: tuple[int, ...] | None = None, threads: int | None = None
+    ) -> tuple[Array, Array]:
+        """Read a matrix back, from both of its sides where there are two, and check one against the other.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            As `encode` returned them.
+        shape : tuple of int, optional
+            Shape before padding; default: as it is stored.
+        threads : int, optional
+
+        Returns
+        -------
+        weight : ndarray, shape (R, C)
+            +0 where the mask drops.
+        mask : ndarray of bool, shape (R, C)
+            True = kept; where the format has no mask (`keeps_mask`), the entries that are not +0.
+
+        Raises
+        ------
+        FormatError
+            If an array is missing, or has another dtype or shape, or the arrays contradict each other: the first
+            tile of 4 x 4 entries at fault is named.
+        """
+        given = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
+        source = self.check_specs(given)
+        weight, mask = self._decode({name: plain(array) for name, array in arrays.items()}, thread_count(threads))
+        if shape is None or tuple(shape) == source.shape:
+            return weight, mask
+        if self.requirement(source.dtype).padded(tuple(shape)) != source.shape:
+            raise FormatError(f"shape must be one that is padded to {source.shape}, not {tuple(shape)}")
+        outside = np.ones(mask.shape, np.bool_)
+        outside[: shape[0], : shape[1]] = False
+        if (mask & outside).any():
+            raise FormatError(f"{self.name}: padding beyond {tuple(shape)} must be dropped, and some of it is kept")
+        return weight[: shape[0], : shape[1]], mask[: shape[0], : shape[1]]
+
+    def check_specs(self, given: Mapping[str, Spec]) -> Spec:
+        """Check names, dtypes and shapes of stored arrays; return dtype and shape of the matrix.
+
+        Raises
+        ------
+        FormatError
+            Naming the array.
+        """
+        source = self.source_of(given)
+        try:
+            self.check_shape(source.shape, source.dtype)
+        except (InputTypeError, InputValueError) as error:
+            raise FormatError(f"{self.name}: stored arrays must be of a matrix that it can hold: {error}") from error
+        expected = self.specs(source.shape, source.dtype)
+        if given.keys() != expected.keys():
+            raise FormatError(
+                f"{self.name}: arrays must be {', '.join(expected)}, not {', '.join(sorted(given)) or 'none'}"
+            )
+        for name, spec in expected.items():
+            if given[name] != spec:
+                raise FormatError(
+                    f"{self.name}: array {name!r} must be {spec.dtype} of shape {spec.shape}, "
+                    f"not {given[name].dtype} of shape {given[name].shape}"
+                )
+        return source

@@ -1,0 +1,125 @@
+"""cutlass-24: what torch's SparseSemiStructuredTensorCUTLASS holds (sm80), W and its transpose from one mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nmflow.errors import FormatError
+from nmflow.formats.base import Format, Requirement, Spec
+from nmflow.formats.sides import Sides, at_once, compress, expand, tile_bits
+from nmflow.problem import Array
+
+__all__ = ["Cutlass24"]
+
+
+class Cutlass24(Format):
+    """The layout of CUTLASS for sparse tensor cores of compute capability 8.x, as torch 2.13 keeps it.
+
+    Notes
+    -----
+    =============  ============  ================================  ==============================================
+    packed         dtype         (R, C / 2)                        stored entries of each row
+    meta           int16, int32  (R, C / 16); (R, C / 32) for      4 nibbles a word (8 in int32), nibble j at bit
+                                 int8; (R, C / 8) for float32      4 j; words permuted (`nmflow.kernels.swizzle`)
+    packed_t       dtype         (C, R / 2)                        the same of the transpose
+    meta_t         int16, int32  as meta, with R and C exchanged
+    threads_masks  uint8         (⌈R/32⌉ 4, ⌈C/64⌉ 8, 8)           kept entries of each 8 x 8 tile: four uint16 for
+                                                                   its 4 x 4 quadrants (top left, top right, bottom
+                                                                   left, bottom right), bit = column + 4 * row
+    =============  ============  ================================  ==============================================
+
+    An even number of metadata words a row is required, both ways: with an odd one the permutation leaves the array,
+    which torch's own check lets pass. Hence the multiples, which are also the minimums of torch's class.
+
+    References
+    ----------
+    torch 2.13, torch/sparse/_semi_structured_conversions.py and torch/sparse/semi_structured.py;
+    CUTLASS, tools/util/include/cutlass/util/host_reorder.h.
+    """
+
+    name = "cutlass-24"
+    version = 1
+    summary = "torch's SparseSemiStructuredTensorCUTLASS (sm80 layout), W and its transpose"
+    two_way = True
+    keeps_mask = True
+    requirements: Mapping[str, Requirement] = {
+        "int8": Requirement("2:4", 128, 128),
+        "float16": Requirement("2:4", 64, 64),
+        "bfloat16": Requirement("2:4", 64, 64),
+        "float32": Requirement("1:2", 32, 32),
+    }
+
+    def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
+        """The five arrays."""
+        rows, cols = shape
+        word = _word(dtype)
+        per_word = 32 * word.itemsize // tile_bits(dtype)  # entries of the matrix whose nibbles fill a word
+        return {
+            "packed": Spec(dtype, (rows, cols // 2)),
+            "meta": Spec(word, (rows, cols // per_word)),
+            "packed_t": Spec(dtype, (cols, rows // 2)),
+            "meta_t": Spec(word, (cols, rows // per_word)),
+            "threads_masks": Spec(np.dtype(np.uint8), (*_tiles(rows, cols), 8)),
+        }
+
+    def source_of(self, arrays: Mapping[str, Spec]) -> Spec:
+        """Read off `packed`."""
+        packed = arrays.get("packed")
+        if packed is None or len(packed.shape) != 2:
+            raise FormatError("cutlass-24: array 'packed' must be there, with 2 axes")
+        return Spec(packed.dtype, (packed.shape[0], 2 * packed.shape[1]))
+
+    def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:
+        sides = compress(weight, mask, threads)
+        word = _word(weight.dtype)
+        tasks = [partial(_swizzle, codes.view(word), False) for codes in (sides.codes, sides.codes_t)]
+        meta, meta_t = at_once(tasks, threads)
+        rows, cols = weight.shape
+        tall, wide = _tiles(rows, cols)
+        masks = np.zeros((tall, wide, 2, 2), np.uint16)
+        quadrants = np.pad(sides.tiles, ((0, 0), (0, 2 * wide - cols // 4))).reshape(tall, 2, wide, 2)
+        masks[...] = quadrants.transpose(0, 2, 1, 3)
+        return {
+            "packed": sides.values,
+            "meta": meta,
+            "packed_t": sides.values_t,
+            "meta_t": meta_t,
+            "threads_masks": masks.view(np.uint8).reshape(tall, wide, 8),
+        }
+
+    def _decode(self, arrays: Mapping[str, Array], threads: int) -> tuple[Array, Array]:
+        packed, packed_t = arrays["packed"], arrays["packed_t"]
+        rows, cols = packed.shape[0], packed_t.shape[0]
+        tasks = [partial(_swizzle, arrays[name], True) for name in ("meta", "meta_t")]
+        codes, codes_t = (words.view(np.uint8) for words in at_once(tasks, threads))
+        tall, wide = _tiles(rows, cols)
+        quadrants = arrays["threads_masks"].view(np.uint16).reshape(tall, wide, 2, 2)
+        tiles = quadrants.transpose(0, 2, 1, 3).reshape(2 * tall, 2 * wide)
+        if tiles[:, cols // 4 :].any():
+            raise FormatError(f"threads_masks must keep nothing beyond column {cols}; the data was changed")
+        sides = Sides(packed, codes, packed_t, codes_t, np.ascontiguousarray(tiles[:, : cols // 4]))
+        return expand(sides, ("packed and meta", "packed_t and meta_t"), threads)
+
+
+def _word(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Dtype of a metadata word."""
+    return np.dtype(np.int32 if dtype.itemsize == 1 else np.int16)
+
+
+def _tiles(rows: int, cols: int) -> tuple[int, int]:
+    """8 x 8 tiles down and across: whole thread blocks of 32 x 64."""
+    return math.ceil(rows / 32) * 4, math.ceil(cols / 64) * 8
+
+
+def _swizzle(words: Array, back: bool) -> Array:
+    from nmflow.kernels.swizzle import swizzle_kernel
+
+    unsigned = words.view(f"u{words.itemsize}")
+    out = np.empty_like(unsigned)
+    swizzle_kernel(words.itemsize, back)(unsigned, out)
+    return out.view(words.dtype)

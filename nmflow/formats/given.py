@@ -1,0 +1,72 @@
+"""What a caller gave, brought into the form that encoding reads, and the first place where a mask is wrong."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from nmflow.errors import InputValueError
+from nmflow.pattern import Budget
+from nmflow.problem import Array
+
+__all__ = ["bits_of", "first_violation", "listed", "padded_to", "plain", "thread_count"]
+
+
+def bits_of(array: Array) -> Array:
+    """The entries of an array as unsigned integers, without touching their bits."""
+    return array.view(np.dtype(f"u{array.itemsize}"))
+
+
+def first_violation(mask: Array, pattern: str) -> str:
+    """Say where a mask first keeps too many: along rows first, then along columns.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (R, C)
+        R and C multiples of m.
+    pattern : str
+        "n:m".
+    """
+    budget = Budget.parse(pattern)
+    for direction, across, lines in (("row", "columns", mask), ("column", "rows", mask.T)):
+        counts = lines.reshape(lines.shape[0], -1, budget.m).sum(axis=2)
+        if (counts > budget.n).any():
+            line, group = (int(index) for index in np.argwhere(counts > budget.n)[0])
+            first = group * budget.m
+            return (
+                f"mask must keep at most {budget.n} of {budget.m} along rows and along columns, not "
+                f"{counts[line, group]} in {direction} {line}, {across} {first} to {first + budget.m - 1}"
+            )
+    return ""
+
+
+def plain(array: Array) -> Array:
+    """C-contiguous and aligned: the array itself if it is so already."""
+    return np.require(array, requirements=("C", "A"))
+
+
+def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
+    """A copy with zeros below and to the right."""
+    out = np.zeros(shape, array.dtype)
+    out[: array.shape[0], : array.shape[1]] = array
+    return out
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads to use; raise InputValueError unless it is None or at least 1."""
+    if threads is None:
+        return _cores()
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise InputValueError(f"threads must be a whole number of at least 1, not {threads!r}")
+    return threads
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """Names in a sentence."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

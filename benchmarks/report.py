@@ -1,0 +1,351 @@
+"""From the results in JSON to the tables and plots of docs/performance.md: ``python -m benchmarks.report``.
+
+Tables go between markers; what is written by hand around them stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.families import FAMILIES, GAUSSIAN
+from benchmarks.progress import tell
+from benchmarks.store import load
+
+__all__ = ["fill", "main", "plots", "tables"]
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parent / "docs"
+Row = dict[str, Any]
+Results = dict[str, Any]
+HALVES = ("2:4", "4:8", "8:16", "16:32")
+NOTHING = "Not measured yet."
+LABELLED = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Group lengths with a label on the axis."""
+
+
+def tables(bench: Results | None, targets: Results | None) -> dict[str, str]:
+    """The Markdown of each section that the results can fill, by the name of its markers."""
+    out = {}
+    if bench is not None:
+        rows = bench["rows"]
+        out["environment"] = _environment(bench)
+        for name, make in (
+            ("solvers", _solvers),
+            ("m", _group_lengths),
+            ("sizes", _sizes),
+            ("families", _families),
+            ("dtypes", _dtypes),
+        ):
+            out[name] = make(rows)
+    if targets is not None:
+        out["targets"] = _targets(targets)
+    return out
+
+
+def fill(text: str, sections: dict[str, str]) -> str:
+    """Put sections between their markers.
+
+    Raises
+    ------
+    ValueError
+        If a marker of a section is missing.
+    """
+    for name, section in sections.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        place = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if len(place.findall(text)) != 1:
+            raise ValueError(f"the page must have the markers {begin} and {end} once")
+        before, after = place.split(text)
+        text = f"{before}{begin}\n{section.strip()}\n{end}{after}"
+    return text
+
+
+def plots(bench: Results, folder: Path) -> list[Path]:
+    """Draw the plots as SVG; the same results give the same bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    rows = [row for row in bench["rows"] if row["status"] == "ok"]
+    with pyplot.rc_context({"svg.hashsalt": "nmflow", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3}):
+        for name, draw in (("time-m", _plot_m), ("time-size", _plot_size), ("gap-time", _plot_gap)):
+            figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+            if draw(axes, rows):
+                path = folder / f"{name}.svg"
+                figure.savefig(path, metadata={"Date": None})
+                written.append(path)
+            pyplot.close(figure)
+    return written
+
+
+def _environment(results: Results) -> str:
+    machine, versions = results["machine"], results["versions"]
+    listed = ", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items())
+    quick = " This is a quick run: sizes are small." if results["options"].get("quick") else ""
+    part = "" if results["complete"] else " The run is not complete."
+    return (
+        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, {machine['system']} on "
+        f"{machine['architecture']}; {listed}. Measured {results.get('finished') or results['started']}"
+        f"{_busy(results)}.{quick}{part}"
+    )
+
+
+def _busy(results: Results) -> str:
+    """How busy the machine was: with other work on it, times say less."""
+    loads = [row["load"] for row in results["rows"] if row.get("load") is not None]
+    return f"; load average while measuring {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+
+
+def _targets(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["target"] is not None]
+    lines = _head("group", "target", "bound", "measured", "met")
+    for row in rows:
+        met = {True: "yes", False: "**no**", None: row["note"]}[row["met"]]
+        sign = {"<=": "≤", ">=": "≥"}[row["sign"]]
+        lines.append(_line(row["group"], row["target"], f"{sign} {row['bound']:g}", _figure(row["measured"]), met))
+    counts = [sum(row["met"] is value for row in rows) for value in (True, False, None)]
+    summary = f"{counts[0]} of {len(rows)} met, {counts[1]} not met, {counts[2]} not available{_busy(results)}."
+    return "\n".join([summary, "", *lines])
+
+
+def _solvers(rows: Sequence[Row]) -> str:
+    chosen = [row for row in rows if row["group"] == "solvers"]
+    lines = _head("pattern", "solver", "threads", "ns per entry", "× stream", "loss %", "proven", "note")
+    lines += [
+        _line(row["pattern"], _name(row), row["threads"], *_cells(row))
+        for row in sorted(chosen, key=lambda row: (row["m"], row["n"]))
+    ]
+    return "\n".join([_instance(chosen), "", *lines]) if chosen else NOTHING
+
+
+def _group_lengths(rows: Sequence[Row]) -> str:
+    chosen = sorted(
+        (row for row in rows if row["group"] == "m"), key=lambda row: (row["m"], row["n"])
+    )  # fmt: skip
+    return _ours(chosen, "pattern", lambda row: row["pattern"])
+
+
+def _sizes(rows: Sequence[Row]) -> str:
+    square = [row for row in _gaussian(rows) if row["rows"] == row["cols"] and row["group"] in ("sizes", "solvers")]
+    return _pivot(square, "size", lambda row: f"{row['rows']}×{row['cols']}", lambda row: row["rows"])
+
+
+def _families(rows: Sequence[Row]) -> str:
+    ours = [row for row in rows if row["group"] == "families" and row["solver"] == "dual"]
+    shapes, patterns = {(row["rows"], row["cols"]) for row in ours}, {row["pattern"] for row in ours}
+    ours += [
+        row
+        for row in _gaussian(rows)
+        if row not in ours and (row["rows"], row["cols"]) in shapes and row["pattern"] in patterns
+    ]
+    if not ours:
+        return NOTHING
+    names = list(FAMILIES)
+    table = _pivot(ours, "family", lambda row: row["family"], lambda row: names.index(row["family"]))
+    parts = [_instance(ours), "", table]
+    others = [row for row in rows if row["group"] == "families" and row["solver"] != "dual"]
+    if others:
+        lines = _head("family", "solver", "threads", "ns per entry", "× stream", "loss %", "proven", "note")
+        lines += [
+            _line(row["family"], _name(row), row["threads"], *_cells(row))
+            for row in sorted(others, key=lambda row: names.index(row["family"]))
+        ]
+        summary = f"All solvers and peers at {others[0]['pattern']}"
+        parts += ["", f"<details><summary>{summary}</summary>", "", *lines, "", "</details>"]
+    return "\n".join(parts)
+
+
+def _dtypes(rows: Sequence[Row]) -> str:
+    chosen = [row for row in rows if row["group"] == "dtypes"]
+    shapes = {(row["rows"], row["cols"]) for row in chosen}
+    chosen += [row for row in _gaussian(rows) if (row["rows"], row["cols"]) in shapes]
+    return _pivot(chosen, "dtype", lambda row: row["dtype"], lambda row: row["dtype"])
+
+
+def _gaussian(rows: Sequence[Row]) -> list[Row]:
+    """Rows of our solver on Gaussian float32 weights, at patterns that keep half."""
+    wanted = {"solver": "dual", "family": GAUSSIAN, "dtype": "float32"}
+    return [row for row in rows if row["pattern"] in HALVES and all(row[name] == wanted[name] for name in wanted)]
+
+
+def _ours(rows: Sequence[Row], head: str, name: Callable[[Row], str]) -> str:
+    lines = _head(head, "ns per entry", "× stream", "loss %", "proven", "note")
+    lines += [_line(name(row), *_cells(row)) for row in rows]
+    return "\n".join([_instance(rows), "", *lines]) if rows else NOTHING
+
+
+def _pivot(rows: Sequence[Row], head: str, name: Callable[[Row], str], order: Callable[[Row], Any]) -> str:
+    """Nanoseconds per entry (and multiple of stream) of our solver, a column for each pattern."""
+    rows = sorted(rows, key=order)
+    patterns = list(dict.fromkeys(row["pattern"] for row in sorted(rows, key=lambda row: (row["m"], row["n"]))))
+    lines = _head(head, *patterns)
+    for label in dict.fromkeys(name(row) for row in rows):
+        cells = []
+        for pattern in patterns:
+            found = next((row for row in rows if name(row) == label and row["pattern"] == pattern), None)
+            cells.append("" if found is None else _cell(found))
+        lines.append(_line(label, *cells))
+    legend = "ns per entry, and in brackets the multiple of stream."
+    return "\n".join([legend, "", *lines]) if rows else NOTHING
+
+
+def _cell(row: Row) -> str:
+    if row["status"] != "ok":
+        return str(row["status"])
+    text = f"{_figure(row['ns_per_entry'])} ({_figure(row['times_stream'])}×)"
+    unproven = row["blocks_measured"] - row["proven"]
+    return f"{text}, {unproven:,} unproven" if unproven else text
+
+
+def _cells(row: Row) -> Iterator[str]:
+    if row["status"] != "ok":
+        yield from ("", "", "", "", f"{row['status']}: {row['note']}")
+        return
+    yield _figure(row["ns_per_entry"])
+    yield _figure(row["times_stream"])
+    yield "" if row["loss"] is None else _figure(100 * row["loss"])
+    yield "all" if row["proven"] == row["blocks_measured"] else f"{100 * row['proven'] / row['blocks_measured']:.1f}%"
+    yield row["note"]
+
+
+def _instance(rows: Sequence[Row]) -> str:
+    shapes = sorted({(row["rows"], row["cols"]) for row in rows})
+    listed = ", ".join(f"{height}×{width}" for height, width in shapes)
+    families = {row["family"] for row in rows}
+    return f"{next(iter(families)).capitalize()}, {listed}." if len(families) == 1 else f"{listed}."
+
+
+def _name(row: Row) -> str:
+    return f"{row['solver']} (peer)" if row["peer"] else f"`{row['solver']}`"
+
+
+def _figure(value: float | None) -> str:
+    """Three significant figures, without exponents."""
+    if value is None:
+        return ""
+    if value == 0 or abs(value) < 1e-12:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    return text if "e" not in text else f"{value:.1e}"
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), _line(*("---" for _ in names))]
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plot_m(axes: Any, rows: Sequence[Row]) -> bool:
+    """Time per entry against m, for patterns that keep half."""
+    half = [row for row in rows if row["group"] in ("solvers", "m") and 2 * row["n"] == row["m"]]
+    for solver in dict.fromkeys(row["solver"] for row in half):
+        by_m = {row["m"]: row["ns_per_entry"] for row in half if row["solver"] == solver}
+        points = sorted(by_m.items())
+        axes.plot(*zip(*points, strict=True), marker="o", label=solver, linewidth=2.5 if solver == "dual" else 1)
+    stream = {row["m"]: row["stream_ns_per_entry"] for row in half if row["solver"] == "dual"}
+    if stream:
+        axes.plot(*zip(*sorted(stream.items()), strict=True), "k--", label="stream")
+    lengths = sorted({row["m"] for row in half} & set(LABELLED))
+    axes.set(xscale="log", yscale="log", xlabel="m (half is kept)", ylabel="ns per entry")
+    axes.set_title("Time per entry against m")
+    axes.set_xticks(lengths, [str(m) for m in lengths])
+    axes.minorticks_off()
+    _legend(axes)
+    return bool(half)
+
+
+def _plot_size(axes: Any, rows: Sequence[Row]) -> bool:
+    """Time against size, of our solver and the stream."""
+    ours = [row for row in _gaussian(rows) if row["group"] in ("sizes", "solvers")]
+    for pattern in HALVES:
+        points = sorted((row["rows"], row["seconds"]) for row in ours if row["pattern"] == pattern)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=pattern)
+    stream = {row["rows"]: row["stream_ns_per_entry"] * row["rows"] * row["cols"] * 1e-9 for row in ours}
+    if stream:
+        axes.plot(*zip(*sorted(stream.items()), strict=True), "k--", label="stream")
+    sides = sorted({row["rows"] for row in ours})
+    axes.set(xscale="log", yscale="log", xlabel="side of a square matrix", ylabel="seconds", title="Time against size")
+    axes.set_xticks(sides, [str(side) for side in sides])
+    axes.minorticks_off()
+    axes.legend()
+    return bool(ours)
+
+
+def _plot_gap(axes: Any, rows: Sequence[Row]) -> bool:
+    """Loss against time for every solver and peer."""
+    chosen = [row for row in rows if row["group"] == "solvers" and row["pattern"] in HALVES and row["loss"] is not None]
+    solvers = list(dict.fromkeys(row["solver"] for row in chosen))
+    for number, solver in enumerate(solvers):
+        first = next(row["pattern"] for row in chosen if row["solver"] == solver)
+        for pattern, marker in zip(HALVES, "osD^", strict=True):
+            points = [row for row in chosen if row["solver"] == solver and row["pattern"] == pattern]
+            if points:
+                axes.plot(
+                    [row["ns_per_entry"] for row in points],
+                    [max(0.0, 100 * row["loss"]) for row in points],
+                    marker,
+                    color=f"C{number % 10}",
+                    fillstyle="full" if number < 10 else "none",
+                    label=solver if pattern == first else None,
+                )
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_ylim(bottom=-2e-4)
+    axes.set(xlabel="ns per entry", ylabel="loss of kept score, %")
+    axes.set_title("Gap against time (○ 2:4, □ 4:8, ◇ 8:16, △ 16:32)")
+    _legend(axes)
+    return bool(chosen)
+
+
+def _legend(axes: Any) -> None:
+    """Beside the plot, where it hides nothing."""
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        bench, targets = (load(path) if path.exists() else None for path in (options.bench, options.targets))
+        if bench is None and targets is None:
+            raise FileNotFoundError(f"{options.bench} or {options.targets} must exist; `make bench` writes them")
+        old = options.page.read_text(encoding="utf-8")
+        new = fill(old, tables(bench, targets))
+    except (ValueError, OSError) as error:
+        tell(str(error))
+        return 2
+    options.page.write_text(new, encoding="utf-8")
+    tell(f"{options.page}: tables are {'new' if new != old else 'as they were'}")
+    if bench is not None:
+        if find_spec("matplotlib") is None:
+            tell("plots need matplotlib, which is not installed; pip install matplotlib")
+            return 0
+        for path in plots(bench, options.page.parent / "figures"):
+            tell(str(path))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--bench", type=Path, default=HERE / "results" / "bench.json", metavar="FILE")
+    parser.add_argument("--targets", type=Path, default=HERE / "results" / "targets.json", metavar="FILE")
+    parser.add_argument("--page", type=Path, default=DOCS / "performance.md", metavar="FILE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

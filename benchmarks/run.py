@@ -1,0 +1,196 @@
+"""Every solver and peer, over patterns, sizes and families, side by side: ``python -m benchmarks.run``.
+
+Each row is measured in turn with the stream over the same matrix (`nmflow.bench.stream`). A run can be interrupted, and
+goes on where it was when it is started again. Sampled rows say on how many blocks they were measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks.families import FAMILIES, GAUSSIAN, make
+from benchmarks.peers import peers
+from benchmarks.progress import showing, tell
+from benchmarks.store import Store
+from nmflow.bench.contest import Contestant, TableSolver, blank_row, measure, table_solvers
+from nmflow.bench.machine import cores
+from nmflow.bench.stream import Stream
+from nmflow.bench.timing import REPEATS
+from nmflow.errors import NmflowError
+from nmflow.pattern import Pattern
+
+__all__ = ["Case", "cases", "main", "run"]
+
+HERE = Path(__file__).resolve().parent
+PATTERNS = ("1:4", "2:4", "2:8", "4:8", "4:16", "8:16", "8:32", "16:32")
+HALVES = ("2:4", "4:8", "8:16", "16:32")
+OTHERS = ("1:2", "1:3", "2:5", "3:6", "5:10", "6:12", "10:20", "12:24", "20:40", "24:48", "32:64")
+DIVISIBLE = 3840
+"""A multiple of 3, 5, 12, 24, 40, 48 and 64: no block of these sizes is cut at an edge."""
+WHOLE = 10.0
+"""Seconds that our own solver may take for a matrix before it, too, is measured on a part."""
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row to be: who, at which pattern, on which instance."""
+
+    group: str
+    family: str
+    shape: tuple[int, int]
+    dtype: str
+    pattern: str
+    contestant: Contestant
+
+    @property
+    def instance(self) -> tuple[str, tuple[int, int], str]:
+        """What has to be made for it."""
+        return self.family, self.shape, self.dtype
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        rows, cols = self.shape
+        return f"{self.pattern} {rows}x{cols} {self.family} {self.dtype} {self.contestant.name}"
+
+
+def cases(quick: bool, threads: int) -> list[Case]:
+    """Everything that is measured, ordered by instance."""
+    found = list(_quick(threads) if quick else _full(threads))
+    unique: dict[str, Case] = {}
+    for case in found:
+        unique.setdefault(case.key, case)  # the first group that names a row has it
+    return sorted(unique.values(), key=lambda case: (case.shape, case.family, case.dtype))
+
+
+def _full(threads: int) -> Iterator[Case]:
+    everyone = [*table_solvers(threads), *peers(threads)]
+    ours = TableSolver("dual", threads)
+    for pattern in PATTERNS:
+        for each in everyone:
+            yield Case("solvers", GAUSSIAN, (4096, 4096), "float32", pattern, each)
+    for pattern in (*OTHERS, *HALVES):
+        yield Case("m", GAUSSIAN, (DIVISIBLE, DIVISIBLE), "float32", pattern, ours)
+    for pattern in HALVES:
+        for side in (512, 1024, 2048, 4096, 8192, 16384):
+            yield Case("sizes", GAUSSIAN, (side, side), "float32", pattern, ours)
+        for dtype in ("float16", "bfloat16", "float64"):
+            yield Case("dtypes", GAUSSIAN, (4096, 4096), dtype, pattern, ours)
+        for family in FAMILIES:
+            yield Case("families", family, (2048, 2048), "float32", pattern, ours)
+    for family in FAMILIES:
+        for each in everyone:
+            yield Case("families", family, (2048, 2048), "float32", "4:8", each)
+
+
+def _quick(threads: int) -> Iterator[Case]:
+    everyone = [*table_solvers(threads), *peers(threads)]
+    for pattern in ("1:4", *HALVES):
+        for each in everyone:
+            yield Case("solvers", GAUSSIAN, (1024, 1024), "float32", pattern, each)
+    for family in FAMILIES:
+        yield Case("families", family, (1024, 1024), "float32", "4:8", TableSolver("dual", threads))
+    for side in (512, 2048):
+        yield Case("sizes", GAUSSIAN, (side, side), "float32", "4:8", TableSolver("dual", threads))
+
+
+def run(
+    todo: Sequence[Case],
+    store: Store,
+    *,
+    threads: int,
+    repeats: int = REPEATS,
+    seconds: float = 0.5,
+    report: Callable[[str, int], None] = lambda name, done: None,
+) -> None:
+    """Measure what is not in the store yet; each row is stored as soon as it is there."""
+    left = [case for case in todo if case.key not in store]
+    done = len(todo) - len(left)
+    for (family, shape, dtype), group in groupby(left, key=lambda case: case.instance):
+        together = list(group)
+        report(f"making {family} {shape[0]}x{shape[1]} {dtype}", done)
+        try:
+            weights = make(family, shape, dtype)
+        except (NmflowError, OSError, MemoryError) as error:
+            status = "not installed" if isinstance(error, OSError) else "too large"
+            for case in together:
+                row = blank_row(case.contestant, shape, dtype, Pattern.parse(case.pattern), family)
+                store.add(case.key, {**row, "group": case.group, "status": status, "note": str(error)})
+            tell(f"{family} {shape[0]}x{shape[1]} {dtype}: {status}: {error}")
+            done += len(together)
+            continue
+        with Stream(weights, threads) as stream:
+            for case in together:
+                report(case.key, done)
+                row = measure(
+                    case.contestant, weights, Pattern.parse(case.pattern), stream,
+                    repeats=repeats, seconds=WHOLE if case.contestant.name == "dual" else seconds, family=family,
+                )  # fmt: skip
+                store.add(case.key, {**row, "group": case.group})
+                done += 1
+        del weights
+    store.finish()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; the exit status."""
+    options = _parser().parse_args(arguments)
+    todo = cases(options.quick, options.threads)
+    if options.only:
+        todo = [case for case in todo if any(text in (case.group, *_words(case)) for text in options.only)]
+        if not todo:
+            tell(f"--only must name a group, pattern, size, family, dtype or solver, not {', '.join(options.only)}")
+            return 2
+    kept: dict[str, Any] = {"quick": options.quick, "threads": options.threads, "repeats": options.repeats}
+    try:
+        store = Store(options.out, kept, resume=not options.fresh)
+    except ValueError as error:
+        tell(str(error))
+        return 2
+    if store.moved:
+        why = "--fresh was given" if options.fresh else "they were measured with other code, versions or machine"
+        tell(f"earlier results are in {store.moved} now: {why}")
+    if store.resumed:
+        tell(f"{store.resumed} rows are there already")
+    try:
+        with showing("measuring", len(todo)) as report:
+            run(todo, store, threads=options.threads, repeats=options.repeats, seconds=options.seconds, report=report)
+    except KeyboardInterrupt:
+        tell(f"interrupted; {len(store.rows)} finished rows are in {options.out}: the same command goes on from there")
+        return INTERRUPTED
+    tell(f"{len(store.rows)} rows are in {options.out}")
+    return 0
+
+
+def _words(case: Case) -> tuple[str, ...]:
+    rows, cols = case.shape
+    return case.pattern, f"{rows}x{cols}", str(rows), case.family, case.dtype, case.contestant.name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small matrices: about a minute")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="a group, pattern, size, family, dtype or solver; repeatable"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the rows in --out (the default)")
+    again.add_argument("--fresh", action="store_true", help="measure everything anew; earlier results are moved aside")
+    parser.add_argument("--threads", type=int, default=cores(), help="default: the cores this process may use")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="turns with the stream (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="a solver slower than this is measured on its first blocks"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "bench.json", metavar="FILE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Results in a JSON file that is whole at any moment: rows are added one by one, and a run can go on later."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from nmflow.bench.machine import machine, source_digest, versions
+
+__all__ = ["SCHEMA", "Store", "load"]
+
+SCHEMA = 1
+Row = dict[str, Any]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of results.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    ValueError
+        If it is not a file of results.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} must exist; `make bench` writes it")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be a file of results in JSON, and it is not: {error}") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA or not isinstance(found.get("rows"), list):
+        raise ValueError(f"{path} must be a file of results with schema {SCHEMA}; move it away to begin a new one")
+    return found
+
+
+class Store:
+    """Rows by their key.
+
+    Parameters
+    ----------
+    path : Path
+    options : dict
+        Of the run; kept in the file.
+    resume : bool
+        Keep the rows that are there, if they come from the same source, machine and versions. In any other case an
+        existing file is moved aside, to ``*.previous.json``, and not lost.
+
+    Attributes
+    ----------
+    resumed : int
+        Rows that were there already.
+    moved : Path or None
+        Where an existing file went.
+    """
+
+    def __init__(self, path: Path, options: dict[str, Any], *, resume: bool = True) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        self.moved: Path | None = None
+        head = {"schema": SCHEMA, "machine": machine(), "versions": versions(), "source": source_digest()}
+        self.head = {**head, "options": options, "complete": False, "started": _now()}
+        if path.exists():
+            found = load(path)
+            if resume and all(found.get(name) == value for name, value in head.items()):
+                self.rows = {row["key"]: row for row in found["rows"]}
+                self.head["started"] = found.get("started", self.head["started"])
+            else:
+                self.moved = path.with_suffix(".previous.json")
+                os.replace(path, self.moved)
+        self.resumed = len(self.rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def add(self, key: str, row: Row) -> None:
+        """Add a row, and write the file."""
+        self.rows[key] = {"key": key, **row}
+        self.write()
+
+    def finish(self) -> None:
+        """Say in the file that nothing is missing."""
+        self.head |= {"complete": True, "finished": _now()}
+        self.write()
+
+    def write(self) -> None:
+        """Write all rows; a reader, or a crash, sees the file before or after."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**self.head, "rows": list(self.rows.values())}, indent=1, allow_nan=False)
+        new = self.path.with_name(f".{self.path.name}.new")
+        new.write_text(text + "\n", encoding="utf-8")
+        os.replace(new, self.path)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

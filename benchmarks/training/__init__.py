@@ -1,0 +1,1 @@
+"""Training on handwritten digits, dense and sparse: ``python -m benchmarks.training.run``."""

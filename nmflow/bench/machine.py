@@ -1,0 +1,77 @@
+"""What a measurement ran on: processor, memory, versions. Nothing that names the machine or who uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["available_memory", "cores", "machine", "source_digest", "versions"]
+
+LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "ortools", "networkx", "scipy", "POT", "torch")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Bytes that could be allocated now; None where the system does not say."""
+    found: list[int] = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found.extend(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        group = Path("/sys/fs/cgroup")  # a container's own limit, where there is one
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit.isdigit():
+            found.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError, IndexError):
+        pass
+    return max(0, min(found)) if found else None
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and system."""
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": cores(),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, nmflow and the libraries that are compared; None where one is not installed."""
+    from nmflow import __version__
+
+    found: dict[str, str | None] = {"python": platform.python_version(), "nmflow": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def source_digest() -> str:
+    """A short digest of nmflow's source: rows of two different ones were not measured side by side."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

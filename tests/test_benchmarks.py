@@ -1,0 +1,378 @@
+"""The benchmark: its rows are complete, it resumes, it says what is missing. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import nmflow
+from benchmarks import families, peers, report, store, targets
+from benchmarks import run as bench
+from nmflow.bench import contest
+from nmflow.bench.contest import TableSolver, measure
+from nmflow.bench.quick import parse_shape
+from nmflow.bench.stream import Stream
+from nmflow.bench.timing import in_turn
+from nmflow.cli import app
+from nmflow.errors import InputValueError, MissingLibraryError
+
+SIZE = (32, 32)
+NUMBERS = (
+    "objective",
+    "gap",
+    "loss",
+    "proven",
+    "blocks_measured",
+    "ns_per_entry",
+    "times_stream",
+    "repeats",
+    "seconds",
+)
+
+
+@pytest.fixture
+def weights() -> np.ndarray[Any, Any]:
+    return families.make(families.GAUSSIAN, SIZE)
+
+
+def row_of(contestant: contest.Contestant, weights: np.ndarray[Any, Any], pattern: str = "2:4") -> contest.Row:
+    with Stream(weights, 2) as stream:
+        return measure(contestant, weights, nmflow.Pattern.parse(pattern), stream, repeats=2, seconds=0.01)
+
+
+def small_cases(*solvers: str) -> list[bench.Case]:
+    return [
+        bench.Case("solvers", families.GAUSSIAN, SIZE, "float32", pattern, TableSolver(solver, 2))
+        for pattern in ("2:4", "1:2")
+        for solver in solvers
+    ]
+
+
+def test_stream_writes_the_threshold_mask(weights: np.ndarray[Any, Any]) -> None:
+    with Stream(weights, 3) as stream:
+        stream()
+        assert np.array_equal(stream.mask, weights > 0.5)
+    with Stream(weights.astype(np.float64), 2) as stream:  # no float32 to read: a stand-in of its shape
+        assert stream.mask.shape == SIZE
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    times = in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    assert "".join(order) == "ababab"
+    assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3}
+    assert len(in_turn({"a": list}, 9, seconds=0.0, at_least=2)["a"]) == 2
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_families_are_seeded_and_finite(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if family == families.REAL:
+        from safetensors.numpy import save_file
+
+        rng = np.random.default_rng(0)
+        layers = {f"encoder.layer.{k}.w": rng.standard_normal((768, 384), dtype=np.float32) for k in range(2)}
+        save_file(layers, tmp_path / "model.safetensors")
+        monkeypatch.setenv("NMFLOW_BENCH_MODEL", str(tmp_path / "model.safetensors"))
+    made = families.make(family, (500, 48))
+    assert made.shape == (500, 48)
+    assert made.dtype == np.float32
+    assert made.flags.c_contiguous
+    assert np.isfinite(made).all()
+    assert np.array_equal(made, families.make(family, (500, 48)))
+
+
+def test_instance_that_does_not_fit_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "available_memory", lambda: 1 << 20)
+    with pytest.raises(InputValueError, match=r"32x32 must fit memory: it needs 0\.3 GB, 0\.0 GB are free"):
+        families.make(families.GAUSSIAN, SIZE)
+
+
+@pytest.mark.parametrize("solver", nmflow.solvers.names())
+def test_rows_of_solvers_are_complete(solver: str, weights: np.ndarray[Any, Any]) -> None:
+    row = row_of(TableSolver(solver, 2), weights)
+    assert row["status"] == "ok", row["note"]
+    assert {name for name in NUMBERS if row[name] is None} <= ({"gap"} if row["infeasible"] else set())
+    assert (row["solver"], row["pattern"], row["rows"], row["cols"], row["dtype"]) == (solver, "2:4", *SIZE, "float32")
+    assert row["blocks"] == 64
+    assert row["proven"] <= row["blocks_measured"] <= 64
+    assert ("measured on" in row["note"]) == (row["blocks_measured"] < 64)
+    assert ("breaks the pattern" in row["note"]) == (row["infeasible"] > 0)
+    json.dumps(row, allow_nan=False)
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:6"])
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_peers_are_right_or_say_why_not(peer: type[peers.Peer], pattern: str, weights: np.ndarray[Any, Any]) -> None:
+    contestant = peer(2)
+    row = row_of(contestant, weights[:30, :30] if pattern == "3:6" else weights, pattern)
+    n = int(pattern[0])
+    if peer is peers.Assignment and n != 1:
+        assert row["status"] in ("not possible", "not installed")
+        assert "keeps one of a line" in row["note"]
+    elif peer is peers.BruteForce and pattern != "2:4":
+        assert row["status"] == "not possible"
+        assert f"does 2:4, not {pattern}" in row["note"]
+    elif row["status"] == "not installed":
+        assert f"pip install {contestant.package}" in row["note"]
+    elif peer is peers.Greedy:
+        assert row["status"] == "ok", row["note"]
+        assert 0 < row["loss"] < 0.5
+        assert ("breaks the pattern" in row["note"]) == bool(row["infeasible"])
+    else:
+        assert row["status"] == "ok", row["note"]
+        assert row["infeasible"] == 0
+        assert row["loss"] < 1e-6
+
+
+def test_peer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch, weights: np.ndarray[Any, Any]) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    row = row_of(peers.OptimalTransport(), weights)
+    assert (row["status"], row["seconds"]) == ("not installed", None)
+    assert row["note"] == "POT ot.emd needs ot, which is not installed; pip install POT"
+    with pytest.raises(MissingLibraryError):
+        peers.OrTools().prepare(nmflow.Pattern(2, 4))
+
+
+def test_one_that_fails_costs_no_other_row(weights: np.ndarray[Any, Any]) -> None:
+    class Broken(TableSolver):
+        def prepare(self, pattern: nmflow.Pattern) -> Any:
+            return lambda part: 1 / 0
+
+    row = row_of(Broken("dual", 1), weights)
+    assert (row["status"], row["note"]) == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_every_solver_and_peer_is_in_the_run() -> None:
+    for quick in (True, False):
+        todo = bench.cases(quick, 2)
+        assert len({case.key for case in todo}) == len(todo)
+        names = {case.contestant.name for case in todo}
+        assert names == {*nmflow.solvers.names(), *(peer.name for peer in peers.PEERS)}
+        assert {case.family for case in todo} == set(families.FAMILIES)
+    assert {case.pattern for case in todo if case.group == "solvers"} == set(bench.PATTERNS)
+
+
+def test_run_resumes_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "bench.json"
+    monkeypatch.setattr(bench, "cases", lambda quick, threads: small_cases("dual", "enumerate"))
+    real, seen = bench.measure, []
+
+    def interrupted(contestant: Any, *args: Any, **options: Any) -> Any:
+        seen.append(contestant.name)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(contestant, *args, **options)
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    arguments = ["--out", str(out), "--repeats", "2", "--seconds", "0.01"]
+    assert bench.main(arguments) == bench.INTERRUPTED
+    partial = store.load(out)
+    assert (len(partial["rows"]), partial["complete"]) == (2, False)
+    assert bench.main(arguments) == 0
+    whole = store.load(out)
+    assert (len(whole["rows"]), whole["complete"]) == (4, True)
+    assert whole["rows"][:2] == partial["rows"]
+    assert len(seen) == 5  # the two that were finished are not measured again
+    assert bench.main([*arguments, "--fresh"]) == 0
+    assert store.load(tmp_path / "bench.previous.json") == whole
+
+
+def test_rows_of_other_code_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "bench.json"
+    first = store.Store(out, {})
+    first.add("a", {"x": 1})
+    assert store.Store(out, {}).resumed == 1
+    monkeypatch.setattr(store, "source_digest", lambda: "other")
+    second = store.Store(out, {})
+    assert second.resumed == 0
+    assert second.moved is not None
+    assert store.load(second.moved)["rows"] == [{"key": "a", "x": 1}]
+
+
+def test_results_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    out.write_text("{", encoding="utf-8")
+    assert bench.main(["--out", str(out)]) == 2
+    assert "must be a file of results" in capsys.readouterr().err
+    out.write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="schema 1"):
+        store.load(out)
+    with pytest.raises(FileNotFoundError, match="must exist"):
+        store.load(tmp_path / "none.json")
+
+
+def test_size_that_does_not_fit_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "available_memory", lambda: 1 << 20)
+    made = store.Store(tmp_path / "bench.json", {})
+    bench.run(small_cases("dual"), made, threads=2)
+    assert {row["status"] for row in made.rows.values()} == {"too large"}
+    assert all("must fit memory" in row["note"] for row in made.rows.values())
+
+
+def test_only_must_name_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--only", "nothing", "--out", str(tmp_path / "x.json")]) == 2
+    assert "--only must name" in capsys.readouterr().err
+    assert targets.main(["--only", "nothing", "--out", str(tmp_path / "x.json")]) == 2
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("group", ["stream", "linear", "greedy", "OR-Tools", "threads", "warm start", "memory"])
+def test_targets_are_measured(group: str, tmp_path: Path) -> None:
+    out = tmp_path / "targets.json"
+    assert targets.main(["--only", group, "--side", "256", "--repeats", "1", "--out", str(out)]) == 0
+    rows = [row for row in store.load(out)["rows"] if row["target"] is not None]
+    assert rows
+    for row in rows:
+        assert row["group"] == group
+        if row["met"] is None:
+            assert row["note"].startswith("not available: ")
+        else:
+            assert row["met"] == targets.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
+
+
+def test_target_of_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nmflow, "solve", lambda weights, *, pattern: None)
+    rows = list(targets.GROUPS["warm start"](targets.Bench(64)))
+    assert {row["met"] for row in rows} == {None}
+    assert {row["note"] for row in rows} == {"not available: solve has no warm_start yet"}
+
+
+def results(folder: Path) -> tuple[Path, Path]:
+    made = store.Store(folder / "bench.json", {"quick": True})
+    bench.run(small_cases("dual", "enumerate"), made, threads=2, repeats=2, seconds=0.01)
+    held = store.Store(folder / "targets.json", {})
+    held.add("a", targets._row("a is fast", "<=", 3, 2.5, {"solve": [1.0]}, 10) | {"group": "stream"})
+    held.add("b", targets._unavailable("b is faster", ">=", 2, "there is no b") | {"group": "warm start"})
+    held.finish()
+    return folder / "bench.json", folder / "targets.json"
+
+
+def test_report_is_made_from_the_results_and_keeps_the_prose(tmp_path: Path) -> None:
+    bench_file, targets_file = results(tmp_path)
+    page = tmp_path / "performance.md"
+    template = (Path(__file__).parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    page.write_text(template.replace("# Performance", "# Performance\n\nBy hand.", 1), encoding="utf-8")
+    arguments = ["--bench", str(bench_file), "--targets", str(targets_file), "--page", str(page)]
+    assert report.main(arguments) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "By hand." in text
+    assert "| stream | a is fast | ≤ 3 | 2.5 | yes |" in text
+    assert "not available: there is no b" in text
+    assert "1 of 2 met, 0 not met, 1 not available" in text
+    assert re.search(r"\| 2:4 \| `enumerate` \| 1 \| [\d,.]+ \| [\d,.]+ \| 0 \| all \|", text)
+    assert report.main(arguments) == 0
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_plots_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = store.load(results(tmp_path)[0])
+    drawn = report.plots(found, tmp_path / "figures")
+    assert [path.name for path in drawn] == ["time-m.svg", "time-size.svg", "gap-time.svg"]
+    before = [path.read_bytes() for path in drawn]
+    assert [path.read_bytes() for path in report.plots(found, tmp_path / "figures")] == before
+
+
+def test_report_needs_results_and_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# no markers", encoding="utf-8")
+    arguments = ["--bench", str(tmp_path / "b"), "--targets", str(tmp_path / "t"), "--page", str(page)]
+    assert report.main(arguments) == 2
+    assert "must exist" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="must have the markers"):
+        report.fill("", {"targets": ""})
+
+
+def invoke(*args: object) -> Any:
+    return CliRunner().invoke(app, ["bench", *(str(arg) for arg in args)])
+
+
+def test_command_measures_a_matrix_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "w.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((64, 48)))
+    found = invoke(path, "--pattern", "2:4", "--pattern", "1:3", "--json", "--seconds", "0.01")
+    assert found.exit_code == 0, found.stderr
+    made = json.loads(found.stdout)
+    assert made["complete"]
+    assert [row["solver"] for row in made["rows"]] == 2 * list(nmflow.solvers.names())
+    assert {row["dtype"] for row in made["rows"]} == {"float64"}
+    found = invoke("--shape", "64x64", "--pattern", "4:8", "--solver", "dual", "--solver", "enumerate")
+    assert found.exit_code == 0, found.stderr
+    assert "gaussian 64x64 float32 at 4:8" in found.stdout
+    assert "not possible: pattern must have at most" in " ".join(found.stdout.replace("│", " ").split())
+
+
+def test_command_measures_a_weight_of_a_checkpoint(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    shapes = {"a.weight": (32, 32), "conv.weight": (64, 16, 3, 3), "b.weight": (16, 16)}
+    save_file(
+        {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()},
+        tmp_path / "m.safetensors",
+    )
+    found = invoke(tmp_path / "m.safetensors", "--pattern", "2:4", "--solver", "dual", "--json")
+    assert found.exit_code == 0, found.stderr
+    (row,) = json.loads(found.stdout)["rows"]
+    assert (row["family"], row["rows"], row["cols"]) == ("conv.weight", 64, 144)
+    found = invoke(tmp_path / "m.safetensors", "--pattern", "2:4", "--solver", "dual", "--tensor", "[ab].*", "--json")
+    assert [row["family"] for row in json.loads(found.stdout)["rows"]] == ["a.weight", "b.weight"]
+    found = invoke(tmp_path / "m.safetensors", "--pattern", "2:4", "--tensor", "none")
+    assert found.exit_code == 2
+    assert "tensor must match a weight that 2:4 can take, not none" in found.stderr
+
+
+def test_command_prints_finished_rows_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nmflow.bench import quick
+
+    real, seen = quick.measure, []
+
+    def interrupted(contestant: Any, *args: Any, **options: Any) -> Any:
+        seen.append(contestant.name)
+        if len(seen) % 2 == 0:
+            raise KeyboardInterrupt
+        return real(contestant, *args, **options)
+
+    monkeypatch.setattr(quick, "measure", interrupted)
+    found = invoke("--shape", "32x32", "--pattern", "2:4", "--json")
+    assert found.exit_code == 130
+    made = json.loads(found.stdout)
+    assert [row["solver"] for row in made["rows"]] == ["dual"]
+    assert not made["complete"]
+    found = invoke("--shape", "32x32", "--pattern", "2:4")
+    assert found.exit_code == 130
+    assert "dual" in found.stdout
+    assert "nmflow: interrupted" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--shape", "12"], "shape must be ROWSxCOLS"),
+        (["--shape", "0x4"], "shape must be ROWSxCOLS"),
+        (["--shape", "100000000x100000000"], "shape must fit memory"),
+        (["none.npy"], "must exist"),
+        (["--pattern", "9:8"], "n must be between 1 and m=8"),
+    ],
+)
+def test_command_says_what_is_wrong(arguments: list[str], text: str) -> None:
+    found = invoke(*arguments)
+    assert found.exit_code == 2
+    assert text in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_files_that_are_no_matrix(tmp_path: Path) -> None:
+    path = tmp_path / "w.npy"
+    for content, text in ((np.ones(3), "must hold a matrix"), (np.array([{}], object), "NumPy refuses")):
+        np.save(path, content, allow_pickle=True)
+        found = invoke(path)
+        assert found.exit_code == 2
+        assert text in found.stderr
+    assert parse_shape(" 3 x 4 ") == (3, 4)

@@ -1,6 +1,6 @@
 """What approximate solvers lose, block by block, on several families of scores.
 
-python -m benchmarks.approximate          # writes benchmarks/results/approximate.json, then the tables of docs/solvers.md
+    python -m benchmarks.approximate          # benchmarks/results/approximate.json, then docs/solvers.md
 python -m benchmarks.approximate --docs   # only the tables, from the results
 """
 

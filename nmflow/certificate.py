@@ -87,8 +87,9 @@ class Duals:
         if self.row is None or self.col is None or self.blocks is None:
             return
         i, j = np.divmod(self.blocks, chunk.grid[1])
-        self.row.reshape(-1, rows, chunk.grid[1])[i, :, j] = self.block_row
-        self.col.reshape(-1, chunk.grid[1], cols)[i, j] = self.block_col
+        with np.errstate(over="ignore"):  # near the largest float32; what is infinite there proves nothing
+            self.row.reshape(-1, rows, chunk.grid[1])[i, :, j] = self.block_row
+            self.col.reshape(-1, chunk.grid[1], cols)[i, j] = self.block_col
 
     def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
@@ -178,8 +179,11 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
             chunk.exact, r, c, row_fill, col_fill, found, gaps,
         )  # fmt: skip
         one_by_one = dict(duals.special or {})
-        for k in np.flatnonzero((found == 1) & np.isnan(gaps)):  # feasible, and sums overflowed
-            one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
+        for k in np.flatnonzero((found == 1) & np.isnan(gaps)).tolist():  # feasible, and sums overflowed
+            if np.isfinite(u[k]).all() and np.isfinite(v[k]).all():
+                one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
+            else:
+                gaps[k] = math.inf
         if one_by_one:
             for k, block in enumerate(blocks):
                 special = one_by_one.get(int(block))

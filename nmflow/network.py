@@ -328,7 +328,10 @@ def build(
     )
     both = np.argwhere(kept & dropped)
     if len(both):
-        raise InfeasibleError(f"keep and drop must not mark the same entry, as they do at {tuple(both[0].tolist())}")
+        raise InfeasibleError(
+            f"keep and drop must not mark the same entry, as they do at {tuple(both[0].tolist())} and at {len(both)} "
+            f"in all"
+        )
     free = ~kept & ~dropped
     row_need = _need("row", kept.sum(1), free.sum(1), pattern.row_budget, pattern.row_exact)
     col_need = _need("column", kept.sum(0), free.sum(0), pattern.col_budget, pattern.col_exact)

@@ -399,7 +399,7 @@ def _sum(values: Iterable[float]) -> float:
     try:
         return math.fsum(listed)
     except OverflowError:
-        return math.copysign(math.inf, sum(value / 2.0 for value in listed))
+        return math.copysign(math.inf, math.fsum(value / len(listed) for value in listed))
 
 
 def _switch(problem: Problem, mask: Array, previous: Array) -> Switch:

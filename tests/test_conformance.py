@@ -1,7 +1,8 @@
 """What every solver in the table must do; a new one is tested as soon as it has a line there.
 
 What is asked of a solver follows from what it declares: `exact` (as good as the best mask, and proven), `tolerance`
-(close to it), `kept_ratio` (at least that share of it). Only masks' scores are compared, never tied masks.
+(close to it), `kept_ratio` (at least that share of it), `pruned_ratio` (prunes at most that times the least). Only
+masks' scores are compared, never tied masks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nmflow
-from nmflow import pipeline, solvers
-from nmflow.errors import InfeasibleError, NonFiniteError, SolverLimitError
+from nmflow import solvers
+from nmflow.errors import InfeasibleError, NonFiniteError, NotCertifiedError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
@@ -44,9 +45,20 @@ every_solver = pytest.mark.parametrize("name", solvers.names())
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 
 
+def suited(name: str, pattern: Pattern) -> Pattern:
+    """The pattern, or the same at most where the solver's masks can keep less; it must refuse the other."""
+    solver = solvers.get(name)
+    if pattern.fill in solver.fills:
+        return pattern
+    with pytest.raises(SolverLimitError, match=f'fill must be {solver.fills[0]} for solver="{name}"'):
+        solver.check(Problem.build(np.ones((1, 1)), pattern))
+    return Pattern(row=pattern.row, col=pattern.col, fill=solver.fills[0], transposable=pattern.transposable)
+
+
 def solve(name: str, weights: Array, pattern: Pattern, **options: Any) -> nmflow.Solution:
+    """Solve and certify, a pattern that is suited to the solver."""
     try:
-        return nmflow.solve(weights, pattern=pattern, solver=name, **options)
+        return nmflow.solve(weights, pattern=suited(name, pattern), solver=name, certify=True, **options)
     except SolverLimitError:
         if name in NEVER_REFUSE or (weights.dtype == np.float32 and np.abs(weights).max() < 10):
             raise
@@ -79,8 +91,11 @@ def check(name: str, solution: nmflow.Solution, scores: Array, absolute: bool = 
     if solver.tolerance is not None:
         padded = exact.size + 64 * sum(exact.shape) + 64**2
         assert best - kept <= Fraction(solver.tolerance) * padded * largest
-    if solver.kept_ratio is not None and min(exact.ravel()) >= 0:
-        assert kept >= Fraction(solver.kept_ratio) * best
+    if min(exact.ravel()) >= 0:
+        if solver.kept_ratio is not None:
+            assert kept >= Fraction(solver.kept_ratio) * best
+        if solver.pruned_ratio is not None:
+            assert exact.sum() - kept <= Fraction(solver.pruned_ratio) * (exact.sum() - best)
 
 
 def test_declarations() -> None:
@@ -191,12 +206,12 @@ def test_layouts_solve_each_matrix(name: str) -> None:
     for layout, groups in (("batch", 1), ("conv", 1), ("conv", 2)):
         solution = solve(name, weights, Pattern(2, 4), layout=layout, groups=groups)
         assert solution.mask.shape == weights.shape
-        problem = Problem.build(weights, Pattern(2, 4), layout=layout, groups=groups)
+        problem = Problem.build(weights, suited(name, Pattern(2, 4)), layout=layout, groups=groups)
         total = 0.0
         for matrix, mask in zip(problem.matrices(weights), problem.matrices(solution.mask), strict=True):
             alone = solve(name, np.ascontiguousarray(matrix.rows(0, matrix.shape[0])), Pattern(2, 4))
             total += alone.objective
-            assert oracles.violations(mask.rows(0, matrix.shape[0]), Pattern(2, 4)) == []
+            assert oracles.violations(mask.rows(0, matrix.shape[0]), suited(name, Pattern(2, 4))) == []
         assert solution.objective == pytest.approx(total, rel=1e-12)
         assert np.abs(weights[solution.mask]).sum(dtype=float) == pytest.approx(total, rel=1e-12)
 
@@ -207,7 +222,7 @@ def test_scores_must_be_finite(name: str, bad: float) -> None:
     weights = families.gaussian((9, 10), 0)
     weights[8, 3] = weights[5, 5] = bad
     with pytest.raises(NonFiniteError, match=r"at 2 of 90 entries, the first at \(5, 5\)"):
-        nmflow.solve(weights, 2, 4, solver=name)
+        solve(name, weights, Pattern(2, 4))
 
 
 @every_solver
@@ -218,20 +233,41 @@ def test_keep_and_drop(name: str, data: st.DataObject) -> None:
     array = data.draw(hnp.arrays(np.int64, pattern.block_shape, elements=st.integers(-4, 4)))
     state = data.draw(hnp.arrays(np.int8, pattern.block_shape, elements=st.sampled_from([0, 0, 0, 1, -1])))
     keep, drop = state == 1, state == -1
-    problem = Problem.build(array, pattern, scores=array, keep=keep, drop=drop)
     exact = oracles.exact(array, absolute=False)
+    pattern = suited(name, pattern)
     best = oracles.best_score(exact, pattern, keep, drop)
     if best is None:
-        with pytest.raises(InfeasibleError, match=" must "):
-            pipeline._run(problem, solvers.get(name), 1, keep_duals=False)
+        with pytest.raises(InfeasibleError, match=r"keep and drop must leave a mask .* in 1 of 1 blocks, the first at"):
+            solve(name, array, pattern, scores=array, keep=keep, drop=drop)
         return
-    solution = pipeline._run(problem, solvers.get(name), 1, keep_duals=False)
+    solution = solve(name, array, pattern, scores=array, keep=keep, drop=drop)
     assert oracles.is_feasible(solution.mask, pattern, keep, drop)
     assert solution.certificate.feasible
+    assert solution.objective == exact[solution.mask].sum()
+    assert solution.bound >= best
     if solvers.get(name).exact:
-        assert exact[solution.mask].sum() == best
         assert solution.certificate.proven
         assert solution.objective == solution.bound == best
+    graded = nmflow.certify(array, solution.mask, pattern=pattern, keep=keep, drop=drop)
+    assert (graded.feasible, graded.objective, graded.bound) == (True, solution.objective, best)
+
+
+@every_solver
+def test_a_certificate_is_made_where_it_is_asked_for(name: str) -> None:
+    pattern = suited(name, Pattern(2, 4))
+    weights = families.gaussian((12, 12), 4)
+    solution = nmflow.solve(weights, pattern=pattern, solver=name)
+    certified = nmflow.solve(weights, pattern=pattern, solver=name, certify=True)
+    assert np.array_equal(solution.mask, certified.mask)
+    assert solution.objective == pytest.approx(certified.objective, rel=1e-12)
+    assert certified.certificate is not None
+    if solvers.get(name).exact:
+        assert solution.proven
+        return
+    assert solution.certificate is None
+    for attribute in ("bound", "gap", "relative_gap", "proven"):
+        with pytest.raises(NotCertifiedError, match=rf'{attribute} must be proven .* solver="{name}" is not exact'):
+            getattr(solution, attribute)
 
 
 EXACT = [name for name in solvers.names() if solvers.get(name).exact]

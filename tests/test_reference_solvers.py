@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as hnp
 from nmflow import solvers
 from nmflow.blocks import Chunk, iter_places, load, store
 from nmflow.errors import (
-    InfeasibleError,
     InputTypeError,
     InputValueError,
     MissingLibraryError,
@@ -116,8 +115,7 @@ def test_keep_and_drop(solver: BlockSolver, data: st.DataObject) -> None:
     scores = oracles.exact(array, absolute=False)
     problem = Problem.build(array, pattern, scores=array, keep=keep, drop=drop)
     if oracles.best_score(scores, pattern, keep, drop) is None:
-        with pytest.raises(InfeasibleError, match=r"must .* \(block row 0, block column 0 of matrix 0\)"):
-            solve(solver, problem)
+        assert solve(solver, problem)[1][0][1].infeasible == (0,)
         return
     _, ((chunk, solution),) = solve(solver, problem)
     check_block(solver, chunk, 0, duals_of(solution, 0), scores, keep, drop)
@@ -129,8 +127,8 @@ def test_contradictions_that_only_several_lines_show(solver: BlockSolver) -> Non
     array, drop = np.ones((3, 9)), np.zeros((3, 9), bool)
     drop[:2, 3:5] = True
     problem = Problem.build(array, Pattern(1, 3), drop=drop)
-    with pytest.raises(InfeasibleError, match=r"room for a mask of 1:3.*\(block row 0, block column 1 of matrix 0\)"):
-        solve(solver, problem)
+    _, ((_, solution),) = solve(solver, problem)
+    assert solution.infeasible == (1,)
 
 
 @pytest.mark.parametrize("solver", REFERENCE, ids=lambda solver: solver.name)

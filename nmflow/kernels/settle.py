@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from numba import types
 
 from nmflow.kernels.ascent import (
@@ -33,13 +31,13 @@ ALL, SOME, AGAIN = 0, 1, 2
 are there."""
 
 
-def settle_scratch(kind: str, block_shape: tuple[int, int], grid_cols: int) -> npt.NDArray[np.uint8]:
-    """Workspace of the kernel, in bytes."""
+def settle_scratch(kind: str, block_shape: tuple[int, int], grid_cols: int) -> int:
+    """Bytes of workspace that the kernel needs."""
     rows, cols = block_shape
     item = KINDS[kind]
     lanes = (rows * cols + 2 * rows + 2 * cols) * VECTOR
     numbers = LANES * 8 + LANES * rows * cols * item.itemsize + LANES * (rows + cols) * item.work_size
-    return np.empty(lanes + numbers + max(LANES, grid_cols) + 256, np.uint8)
+    return lanes + numbers + max(LANES, grid_cols) + 256
 
 
 @cache

@@ -23,7 +23,8 @@ class ChunkSolution:
     Attributes
     ----------
     duals : Duals
-        Evidence for the certificate; may be empty.
+        Evidence for the certificate; may be empty. Its arrays may be the solver's workspace: they hold until it solves
+        another chunk on the same thread.
     finite : bool
         False if a score was NaN or infinite; then nothing else counts.
     infeasible : tuple of int

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import BlockDuals, Duals, fills
@@ -54,10 +56,12 @@ class Dual(Solver):
         tall, wide = chunk.grid
         dtype = np.float64 if chunk.kind == "float64" else np.float32
         if chunk.duals is None:
-            u, v = np.empty((chunk.mask.shape[0], wide), dtype), np.empty((tall, chunk.mask.shape[1]), dtype)
+            height, width = chunk.mask.shape
+            u = _workspace("row", height * wide, dtype).reshape(height, wide)
+            v = _workspace("col", tall * width, dtype).reshape(tall, width)
         else:
             u, v = chunk.duals
-        blocks = np.empty(chunk.n_blocks + 1, np.int64)
+        blocks = _workspace("blocks", chunk.n_blocks + 1, np.int64)
         left = self._settle(chunk, u, v, blocks, 0, ALL if chunk.duals is None else AGAIN)
         if left < 0:
             return ChunkSolution(finite=False)
@@ -137,7 +141,7 @@ class Dual(Solver):
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
         shape = pattern.block_shape
-        scratch = settle_scratch(chunk.kind, shape, chunk.grid[1])
+        scratch = _workspace("scratch", settle_scratch(chunk.kind, shape, chunk.grid[1]), np.uint8)
         kernel = settle_kernel(
             chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, mode
         )
@@ -203,6 +207,18 @@ class Dual(Solver):
             chunk.mask[chunk.corner(block)] = arc & 1
             out[block] = BlockDuals(row, col, exponent)
         return out
+
+
+_kept = threading.local()
+
+
+def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
+    """An array that the thread keeps from chunk to chunk: fresh memory costs more than the ascent at small m."""
+    buffers: dict[str, Array] = _kept.__dict__
+    size = count * np.dtype(dtype).itemsize
+    if name not in buffers or buffers[name].size < size:
+        buffers[name] = np.empty(size, np.uint8)
+    return buffers[name][:size].view(dtype)
 
 
 @cache

@@ -30,8 +30,8 @@ class TwoApprox(Approximate):
     pruned is exactly the R rows' lightest C - r entries together with the C columns' lightest R - c (the mask is the
     best rows-only mask and the best columns-only mask at once). Either sum is at most what any mask prunes.
 
-    What it keeps greedy keeps too, and in the same order greedy would go on: without ties, and but for the check below,
-    the refilled mask is greedy's, which so has both guarantees.
+    What the raw form keeps greedy keeps too, and refilling goes on as greedy does: before repairs and checks both have
+    the same mask, with both guarantees. A repair can break either, so each solver checks the one that it gives.
 
     Refilling prunes no more, but a repair may; a block that was repaired is checked against the same two sums, and
     solved exactly where it does not pass (`stats["left_to_exact"]`).

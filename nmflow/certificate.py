@@ -71,7 +71,7 @@ class Duals:
     def updated(self, other: Duals) -> Duals:
         """These duals, but for the blocks that stand apart in `other`."""
         if self.blocks is None or self.block_row is None or self.block_col is None:
-            return other
+            return replace(self, blocks=other.blocks, block_row=other.block_row, block_col=other.block_col)
         if other.blocks is None or other.block_row is None or other.block_col is None:
             return self
         old = ~np.isin(self.blocks, other.blocks)

@@ -16,13 +16,12 @@ R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 9.7 (successive 
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = [
     "EXACT",
@@ -300,22 +299,22 @@ def _scale_of(scores):  # type: ignore[no-untyped-def]
     return exponent
 
 
-@cache
+@once
 def augment_kernel(integers: bool) -> Any:
     """Compile `augment_block` over many blocks, in float64 or in 64-bit integers.
 
     Returns
     -------
-    function (values, u, v, arcs, r, c, row_exact, col_exact) -> array of uint8
+    function (values, u, v, arcs, r, c, row_exact, col_exact, ended) -> None
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
-        arcs : (k, R, C) uint8, as for `augment_block`. The result says how each block ended: FAILED, or FLOAT in
-        float64; FAILED, EXACT, WIDE, or LOOSE in integers.
+        arcs : (k, R, C) uint8, as for `augment_block`. ended : (k,) uint8, output: FAILED or FLOAT
+        in float64; FAILED, EXACT, WIDE or LOOSE in integers.
     """
     version = fingerprint()
 
-    def augment_floats(values, u, v, arcs, r, c, re, ce):  # type: ignore[no-untyped-def]
+    def augment_floats(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
-        ended = np.zeros(count, np.uint8)
+        ended[:] = FAILED
         dist = np.empty(rows + cols + 1, np.float64)
         need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
         low, high = np.empty((2, max(rows, cols)))
@@ -325,11 +324,10 @@ def augment_kernel(integers: bool) -> Any:
             if _paths(values[k], u[k], v[k], arcs[k], re, ce, dist, need, loose, previous, mark):
                 _centre(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
                 ended[k] = FLOAT
-        return ended
 
-    def augment_integers(values, u, v, arcs, r, c, re, ce):  # type: ignore[no-untyped-def]
+    def augment_integers(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
-        ended = np.zeros(count, np.uint8)
+        ended[:] = FAILED
         dist = np.empty(rows + cols + 1, np.int64)
         need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
         numbers = np.empty((rows, cols), np.int64)
@@ -359,8 +357,9 @@ def augment_kernel(integers: bool) -> Any:
                 v[k, j] = np.float64(iv[j]) * down
                 if np.int64(np.float64(iv[j])) != iv[j]:
                     ended[k] = WIDE
-        return ended
 
     i8, flag, matrix = types.int64, types.boolean, types.float64[:, ::1]
-    signature = types.uint8[::1](types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag)
+    signature = types.none(
+        types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag, types.uint8[::1]
+    )  # fmt: skip
     return compiled(augment_integers if integers else augment_floats, signature)

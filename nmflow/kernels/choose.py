@@ -22,13 +22,12 @@ A block that does not pass is left to an exact solver. So the promise never rest
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = ["GREEDY", "LIGHTEST", "REFILLED", "ROUNDED", "choose_kernel"]
 
@@ -163,7 +162,7 @@ def _line_sums(order, values, r, c, rows, cols, row_count, col_count):  # type: 
     return by_rows, by_cols
 
 
-@cache
+@once
 def choose_kernel() -> Any:
     """Compile the kernel: it takes any pattern.
 

@@ -7,7 +7,6 @@ a transpose in registers. Units that stick out of the matrix are done in a works
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.lines import Lines4, any_lane, pack_nibbles
 from nmflow.kernels.simd import I8, I16, I32, I64, LANES, Emitter, deinterleave, interleave, literal, loop, vector
 
@@ -123,7 +122,7 @@ def _store_columns(emit: Emitter, joined: list[Value], length: int, address: Val
         emit.store(emit.pick(joined[part], range(lane, lane + length)), to)
 
 
-@cache
+@once
 def compress_kernel(itemsize: int, code_bits: int) -> Any:
     """Compile for entries of `itemsize` bytes and codes of 4 (2:4) or 8 (1:2) bits for four entries.
 

@@ -16,13 +16,12 @@ J.-D. Benamou et al., "Iterative Bregman projections for regularized transportat
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = ["entropic_kernel"]
 
@@ -45,7 +44,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return math.ldexp(total, int(power))
 
 
-@cache
+@once
 def entropic_kernel() -> Any:
     """Compile the kernel: it takes any pattern.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.compress import UNIT_ROWS, lanes_of, move
 from nmflow.kernels.lines import Lines4, any_lane, unpack_nibbles
 from nmflow.kernels.simd import I8, I16, I32, I64, Emitter, deinterleave, interleave, literal, loop, vector
@@ -108,7 +107,7 @@ def _load_columns(emit: Emitter, element: Any, length: int, lanes: int, address:
     return deinterleave(emit, rows, lanes)
 
 
-@cache
+@once
 def expand_kernel(itemsize: int, code_bits: int) -> Any:
     """Compile for entries of `itemsize` bytes and codes of 4 (2:4) or 8 (1:2) bits for four entries.
 

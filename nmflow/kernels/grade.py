@@ -6,13 +6,12 @@ nothing cancels.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = ["grade_kernel"]
 
@@ -26,7 +25,7 @@ def _reduced(score, u, v):  # type: ignore[no-untyped-def]
     return (score - high) - low if score != high else -low
 
 
-@cache
+@once
 def grade_kernel() -> Any:
     """Compile the grading of blocks.
 

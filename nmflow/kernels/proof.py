@@ -11,14 +11,13 @@ D. Knuth, "The Art of Computer Programming", volume 2, section 4.2.2, theorem B 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F64, I8, I64, Emitter, literal, loop, vector
 from nmflow.kernels.spans import Lines, blocks_in_span
@@ -107,7 +106,7 @@ def proof_span(  # type: ignore[no-untyped-def]
     return types.none(*arguments), codegen
 
 
-@cache
+@once
 def proof_kernel(
     kind_name: str, rows: int, cols: int, r: int, c: int, row_fill: int, col_fill: int, absolute: bool
 ) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = ["recover_kernel"]
 
@@ -80,25 +79,25 @@ def recover(scores, u, v, arc, sweeps, via_row, via_col, seen):  # type: ignore[
 _recover = njit(nogil=True, error_model="numpy")(recover)
 
 
-@cache
+@once
 def recover_kernel() -> Any:
     """Compile `recover` over many blocks.
 
     Returns
     -------
-    function (values, u, v, arcs, sweeps) -> array of bool
+    function (values, u, v, arcs, sweeps, done) -> None
         values : (k, R, C) float64. u : (k, R), output, v : (k, C) float64, modified. arcs : (k, R, C) uint8, full
-        masks, modified. The result says for which blocks u and v prove the mask, but for rounding.
+        masks, modified. done : (k,) bool, output: for which blocks u and v prove the mask, but for rounding.
     """
     version = fingerprint()
 
-    def recover_all(values, u, v, arcs, sweeps):  # type: ignore[no-untyped-def]
-        done = np.zeros(len(values), np.bool_)
+    def recover_all(values, u, v, arcs, sweeps, done):  # type: ignore[no-untyped-def]
         via_row, via_col, seen = np.empty((3, values.shape[2]), np.int64)
         for k in range(len(values) if version else 0):
             done[k] = _recover(values[k], u[k], v[k], arcs[k], sweeps, via_row, via_col, seen)
-        return done
 
     matrix = types.float64[:, ::1]
-    signature = types.boolean[::1](types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], types.int64)
+    signature = types.none(
+        types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], types.int64, types.boolean[::1]
+    )
     return compiled(recover_all, signature)

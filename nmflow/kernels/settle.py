@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from numba import types
@@ -18,7 +17,7 @@ from nmflow.kernels.ascent import (
     set_floors,
     store_duals,
 )
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.simd import LANES, copy_bytes, read_byte, read_word, write_word
 from nmflow.kernels.spans import blocks_in_span
@@ -40,7 +39,7 @@ def settle_scratch(kind: str, block_shape: tuple[int, int], grid_cols: int) -> i
     return lanes + numbers + max(LANES, grid_cols) + 256
 
 
-@cache
+@once
 def settle_kernel(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
     absolute: bool, mode: int,

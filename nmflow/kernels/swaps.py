@@ -8,13 +8,12 @@ there is room, be added, or be dropped.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = ["swaps_kernel"]
 
@@ -93,7 +92,7 @@ def _singles(  # type: ignore[no-untyped-def]
     return changes
 
 
-@cache
+@once
 def swaps_kernel() -> Any:
     """Compile the kernel: it takes any pattern.
 

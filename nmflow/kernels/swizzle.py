@@ -9,17 +9,16 @@ in torch.sparse._semi_structured_conversions (2.13).
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from numba import types
 
-from nmflow.kernels.compile import compiled, fingerprint
+from nmflow.kernels.compile import compiled, fingerprint, once
 
 __all__ = ["swizzle_kernel"]
 
 
-@cache
+@once
 def swizzle_kernel(itemsize: int, back: bool) -> Any:
     """Compile for words of 2 or 4 bytes, in one direction.
 

@@ -19,6 +19,8 @@ from nmflow.solvers.base import ChunkSolution, Solver
 
 __all__ = ["Dual"]
 
+UNTIED_ENTRIES = 1 << 16
+"""Entries of the blocks that are untied together: half a MiB of float64, several arrays of which fit the cache."""
 EXACT_BITS = 50
 """Scores of at most so many bits leave sums along short paths exact in float64."""
 
@@ -100,16 +102,26 @@ class Dual(Solver):
         return bool((scaled == np.floor(scaled)).all())
 
     def _untie(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
-        """Settle blocks whose scores repeat: move each score a little, solve, and find duals that prove that mask.
+        """Settle blocks whose scores repeat: move each score a little, solve, and repair the mask for the true scores.
 
-        Where the scores as they are would have another mask, the search for duals finds the exchange that leads there.
-        Returns the duals, and the blocks that are still open.
+        A few blocks at a time, so that memory stays small. Returns the duals, and the blocks that are still open.
         """
+        rows, cols = chunk.pattern.block_shape
+        size = max(64, UNTIED_ENTRIES // (rows * cols))
+        pieces = []
+        for first in range(0, len(blocks), size):
+            part = blocks[first : first + size].copy()
+            done, u, v = self._untie_some(chunk, part)
+            pieces.append((part[done], u[done], v[done], part[~done]))
+        numbers, u, v, still_open = (np.concatenate(side) for side in zip(*pieces, strict=True))
+        return replace(start, blocks=numbers, block_row=u, block_col=v), still_open
+
+    def _untie_some(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array, Array]:
+        """Which of the blocks are settled, and duals that prove their masks."""
         from nmflow.kernels.recover import recover_kernel
         from nmflow.kernels.settle import ALL, SOME
 
-        pattern = chunk.pattern
-        rows, cols = pattern.block_shape
+        rows, cols = chunk.pattern.block_shape
         values = chunk.gather_scores(blocks)
         # a constant added to a block changes no best mask under exact fill; its spread then sets the scale
         low = values.min(axis=(1, 2), keepdims=True)
@@ -126,14 +138,15 @@ class Dual(Solver):
         left = self._settle(beside, row, col, numbers, 0, ALL)
         for _ in range(2):
             left = self._settle(beside, row, col, numbers, left, SOME) if left > 0 else 0
-        found = Duals(row, col)
         if left:
-            self._augment(beside, numbers[:left], found, integers=False)
+            self._augment(beside, numbers[:left], Duals(row, col), integers=False)
         masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
         u, v = np.empty((len(blocks), rows)), col.reshape(len(blocks), cols)
-        done = recover_kernel()(values, u, v, masks.view(np.uint8), 4 * (rows + cols))
+        done = np.zeros(len(blocks), np.bool_)
+        # where the scores as they are have another mask, the search for duals finds the exchange that leads there
+        recover_kernel()(values, u, v, masks.view(np.uint8), 4 * (rows + cols), done)
         chunk.put(blocks[done], masks[done])
-        return replace(start, blocks=blocks[done], block_row=u[done], block_col=v[done]), blocks[~done]
+        return done, u, v
 
     def _settle(self, chunk: Chunk, u: Array, v: Array, blocks: Array, count: int, mode: int) -> int:
         """Ascend and threshold; see `nmflow.kernels.settle`."""
@@ -164,9 +177,10 @@ class Dual(Solver):
         if chunk.state is not None:
             state = chunk.gather_state(blocks)
             arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
-        ended = augment_kernel(integers)(
+        ended = np.empty(len(blocks), np.uint8)
+        augment_kernel(integers)(
             chunk.gather_scores(blocks), u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
-            pattern.col_exact,
+            pattern.col_exact, ended,
         )  # fmt: skip
         arcs &= 1
         done = ended != LOOSE

@@ -1,0 +1,49 @@
+"""PyTorch: prune a model in a line, train it sparse, hand it to sparse kernels.
+
+This room moves tensors and schedules solves; every mask is made by the core.
+
+>>> import torch, nmflow.torch
+>>> model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+>>> report = nmflow.torch.prune_(model, 2, 4)
+>>> report.proven, int((model[0].weight != 0).sum())
+(True, 1024)
+"""
+
+from __future__ import annotations
+
+import re
+
+from nmflow.errors import MissingLibraryError
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingLibraryError(
+        'nmflow.torch needs torch 2.4 or newer, which is not installed; pip install "nmflow[torch]"'
+    ) from error
+
+if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 4):
+    raise MissingLibraryError(
+        f'nmflow.torch needs torch 2.4 or newer, not {torch.__version__}; pip install --upgrade "nmflow[torch]"'
+    )
+
+from nmflow.torch.prune import mask_for, prune_
+from nmflow.torch.report import LayerReport, PruneReport
+from nmflow.torch.semi import SemiReport, to_semi_structured_
+from nmflow.torch.semi_structured import load_semi_structured, semi_structured
+from nmflow.torch.state import Refresh
+from nmflow.torch.training import SparseTraining, TrainingStateError
+
+__all__ = [
+    "LayerReport",
+    "PruneReport",
+    "Refresh",
+    "SemiReport",
+    "SparseTraining",
+    "TrainingStateError",
+    "load_semi_structured",
+    "mask_for",
+    "prune_",
+    "semi_structured",
+    "to_semi_structured_",
+]

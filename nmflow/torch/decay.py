@@ -1,0 +1,96 @@
+"""SR-STE's pull on pruned weights, added to gradients as the optimizer takes its step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nmflow.errors import InputTypeError, InputValueError
+from nmflow.torch.masking import Masked
+from nmflow.torch.select import Layer
+
+__all__ = ["Decay", "inner_optimizer"]
+
+
+class Decay:
+    """Before each step, grad += strength * where(mask, 0, w), once however many backward passes made the gradient.
+
+    Parameters
+    ----------
+    strength : float
+    optimizer : Optimizer
+    layers : sequence of Layer
+
+    Raises
+    ------
+    InputValueError
+        If the optimizer does not hold a parameter.
+    """
+
+    def __init__(self, strength: float, optimizer: Optimizer, layers: Sequence[Layer]) -> None:
+        self.strength = strength
+        self._signs = _signs(optimizer, layers)
+        self._parameters = [layer.parameters for layer in layers]
+        self.masked: list[Masked] = []
+
+    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Step pre-hook; with a closure, the gradients are those that it makes."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._pull(optimizer)
+            return None
+
+        def evaluated() -> Any:
+            loss = closure()
+            self._pull(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], evaluated, *args[2:]), kwargs
+        return args, {**kwargs, "closure": evaluated}
+
+    @torch.no_grad()
+    def _pull(self, optimizer: Optimizer) -> None:
+        scale = getattr(optimizer, "grad_scale", None)  # fused optimizers are handed scaled gradients
+        for parameters, masked in zip(self._parameters, self.masked, strict=True):
+            for parameter in parameters:
+                if masked.fixed or not self.strength or parameter.grad is None:
+                    continue
+                pull = parameter.masked_fill(masked.mask, 0.0)
+                if scale is not None:
+                    pull.mul_(scale)
+                parameter.grad.add_(pull, alpha=self.strength * self._signs[id(parameter)])
+
+
+def inner_optimizer(optimizer: Any) -> Optimizer:
+    """The optimizer itself, inside a wrapper such as accelerate's."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer):
+        return inner
+    if not isinstance(optimizer, Optimizer):
+        raise InputTypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    return optimizer
+
+
+def _signs(optimizer: Optimizer, layers: Iterable[Layer]) -> dict[int, float]:
+    """For each parameter +1, or -1 where the optimizer maximises; all must be there."""
+    signs = {
+        id(parameter): -1.0 if group.get("maximize") else 1.0
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+    def held(parameters: Sequence[nn.Parameter]) -> bool:
+        return all(id(parameter) in signs for parameter in parameters)
+
+    lost = [repr(layer.name) for layer in layers if not held(layer.parameters)]
+    if lost:
+        raise InputValueError(
+            f"optimizer must hold every parameter that is trained sparse, and lacks {', '.join(lost[:8])}; make it "
+            f"from the parameters of this model, or exclude them"
+        )
+    return signs

@@ -1,0 +1,79 @@
+"""A weight that is masked whenever it is read, while the optimizer keeps the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from nmflow.torch.select import Layer
+
+__all__ = ["Masked", "attach", "bake"]
+
+
+class StraightThrough(torch.autograd.Function):
+    """where(mask, weight, 0), with the gradient of the identity: pruned entries learn too, and can come back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, weight, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept for the way back."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
+        return gradients[0], None
+
+
+class Masked(nn.Module):
+    """Parametrization of one weight by a mask.
+
+    Attributes
+    ----------
+    mask : Tensor of bool
+        Changed in place. Not a buffer: DistributedDataParallel would send it at every step; it is kept by
+        ``SparseTraining.state_dict``.
+    fixed : bool
+        Whether the mask is final: then pruned entries get no gradient.
+    """
+
+    mask: torch.Tensor
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+        self.fixed = False
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Mask the weight; pruned entries are +0."""
+        if self.fixed:
+            return torch.where(self.mask, weight, 0)
+        masked: torch.Tensor = StraightThrough.apply(weight, self.mask)  # type: ignore[no-untyped-call]
+        return masked
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Masked:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mask = fn(self.mask)
+        return self
+
+
+def attach(layer: Layer, masked: Masked) -> None:
+    """Put a mask on every place that holds the layer's parameter; the parameter itself stays the same object."""
+    for slot in layer.slots:
+        parametrize.register_parametrization(slot.module, slot.attribute, masked)
+
+
+def bake(layer: Layer, masked: Masked) -> None:
+    """Write zeros into the parameter and give it back to its modules as it was."""
+    for slot in layer.slots:
+        original = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
+        with torch.no_grad():
+            original.masked_fill_(~masked.mask, 0.0)
+        parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)

@@ -1,0 +1,211 @@
+"""Prune a model in place, all of it or nothing; and the mask of one tensor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from nmflow.errors import InputValueError, NmflowError, NonFiniteError
+from nmflow.pattern import Pattern
+from nmflow.pipeline import as_pattern, solve
+from nmflow.problem import Array
+from nmflow.solution import Certificate, Solution
+from nmflow.torch.convert import arrays, to_array, to_mask
+from nmflow.torch.report import LayerReport, PruneReport
+from nmflow.torch.select import Filter, Layer, select, unwrapped
+
+__all__ = ["Scores", "layer_report", "mask_for", "named_error", "prune_"]
+
+Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
+
+
+def mask_for(
+    tensor: torch.Tensor,
+    n: int | None = None,
+    m: int | None = None,
+    *,
+    scores: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Find the best N:M mask of one tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor, shape (R, C) or as ``layout=`` says
+        float16, bfloat16, float32, float64 or integers, on any device; not modified.
+    n, m : int
+        Keep n of m. Instead: ``pattern="2:4"`` or a Pattern.
+    scores : Tensor of the same shape, optional
+        What an entry is worth. Default: absolute values.
+    **options
+        As for `nmflow.solve`: pattern, solver, fill, transposable, layout, groups, threads.
+
+    Returns
+    -------
+    Tensor of bool
+        True = kept; shape and device of `tensor`.
+
+    Examples
+    --------
+    >>> mask_for(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 1, 2).tolist()
+    [[True, False], [False, True]]
+    """
+    array = to_array(tensor)
+    values = None if scores is None else to_array(scores, "scores")
+    return to_mask(solve(array, n, m, scores=values, **options).mask, tensor.device)
+
+
+def prune_(
+    model: nn.Module,
+    n: int | None = None,
+    m: int | None = None,
+    *,
+    pattern: str | Pattern | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    filter_fn: Filter | None = None,
+    scores: Scores | None = None,
+    solver: str | Any = "dual",
+    fill: str = "exact",
+    strict: bool = False,
+    threads: int | None = None,
+) -> PruneReport:
+    """Prune the Linear, Conv1d and Conv2d layers of a model in place.
+
+    Pruned entries become +0 and kept ones keep their bits. Every mask is found before the first weight is changed, so
+    after an error the model is as it was.
+
+    Parameters
+    ----------
+    model : Module
+        On any device; modified.
+    n, m : int
+        Keep n of m. Instead: ``pattern="2:4"`` or a Pattern.
+    include, exclude : iterable of str, optional
+        Globs over names of parameters or modules; see `nmflow.torch.select.select`.
+    filter_fn : callable (module name, module) -> bool or None, optional
+        True takes a module of any type, False leaves it, None lets the other rules decide.
+    scores : mapping from parameter names to tensors, or callable (parameter name, module) -> tensor or None, optional
+        What an entry is worth; where there is none, its absolute value.
+    solver, fill, threads
+        As for `nmflow.solve`.
+    strict : bool
+        Refuse a layer that is not made of whole blocks, instead of padding its edges.
+
+    Returns
+    -------
+    PruneReport
+        Prints as a table.
+
+    Raises
+    ------
+    InputValueError
+        If no layer is eligible, a glob or a name in `scores` matches nothing, or a layer is ragged under `strict`.
+    NonFiniteError
+        If a weight or score is NaN or infinite; the parameter is named.
+
+    Notes
+    -----
+    Convolutions are seen as out x (kernel . in), each group on its own. Depthwise convolutions are skipped unless they
+    are named. A parameter that modules share is masked once and stays shared. Masks take a byte for each entry until
+    all layers are solved.
+
+    Examples
+    --------
+    >>> print(prune_(nn.Linear(4, 4, dtype=torch.float64), 2, 4).layers[0].n_proven)
+    1
+    """
+    started = time.perf_counter()
+    chosen = as_pattern(n, m, pattern, fill=fill)
+    inner = unwrapped(model)
+    selection = select(inner, chosen, include=include, exclude=exclude, filter_fn=filter_fn, strict=strict)
+    values = [_scores(layer, scores) for layer in selection.layers]
+    _check_names(inner, scores)
+    masks, reports, used = [], [], str(solver)
+    for layer, array, given in zip(
+        selection.layers, arrays((layer.name, layer.parameters[0]) for layer in selection.layers), values, strict=True
+    ):
+        begun = time.perf_counter()
+        try:
+            solution: Solution = solve(
+                array, pattern=chosen, scores=given, solver=solver, layout=layer.layout, groups=layer.groups,
+                threads=threads, certify=True,
+            )  # fmt: skip
+        except NmflowError as error:
+            raise named_error(error, layer.name) from None
+        assert solution.certificate is not None  # as it was asked for
+        masks.append(solution.mask)
+        seconds = time.perf_counter() - begun
+        reports.append(
+            layer_report(
+                layer,
+                layer.parameters[0],
+                array if given is None else given,
+                solution.mask,
+                solution.certificate,
+                seconds,
+                absolute=given is None,
+            )
+        )
+        used = solution.solver
+    with torch.no_grad():
+        dropped = [
+            to_mask(~mask, layer.parameters[0].device) for layer, mask in zip(selection.layers, masks, strict=True)
+        ]
+        for layer, zeros in zip(selection.layers, dropped, strict=True):
+            layer.parameters[0].masked_fill_(zeros, 0.0)
+    return PruneReport(str(chosen), used, tuple(reports), selection.skipped, time.perf_counter() - started)
+
+
+def layer_report(
+    layer: Layer,
+    parameter: nn.Parameter,
+    scores: Array,
+    mask: Array,
+    certificate: Certificate,
+    seconds: float,
+    *,
+    absolute: bool,
+) -> LayerReport:
+    """Put together what is known of one layer."""
+    dense = sum(
+        float((np.abs(part) if absolute else part).sum()) for part in (row.astype(np.float64) for row in scores)
+    )
+    return LayerReport(
+        layer.name, layer.also, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), layer.layout,
+        dense, certificate.objective, certificate.gap, float(np.count_nonzero(mask)) / mask.size,
+        certificate.n_blocks, certificate.n_proven, seconds,
+    )  # fmt: skip
+
+
+def named_error(error: NmflowError, name: str) -> NmflowError:
+    """The same error, which says first which parameter it is about."""
+    text = f"{name}: {error}"
+    if isinstance(error, NonFiniteError):
+        return NonFiniteError(text, error.count, error.first)
+    return type(error)(text)
+
+
+def _scores(layer: Layer, scores: Scores | None) -> Array | None:
+    """The scores given for a layer, under any of its names."""
+    if scores is None:
+        return None
+    for slot in layer.slots:
+        tensor = scores.get(slot.name) if isinstance(scores, Mapping) else scores(slot.name, slot.module)
+        if tensor is not None:
+            return to_array(tensor, f"scores of {slot.name}")
+    return None
+
+
+def _check_names(model: nn.Module, scores: Scores | None) -> None:
+    if not isinstance(scores, Mapping):
+        return
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    unknown = [name for name in scores if name not in known]
+    if unknown:
+        raise InputValueError(f"scores must be named like parameters of the model, not {unknown[0]!r}")

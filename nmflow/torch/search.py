@@ -1,0 +1,60 @@
+"""One solve of one layer in training: from the last duals, and loyal to the last mask if asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nmflow.pattern import Pattern
+from nmflow.pipeline import solve
+from nmflow.problem import Array, Layout
+from nmflow.solution import Solution
+from nmflow.torch.sharing import Found
+
+__all__ = ["find"]
+
+
+def find(
+    weight: Array,
+    pattern: Pattern,
+    last: Found | None,
+    *,
+    layout: Layout | None,
+    groups: int,
+    solver: str | Any,
+    threads: int | None,
+    warm_start: bool,
+    switch_cost: float,
+) -> Found:
+    """Find the best mask of a layer's weight.
+
+    Parameters
+    ----------
+    weight : ndarray
+    pattern : Pattern
+    last : Found or None
+        The last mask and its duals.
+    layout, groups, solver, threads
+        As for `nmflow.solve`.
+    warm_start : bool
+        Keep the duals, and start from those of `last`: where the solver is "dual", the only one that can.
+    switch_cost : float
+        What keeping an entry of the last mask is worth, in mean scores.
+    """
+    name = solver if isinstance(solver, str) else getattr(solver, "name", "")
+    warm = warm_start and name == "dual"
+    options: dict[str, Any] = {"layout": layout, "groups": groups, "solver": solver, "threads": threads, "duals": warm}
+    if last is not None and switch_cost:
+        options |= {"previous": last.mask, "switch_cost": switch_cost}
+    if warm and last is not None and last.duals:
+        options["warm_start"] = _solution(last, pattern)
+    solution = solve(weight, pattern=pattern, **options)
+    row, col = solution.row_duals, solution.col_duals
+    if row is None:
+        return Found(solution.mask)
+    return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
+
+
+def _solution(found: Found, pattern: Pattern) -> Solution:
+    """What solve() starts from: only the duals of it are read."""
+    row, col = (tuple(pair[side] for pair in found.duals) for side in (0, 1))
+    return Solution(found.mask, float("nan"), None, "dual", pattern, row_duals=row, col_duals=col)

@@ -1,0 +1,325 @@
+"""Which parameters of a model get a mask, how each is seen as a matrix, and why the others are left alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from nmflow.errors import InputTypeError, InputValueError
+from nmflow.pattern import Pattern
+from nmflow.problem import Layout
+from nmflow.torch.convert import FLOATS
+
+__all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
+
+Filter = Callable[[str, nn.Module], bool | None]
+"""(module name, module) -> True to take it, False to leave it, None to let the other rules decide."""
+
+ELIGIBLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Types whose weight gets a mask unless it is told otherwise."""
+
+
+OUTSIDE = "not in include"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in the model that holds a parameter."""
+
+    module_name: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter, as in ``model.named_parameters()``."""
+        return f"{self.module_name}.{self.attribute}" if self.module_name else self.attribute
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One parameter that gets a mask, with every place that holds it.
+
+    Attributes
+    ----------
+    slots : tuple of Slot
+        The first one names it; more than one where modules share it.
+    layout : {None, "conv", "batch"}
+    groups : int
+    """
+
+    slots: tuple[Slot, ...]
+    layout: Layout | None
+    groups: int
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter."""
+        return self.slots[0].name
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Its other names."""
+        return tuple(slot.name for slot in self.slots[1:])
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameter; more than one object only where two share their memory."""
+        found = {id(p): p for p in (slot.module._parameters[slot.attribute] for slot in self.slots) if p is not None}
+        return tuple(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Layers to prune, and (name, reason) of what is left alone."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, DataParallel or torch.compile, whose names users know."""
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def select(
+    model: nn.Module,
+    pattern: Pattern,
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    filter_fn: Filter | None = None,
+    strict: bool = False,
+    trainable: bool = False,
+) -> Selection:
+    """Decide for each parameter of a model whether it gets a mask.
+
+    Parameters
+    ----------
+    model : Module
+    pattern : Pattern
+    include, exclude : iterable of str, optional
+        Globs over names of parameters or modules (``*`` also matches dots). With `include`, nothing else is taken;
+        `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
+        would be left alone for its type or size; any glob of more than stars takes a depthwise convolution.
+    filter_fn : callable (module name, module) -> bool or None, optional
+        True takes a module of any type, with all its parameters of two axes or more; False leaves it; None lets
+        the other rules decide.
+    strict : bool
+        Refuse a layer that is not made of whole blocks.
+    trainable : bool
+        Leave parameters alone that require no gradient.
+
+    Raises
+    ------
+    InputValueError
+        If no layer is eligible, a glob matches nothing, or a layer is ragged under `strict`.
+    InputTypeError
+        If a glob list is one text, or the filter answers neither bool nor None.
+    """
+    wanted = None if include is None else _globs(include, "include")
+    unwanted = _globs(exclude or (), "exclude")
+    slots, skipped = _slots(model, filter_fn)
+    _check_globs(model, wanted, unwanted)
+    layers: list[Layer] = []
+    for shared in slots.values():
+        verdicts = [_verdict(slot, answer, wanted, unwanted) for slot, answer in shared]
+        refused = next((hard for hard, _ in verdicts if hard), "")
+        soft = [reason for _, reason in verdicts]
+        # asked for under one of its names, it is asked for
+        left = next((reason for reason in soft if reason and reason != OUTSIDE), "") or (
+            OUTSIDE if all(reason == OUTSIDE for reason in soft) else ""
+        )
+        named = any(_named(slot, answer, wanted) for slot, answer in shared)
+        places = tuple(slot for slot, _ in shared)
+        reason = refused or ("" if named else left)
+        if not reason:
+            layout, groups = _layout(places[0])
+            reason = _impossible(places[0], layout, groups, pattern, strict, trainable)
+            if not reason and not any(_sized(slot, wanted) for slot in places):
+                reason = _too_small(places[0], layout, groups, pattern)
+            if not reason:
+                layers.append(Layer(places, layout, groups))
+        if reason:
+            skipped.append((places[0].name, reason))
+    if not layers:
+        seen = "; ".join(f"{name}: {reason}" for name, reason in skipped[:12]) or "no parameter of two axes or more"
+        more = f"; and {len(skipped) - 12} more" if len(skipped) > 12 else ""
+        raise InputValueError(f"model must have a layer that {pattern} can prune; seen: {seen}{more}")
+    return Selection(tuple(layers), tuple(skipped))
+
+
+Shared = dict[tuple[object, ...], list[tuple[Slot, bool | None]]]
+
+
+def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tuple[str, str]]]:
+    """All parameters that could be asked for, those that are one in memory together; and modules without one."""
+    found: Shared = {}
+    skipped: list[tuple[str, str]] = []
+    seen: set[int] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        answer = None if filter_fn is None else filter_fn(name, module)
+        if answer is not None and not isinstance(answer, bool):
+            raise InputTypeError(f"filter_fn must answer True, False or None, not {answer!r} for {name!r}")
+        if isinstance(module, ELIGIBLE):
+            attributes = ["weight"]
+            if module._parameters.get("weight") is None:
+                if id(module) not in seen:
+                    skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
+                seen.add(id(module))
+                continue
+        else:
+            attributes = [key for key, value in module._parameters.items() if value is not None and _rank(value) > 1]
+        for attribute in attributes:
+            parameter = module._parameters[attribute]
+            assert parameter is not None
+            found.setdefault(_identity(parameter), []).append((Slot(name, module, attribute), answer))
+    return found, skipped
+
+
+def _rank(parameter: nn.Parameter) -> int:
+    return 2 if nn.parameter.is_lazy(parameter) else parameter.ndim
+
+
+def _identity(parameter: nn.Parameter) -> tuple[object, ...]:
+    """Equal for parameters that are the same object or the same memory."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
+        return (id(parameter),)
+    return parameter.device, parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
+
+
+def _verdict(
+    slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]
+) -> tuple[str, str]:
+    """Why a parameter must not be taken, and why it is not unless it is named; each empty if there is no reason."""
+    glob = next((glob for glob in unwanted if _matches(slot, glob)), None)
+    if glob is not None:
+        return f"excluded by {glob!r}", ""
+    if answer is False:
+        return "left out by filter_fn", ""
+    if answer:
+        return "", ""
+    matched = wanted is not None and any(_matches(slot, glob) for glob in wanted)
+    if wanted is not None and not matched:
+        return "", OUTSIDE
+    if not isinstance(slot.module, ELIGIBLE):
+        kind = type(slot.module).__name__
+        return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
+    if _depthwise(slot.module):
+        return "", "depthwise convolution; name it in include to prune it"
+    return "", ""
+
+
+def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
+    """Whether a parameter is asked for by itself, so that its type does not matter."""
+    return bool(answer) or _plain(slot, wanted) or (_depthwise(slot.module) and _wanted_depthwise(slot, wanted))
+
+
+def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+    """Whether size does not matter either: a depthwise convolution never has more than a row or two for a group."""
+    return _plain(slot, wanted) or _depthwise(slot.module)
+
+
+def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+    return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
+
+
+def _depthwise(module: nn.Module) -> bool:
+    return isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
+
+
+def _wanted_depthwise(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+    """A glob of nothing but stars names nobody."""
+    return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
+
+
+def _layout(slot: Slot) -> tuple[Layout | None, int]:
+    module, parameter = slot.module, slot.module._parameters[slot.attribute]
+    assert parameter is not None
+    if isinstance(module, _ConvNd) and slot.attribute == "weight":
+        return "conv", module.groups
+    return (None, 1) if _rank(parameter) == 2 else ("batch", 1)
+
+
+def _impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern, strict: bool, trainable: bool) -> str:
+    """Why no mask can be made for a parameter, whatever its name; empty if one can."""
+    parameter = slot.module._parameters[slot.attribute]
+    assert parameter is not None
+    if nn.parameter.is_lazy(parameter):
+        return "not initialised yet; run the model once first"
+    if type(parameter) is not nn.Parameter or parameter.layout != torch.strided:
+        return f"a {type(parameter).__name__} of layout {parameter.layout}, not a dense parameter"
+    if parameter.dtype not in FLOATS:
+        return f"dtype {parameter.dtype}"
+    if parameter.is_meta:
+        return "on the meta device, without data"
+    if not parameter.numel():
+        return "empty"
+    expanded = any(step == 0 < size - 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True))
+    if expanded or parameter.is_inference():
+        return "cannot be written in place (an inference or expanded tensor)"
+    if trainable and not parameter.requires_grad:
+        return "requires no gradient"
+    (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
+    if strict and (rows % tall or cols % wide):
+        raise InputValueError(
+            f"strict=True needs whole blocks of {tall} x {wide}, and {slot.name!r} is {rows} x {cols}; exclude it, or "
+            f"leave strict out to pad its edges"
+        )
+    return ""
+
+
+def _too_small(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern) -> str:
+    """Why hardware would gain nothing: without a whole block, there is nothing but a ragged edge."""
+    parameter = slot.module._parameters[slot.attribute]
+    assert parameter is not None
+    (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
+    return f"{rows} x {cols}, smaller than a block of {tall} x {wide}" if rows < tall or cols < wide else ""
+
+
+def _size(parameter: nn.Parameter, layout: Layout | None, groups: int) -> tuple[int, int]:
+    """Rows and columns of each matrix of a parameter."""
+    shape = tuple(parameter.shape)
+    return (shape[-2], shape[-1]) if layout == "batch" else (shape[0] // groups, math.prod(shape[1:]))
+
+
+def _block(pattern: Pattern) -> tuple[int, int]:
+    """Rows and columns of what is constrained together."""
+    return pattern.block_shape if pattern.transposable else (1, pattern.m)
+
+
+def _globs(globs: Iterable[str], argument: str) -> tuple[str, ...]:
+    """A lone text is refused: it would be taken apart into one-letter globs."""
+    if isinstance(globs, str):
+        raise InputTypeError(f"{argument} must be a list of globs, not the text {globs!r}; write [{globs!r}]")
+    return tuple(globs)
+
+
+def _matches(slot: Slot, glob: str) -> bool:
+    return fnmatchcase(slot.name, glob) or fnmatchcase(slot.module_name, glob)
+
+
+def _check_globs(model: nn.Module, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]) -> None:
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    names += [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for argument, globs in (("include", wanted or ()), ("exclude", unwanted)):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise InputValueError(
+                    f"{argument} must match the name of a parameter or module, not {glob!r}; names here look like "
+                    f"{names[-1]!r}"
+                )

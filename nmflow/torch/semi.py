@@ -1,0 +1,140 @@
+"""Hand pruned layers to torch's sparse kernels: two-way semi-structured tensors, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from nmflow.formats import get
+from nmflow.pattern import Pattern
+from nmflow.pipeline import solve
+from nmflow.problem import Array
+from nmflow.torch.convert import to_array
+from nmflow.torch.report import table
+from nmflow.torch.select import Filter, Layer, select, unwrapped
+from nmflow.torch.semi_structured import semi_structured
+
+__all__ = ["SemiReport", "to_semi_structured_"]
+
+DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+"""What the two-way kernels multiply."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SemiReport:
+    """Which layers fit torch's two-way kernels; ``print(report)`` shows a table.
+
+    Attributes
+    ----------
+    converted : tuple of str
+        Parameters that are semi-structured tensors now.
+    verified : tuple of str
+        Parameters that fit, checked both ways, and stay dense as their device has no sparse tensor cores.
+    skipped : tuple of (str, str)
+        Parameters that do not fit, and why.
+    """
+
+    converted: tuple[str, ...]
+    verified: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.converted)} converted, {len(self.verified)} verified, {len(self.skipped)} skipped"
+        return f"<SemiReport: {counts}>"
+
+    def __str__(self) -> str:
+        verified = "fits both ways; stays dense, as it is not on a CUDA device with sparse tensor cores (8.0 or newer)"
+        rows = [(name, "converted") for name in self.converted]
+        rows += [(name, verified) for name in self.verified]
+        return table([("semi-structured 2:4", ""), *rows, *self.skipped], left=(0, 1), rules=(1,))
+
+
+def to_semi_structured_(
+    model: nn.Module,
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    filter_fn: Filter | None = None,
+) -> SemiReport:
+    """Make torch's two-way semi-structured tensors of the Linear weights that are 2:4 in rows and columns.
+
+    Parameters
+    ----------
+    model : Module
+        Pruned to 2:4 both ways, for example by `prune_`; float16 or bfloat16. On a CUDA device with sparse tensor
+        cores its weights are replaced; elsewhere they are packed, unpacked, compared, and left as they are.
+    include, exclude, filter_fn
+        As for `prune_`.
+
+    Returns
+    -------
+    SemiReport
+
+    Raises
+    ------
+    InputValueError
+        If the model has no layer that 2:4 could prune.
+
+    Notes
+    -----
+    Whether a weight is 2:4 both ways is asked of the exact solver: it is if, and only if, the best mask loses nothing.
+    Torch saves no such tensors: keep the dense state dict.
+    """
+    pattern = Pattern(2, 4)
+    selection = select(unwrapped(model), pattern, include=include, exclude=exclude, filter_fn=filter_fn)
+    skipped = list(selection.skipped)
+    packed: list[tuple[Layer, torch.Tensor]] = []
+    for layer in selection.layers:
+        weight = layer.parameters[0]
+        reason = _unfit(layer)
+        if not reason:
+            array = to_array(weight, layer.name)
+            mask = solve(array, pattern=pattern).mask
+            lost = int(np.count_nonzero(array[~mask]))
+            if lost:
+                reason = f"not 2:4 in rows and columns: at least {lost} entries too many; prune_(model, 2, 4) first"
+            else:
+                packed.append((layer, _checked(layer, array, mask)))
+        if reason:
+            skipped.append((layer.name, reason))
+    converted, verified = [], []
+    for layer, tensor in packed:
+        if tensor.device.type == "cuda":
+            parameter = nn.Parameter(tensor, requires_grad=layer.parameters[0].requires_grad)
+            for slot in layer.slots:
+                setattr(slot.module, slot.attribute, parameter)
+            converted.append(layer.name)
+        else:
+            verified.append(layer.name)
+    return SemiReport(tuple(converted), tuple(verified), tuple(skipped))
+
+
+def _unfit(layer: Layer) -> str:
+    """Why the kernels cannot take a layer, whatever its values."""
+    weight, module = layer.parameters[0], layer.slots[0].module
+    if not all(isinstance(slot.module, nn.Linear) for slot in layer.slots):
+        return f"in a {type(module).__name__}: torch multiplies semi-structured tensors in Linear layers only"
+    if weight.dtype not in DTYPES:
+        return f"{weight.dtype}: the two-way kernels take float16 and bfloat16; model.half() or model.bfloat16()"
+    need = get("cutlass-24").requirements[DTYPES[weight.dtype]]
+    if weight.shape[0] % need.rows or weight.shape[1] % need.cols:
+        shape = f"{weight.shape[0]} x {weight.shape[1]}"
+        return f"{shape}: rows must be a multiple of {need.rows} and columns of {need.cols}"
+    return ""
+
+
+def _checked(layer: Layer, array: Array, mask: Array) -> torch.Tensor:
+    """Pack a weight, unpack it both ways and compare; on the weight's device if that can multiply it."""
+    weight = layer.parameters[0].detach()
+    tensor = semi_structured(array, mask)
+    dense = weight.cpu()
+    for found, expected in ((tensor.to_dense(), dense), (tensor.t().to_dense(), dense.t())):
+        if not torch.equal(found, expected):  # a defect of ours or of this torch, never of the user's
+            raise AssertionError(f"{layer.name}: packed and unpacked, the weight is not what it was")
+    if weight.device.type == "cuda" and torch.cuda.get_device_capability(weight.device) >= (8, 0):
+        return semi_structured(array, mask, device=weight.device)
+    return tensor

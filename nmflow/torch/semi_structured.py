@@ -1,0 +1,183 @@
+"""torch's own semi-structured tensors, both ways, from a weight and its mask or from an exported folder."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.sparse import SparseSemiStructuredTensorCUTLASS as CUTLASS
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
+
+from nmflow.errors import FormatError, InputValueError, NmflowError
+from nmflow.formats import get
+from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
+from nmflow.problem import Array
+
+__all__ = ["load_semi_structured", "semi_structured"]
+
+
+def semi_structured(weight: Array, mask: Array, *, device: torch.device | str | None = None) -> torch.Tensor:
+    """Pack a masked matrix as torch.sparse.SparseSemiStructuredTensorCUTLASS, W and its transpose.
+
+    Parameters
+    ----------
+    weight : ndarray, shape (R, C)
+        int8, float16, bfloat16 (of ml_dtypes) or float32; R and C multiples as format cutlass-24 requires.
+    mask : ndarray of bool, shape (R, C)
+        2:4 both ways; 1:2 for float32.
+    device : torch.device or str, optional
+        Default: the CPU, where ``t()`` and ``to_dense()`` work and multiplication does not.
+
+    Returns
+    -------
+    Tensor
+        Its ``to_dense()`` is the masked weight, and that of its ``t()`` the transpose. For float32 it is a subclass of
+        torch's class, whose own ``to_dense`` changes some numbers there; at 16 bits that quiets signalling NaN.
+
+    Raises
+    ------
+    InputTypeError, InputValueError
+        As encoding in the format does.
+    """
+    arrays = get("cutlass-24").encode(weight, mask)
+    return _tensor({name: _to_torch(array) for name, array in arrays.items()}, device)
+
+
+def load_semi_structured(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    padded: bool = False,
+    verify: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Load what ``nmflow export --format cutlass-24`` wrote, as a state dict.
+
+    Parameters
+    ----------
+    path : path
+        The exported folder, or one of its .safetensors files.
+    device : torch.device or str, optional
+        Default: the CPU.
+    padded : bool
+        Accept weights that were padded; their tensors have the padded shape.
+    verify : bool
+        Decode each packed weight both ways first and compare.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Packed weights as SparseSemiStructuredTensorCUTLASS under their own names; other tensors as they are. For
+        ``model.load_state_dict(..., assign=True)``.
+
+    Raises
+    ------
+    SourceNotFoundError, FormatError, InputValueError
+        If the folder is not an export in this format, a file is not what the side file says, or a weight was padded.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    folder, only = (path, None) if path.is_dir() else (path.parent, path.name)
+    side = read_side_file(folder)
+    format_ = get("cutlass-24")
+    if (side.format, side.version) != (format_.name, format_.version):
+        raise FormatError(
+            f"{folder / NAME}: format must be {format_.name} version {format_.version}, "
+            f"not {side.format} version {side.version}; export again"
+        )
+    state: dict[str, torch.Tensor] = {}
+    for file in [only] if only else _files(folder, side):
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{folder / file} must be a sound safetensors file ({error}); export again") from error
+        for name, stored in side.tensors.items():
+            if stored.file == file:
+                state[name] = _load(f"{folder / file}: tensor {name!r}", held, stored, device, padded, verify)
+        state |= {name: tensor.to(device) for name, tensor in held.items()}
+    return state
+
+
+def _files(folder: Path, side: SideFile) -> list[str]:
+    return sorted(
+        {tensor.file for tensor in side.tensors.values()} | {file.name for file in folder.glob("*.safetensors")}
+    )
+
+
+def _load(
+    where: str,
+    held: dict[str, torch.Tensor],
+    stored: StoredTensor,
+    device: torch.device | str | None,
+    padded: bool,
+    verify: bool,
+) -> torch.Tensor:
+    """Take the arrays of one weight out of a file's tensors and make its tensor."""
+    if stored.shape != stored.stored_shape and not padded:
+        raise InputValueError(
+            f"{where} must not be padded, and {stored.shape} is stored as {stored.stored_shape}; "
+            f"say padded=True, or leave it dense when exporting"
+        )
+    missing = [array.name for array in stored.arrays.values() if array.name not in held]
+    if missing:
+        raise FormatError(f"{where} must have its array {missing[0]!r} in the file; export again")
+    parts = {key: held.pop(array.name) for key, array in stored.arrays.items()}
+    format_ = get("cutlass-24")
+    arrays = {key: _to_numpy(part) for key, part in parts.items()}
+    try:
+        if verify:
+            format_.decode(arrays, shape=stored.shape)
+    except NmflowError as error:
+        raise FormatError(f"{where}: {error}") from error
+    return _tensor(parts, device)
+
+
+class _Float32(CUTLASS):
+    """torch's class with an exact ``to_dense``: its own moves halves of float32 as float16, which quiets some."""
+
+    def to_dense(self) -> torch.Tensor:  # type: ignore[override]
+        """The dense matrix: one of two float32 is two of four halves, which torch moves as integers."""
+        packed: Any = self.packed
+        halves: torch.Tensor = sparse_semi_structured_to_dense_cutlass(  # type: ignore[no-untyped-call]
+            packed.view(torch.int16), self.meta
+        )
+        return halves.view(torch.float32)
+
+
+def _tensor(parts: Mapping[str, torch.Tensor], device: torch.device | str | None) -> torch.Tensor:
+    """torch's tensor from the five arrays."""
+    moved = {name: part.to(device) for name, part in parts.items()}
+    shape = torch.Size((moved["packed"].shape[0], moved["packed_t"].shape[0]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype", UserWarning)
+        tensor: torch.Tensor = (_Float32 if moved["packed"].dtype == torch.float32 else CUTLASS)(
+            shape,
+            packed=moved["packed"],
+            meta=moved["meta"],
+            packed_t=moved["packed_t"],
+            meta_t=moved["meta_t"],
+            compressed_swizzled_bitmask=moved["threads_masks"],
+        )
+    return tensor
+
+
+def _to_torch(array: Array) -> torch.Tensor:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(np.dtype(ml_dtypes.bfloat16))
+    array: Array = tensor.numpy()
+    return array

@@ -1,0 +1,111 @@
+"""One process's share of the solves, and everybody's results: layers are shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from nmflow.errors import InputValueError
+from nmflow.problem import Array
+
+__all__ = ["Found", "Ranks"]
+
+
+@dataclass(slots=True)
+class Found:
+    """The mask of one layer and the duals that prove it, one pair for each matrix (none if not asked for)."""
+
+    mask: Array
+    duals: tuple[tuple[Array, Array], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes that train one model.
+
+    Attributes
+    ----------
+    rank, count : int
+    group : ProcessGroup or None
+        None where there is one process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    @classmethod
+    def current(cls, group: Any = None) -> Ranks:
+        """The processes of `group`, or of the default group where there is one."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        group = group if group is not None else distributed.group.WORLD
+        count = distributed.get_world_size(group)
+        return cls(distributed.get_rank(group), count, group) if count > 1 else cls()
+
+    def owners(self, sizes: Sequence[int]) -> list[int]:
+        """Share out work: the largest first, each to the rank with least so far. The same on all ranks."""
+        load, owner = [0] * self.count, [0] * len(sizes)
+        for number in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+            owner[number] = min(range(self.count), key=lambda rank: (load[rank], rank))
+            load[owner[number]] += sizes[number]
+        return owner
+
+    def agree(self, failure: str) -> None:
+        """Raise on every rank if one of them failed, so that none waits for it."""
+        if self.group is None:
+            return
+        failures: list[Any] = [None] * self.count
+        distributed.all_gather_object(failures, failure, group=self.group)
+        for rank, text in enumerate(failures):
+            if text:
+                raise InputValueError(f"masks must be found on every rank, and rank {rank} could not: {text}")
+
+    def send(self, tensor: torch.Tensor, owner: int) -> None:
+        """Broadcast a tensor of any strides from its owner, in place."""
+        if self.group is None:
+            return
+        sent = tensor.contiguous()
+        distributed.broadcast(sent, distributed.get_global_rank(self.group, owner), group=self.group)
+        if sent is not tensor:
+            tensor.copy_(sent)
+
+    def exchange(
+        self, found: dict[int, Found], owners: Sequence[int], templates: Sequence[torch.Tensor]
+    ) -> list[Found]:
+        """Give every rank the results of all.
+
+        Parameters
+        ----------
+        found : dict
+            What this rank has found, by layer number.
+        owners : sequence of int
+            The rank that has found it, for each layer.
+        templates : sequence of Tensor
+            For each layer a tensor of the mask's shape, on the device that the backend sends from.
+        """
+        if self.group is None:
+            return [found[number] for number in range(len(owners))]
+        shapes: list[Any] = [None] * self.count
+        mine = {number: [(u.shape, v.shape) for u, v in one.duals] for number, one in found.items()}
+        distributed.all_gather_object(shapes, mine, group=self.group)
+        out = []
+        for number, (owner, template) in enumerate(zip(owners, templates, strict=True)):
+            one = found.get(number) or Found(np.empty(tuple(template.shape), np.bool_))
+            duals = [array for pair in one.duals for array in pair] or [
+                np.empty(shape) for pair in shapes[owner][number] for shape in pair
+            ]
+            mask = self._sent(np.ascontiguousarray(one.mask).view(np.uint8), owner, template.device).view(np.bool_)
+            sent = [self._sent(array, owner, template.device) for array in duals]
+            out.append(Found(mask, tuple(zip(sent[::2], sent[1::2], strict=True))))
+        return out
+
+    def _sent(self, array: Array, owner: int, device: torch.device) -> Array:
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        self.send(tensor, owner)
+        return tensor.cpu().numpy()

@@ -1,0 +1,89 @@
+"""The state of a sparse training: what it saves, and what it refuses to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from nmflow.errors import InputTypeError, InputValueError
+from nmflow.pattern import Pattern
+from nmflow.torch.sharing import Found
+
+__all__ = ["Refresh", "check", "duals_of", "packed_duals", "packed_history"]
+
+KEYS = {"version", "pattern", "step", "frozen", "masks", "duals", "history"}
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """How the masks changed at one refresh.
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps before it.
+    seconds : float
+        Wall time: moving weights, solving, moving masks.
+    sad : int
+        Sparse Architecture Divergence (Zhou et al. 2021): entries that differ between the old masks and the new.
+    entries : int
+        Entries of all masks.
+    layers : mapping of str to int
+        `sad` of each parameter.
+    """
+
+    step: int
+    seconds: float
+    sad: int
+    entries: int
+    layers: Mapping[str, int]
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of entries that changed."""
+        return self.sad / self.entries
+
+
+def packed_history(history: Sequence[Refresh]) -> list[dict[str, Any]]:
+    """Refreshes as plain values."""
+    return [{**asdict(record), "layers": dict(record.layers)} for record in history]
+
+
+def packed_duals(found: Found) -> list[list[torch.Tensor]]:
+    """Duals as tensors, u and v of each matrix."""
+    return [[torch.from_numpy(u.copy()), torch.from_numpy(v.copy())] for u, v in found.duals]
+
+
+def duals_of(state: Mapping[str, Any], name: str) -> Found:
+    """Mask and duals of one parameter in a state."""
+    duals = tuple((u.cpu().numpy().copy(), v.cpu().numpy().copy()) for u, v in state["duals"][name])
+    return Found(state["masks"][name].cpu().numpy().copy(), duals)
+
+
+def check(state: Any, pattern: Pattern, masks: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputValueError unless a state belongs to this pattern and these parameters."""
+    if not isinstance(state, Mapping):
+        raise InputTypeError(f"state must be a mapping from SparseTraining.state_dict(), not {type(state).__name__}")
+    if missing := KEYS - set(state):
+        raise InputValueError(f"state must come from SparseTraining.state_dict(), and lacks {sorted(missing)}")
+    if state["version"] != VERSION:
+        raise InputValueError(
+            f"state must be of version {VERSION}, not {state['version']}; use the nmflow that wrote it"
+        )
+    if state["pattern"] != str(pattern):
+        raise InputValueError(
+            f"state must be of pattern {pattern}, not {state['pattern']}; make the training with that pattern"
+        )
+    if other := (set(masks) ^ set(state["masks"])) | (set(masks) ^ set(state["duals"])):
+        raise InputValueError(f"state must hold the parameters of this training; it differs in {sorted(other)}")
+    for name, mask in masks.items():
+        given = state["masks"][name]
+        if given.shape != mask.shape or given.dtype != torch.bool:
+            raise InputValueError(
+                f"state must hold a boolean mask of shape {tuple(mask.shape)} for {name!r}, not {given.dtype} of shape "
+                f"{tuple(given.shape)}"
+            )

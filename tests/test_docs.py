@@ -1,0 +1,115 @@
+"""What the pages say is so: examples run and print what is shown, tables agree with the code, links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nmflow
+from nmflow import solvers
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[^\S\n]*$", re.MULTILINE | re.DOTALL)
+SETUP = re.compile(r"^<!-- python\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
+"""A comment that a reader does not see, with what an example needs: a model, a file."""
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def examples(text: str) -> list[tuple[int, str, str | None]]:
+    """Python blocks of a page: line, code, and what it must print, if an untagged block follows at once."""
+    fences = list(FENCE.finditer(text))
+    found: list[tuple[int, str, str | None]] = [
+        (text.count("\n", 0, setup.start()) + 2, setup[1], None) for setup in SETUP.finditer(text)
+    ]
+    for k, fence in enumerate(fences):
+        if fence[1].strip() != "python":
+            continue
+        after = fences[k + 1] if k + 1 < len(fences) else None
+        shown = after[2] if after and not after[1] and not text[fence.end() : after.start()].strip() else None
+        found.append((text.count("\n", 0, fence.start()) + 2, fence[2], shown))
+    return sorted(found, key=lambda example: example[0])
+
+
+@every_page
+def test_examples_run_and_print_what_is_shown(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what an example writes goes there
+    names: dict[str, Any] = {"__name__": "example"}
+    for line, code, shown in examples(path.read_text(encoding="utf-8")):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * (line - 1) + code, str(path), "exec"), names)
+        if shown is not None:
+            assert printed.getvalue() == shown, f"{path}:{line}"
+
+
+def test_examples_are_found() -> None:
+    text = "```python\nx = 1\nprint(x)\n```\n\n```\n1\n```\n\n```\nno\n```\n```python\ny\n```\ntext\n```\n2\n```\n"
+    assert examples(text) == [(2, "x = 1\nprint(x)\n", "1\n"), (14, "y\n", None)]
+    assert examples("```python\nx\n```\n<!-- python\ny = 1\n-->\n") == [(2, "x\n", None), (5, "y = 1\n", None)]
+    assert len(examples((ROOT / "README.md").read_text(encoding="utf-8"))) >= 2
+
+
+@every_page
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+        if not target.startswith(("https://", "http://", "#", "mailto:")):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_readme_lists_every_solver() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| `solver=` |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| ([^|]+) \|$", table, re.MULTILINE))
+    assert tuple(rows) == solvers.names()
+    for name, promise in rows.items():
+        assert ("optimal" in promise and "tolerance" not in promise) == solvers.get(name).exact, name
+        assert ("½" in promise) == (solvers.get(name).kept_ratio == 0.5), name
+
+
+def test_the_picture_is_right() -> None:
+    """The block in the README, its mask by rows and its mask both ways."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.partition("best by rows: 59             best both ways: 55\n")[2].splitlines()[:4]
+    cells = np.array([line.replace("−", "-").replace("·", "0").split() for line in lines], float)
+    weights, by_rows, both = cells[:, :4], cells[:, 4:8], cells[:, 8:]
+    for shown, transposable, best in ((by_rows, False, 59.0), (both, True, 55.0)):
+        solution = nmflow.solve(weights, 2, 4, transposable=transposable)
+        assert solution.objective == np.abs(shown).sum() == best
+        assert np.array_equal(shown, np.where(shown != 0, weights, 0))
+        mask = shown != 0
+        assert nmflow.certify(weights, mask, 2, 4, transposable=transposable, absolute=True).proven
+    assert (by_rows != 0).sum(axis=0).tolist() == [3, 2, 1, 2]
+    assert (both != 0).sum(axis=0).tolist() == [2, 2, 2, 2]
+
+
+def test_the_table_of_at_most_fill_comes_from_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    at_most = importlib.import_module("benchmarks.at_most")
+    page = at_most.PAGE.read_text(encoding="utf-8")
+    assert at_most.page_with(page, json.loads(at_most.RESULTS.read_text())) == page
+
+
+def test_versions_agree() -> None:
+    version = nmflow.__version__
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_architecture_page_names_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    package = ROOT / "nmflow"
+    rooms = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    named = set(re.findall(r"`([a-z]+)`", "".join(re.findall(r"^\|[^|]*\|", text, re.MULTILINE))))
+    assert rooms - {"__init__"} == named

@@ -1,0 +1,472 @@
+"""What `solve` promises beside the answer: the same mask each time, small memory, any array, threads, forks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import families
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import nmflow
+from nmflow.blocks import WIDEST_STRIPE
+from nmflow.pattern import Pattern
+
+Array = Any
+PACKAGE = Path(nmflow.__file__).parent
+P24 = Pattern(2, 4)
+WIDE = (10, WIDEST_STRIPE // 4 + 40_001)
+DTYPES = ("e", "f", "d", "bfloat16", "b", "B", "h", "H", "i", "I", "q", "Q")
+
+
+def run(code: str, *arguments: str, timeout: float = 240, **environment: str | None) -> str:
+    """Run a script in a new process and return what it prints; None takes a variable away."""
+    known = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **environment}
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={name: value for name, value in known.items() if value is not None},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kept_score(weights: Array, mask: Array) -> Fraction:
+    return Fraction(oracles.exact(weights)[mask].sum())
+
+
+# The same mask
+
+
+@pytest.mark.parametrize(
+    ("shape", "pattern", "options"),
+    [
+        ((512, 1024), P24, {}),
+        ((1030, 1021), P24, {}),
+        ((1030, 1021), Pattern(2, 4, fill="at-most"), {}),
+        ((1030, 1021), Pattern(2, 4, transposable=False), {}),
+        ((1, 3), P24, {}),
+        (WIDE, P24, {}),  # wider than a stripe: cut into several chunks along the columns
+        ((700, 13), P24, {}),
+        ((40, 30, 3, 3), P24, {"layout": "conv", "groups": 2}),
+        ((5, 130, 70), P24, {"layout": "batch"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["gaussian", "few_values", "all_equal"])
+def test_the_mask_does_not_depend_on_threads(
+    shape: tuple[int, ...], pattern: Pattern, options: dict[str, Any], family: str
+) -> None:
+    weights = families.FAMILIES[family](shape, 4)
+    first, *others = [
+        nmflow.solve(weights, pattern=pattern, threads=threads, duals=True, **options) for threads in (1, 2, 5, 1)
+    ]
+    assert first.certificate.proven
+    for other in others:
+        assert np.array_equal(first.mask, other.mask)
+        # sums are taken in a fixed order too, so that a report can be compared with another
+        assert (first.objective, first.bound, first.gap) == (other.objective, other.bound, other.gap)
+        assert np.array_equal(first.certificate.status, other.certificate.status)
+
+
+def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
+    """So that the test above tests what it says."""
+    from nmflow.blocks import iter_places
+    from nmflow.problem import Problem
+
+    places = [p for p in iter_places(Problem.build(np.ones(WIDE, np.int8), P24)) if not p.padded]
+    assert len({(p.block_cols.start, p.block_cols.stop) for p in places}) > 1
+
+
+def test_a_block_is_solved_alike_wherever_it_lies() -> None:
+    """Lanes, chunks and edges leave no mark on the mask."""
+    tile = families.FAMILIES["few_values"]((4, 4), 7)
+    alone = nmflow.solve(tile, 2, 4).mask
+    everywhere = nmflow.solve(np.tile(tile, (67, 71)), 2, 4).mask
+    assert np.array_equal(everywhere, np.tile(alone, (67, 71)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.floats(-4, 4, width=16)),
+    st.sampled_from([P24, Pattern(2, 4, fill="at-most"), Pattern(1, 3)]),
+)
+def test_a_transpose_keeps_as_much(weights: Array, pattern: Pattern) -> None:
+    straight = nmflow.solve(weights, pattern=pattern)
+    turned = nmflow.solve(weights.T, pattern=pattern)
+    assert kept_score(weights, straight.mask) == kept_score(weights, turned.mask.T)
+
+
+# Threads, forks
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    problems = [families.gaussian((300 + k, 257), k) for k in range(8)]
+    alone = [nmflow.solve(weights, 2, 4, threads=1).mask for weights in problems]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda weights: nmflow.solve(weights, 2, 4, threads=2).mask, problems))
+    assert all(map(np.array_equal, alone, together))
+
+
+FIRST_CALLS = """
+import threading
+import numpy as np, nmflow
+
+weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+start, masks, errors = threading.Barrier(4), [], []
+def call():
+    start.wait()
+    try:
+        masks.append(nmflow.solve(weights, 2, 4, threads=2).mask)
+    except BaseException as error:
+        errors.append(error)
+threads = [threading.Thread(target=call) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not errors, errors
+assert len(masks) == 4 and all(np.array_equal(mask, masks[0]) for mask in masks)
+print("same")
+"""
+
+
+def test_the_first_calls_may_come_from_several_threads_at_once() -> None:
+    """Importing and compiling at the same time in all of them."""
+    assert run(FIRST_CALLS) == "same\n"
+
+
+def test_kernels_return_numbers_only() -> None:
+    """To return an array a kernel needs a constant of its environment, which Numba 0.68 finds by the kernel's name.
+
+    Kernels that one function makes, and that were cached by different processes, can share that name; they then fail
+    with "'descr' is NULL". So outputs are arguments.
+    """
+    from numba.core.caching import NullCache
+    from numba.core.dispatcher import Dispatcher
+    from numba.core.types import Boolean, NoneType, Number
+
+    assert nmflow.solve(families.few_values((32, 32), 0), 2, 4).certificate.proven
+    kernels = [
+        made
+        for made in gc.get_objects()
+        if type(made).__name__.endswith("Dispatcher")
+        and isinstance(made, Dispatcher)
+        and made.__module__.startswith("nmflow.kernels")
+        and not isinstance(made._cache, NullCache)
+    ]
+    assert kernels
+    for kernel in kernels:
+        for signature in kernel.nopython_signatures:
+            assert isinstance(signature.return_type, NoneType | Number | Boolean), kernel
+
+
+FORKS = """
+import os, signal, sys
+import numpy as np, nmflow
+
+weights = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+parent = nmflow.solve(weights, 2, 4, threads=2).mask
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # a deadlock ends the child
+    os._exit(0 if np.array_equal(nmflow.solve(weights, 2, 4, threads=2).mask, parent) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+import multiprocessing
+def work(seed):
+    part = np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32)
+    return nmflow.solve(part, 2, 4, threads=2).mask
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    children = pool.map_async(work, range(6)).get(60)
+assert all(np.array_equal(work(seed), mask) for seed, mask in enumerate(children))
+assert np.array_equal(nmflow.solve(weights, 2, 4, threads=2).mask, parent)
+print("same")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_solves_after_its_parent_did() -> None:
+    assert run(FORKS) == "same\n"
+
+
+# Memory
+
+MEMORY = """
+import sys
+import numpy as np, nmflow
+
+kind, pattern, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def number(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(name)) * 1024
+
+def weights_of(rows, cols):
+    rng = np.random.default_rng(0)
+    if kind == "float32":
+        return rng.standard_normal((rows, cols), np.float32)
+    if kind == "int8":
+        return rng.integers(-128, 128, (rows, cols), np.int8)
+    if kind == "ties":
+        return rng.integers(0, 2, (rows, cols), np.int8)
+    if kind == "ragged":
+        return rng.standard_normal((rows - 1, cols - 1), np.float32)
+    if kind == "float16 F":
+        out = np.empty((rows, cols), np.float16, order="F")
+        for j in range(0, cols, 64):
+            out[:, j : j + 64] = rng.standard_normal((rows, min(64, cols - j)), np.float32)
+        return out
+    if kind == "conv":
+        return rng.standard_normal((rows, cols // 16, 4, 4), np.float32)
+
+options = {"layout": "conv"} if kind == "conv" else {}
+nmflow.solve(weights_of(64, 64), pattern=pattern, threads=threads, **options)  # what is loaded once is not counted
+weights = weights_of(SIDE, SIDE)
+with open("/proc/self/clear_refs", "w") as clear:
+    clear.write("5")  # the peak starts anew
+before = number("VmRSS")
+solution = nmflow.solve(weights, pattern=pattern, threads=threads, **options)
+assert solution.certificate.proven
+beyond = number("VmHWM") - before - solution.mask.nbytes
+print(beyond, solution.certificate.n_blocks)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize(
+    ("kind", "pattern", "threads"),
+    [
+        ("float32", "2:4", "2"),
+        ("float32", "1:2", "2"),
+        ("float32", "2:4", "8"),
+        ("ragged", "2:4", "2"),
+        ("float16 F", "2:4", "2"),
+        ("int8", "2:4", "2"),
+        ("ties", "2:4", "2"),
+        ("conv", "2:4", "2"),
+    ],
+)
+def test_memory_beyond_weights_and_mask_is_small(kind: str, pattern: str, threads: str) -> None:
+    beyond, n_blocks = map(int, run(MEMORY.replace("SIDE", "8192"), kind, pattern, threads).split())
+    assert beyond < 64e6 + 2 * n_blocks
+
+
+# Installs
+
+READ_ONLY = """
+import sys
+import numba, numpy as np
+import nmflow, nmflow.kernels.compile as kernels
+
+assert nmflow.__file__.startswith(sys.argv[1])
+def identity(x):
+    return x
+identity.__code__ = identity.__code__.replace(co_filename=kernels.__file__)
+try:
+    numba.njit(cache=True)(identity)
+except RuntimeError as error:
+    assert "cannot cache" in str(error)
+else:
+    raise SystemExit("there is a place for a cache here, so this test tests nothing")
+weights = np.random.default_rng(0).standard_normal((9, 14)).astype(np.float32)
+solution = nmflow.solve(weights, 2, 4)
+assert solution.certificate.proven
+print(np.packbits(solution.mask).tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_a_read_only_install_and_an_unwritable_home(tmp_path: Path) -> None:
+    """Even for root, who may write anywhere: files stand where folders would have to be."""
+    shutil.copytree(PACKAGE, tmp_path / "nmflow", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())):
+        (folder / "__pycache__").touch()
+        folder.chmod(0o555)
+    try:
+        printed = run(
+            READ_ONLY,
+            str(tmp_path),
+            PYTHONPATH=str(tmp_path),
+            HOME="/dev/null",
+            XDG_CACHE_HOME=None,
+            NUMBA_CACHE_DIR=None,
+        )
+    finally:
+        for folder in (tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)
+    weights = np.random.default_rng(0).standard_normal((9, 14)).astype(np.float32)
+    assert printed.strip() == np.packbits(nmflow.solve(weights, 2, 4).mask).tobytes().hex()
+    assert not list(tmp_path.rglob("*.nb?"))
+
+
+# Any array
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+@st.composite
+def views(draw: st.DrawFn) -> Array:
+    """An array of any dtype and byte order, seen with any strides, aligned or not, writable or not."""
+    dtype = dtype_of(draw(st.sampled_from(DTYPES)))
+    rows, cols = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    row_step, col_step = (draw(st.sampled_from([1, 2, 3, -1, -2])) for _ in range(2))
+    shape = (rows * abs(row_step), cols * abs(col_step))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        values = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+        values[rng.random(shape) < 0.1] = info.min
+    else:
+        values = (rng.standard_normal(shape) * 2.0 ** rng.integers(-3, 4, shape)).astype(dtype)
+    if dtype.name != "bfloat16" and draw(st.booleans()):
+        values = values.astype(dtype.newbyteorder())
+    if draw(st.booleans()):
+        values = np.asfortranarray(values)
+    if draw(st.booleans()):  # one byte off
+        raw = np.zeros(values.nbytes + 1, np.uint8)
+        moved = raw[1:].view(np.uint8).data.cast("B")
+        off = np.frombuffer(moved, values.dtype).reshape(values.shape)
+        off[...] = values
+        values = off
+    view = values[::row_step, ::col_step]
+    view.setflags(write=draw(st.booleans()))
+    return view
+
+
+@settings(max_examples=150, deadline=None)
+@given(views(), st.sampled_from(["exact", "at-most"]))
+def test_any_array_is_solved_as_what_it_holds(view: Array, fill: str) -> None:
+    pattern = Pattern(2, 4, fill=fill)
+    before = view.tobytes()
+    solution = nmflow.solve(view, pattern=pattern)
+    assert solution.certificate.proven
+    assert solution.mask.shape == view.shape
+    exact = oracles.exact(view)
+    assert exact[solution.mask].sum() == oracles.best_total(exact, pattern)
+    assert view.tobytes() == before
+    pruned = solution.prune(view)
+    assert pruned.dtype == view.dtype
+    assert (pruned == np.where(solution.mask, view, 0)).all()
+
+
+class Viewed:
+    """An array of another library, by ``__array__``."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> Array:
+        return self.array
+
+
+class OverDLPack:
+    """An array of another library, by DLPack on the CPU."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("wrap", [Viewed, OverDLPack, lambda array: array.tolist()], ids=["array", "dlpack", "list"])
+def test_arrays_of_other_libraries(wrap: Any) -> None:
+    weights = families.gaussian_float64((9, 14), 1)
+    plain, other = nmflow.solve(weights, 2, 4), nmflow.solve(wrap(weights), 2, 4)
+    assert np.array_equal(plain.mask, other.mask)
+    assert np.array_equal(plain.prune(weights), other.prune(wrap(weights)))
+    graded = nmflow.certify(wrap(weights), wrap(plain.mask), 2, 4, absolute=True)
+    assert graded.proven
+    assert graded.objective == plain.objective
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(np.int8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(-9, 9)),
+    st.sampled_from(["exact", "at-most"]),
+    st.booleans(),
+)
+def test_scores_may_be_negative(scores: Array, fill: str, transposable: bool) -> None:
+    pattern = Pattern(2, 4, fill=fill, transposable=transposable)
+    solution = nmflow.solve(np.zeros(scores.shape, np.float16), pattern=pattern, scores=scores)
+    best = oracles.best_total(oracles.exact(scores, absolute=False), pattern)
+    assert solution.objective == solution.bound == best
+    assert solution.certificate.proven
+    assert oracles.violations(solution.mask, pattern) == []
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(12, 3, 3), (6, 5, 2, 2), (9, 4, 1, 1), (6, 3, 2, 1, 2)], ids=str)
+def test_a_convolution_is_a_matrix_for_each_group(shape: tuple[int, ...], groups: int) -> None:
+    if shape[0] % groups:
+        pytest.skip("groups do not divide the channels")
+    weights = families.int8(shape, 2)
+    solution = nmflow.solve(weights, 2, 4, layout="conv", groups=groups)
+    assert solution.certificate.proven
+    total = Fraction(0)
+    for part, mask in zip(np.split(weights, groups), np.split(solution.mask, groups), strict=True):
+        matrix, kept = (np.stack([row.reshape(row.shape[0], -1).T.ravel() for row in a]) for a in (part, mask))
+        assert oracles.violations(kept, P24) == []
+        total += oracles.best_total(oracles.exact(matrix), P24)
+    assert solution.objective == total
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 2, 5, 7)], ids=str)
+def test_a_batch_is_a_matrix_for_each_leading_index(shape: tuple[int, ...]) -> None:
+    weights = families.int8(shape, 3)
+    solution = nmflow.solve(weights, 2, 4, layout="batch")
+    assert solution.certificate.proven
+    total = Fraction(0)
+    for index in np.ndindex(shape[:-2]):
+        assert oracles.violations(solution.mask[index], P24) == []
+        total += oracles.best_total(oracles.exact(weights[index]), P24)
+    assert solution.objective == total
+
+
+# Pruning
+
+NAN_BITS = {"e": 0x7D01, "bfloat16": 0x7F81, "f": 0x7F800001, "d": 0x7FF0000000000001}
+"""Signalling NaNs with a payload: arithmetic would quiet them, a copy does not."""
+
+
+@pytest.mark.parametrize("name", NAN_BITS)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pruning_touches_no_bit_that_is_kept(name: str, order: Any) -> None:
+    dtype = dtype_of(name)
+    word = np.dtype(f"u{dtype.itemsize}")
+    weights = families.gaussian((13, 18), 3).astype(dtype).copy(order)
+    weights[::2, ::3] = -0.0
+    bits = weights.view(word)
+    bits[::3, ::2] = NAN_BITS[name]
+    bits[1::3, 1::2] = NAN_BITS[name] | 1 << (8 * word.itemsize - 1)
+    before = bits.copy()
+    solution = nmflow.solve(weights, 2, 4, scores=families.gaussian(weights.shape, 4))
+    pruned = solution.prune(weights)
+    assert not np.shares_memory(pruned, weights)
+    assert np.array_equal(bits, before)
+    after = pruned.view(word)
+    assert (after[~solution.mask] == 0).all()  # +0, every bit
+    assert np.array_equal(after[solution.mask], before[solution.mask])
+    for special in (before[0, 0], before[3, 2], before[1, 1], before[2, 3]):
+        assert (after[solution.mask] == special).any()  # each kind is among the kept

@@ -1,0 +1,449 @@
+"""nmflow.torch: what is taken, what is left and why, and that a model is pruned whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import nmflow
+import nmflow.torch as nt
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError, PatternError, UnknownSolverError
+from nmflow.torch.convert import arrays, to_array
+from nmflow.torch.select import select
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(8, 16, 3, groups=2),
+        nn.Conv2d(16, 16, 3, groups=16),
+        nn.Conv1d(8, 8, 5),
+        nn.Linear(32, 24),
+        nn.LayerNorm(24),
+        nn.Embedding(16, 24),
+        nn.Linear(24, 2),
+    )
+
+
+def bits(model: nn.Module) -> list[bytes]:
+    return [
+        value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for value in model.state_dict().values()
+    ]
+
+
+# masks of tensors
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
+def test_mask_is_that_of_the_core(dtype: torch.dtype) -> None:
+    weight = tensor(16, 24, dtype=torch.float32).mul(30).to(dtype)
+    mask = nt.mask_for(weight, 2, 4)
+    assert (mask.dtype, mask.shape, mask.device) == (torch.bool, weight.shape, weight.device)
+    assert np.array_equal(mask.numpy(), nmflow.solve(to_array(weight), 2, 4).mask)
+
+
+def test_mask_of_strides_gradients_and_layouts() -> None:
+    weight = tensor(24, 16).requires_grad_()
+    assert torch.equal(nt.mask_for(weight.t(), 4, 8), nt.mask_for(weight.t().contiguous(), 4, 8))
+    kernel = tensor(8, 4, 3, 3)
+    mask = nt.mask_for(kernel.to(memory_format=torch.channels_last), 2, 4, layout="conv", groups=2)
+    assert torch.equal(mask, torch.from_numpy(nmflow.solve(kernel.numpy(), 2, 4, layout="conv", groups=2).mask.copy()))
+
+
+def test_mask_by_scores() -> None:
+    weight, scores = tensor(8, 8), tensor(8, 8, seed=1)
+    assert torch.equal(nt.mask_for(weight, 2, 4, scores=scores.abs()), nt.mask_for(scores, 2, 4))
+
+
+def test_bfloat16_crosses_bit_for_bit() -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    array = to_array(every)
+    assert array.dtype.name == "bfloat16"
+    assert np.array_equal(array.view(np.int16), every.view(torch.int16).numpy())
+
+
+def test_arrays_are_views_in_order() -> None:
+    weights = [tensor(4, 4, seed=seed) for seed in range(3)]
+    found = list(arrays((str(number), weight) for number, weight in enumerate(weights)))
+    for weight, array in zip(weights, found, strict=True):
+        assert array.ctypes.data == weight.data_ptr()
+    assert list(arrays([])) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.ones((4, 4)), "tensor must be a tensor, not ndarray; for arrays use nmflow.solve"),
+        (torch.ones(4, 4).to_sparse(), "tensor must be a dense tensor, not torch.sparse_coo of torch.float32"),
+        (torch.ones(4, 4, device="meta"), "tensor must have data, not be on the meta device"),
+        (torch.ones(4, 4, dtype=torch.float8_e4m3fn), "tensor must have a dtype that NumPy can hold, not torch.float8"),
+    ],
+    ids=["array", "sparse", "meta", "float8"],
+)
+def test_tensors_that_cannot_be_read(bad: Any, message: str) -> None:
+    with pytest.raises((InputTypeError, InputValueError), match=message):
+        nt.mask_for(bad, 2, 4)
+
+
+# pruning
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_prune_keeps_bits_and_drops_to_positive_zero(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    with torch.no_grad():
+        model[3].weight[:4, :4] = -0.0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["0.weight", "2.weight", "3.weight"]
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[torch.empty(0, dtype=dtype).element_size()]
+    for layer in report.layers:
+        old, new = before[layer.name], model.state_dict()[layer.name]
+        solution = nmflow.solve(to_array(old), 2, 4, layout=layer.layout, groups=2 if layer.name == "0.weight" else 1)
+        kept = torch.from_numpy(solution.mask.copy())
+        assert torch.equal(new.view(whole)[kept], old.view(whole)[kept])
+        assert not new.view(whole)[~kept].any()
+        assert (layer.kept, layer.gap, layer.proven) == (solution.objective, 0.0, True)
+        assert layer.dense == pytest.approx(float(old.double().abs().sum()))
+        assert (layer.shape, layer.density) == (tuple(old.shape), float(kept.double().mean()))
+    for name in before.keys() - {layer.name for layer in report.layers}:
+        assert torch.equal(before[name], model.state_dict()[name])
+
+
+def test_report_prints_as_a_table_and_packs_to_json() -> None:
+    report = nt.prune_(network(), pattern="2:4", exclude=["2"])
+    text = str(report)
+    assert text.splitlines()[0].split() == [
+        "2:4",
+        "by",
+        "dual",
+        "shape",
+        "kept",
+        "score",
+        "density",
+        "gap",
+        "proven",
+        "blocks",
+    ]
+    assert "3.weight" in text
+    assert "excluded by '2'" in text
+    assert repr(report) == "<PruneReport 2:4: 2 pruned, 4 skipped>"
+    packed = json.loads(json.dumps(report.to_dict()))
+    assert packed["proven"] is True
+    assert packed["kept_percent"] == pytest.approx(report.kept_percent)
+    assert {"name": "5.weight", "reason": dict(report.skipped)["5.weight"]} in packed["skipped"]
+
+
+def test_reasons() -> None:
+    model = network()
+    model.add_module("normed", parametrizations.weight_norm(nn.Linear(8, 8)))
+    model.add_module("lazy", nn.LazyLinear(8))
+    model.add_module("meta", nn.Linear(8, 8, device="meta"))
+    model.add_module("empty", nn.Linear(8, 8))
+    model.empty.weight = nn.Parameter(torch.ones(8, 0))
+    model.add_module("byte", nn.Linear(8, 8).requires_grad_(False))
+    model.byte.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    model.add_module("wide", nn.Linear(8, 8))
+    model.wide.weight = nn.Parameter(torch.ones(1, 8).expand(8, 8))
+    reasons = dict(nt.prune_(model, 2, 4).skipped)
+    other = "in a Embedding, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
+    assert reasons == {
+        "1.weight": "depthwise convolution; name it in include to prune it",
+        "5.weight": other,
+        "6.weight": "2 x 24, smaller than a block of 4 x 4",
+        "normed.weight": "computed, not a parameter of the module",
+        **{
+            f"normed.parametrizations.weight.original{i}": other.replace("Embedding", "ParametrizationList")
+            for i in (0, 1)
+        },
+        "lazy.weight": "not initialised yet; run the model once first",
+        "meta.weight": "on the meta device, without data",
+        "empty.weight": "empty",
+        "byte.weight": "dtype torch.int8",
+        "wide.weight": "cannot be written in place (an inference or expanded tensor)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        ({"include": ["3"]}, ["3.weight"]),
+        ({"include": ["3.weight", "0.*"]}, ["0.weight", "3.weight"]),
+        ({"include": ["1"]}, ["1.weight"]),
+        ({"include": ["[13]"]}, ["1.weight", "3.weight"]),
+        ({"include": ["5"]}, ["5.weight"]),
+        ({"include": ["*"]}, ["0.weight", "2.weight", "3.weight"]),
+        ({"include": ["*"], "exclude": ["0", "2.weight"]}, ["3.weight"]),
+        ({"include": ["6.weight"]}, ["6.weight"]),
+        ({"exclude": ["0"]}, ["2.weight", "3.weight"]),
+        ({"filter_fn": lambda name, module: isinstance(module, nn.Linear)}, ["3.weight"]),
+        (
+            {"filter_fn": lambda name, module: isinstance(module, nn.Embedding) or None},
+            ["0.weight", "2.weight", "3.weight", "5.weight"],
+        ),
+        ({"filter_fn": lambda name, module: name in ("1", "5"), "exclude": ["5"]}, ["1.weight"]),
+    ],
+)
+def test_selection(options: dict[str, Any], taken: list[str]) -> None:
+    assert [layer.name for layer in nt.prune_(network(), 2, 4, **options).layers] == taken
+
+
+def test_other_modules_and_their_layouts() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = nn.Parameter(tensor(3, 8, 8))
+            self.bias = nn.Parameter(tensor(8))
+
+    model = nn.ModuleDict(
+        {"conv": nn.Conv3d(4, 8, 3, groups=2), "up": nn.ConvTranspose2d(8, 4, 3), "experts": Experts()}
+    )
+    layers = select(model, nmflow.Pattern(2, 4), filter_fn=lambda name, module: True).layers
+    assert [(layer.name, layer.layout, layer.groups) for layer in layers] == [
+        ("conv.weight", "conv", 2),
+        ("up.weight", "conv", 1),
+        ("experts.stack", "batch", 1),
+    ]
+    assert nt.prune_(model, 2, 4, filter_fn=lambda name, module: True).proven
+
+
+def test_shared_parameters_are_masked_once_and_stay_shared() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 8)})
+    model["b"].weight = model["a"].weight
+    model["c"].weight = nn.Parameter(model["a"].weight.detach())  # the same memory
+    (layer,) = nt.prune_(model, 2, 4, include=["b*"]).layers
+    assert (layer.name, layer.also) == ("a.weight", ("b.weight", "c.weight"))
+    assert model["a"].weight is model["b"].weight
+    assert int((model["c"].weight != 0).sum()) == 32
+
+
+def test_weights_tied_to_an_embedding_are_left_unless_named() -> None:
+    model = nn.ModuleDict(
+        {"embed": nn.Embedding(16, 8), "head": nn.Linear(8, 16, bias=False), "other": nn.Linear(8, 8)}
+    )
+    model["head"].weight = model["embed"].weight
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["other.weight"]
+    assert "in a Embedding" in dict(report.skipped)["embed.weight"]
+    assert [layer.name for layer in nt.prune_(model, 2, 4, include=["head"]).layers] == ["embed.weight"]
+
+
+@pytest.mark.parametrize("kind", ["mapping", "callable"])
+def test_scores(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    scores, old = tensor(8, 8, seed=3).abs(), model[1].weight.detach().clone()
+    given: Any = {"0.weight": scores}
+    if kind == "callable":
+        given = lambda name, module: scores if module is model[0] else None  # noqa: E731
+    report = nt.prune_(model, 2, 4, scores=given)
+    assert torch.equal(model[0].weight != 0, nt.mask_for(scores, 2, 4))
+    assert torch.equal(model[1].weight != 0, nt.mask_for(old, 2, 4))
+    assert report.layers[0].dense == pytest.approx(float(scores.double().sum()))
+
+
+def test_fill_and_solver_are_passed_on() -> None:
+    report = nt.prune_(nn.Linear(8, 8), 2, 4, fill="at-most", solver="enumerate")
+    assert (report.pattern, report.solver, report.proven) == ("2:4 at-most", "enumerate", True)
+    report = nt.prune_(nn.Linear(16, 16), 4, 8, solver="greedy")
+    assert report.solver == "greedy"
+    assert report.layers[0].gap > 0
+    assert not report.proven
+
+
+def test_compiled_and_parallel_models_are_known_by_their_own_names() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler uses torch.jit as it is imported
+        compiled = torch.compile(nn.DataParallel(model))
+    assert nt.prune_(compiled, 2, 4, include=["0"]).layers[0].name == "0.weight"
+    assert int((model[0].weight != 0).sum()) == 32
+
+
+# bad input: an error by its message, and a model as it was
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"include": "3"}, InputTypeError, r"include must be a list of globs, not the text '3'; write \['3'\]"),
+        ({"exclude": "3"}, InputTypeError, "exclude must be a list of globs"),
+        ({"include": ["nothing*"]}, InputValueError, r"include must match the name of .*, not 'nothing\*'; names here"),
+        ({"exclude": ["nothing"]}, InputValueError, "exclude must match the name of a parameter or module"),
+        ({"filter_fn": lambda n, m: 1}, InputTypeError, "filter_fn must answer True, False or None, not 1 for ''"),
+        ({"strict": True}, InputValueError, "strict=True needs whole blocks of 4 x 4, and '6.weight' is 2 x 24"),
+        (
+            {"scores": {"9.weight": torch.ones(1)}},
+            InputValueError,
+            "scores must be named like .* not '9.weight'",
+        ),
+        (
+            {"scores": {"3.weight": torch.ones(3, 3)}},
+            InputValueError,
+            "3.weight: scores must have the shape",
+        ),
+        ({"scores": {"3.weight": [1.0]}}, InputTypeError, "scores of 3.weight must be a tensor, not list"),
+        (
+            {"scores": {"3.weight": torch.full((24, 32), float("nan"))}},
+            NonFiniteError,
+            "3.weight: scores must be",
+        ),
+        ({"solver": "magic"}, UnknownSolverError, "solver must be one of"),
+        ({"fill": "half"}, PatternError, 'fill must be "exact" or "at-most"'),
+        ({"threads": 0}, InputValueError, "threads must be at least 1"),
+    ],
+)
+def test_errors_leave_the_model_as_it_was(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = network()
+    before = bits(model)
+    with pytest.raises(error, match=message):
+        nt.prune_(model, 2, 4, **options)
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_weight_in_the_last_layer_spares_the_first(value: float) -> None:
+    model = network()
+    with torch.no_grad():
+        model[3].weight[3, 5] = value
+    before = bits(model)
+    with pytest.raises(NonFiniteError, match=r"3\.weight: weights must be finite") as caught:
+        nt.prune_(model, 2, 4)
+    assert (caught.value.count, caught.value.first) == (1, (3, 5))
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2)),
+            "model must have a layer that 2:4 can prune; seen: 0.weight: 2 x 3",
+        ),
+        (lambda: nn.ReLU(), "seen: no parameter of two axes or more"),
+        (lambda: nn.Sequential(*[nn.Linear(2, 2) for _ in range(20)]), "; and 8 more"),
+    ],
+    ids=["small", "none", "many"],
+)
+def test_no_eligible_layer(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(InputValueError, match=message):
+        nt.prune_(make(), 2, 4)
+
+
+def test_not_a_model() -> None:
+    with pytest.raises(InputTypeError, match=r"model must be a torch.nn.Module, not Tensor"):
+        nt.prune_(torch.ones(4, 4), 2, 4)  # type: ignore[arg-type]
+
+
+# the library itself
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        ("sys.modules['torch'] = None", 'not installed; pip install "nmflow[torch]"'),
+        ("sys.modules['torch'] = types.SimpleNamespace(__version__='2.3.1+cu121')", "2.4 or newer, not 2.3.1+cu121"),
+    ],
+    ids=["missing", "old"],
+)
+def test_torch_is_asked_for_by_name(setup: str, message: str) -> None:
+    code = f"import sys, types\n{setup}\ntry:\n    import nmflow.torch\nexcept ImportError as e:\n    print(repr(e))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MissingLibraryError('nmflow.torch needs torch 2.4 or newer")
+    assert message in done.stdout
+
+
+# recipes of docs/torch.md
+
+
+def test_recipe_custom_from_mask() -> None:
+    layer = nn.Linear(16, 16)
+    weight = layer.weight.detach().clone()
+    prune.custom_from_mask(layer, "weight", mask=nt.mask_for(layer.weight, 2, 4))
+    assert torch.equal(layer.weight != 0, nt.mask_for(weight, 2, 4))
+    prune.remove(layer, "weight")
+    assert torch.equal(layer.weight != 0, nt.mask_for(weight, 2, 4))
+
+
+def test_recipe_apex_mask_calculator() -> None:
+    """apex is not on PyPI: its ASP calls ``mask_calculator(parameter)`` and takes the answer as a mask of it."""
+
+    def mask_calculator(weight: torch.Tensor) -> torch.Tensor:
+        return nt.mask_for(weight, 2, 4, layout="conv" if weight.ndim > 2 else None)
+
+    for layer in (nn.Linear(16, 32), nn.Conv2d(16, 16, 3)):
+        mask = torch.ones_like(layer.weight).bool()
+        mask.set_(mask_calculator(layer.weight))
+        assert mask.shape == layer.weight.shape
+        assert float(mask.float().mean()) == 0.5
+
+
+# sparse kernels
+
+
+def test_semi_structured_verifies_and_explains() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "good": nn.Linear(64, 128),
+            "dense": nn.Linear(64, 64),
+            "small": nn.Linear(32, 64),
+            "conv": nn.Conv2d(64, 64, 1),
+        }
+    ).to(torch.bfloat16)
+    model["wrong"] = nn.Linear(64, 64)
+    nt.prune_(model, 2, 4, exclude=["dense"])
+    before = bits(model)
+    report = nt.to_semi_structured_(model)
+    reasons = dict(report.skipped)
+    assert (report.converted, report.verified) == ((), ("good.weight",))
+    assert "not 2:4 in rows and columns: at least" in reasons["dense.weight"]
+    assert "64 x 32: rows must be a multiple of 64 and columns of 64" in reasons["small.weight"]
+    assert "torch multiplies semi-structured tensors in Linear layers only" in reasons["conv.weight"]
+    assert "the two-way kernels take float16 and bfloat16" in reasons["wrong.weight"]
+    assert "stays dense" in str(report)
+    assert repr(report) == "<SemiReport: 0 converted, 1 verified, 4 skipped>"
+    assert bits(model) == before
+
+
+def test_semi_structured_finds_every_corrupted_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(64, 64).half()
+    nt.prune_(model, 2, 4)
+    whole = nt.semi_structured
+
+    def swapped(weight: Any, mask: Any, **options: Any) -> torch.Tensor:
+        return whole(-weight, mask, **options)
+
+    monkeypatch.setattr("nmflow.torch.semi.semi_structured", swapped)
+    with pytest.raises(AssertionError, match="packed and unpacked, the weight is not what it was"):
+        nt.to_semi_structured_(model)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda() -> None:
+    weight = tensor(256, 256, dtype=torch.float16).cuda()
+    mask = nt.mask_for(weight, 2, 4)
+    assert mask.device == weight.device
+    assert torch.equal(mask.cpu(), nt.mask_for(weight.cpu(), 2, 4))
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)).half().cuda()
+    nt.prune_(model, 2, 4)
+    inputs = tensor(64, 256, dtype=torch.float16, seed=1).cuda()
+    dense = model(inputs)
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert len(nt.to_semi_structured_(model).converted) == 2
+        assert torch.allclose(model(inputs), dense, atol=1e-2)

@@ -1,0 +1,155 @@
+"""torch reads what we write: its decoder on every array, its tensor class from exported files, and its kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors_files import BF16, bits, write
+
+import nmflow
+from nmflow import formats
+from nmflow.checkpoint import export_checkpoint
+from nmflow.errors import FormatError, InputValueError, SourceNotFoundError
+
+torch = pytest.importorskip("torch")
+from torch.sparse import SparseSemiStructuredTensorCUTLASS  # noqa: E402
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass  # noqa: E402
+
+from nmflow.torch.semi_structured import load_semi_structured, semi_structured  # noqa: E402
+
+DTYPES = {"int8": np.dtype("i1"), "float16": np.dtype("f2"), "bfloat16": BF16, "float32": np.dtype("f4")}
+
+
+def pruned(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A weight of any bits, and a two-way mask."""
+    dtype = DTYPES[name]
+    weight = rng.integers(0, 256, (shape[0], shape[1] * dtype.itemsize), dtype=np.uint8).view(dtype)
+    pattern = formats.get("cutlass-24").requirements[name].pattern
+    return weight, nmflow.solve(rng.standard_normal(shape), pattern=pattern).mask
+
+
+def of_bits(tensor: torch.Tensor) -> np.ndarray:
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    return tensor.contiguous().view(width).numpy()
+
+
+@pytest.mark.parametrize("name", list(DTYPES))
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32), tall=st.integers(1, 3), wide=st.integers(1, 3))
+def test_torchs_decoder_reads_both_sides(name: str, seed: int, tall: int, wide: int) -> None:
+    """As integers of 16 bits, which it moves without change: one of two float32 is two of four halves."""
+    step = formats.get("cutlass-24").requirements[name].rows
+    weight, mask = pruned(np.random.default_rng(seed), name, (step * tall, step * wide))
+    mask = mask & (np.random.default_rng(seed).random(mask.shape) < 0.9)
+    arrays = formats.get("cutlass-24").encode(weight, mask)
+    expected = np.where(mask, bits(weight), 0).astype(bits(weight).dtype)
+    for suffix, side in (("", expected), ("_t", expected.T)):
+        packed = torch.from_numpy(arrays[f"packed{suffix}"].view("i1" if name == "int8" else "i2"))
+        dense = sparse_semi_structured_to_dense_cutlass(packed, torch.from_numpy(arrays[f"meta{suffix}"]))
+        np.testing.assert_array_equal(dense.numpy().view(expected.dtype), side)
+
+
+@pytest.mark.parametrize("name", list(DTYPES))
+def test_tensor_is_the_masked_weight(name: str) -> None:
+    rng = np.random.default_rng(4)
+    weight, mask = pruned(rng, name, (128, 256))
+    finite = rng.integers(-100, 100, weight.shape).astype(weight.dtype)  # torch's own decoder quiets NaN at 16 bits
+    for values in (finite, weight) if name in ("int8", "float32") else (finite,):
+        tensor = semi_structured(values, mask)
+        assert isinstance(tensor, SparseSemiStructuredTensorCUTLASS)
+        assert tensor.shape == values.shape
+        expected = np.where(mask, bits(values), 0)
+        np.testing.assert_array_equal(of_bits(tensor.to_dense()).view(bits(values).dtype), expected)
+        np.testing.assert_array_equal(of_bits(tensor.t().to_dense()).view(bits(values).dtype), expected.T)
+
+
+def checkpoint(tmp_path: Path, shape: tuple[int, int] = (64, 128)) -> tuple[Path, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(7)
+    held: dict[str, np.ndarray] = {"bias": rng.standard_normal(5).astype("f4")}
+    for name, pattern in (("float16", "2:4"), ("bfloat16", "2:4"), ("float32", "1:2")):
+        weight = rng.standard_normal(shape).astype(DTYPES[name])
+        held[f"{name}.weight"] = nmflow.solve(weight, pattern=pattern).prune(weight)
+    return write(tmp_path / "model.safetensors", held), held
+
+
+def test_load_an_export(tmp_path: Path) -> None:
+    src, held = checkpoint(tmp_path)
+    out = tmp_path / "out"
+    export_checkpoint(src, out, "cutlass-24")
+    for path in (out, out / "model.safetensors"):
+        state = load_semi_structured(path)
+        assert set(state) == set(held)
+        np.testing.assert_array_equal(state["bias"].numpy(), held["bias"])
+        for name in set(held) - {"bias"}:
+            tensor = state[name]
+            assert isinstance(tensor, SparseSemiStructuredTensorCUTLASS)
+            np.testing.assert_array_equal(of_bits(tensor.to_dense()), held[name].view(of_bits(tensor.to_dense()).dtype))
+            np.testing.assert_array_equal(of_bits(tensor.t().to_dense()), of_bits(tensor.to_dense()).T)
+
+
+def test_padded_weights(tmp_path: Path) -> None:
+    src, held = checkpoint(tmp_path, (60, 100))
+    export_checkpoint(src, tmp_path / "out", "cutlass-24", pad=True)
+    with pytest.raises(InputValueError, match=r"must not be padded, and \(60, 100\) is stored as \(64, 128\)"):
+        load_semi_structured(tmp_path / "out")
+    tensor = load_semi_structured(tmp_path / "out", padded=True)["float16.weight"]
+    assert tensor.shape == (64, 128)
+    np.testing.assert_array_equal(tensor.to_dense()[:60, :100].numpy(), held["float16.weight"])
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    src, _ = checkpoint(tmp_path)
+    with pytest.raises(SourceNotFoundError, match="export the checkpoint first"):
+        load_semi_structured(src)
+    export_checkpoint(src, tmp_path / "nibble", "nibble")
+    with pytest.raises(FormatError, match="format must be cutlass-24 version 1, not nibble version 1"):
+        load_semi_structured(tmp_path / "nibble")
+    out = tmp_path / "out"
+    export_checkpoint(src, out, "cutlass-24")
+    raw = (out / "model.safetensors").read_bytes()
+    changed = bytearray(raw)
+    changed[-1] ^= 1  # a bit of the last array, a mask
+    (out / "model.safetensors").write_bytes(changed)
+    with pytest.raises(FormatError, match="the data was changed"):
+        load_semi_structured(out)
+    assert load_semi_structured(out, verify=False)
+    (out / "model.safetensors").write_bytes(raw[:-1])
+    with pytest.raises(FormatError, match="must be a sound safetensors file"):
+        load_semi_structured(out)
+    (out / "model.safetensors").write_bytes(raw)
+    side = json.loads((out / "nmflow.json").read_text())
+    side["tensors"]["float16.weight"]["arrays"]["meta"]["name"] = "gone"
+    (out / "nmflow.json").write_text(json.dumps(side))
+    with pytest.raises(FormatError, match="must have its array 'gone' in the file"):
+        load_semi_structured(out)
+
+
+def can_multiply() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+@pytest.mark.skipif(not can_multiply(), reason="no CUDA device with sparse tensor cores (compute capability 8.0)")
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "int8"])
+def test_products_both_ways(name: str) -> None:
+    """W X and Wᵀ Y on the device, against dense products in float64 of the same numbers."""
+    rng = np.random.default_rng(11)
+    shape = (256, 384)
+    _, mask = pruned(rng, name, shape)
+    weight = rng.integers(-8, 9, shape).astype(DTYPES[name])  # small integers: every product and sum is exact
+    tensor = semi_structured(weight, mask, device="cuda")
+    dense = np.where(mask, weight.astype("f8"), 0.0)
+    for sparse, matrix in ((tensor, dense), (tensor.t(), dense.T)):
+        x = rng.integers(-4, 5, (matrix.shape[1], 128))
+        other = torch.from_numpy(x.astype("f4")).to("cuda", sparse.dtype)
+        if name == "int8":  # torch's int8 kernel takes the dense side in columns
+            other = other.t().contiguous().t()
+        product = torch.mm(sparse, other).to(torch.float64).cpu().numpy()
+        expected = matrix @ x
+        if name in ("float16", "bfloat16"):  # sums are exact, and rounded once
+            expected = expected.astype(DTYPES[name]).astype("f8")
+        np.testing.assert_array_equal(product, expected)

@@ -1,0 +1,57 @@
+"""The recipe of docs/torch.md for Hugging Face's Trainer, run as it stands there, broken off and resumed."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nmflow.torch as nt
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "torch.md"
+
+
+@pytest.mark.slow
+def test_trainer_recipe(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers and accelerate")
+    pytest.importorskip("accelerate", reason="needs transformers and accelerate")
+    code = DOCS.read_text(encoding="utf-8").split("class Sparse(transformers")[1].split("optimizer = ")[0]
+    names: dict[str, Any] = {"transformers": transformers, "torch": torch}
+    exec("class Sparse(transformers" + code, names)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.layer(x) - labels).square().mean()}
+
+    generator = torch.Generator().manual_seed(0)
+    data = [{"x": torch.randn(16, generator=generator), "labels": torch.ones(16)} for _ in range(64)]
+
+    def train(resume: bool) -> nn.Module:
+        model = Model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        training = nt.SparseTraining(model, optimizer, 2, 4, every=3)
+        args = transformers.TrainingArguments(
+            str(tmp_path), max_steps=12, save_steps=7, per_device_train_batch_size=8, report_to=[], use_cpu=True,
+            disable_tqdm=True, seed=0, dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = transformers.Trainer(
+            model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[names["Sparse"](training)]
+        )
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7") if resume else None)
+        assert [record.step for record in training.history] == [3, 6, 9, 12]
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of transformers
+        whole, resumed = train(False), train(True)
+    assert int((whole.layer.weight != 0).sum()) == 128
+    assert torch.equal(whole.layer.weight, resumed.layer.weight)

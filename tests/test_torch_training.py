@@ -1,0 +1,580 @@
+"""SparseTraining: what the forward pass sees, what the optimizer does, and that a run can be broken and goes on."""
+
+from __future__ import annotations
+
+import copy
+import io
+import multiprocessing
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nmflow
+import nmflow.torch as nt
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.torch.sharing import Found, Ranks
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 8)
+    )
+
+
+def batch(step: int, part: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1000 * step + part)
+    return torch.randn(8, 2, 4, 4, generator=generator), torch.randint(0, 8, (8,), generator=generator)
+
+
+def loss_of(model: nn.Module, step: int, part: int = 0) -> torch.Tensor:
+    images, labels = batch(step, part)
+    return nn.functional.cross_entropy(model(images), labels)
+
+
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def plain(pattern: str = "2:4", **options: Any) -> tuple[nn.Sequential, torch.optim.Optimizer, nt.SparseTraining]:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return model, optimizer, nt.SparseTraining(model, optimizer, pattern=pattern, **{"every": 5, **options})
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+# what happens in a step
+
+
+def test_forward_sees_the_masked_weight_and_all_of_it_learns() -> None:
+    model, _, training = plain(decay=0.0)
+    dense = model[3].parametrizations.weight.original
+    mask = training.masks["3.weight"]
+    assert torch.equal(mask, nt.mask_for(dense, 2, 4))
+    assert torch.equal(model[3].weight, torch.where(mask, dense, 0))
+    inputs = torch.randn(4, 128)
+    model[3](inputs).sum().backward()
+    assert torch.equal(dense.grad, inputs.sum(0).expand(16, 128))
+
+
+def test_decay_pulls_pruned_weights_once_a_step() -> None:
+    """Against SR-STE written out by hand, with two backward passes to a step, a second group, and maximize."""
+    model, reference = network(), network()
+
+    def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [model[3].weight], "lr": 0.2},
+            {"params": [p for name, p in model.named_parameters() if name != "3.weight"], "maximize": True},
+        ]
+        return torch.optim.SGD(groups, lr=0.1)
+
+    optimizer = optimizer_of(model)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=100, decay=0.5)
+    by_hand = optimizer_of(reference)
+    for step in range(3):
+        optimizer.zero_grad()
+        by_hand.zero_grad()
+        kept = {name: reference.get_parameter(name).detach().clone() for name in training.masks}
+        with torch.no_grad():
+            for name, mask in training.masks.items():
+                reference.get_parameter(name).mul_(mask)
+        for part in range(2):
+            loss_of(model, step, part).backward()
+            loss_of(reference, step, part).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for name, mask in training.masks.items():
+                parameter = reference.get_parameter(name)
+                parameter.copy_(kept[name])
+                assert parameter.grad is not None
+                parameter.grad += (0.5 if name == "3.weight" else -0.5) * parameter * ~mask
+        by_hand.step()
+    for name in training.masks:
+        dense = model.get_submodule(name.split(".")[0]).parametrizations.weight.original
+        assert torch.allclose(dense, reference.get_parameter(name), atol=1e-6), name
+
+
+@pytest.mark.parametrize("by", ["position", "name"])
+def test_decay_with_a_closure(by: str) -> None:
+    model, optimizer, _ = plain(decay=0.5, every=100)
+    twin, other, _ = plain(decay=0.5, every=100)
+    advance(model, optimizer, 0, 3)
+    for step in range(3):
+
+        def closure(step: int = step) -> torch.Tensor:
+            other.zero_grad()
+            loss = loss_of(twin, step)
+            loss.backward()
+            return loss
+
+        loss = other.step(closure) if by == "position" else other.step(closure=closure)
+        assert loss is not None
+    assert same(model, twin)
+
+
+def test_decay_leaves_weights_without_gradient_alone() -> None:
+    model, optimizer, _ = plain(decay=0.5)
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_fused_optimizers_get_scaled_decay() -> None:
+    """They are handed gradients that a GradScaler has scaled, and unscale them by themselves."""
+    model, optimizer, _ = plain(decay=0.5)
+    advance(model, optimizer, 0, 4)
+    twin = network()
+    fused = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, fused=True)
+    nt.SparseTraining(twin, fused, 2, 4, every=5, decay=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    for step in range(4):
+        fused.zero_grad()
+        scaler.scale(loss_of(twin, step)).backward()
+        scaler.step(fused)
+        scaler.update()
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+# the schedule
+
+
+def test_refresh_every_k_steps_and_its_record() -> None:
+    model, optimizer, training = plain("4:8", every=4)
+    old = {name: mask.clone() for name, mask in training.masks.items()}
+    advance(model, optimizer, 0, 4)
+    (record,) = training.history
+    flips = {name: int((mask != old[name]).sum()) for name, mask in training.masks.items()}
+    assert (record.step, dict(record.layers), record.sad) == (4, flips, sum(flips.values()))
+    assert record.entries == sum(mask.numel() for mask in old.values())
+    assert 0 < record.flip_rate == record.sad / record.entries < 1
+    assert record.seconds > 0
+    advance(model, optimizer, 4, 11)
+    assert [record.step for record in training.history] == [4, 8]
+    assert training.step == 11
+
+
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_masks_are_the_best_of_the_weights(warm_start: bool) -> None:
+    model, optimizer, training = plain("4:8", warm_start=warm_start)
+    advance(model, optimizer, 0, 15)
+    for name, mask in training.masks.items():
+        weight = model.get_submodule(name.split(".")[0]).parametrizations.weight.original.detach().numpy()
+        layout = "conv" if weight.ndim > 2 else None
+        assert nmflow.certify(weight, mask.numpy(), 4, 8, layout=layout, absolute=True).gap == pytest.approx(
+            0.0, abs=1e-9
+        )
+    assert bool(training.state_dict()["duals"]["3.weight"]) == warm_start
+
+
+def test_switch_cost_keeps_masks() -> None:
+    loose, tight, stuck = (plain(switch_cost=cost) for cost in (0.0, 0.5, 1e6))
+    for model, optimizer, _ in (loose, tight, stuck):
+        advance(model, optimizer, 0, 20)
+    flips = [sum(record.sad for record in training.history) for _, _, training in (loose, tight, stuck)]
+    assert flips[0] > flips[1] > flips[2] == 0
+
+
+@pytest.mark.parametrize("way", ["freeze", "stop_at", "at once"])
+def test_frozen_masks_stay_and_pruned_weights_rest(way: str) -> None:
+    model, optimizer, training = plain(stop_at={"freeze": None, "stop_at": 7, "at once": 0}[way])
+    assert training.frozen == (way == "at once")
+    advance(model, optimizer, 0, 7)
+    if way == "freeze":
+        training.freeze()
+    assert training.frozen
+    masks = {name: mask.clone() for name, mask in training.masks.items()}
+    advance(model, optimizer, 7, 20)
+    assert all(torch.equal(mask, masks[name]) for name, mask in training.masks.items())
+    assert len(training.history) == (0 if way == "at once" else 1)
+    gradient = model[3].parametrizations.weight.original.grad
+    assert not gradient[~masks["3.weight"]].any()
+    assert gradient[masks["3.weight"]].any()
+    with pytest.raises(nt.TrainingStateError, match="masks must not be frozen for refresh"):
+        training.refresh()
+
+
+def test_own_masks() -> None:
+    class Checkered(nt.SparseTraining):
+        def find_mask(self, layer: Any, weight: Any, last: Found | None) -> Found:
+            return Found((torch.arange(weight.size).reshape(weight.shape) % 2 == 0).numpy())
+
+    model = network()
+    Checkered(model, torch.optim.SGD(model.parameters()), 2, 4)
+    assert not model[3].weight[:, 1::2].any()
+
+
+# the end
+
+
+def test_finish_bakes_zeros_and_lets_go() -> None:
+    model, optimizer, training = plain()
+    parameters = dict(network().named_parameters()).keys()
+    held = model[3].parametrizations.weight.original
+    advance(model, optimizer, 0, 12)
+    seen = model(batch(99)[0])
+    report = training.finish()
+    assert torch.equal(model(batch(99)[0]), seen)
+    assert dict(model.named_parameters()).keys() == parameters
+    assert model[3].weight is held
+    assert type(model[3]) is nn.Linear
+    for layer in report.layers:
+        weight = model.get_parameter(layer.name).detach()
+        assert layer.density == 0.5 == float((weight != 0).double().mean())
+        assert layer.gap >= 0
+    assert (report.pattern, report.solver) == ("2:4", "dual")
+    advance(model, optimizer, 12, 30)
+    assert training.step == 12
+    torch.save(model, io.BytesIO())
+
+
+def test_finish_says_how_far_masks_are_from_the_best_now() -> None:
+    model, optimizer, training = plain(every=1000)
+    advance(model, optimizer, 0, 10)
+    dense = model[3].parametrizations.weight.original.detach().clone()
+    mask = training.masks["3.weight"].clone()
+    (layer,) = [layer for layer in training.finish().layers if layer.name == "3.weight"]
+    assert layer.gap > 0
+    assert layer.gap == pytest.approx(
+        nmflow.solve(dense.numpy(), 2, 4).objective - float(dense.abs()[mask].double().sum())
+    )
+
+
+def test_everything_is_refused_after_finish() -> None:
+    _, _, training = plain()
+    state = training.state_dict()
+    training.finish()
+    for call in (training.finish, training.freeze, training.refresh, training.state_dict):
+        with pytest.raises(nt.TrainingStateError, match=r"finish\(\) must be called once, as the last thing"):
+            call()
+    with pytest.raises(nt.TrainingStateError, match=r"finish\(\) must be called once"):
+        training.load_state_dict(state)
+
+
+def test_finish_refuses_weights_that_are_not_finite_whole() -> None:
+    model, _, training = plain()
+    with torch.no_grad():
+        model[5].parametrizations.weight.original[0, 0] = float("inf")
+    before = model[3].parametrizations.weight.original.detach().clone()
+    with pytest.raises(NonFiniteError, match=r"5\.weight: "):
+        training.finish()
+    assert torch.equal(model[3].parametrizations.weight.original, before)
+
+
+# breaking a run and going on
+
+
+@pytest.mark.parametrize("options", [{}, {"warm_start": False}, {"switch_cost": 0.3}, {"stop_at": 10}], ids=str)
+@pytest.mark.parametrize("stop", [7, 10, 13])
+def test_a_broken_run_goes_on_bit_for_bit(options: dict[str, Any], stop: int) -> None:
+    whole, optimizer, training = plain("4:8", **options)
+    advance(whole, optimizer, 0, 22)
+    first, optimizer, half = plain("4:8", **options)
+    advance(first, optimizer, 0, stop)
+    file = io.BytesIO()
+    torch.save([first.state_dict(), optimizer.state_dict(), half.state_dict()], file)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    second, optimizer, rest = plain("4:8", **options)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)  # whatever it starts from does not matter
+    for target, state in zip((second, optimizer, rest), states, strict=True):
+        target.load_state_dict(state)
+    assert rest.step == stop
+    advance(second, optimizer, stop, 22)
+    assert same(whole, second)
+    timeless = [(record.step, record.layers) for record in training.history]
+    assert timeless == [(record.step, record.layers) for record in rest.history]
+    assert all(torch.equal(mask, rest.masks[name]) for name, mask in training.masks.items())
+    training.finish()
+    rest.finish()
+    assert same(whole, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s.update(pattern="4:8"),
+            "state must be of pattern 2:4, not 4:8; make the training",
+        ),
+        (lambda s: s.update(version=2), "state must be of version 1, not 2"),
+        (lambda s: s.pop("duals"), r"state must come from SparseTraining.state_dict\(\), and lacks \['duals'\]"),
+        (lambda s: s["masks"].pop("0.weight"), r"state must hold the parameters of this training; .* \['0.weight'\]"),
+        (lambda s: s["duals"].pop("0.weight"), r"state must hold the parameters of this training; .* \['0.weight'\]"),
+        (lambda s: s["masks"].update({"5.weight": torch.ones(3, 3)}), "boolean mask of shape .*, not torch.float32"),
+    ],
+)
+def test_states_that_do_not_belong(change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    model, optimizer, training = plain()
+    advance(model, optimizer, 0, 6)
+    state = training.state_dict()
+    change(state)
+    masks, step = {name: mask.clone() for name, mask in training.masks.items()}, training.step
+    with pytest.raises(InputValueError, match=message):
+        training.load_state_dict(state)
+    assert all(torch.equal(mask, masks[name]) for name, mask in training.masks.items())
+    assert training.step == step
+
+
+def test_a_state_is_a_mapping() -> None:
+    with pytest.raises(InputTypeError, match="state must be a mapping from "):
+        plain()[2].load_state_dict([])  # type: ignore[arg-type]
+
+
+# models of all kinds
+
+
+def test_shared_parameters_share_a_mask_and_stay_shared() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=2)
+    assert list(training.masks) == ["0.weight"]
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+        assert torch.equal(model[0].weight, model[2].weight)
+    (layer,) = training.finish().layers
+    assert layer.also == ("2.weight",)
+    assert model[0].weight is model[2].weight
+    assert int((model[0].weight != 0).sum()) == 32
+
+
+def test_dtype_and_device_moves_take_masks_along() -> None:
+    model, _, training = plain()
+    model.double()
+    assert training.masks["3.weight"].dtype == torch.bool
+    assert model[3].weight.dtype == torch.float64
+    model.to("meta")
+    assert training.masks["3.weight"].device.type == "meta"
+
+
+def test_mixed_precision_and_accumulation() -> None:
+    """bfloat16 autocast with a GradScaler that skips a step: it does not count."""
+    model, optimizer, training = plain(every=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(7):
+        optimizer.zero_grad()
+        for part in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(model, step, part) / 2
+            assert loss.isfinite()
+            scaler.scale(loss * (float("inf") if step == 1 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert training.step == 6
+    assert [record.step for record in training.history] == [3, 6]
+    assert training.finish().layers[0].density == 0.5
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_bfloat16_weights() -> None:
+    model = network().bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=2)
+    for step in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch(step)[0].bfloat16()).float(), batch(step)[1]).backward()
+        optimizer.step()
+    assert len(training.history) == 2
+    assert model[3].weight.dtype == torch.bfloat16
+    assert {layer.dtype for layer in training.finish().layers} == {"bfloat16"}
+
+
+def test_functional_calls_and_vmap() -> None:
+    model, _, _ = plain()
+    inputs = batch(0)[0]
+
+    def loss(parameters: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(model, parameters, (image[None],)).sum()
+
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, inputs)
+    model(inputs).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(gradients[name].sum(0), parameter.grad, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [True, False], ids=["compiled first", "compiled after"])
+def test_compile(before: bool) -> None:
+    """Refreshed and frozen masks take effect in captured graphs; the default backend takes a minute more."""
+    model, optimizer, _ = plain(every=2, stop_at=5)
+    advance(model, optimizer, 0, 7)
+    twin = network()
+    other = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, from inside its compiler
+        compiled = torch.compile(twin, backend="aot_eager") if before else None
+        training = nt.SparseTraining(compiled or twin, other, 2, 4, every=2, stop_at=5)
+        compiled = compiled or torch.compile(twin, backend="aot_eager")
+        advance(compiled, other, 0, 7)
+    assert len(training.history) == 2
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"every": 0}, InputValueError, "every must be at least 1, not 0"),
+        ({"every": 1.5}, InputTypeError, "every must be a whole number, not 1.5"),
+        ({"stop_at": -1}, InputValueError, "stop_at must be at least 0, not -1"),
+        ({"decay": -1.0}, InputValueError, "decay must be finite and not negative, not -1.0"),
+        ({"decay": "x"}, InputTypeError, "decay must be a number, not 'x'"),
+        ({"switch_cost": float("nan")}, InputValueError, "switch_cost must be finite and not negative, not nan"),
+        ({"strict": True, "pattern": "8:16"}, InputValueError, "strict=True needs whole blocks of 16 x 16"),
+        ({"include": ["no"]}, InputValueError, "include must match"),
+        ({"solver": "magic"}, ValueError, "solver must be one of"),
+    ],
+)
+def test_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = network()
+    keys = model.state_dict().keys()
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(error, match=message):
+        nt.SparseTraining(model, optimizer, **{"pattern": "2:4", **options})
+    assert model.state_dict().keys() == keys
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_the_optimizer_must_hold_the_parameters() -> None:
+    model = network()
+    optimizer = torch.optim.SGD([model[0].weight, model[3].weight])
+    with pytest.raises(InputValueError, match=r"optimizer must hold every parameter .* lacks '5.weight'; make it"):
+        nt.SparseTraining(model, optimizer, 2, 4)
+    with pytest.raises(InputTypeError, match=r"optimizer must be a torch.optim.Optimizer, not list"):
+        nt.SparseTraining(model, [], 2, 4)  # type: ignore[arg-type]
+    model[5].weight.requires_grad_(False)
+    assert ("5.weight", "requires no gradient") in nt.SparseTraining(model, optimizer, 2, 4).skipped
+
+
+def test_one_training_at_a_time() -> None:
+    model, optimizer, _ = plain()
+    with pytest.raises(InputValueError, match=r"model must have a layer .* computed, not a parameter of the module"):
+        nt.SparseTraining(model, optimizer, 2, 4)
+
+
+def test_wrapped_optimizers() -> None:
+    class Wrapper:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, Wrapper(optimizer), 2, 4)  # type: ignore[arg-type]
+    advance(model, optimizer, 0, 3)
+    assert training.step == 3
+
+
+def test_weights_that_are_not_finite_at_a_refresh() -> None:
+    model, optimizer, training = plain()
+    advance(model, optimizer, 0, 4)
+    masks = {name: mask.clone() for name, mask in training.masks.items()}
+    with torch.no_grad():
+        model[5].parametrizations.weight.original[1, 2] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"5\.weight: weights must be finite"):
+        training.refresh()
+    assert all(torch.equal(mask, masks[name]) for name, mask in training.masks.items())
+    assert not training.history
+    bad = network()
+    with torch.no_grad():
+        bad[0].weight[0, 0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"0\.weight: weights must be finite"):
+        nt.SparseTraining(bad, torch.optim.SGD(bad.parameters()), 2, 4)
+    assert bad.state_dict().keys() == network().state_dict().keys()
+
+
+# several processes
+
+
+def test_layers_are_shared_out_evenly() -> None:
+    assert Ranks(0, 2).owners([5, 9, 4, 1]) == [1, 0, 1, 0]
+    assert Ranks(0, 3).owners([]) == []
+    assert Ranks().owners([3, 2]) == [0, 0]
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # processes begin apart: the first one's weights count
+    model = network() if rank == 0 else nn.Sequential(*[copy.deepcopy(layer) for layer in network()])
+    if rank == 1:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    training = nt.SparseTraining(model, optimizer, 4, 8, every=3)
+    solved: list[str] = []
+    find = training.find_mask
+    training.find_mask = lambda layer, *rest: (solved.append(layer.name), find(layer, *rest))[1]  # type: ignore[method-assign]
+    parallel = nn.parallel.DistributedDataParallel(model)
+    for step in range(7):
+        optimizer.zero_grad()
+        images, labels = batch(step)
+        half = slice(4 * rank, 4 * rank + 4)
+        nn.functional.cross_entropy(parallel(images[half]), labels[half]).backward()
+        optimizer.step()
+    state = training.state_dict()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    if rank == 1:
+        with torch.no_grad():
+            model[5].parametrizations.weight.original[0, 0] = float("nan")
+            model[3].parametrizations.weight.original[0, 0] = float("nan")
+    try:
+        training.refresh()
+        error = ""
+    except ValueError as caught:
+        error = str(caught)
+    torch.save((weights, state, solved, error), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=worker, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    (one, state, solved, error), (two, other, also, other_error) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for name, mask in state["masks"].items():
+        assert torch.equal(mask, other["masks"][name])
+        for mine, theirs in zip(state["duals"][name], other["duals"][name], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+    assert set(solved) | set(also) == set(state["masks"])
+    assert not set(solved[:2]) & set(also)
+    # one process's failure is everybody's, so that none waits for ever
+    assert error or other_error
+    assert "must be finite" in error
+    assert "must be finite" in other_error
+    # and two processes do what one does
+    model, optimizer, training = plain("4:8", every=3)
+    advance(model, optimizer, 0, 7)
+    for name, mask in training.masks.items():
+        assert float((mask == state["masks"][name]).float().mean()) > 0.98

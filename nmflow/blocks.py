@@ -19,9 +19,11 @@ from nmflow.problem import Array, Matrix, Problem, is_bfloat16
 
 __all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "iter_places", "load", "store"]
 
-CHUNK_ENTRIES = 1 << 19
-"""Entries of a chunk: 2 MiB of float32; with more, the passes over a chunk leave the second-level cache, with fewer,
-Python's share of the time grows."""
+CHUNK_ENTRIES = 1 << 21
+"""Most entries of a chunk. Each costs the interpreter some .2 ms, in which other threads wait: with fewer entries that
+shows (at 2:4 a solve took 1.4 ns an entry with 2**21, 1.9 with 2**18), with more a chunk leaves the cache."""
+LEAST_ENTRIES = 1 << 16
+"""A small matrix is cut into eight chunks, so that threads share it, but not below this size."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
@@ -210,7 +212,8 @@ def iter_places(problem: Problem) -> Iterator[Place]:
             wide = full_cols
             if stripe > WIDEST_STRIPE:
                 wide = max(LANE_BLOCKS, CHUNK_ENTRIES // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
-            tall = max(1, CHUNK_ENTRIES // (rows * wide * cols))
+            entries = min(CHUNK_ENTRIES, max(LEAST_ENTRIES, matrix.array.size // 8))
+            tall = max(1, entries // (rows * wide * cols))
             for i in range(0, full_rows, tall):
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, min(i + tall, full_rows)), slice(j, min(j + wide, full_cols)), False)

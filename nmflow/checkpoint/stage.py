@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,9 +65,10 @@ def staged(dst: Path, overwrite: bool) -> Iterator[Path]:
     Path
         A path that does not exist, on the file system of `dst`.
     """
-    stage = Path(tempfile.mkdtemp(prefix=f".{dst.name}.nmflow-", dir=dst.parent))
+    stage = dst.parent / f".{dst.name}.nmflow-{secrets.token_hex(4)}"
     new, old = stage / "new", stage / "old"
     try:
+        stage.mkdir(0o700)  # within the try: an interrupt right after it finds the clean-up in place
         yield new
         _sync(new)
         if os.path.lexists(dst) and not overwrite:

@@ -277,7 +277,11 @@ def test_finish_refuses_weights_that_are_not_finite_whole() -> None:
 # breaking a run and going on
 
 
-@pytest.mark.parametrize("options", [{}, {"warm_start": False}, {"switch_cost": 0.3}, {"stop_at": 10}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"warm_start": True}, {"warm_start": True, "switch_cost": 0.3}, {"stop_at": 10}],
+    ids=["plain", "warm", "warm and loyal", "stop"],
+)
 @pytest.mark.parametrize("stop", [7, 10, 13])
 def test_a_broken_run_goes_on_bit_for_bit(options: dict[str, Any], stop: int) -> None:
     whole, optimizer, training = plain("4:8", **options)
@@ -524,7 +528,7 @@ def worker(rank: int, port: int, folder: str) -> None:
             for parameter in model.parameters():
                 parameter.normal_()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    training = nt.SparseTraining(model, optimizer, 4, 8, every=3)
+    training = nt.SparseTraining(model, optimizer, 4, 8, every=3, warm_start=True)
     solved: list[str] = []
     find = training.find_mask
     training.find_mask = lambda layer, *rest: (solved.append(layer.name), find(layer, *rest))[1]  # type: ignore[method-assign]

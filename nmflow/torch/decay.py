@@ -17,7 +17,7 @@ __all__ = ["Decay", "inner_optimizer"]
 
 
 class Decay:
-    """Before each step, grad += strength * where(mask, 0, w), once however many backward passes made the gradient.
+    """Before each step, grad += strength * w * ~mask, once however many backward passes made the gradient.
 
     Parameters
     ----------
@@ -60,10 +60,11 @@ class Decay:
             for parameter in parameters:
                 if masked.fixed or not self.strength or parameter.grad is None:
                     continue
-                pull = parameter.masked_fill(masked.mask, 0.0)
-                if scale is not None:
-                    pull.mul_(scale)
-                parameter.grad.add_(pull, alpha=self.strength * self._signs[id(parameter)])
+                value, dropped = self.strength * self._signs[id(parameter)], ~masked.mask
+                if scale is None:
+                    parameter.grad.addcmul_(parameter, dropped, value=value)
+                else:
+                    parameter.grad.addcmul_(parameter * dropped, scale.to(parameter.dtype), value=value)
 
 
 def inner_optimizer(optimizer: Any) -> Optimizer:

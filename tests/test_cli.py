@@ -17,7 +17,7 @@ from safetensors_files import PRUNED, leftovers, most_nonzero, read, tensors, wr
 from typer.testing import CliRunner, Result
 
 import nmflow
-from nmflow.checkpoint import prune
+from nmflow.checkpoint import masked
 from nmflow.cli import app
 
 
@@ -183,15 +183,15 @@ def test_usage_errors(args: tuple[str, ...]) -> None:
 
 
 def test_operating_system_errors_are_one_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_pruned(*args: Any) -> None:
+    def write_tile(*args: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr(prune, "write_pruned", write_pruned)
+    monkeypatch.setattr(masked, "write_tile", write_tile)
     assert_one_line_error(run("prune", model, tmp_path / "out", "--pattern", "2:4"), "No space left on device")
 
 
 def test_defects_keep_their_trace(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune, "write_pruned", None)
+    monkeypatch.setattr(masked, "write_tile", None)
     result = run("prune", model, tmp_path / "out", "--pattern", "2:4")
     assert isinstance(result.exception, TypeError)
 

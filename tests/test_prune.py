@@ -27,7 +27,17 @@ from safetensors_files import (
     write,
 )
 
-from nmflow.checkpoint import TensorReport, make_plan, prune, prune_checkpoint, read_header, stage
+from nmflow.checkpoint import (
+    Header,
+    TensorReport,
+    make_plan,
+    masked,
+    prune,
+    prune_checkpoint,
+    publish,
+    read_header,
+    stage,
+)
 from nmflow.errors import (
     CheckpointError,
     DestinationExistsError,
@@ -172,7 +182,7 @@ def test_same_bytes_for_any_number_of_threads(tmp_path: Path, model: Path) -> No
 def test_small_stripes(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large tensor is written in many stripes; a small stripe makes every tensor large."""
     whole = prune_checkpoint(model, tmp_path / "whole", "2:4")
-    monkeypatch.setattr("nmflow.checkpoint.tensor.STRIPE_BYTES", 50)
+    monkeypatch.setattr("nmflow.checkpoint.tiles.TILE_BYTES", 50)
     parts = prune_checkpoint(model, tmp_path / "parts", "2:4")
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
     assert parts.total.rows_only == pytest.approx(whole.total.rows_only)
@@ -195,7 +205,9 @@ def test_progress(tmp_path: Path, model: Path) -> None:
     prune_checkpoint(model, tmp_path / "out", "2:4", progress=lambda *call: calls.append(call))
     header = read_header(model)
     size = header.file_size - header.size
-    assert [name for name, _, _ in calls] == [*(item.name for item in header.entries), ""]
+    assert calls[-1][0] == ""
+    assert {name for name, _, _ in calls} == {*(item.name for item in header.entries), ""}
+    assert len(calls) == len(header.entries) + 1
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
     assert calls[-1] == ("", size, size)
 
@@ -208,6 +220,8 @@ def test_folder_is_copied_whole(tmp_path: Path, folder: Path) -> None:
     report = prune_checkpoint(folder, tmp_path / "out", "2:4")
     assert snapshot(folder) == before
     after = snapshot(tmp_path / "out")
+    report_file = json.loads(after.pop("nmflow-report.json"))
+    assert report_file["tensors"] == json.loads(json.dumps(report.to_dict()["tensors"]))
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {"model.safetensors"}
     assert report.copied_files == ("config.json", "sub/run.sh")
@@ -274,7 +288,7 @@ def test_overwrite_folder(tmp_path: Path, folder: Path) -> None:
     prune_checkpoint(folder, out, "2:4")
     (out / "stale.txt").write_text("old")
     prune_checkpoint(folder, out, "1:4", overwrite=True)
-    assert snapshot(out).keys() == snapshot(folder).keys()
+    assert snapshot(out).keys() == snapshot(folder).keys() | {"nmflow-report.json"}
     assert max(most_nonzero(read(out / "model.safetensors")["encoder.f32.weight"], 4)) == 1
     assert not leftovers(tmp_path)
 
@@ -350,7 +364,7 @@ def test_destination_in_a_folder_that_may_not_be_written(tmp_path: Path, model: 
         prune_checkpoint(model, tmp_path / "sealed" / "out", "2:4")
 
 
-# Failures: nothing is left behind, and what was there stays.
+# Failures: what was there stays; what was done is kept for a run that resumes, if anything was.
 
 
 class Broken(RuntimeError):
@@ -358,7 +372,7 @@ class Broken(RuntimeError):
 
 
 def failing_solve(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int = 4) -> None:
-    calls, real = [], prune.solve
+    calls, real = [], masked.solve
 
     def solve(*args: Any, **options: Any) -> Any:
         calls.append(args)
@@ -366,19 +380,48 @@ def failing_solve(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: 
             raise error
         return real(*args, **options)
 
-    monkeypatch.setattr(prune, "solve", solve)
+    monkeypatch.setattr(masked, "solve", solve)
 
 
 @pytest.mark.parametrize("error", [Broken("x"), KeyboardInterrupt(), MemoryError(), SystemExit(3)])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_failure_in_the_middle_leaves_nothing(
+def test_failure_in_the_middle_can_be_resumed(
     tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, kind: str
 ) -> None:
-    src = model if kind == "file" else folder
-    before = sorted(path.name for path in tmp_path.iterdir())
+    src, out = (model if kind == "file" else folder), tmp_path / "out"
     failing_solve(monkeypatch, error)
-    with pytest.raises(type(error)):
-        prune_checkpoint(src, tmp_path / "out", "2:4")
+    with pytest.raises(type(error)) as caught:
+        prune_checkpoint(src, out, "2:4", threads=1)
+    assert not out.exists()
+    assert leftovers(tmp_path) == [".out.nmflow"]
+    assert "tensors are done and kept" in caught.value.__notes__[0]
+    monkeypatch.undo()
+    resumed = prune_checkpoint(src, out, "2:4", resume=True)
+    whole = prune_checkpoint(src, tmp_path / "whole", "2:4")
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+    assert [row.kept for row in resumed.tensors] == [row.kept for row in whole.tensors]
+    assert not leftovers(tmp_path)
+
+
+def weights_of(path: Path) -> dict[str, bytes]:
+    """Every byte but those of the report, which holds timings."""
+    if path.is_file():
+        return {"": path.read_bytes()}
+    return {name: data for name, data in snapshot(path).items() if name != "nmflow-report.json"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_failure_at_the_start_leaves_nothing(
+    tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def start_shard(*args: Any) -> None:
+        raise Broken("x")
+
+    monkeypatch.setattr(prune, "start_shard", start_shard)
+    with pytest.raises(Broken):
+        prune_checkpoint(model if kind == "file" else folder, tmp_path / "out", "2:4")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -388,40 +431,61 @@ def test_failure_in_the_middle_keeps_the_old(
 ) -> None:
     src, out = (model if kind == "file" else folder), tmp_path / "out"
     prune_checkpoint(src, out, "2:4")
-    before = out.read_bytes() if kind == "file" else snapshot(out)
+    before = weights_of(out)
     failing_solve(monkeypatch, Broken("x"))
     with pytest.raises(Broken):
         prune_checkpoint(src, out, "1:4", overwrite=True)
-    assert (out.read_bytes() if kind == "file" else snapshot(out)) == before
+    assert weights_of(out) == before
+    monkeypatch.undo()
+    prune_checkpoint(src, out, "2:4", overwrite=True)  # without resume it begins anew, and clears up
+    assert weights_of(out) == before
     assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_failure_of_the_last_rename_brings_the_old_back(
-    tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize("exchange", [True, False])
+def test_failure_of_the_last_rename_keeps_the_old(
+    tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exchange: bool
 ) -> None:
     src, out = (model if kind == "file" else folder), tmp_path / "out"
     prune_checkpoint(src, out, "2:4")
-    before = out.read_bytes() if kind == "file" else snapshot(out)
+    before = weights_of(out)
+    real, calls = os.rename, []
 
-    def replace(old: Path, new: Path) -> None:
-        raise OSError(errno.EIO, "broken disk")
+    def rename(old: Path, new: Path) -> None:
+        calls.append(new)
+        if len(calls) == (2 if kind == "folder" else 1):
+            raise OSError(errno.EIO, "broken disk")
+        real(old, new)
 
-    monkeypatch.setattr(stage.os, "replace", replace)
+    def renameat2(source: Path, target: Path, flag: int) -> bool:
+        if exchange:
+            raise OSError(errno.EIO, "broken disk")
+        return False
+
+    monkeypatch.setattr(publish, "_rename", renameat2)
+    monkeypatch.setattr(publish.os, "rename", rename)
+    monkeypatch.setattr(publish.os, "replace", rename)
     with pytest.raises(OSError, match="broken disk"):
         prune_checkpoint(src, out, "1:4", overwrite=True)
-    assert (out.read_bytes() if kind == "file" else snapshot(out)) == before
+    assert weights_of(out) == before
+    monkeypatch.undo()
+    prune_checkpoint(src, out, "1:4", overwrite=True, resume=True)
+    assert weights_of(out) != before
     assert not leftovers(tmp_path)
 
 
 def test_full_disk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_pruned(*args: Any) -> None:
+    def write_tile(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(prune, "write_pruned", write_pruned)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(masked, "write_tile", write_tile)
+    with pytest.raises(OSError, match=r"No space left on device, at tensor '.*': '.*\.out\.nmflow/new'") as caught:
         prune_checkpoint(model, tmp_path / "out", "2:4")
+    assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
     assert not leftovers(tmp_path)
 
 
@@ -437,24 +501,31 @@ def test_destination_that_appears_meanwhile_is_spared(
     with pytest.raises(DestinationExistsError, match=r"dst must not exist, and .*out appeared meanwhile"):
         prune_checkpoint(model, out, "2:4", progress=progress)
     assert out.read_text() == "another's"
+    out.unlink()
+    prune_checkpoint(model, out, "2:4", resume=True)
     assert not leftovers(tmp_path)
 
 
-def test_source_that_shrinks_meanwhile(tmp_path: Path, model: Path) -> None:
-    def progress(name: str, done: int, total: int) -> None:
-        if name == "embeddings.word.weight":
-            os.truncate(model, read_header(model).size)
+def test_source_that_shrinks_meanwhile(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = prune.start_shard
 
-    with pytest.raises(CheckpointError, match="must not change while it is read, and it became shorter"):
-        prune_checkpoint(model, tmp_path / "out", "2:4", exclude=["encoder.*"], include=["lm_head*"], progress=progress)
+    def start_shard(shard: Header, target: Path) -> None:
+        real(shard, target)
+        os.truncate(model, shard.file_size - 1)
+
+    monkeypatch.setattr(prune, "start_shard", start_shard)
+    last = read_header(model).entries[-1].name
+    with pytest.raises(CheckpointError, match=f"{last}' must not change while it is read, and its file became shorter"):
+        prune_checkpoint(model, tmp_path / "out", "2:4")
     assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
 
 
 def test_file_beside_the_weights_that_goes_away(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(folder, "2:4")
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"must not change while it is read: .*config.json"):
-        stage.copy_others(plan.source, tmp_path / "out")
+        stage.copy_others(plan.source, plan.source.others, tmp_path / "out")
 
 
 # Bad input: an error before anything is written.

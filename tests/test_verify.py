@@ -66,7 +66,7 @@ def test_sharded_folder(tmp_path: Path) -> None:
 def test_first_violation_along_a_row(
     tmp_path: Path, dtype: Any, value: float, stripe: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nmflow.checkpoint.tensor.STRIPE_BYTES", stripe)
+    monkeypatch.setattr("nmflow.checkpoint.tiles.TILE_BYTES", stripe)
     weights = MASK.astype(dtype)
     weights[6, 8] = value  # row 6 keeps columns 10 and 11 of group 2
     path = one(tmp_path, weights)
@@ -79,7 +79,7 @@ def test_first_violation_along_a_row(
 
 @pytest.mark.parametrize("stripe", [1, 200, 8 << 20])
 def test_first_violation_along_a_column(tmp_path: Path, stripe: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nmflow.checkpoint.tensor.STRIPE_BYTES", stripe)
+    monkeypatch.setattr("nmflow.checkpoint.tiles.TILE_BYTES", stripe)
     weights = MASK.astype("f4")
     weights[8, [4, 6]] = 0, 1  # row 8 still has two, but column 6 has three in rows 8 to 11
     assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "column", 6, 2, 3, 2, 4)

@@ -1,20 +1,24 @@
 """Checkpoints on disk: safetensors pruned, and checked, tensor by tensor."""
 
+from nmflow.checkpoint.engine import Executor, Progress
 from nmflow.checkpoint.export import export_checkpoint
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header, read_header
 from nmflow.checkpoint.packed import Inspection, PackedVerification, exported_format, inspect_path, verify_packed
 from nmflow.checkpoint.plan import EXCLUDED, WEIGHTS, Plan, PlannedTensor, make_plan
-from nmflow.checkpoint.prune import Progress, prune_checkpoint
+from nmflow.checkpoint.prune import prune_checkpoint
 from nmflow.checkpoint.report import Report, TensorReport
 from nmflow.checkpoint.source import Source, open_source
+from nmflow.checkpoint.unit import Done, Unit, work
 from nmflow.checkpoint.verify import Checked, Verification, Violation, verify_checkpoint
 
 __all__ = [
     "EXCLUDED",
     "WEIGHTS",
     "Checked",
+    "Done",
     "Entry",
+    "Executor",
     "ExportReport",
     "ExportedTensor",
     "Header",
@@ -26,6 +30,7 @@ __all__ = [
     "Report",
     "Source",
     "TensorReport",
+    "Unit",
     "Verification",
     "Violation",
     "export_checkpoint",
@@ -37,4 +42,5 @@ __all__ = [
     "read_header",
     "verify_checkpoint",
     "verify_packed",
+    "work",
 ]

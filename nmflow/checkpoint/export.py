@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out, map_array
+from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.plan import make_plan
-from nmflow.checkpoint.prune import Progress
 from nmflow.checkpoint.source import INDEX, Source, open_source
-from nmflow.checkpoint.stage import check_destination, copy_others, staged
+from nmflow.checkpoint.stage import check_place, copy_others, staged
 from nmflow.checkpoint.support import Support, find_support
-from nmflow.checkpoint.tensor import STRIPE_BYTES
+from nmflow.checkpoint.tiles import TILE_BYTES as STRIPE_BYTES
 from nmflow.errors import CheckpointError, InputValueError, NmflowError
 from nmflow.formats import Format, get
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredTensor
@@ -77,16 +77,17 @@ def export_checkpoint(
     """
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
-    check_destination(replace(source, is_folder=True), dst, overwrite)
+    check_place(replace(source, is_folder=True), dst)
     given = None if masks is None else _open_masks(Path(masks), source, tuple(include) + tuple(exclude))
     reasons = _reasons(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
     layouts = {shard.path: _layout(shard, chosen, reasons, pad) for shard in source.shards}  # all checked, none written
-    with staged(dst, overwrite) as new:
+    with staged(dst, {}, is_folder=True, overwrite=overwrite) as stage:
+        new = stage.new
         new.mkdir()
         if source.is_folder:
-            copy_others(replace(source, others=tuple(o for o in source.others if str(o) not in (INDEX, NAME))), new)
+            copy_others(source, [o for o in source.others if str(o) not in (INDEX, NAME)], new)
         job = _Job(source, chosen, given, reasons, pad, threads, progress)
         tensors = [tensor for shard in source.shards for tensor in job.write(shard, new, *layouts[shard.path])]
         _write_index(source, layouts, new)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, map_array
+from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.header import Header, read_header
-from nmflow.checkpoint.prune import Progress
 from nmflow.checkpoint.source import open_source
 from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec, get

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.header import Header
+from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
-from nmflow.checkpoint.plan import Plan, PlannedTensor, as_pattern, make_plan
-from nmflow.checkpoint.report import Report, TensorReport
-from nmflow.checkpoint.stage import check_destination, copy_others, staged
-from nmflow.checkpoint.tensor import best_by_rows, copy_bytes, map_tensor, score, stripes, write_pruned
-from nmflow.errors import CheckpointError, NmflowError, NonFiniteError
+from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
+from nmflow.checkpoint.plan import Plan, as_pattern, make_plan
+from nmflow.checkpoint.report import REPORT, Report, TensorReport
+from nmflow.checkpoint.stage import check_place, copy_others, staged, start_shard
+from nmflow.checkpoint.unit import CopyUnit, Unit
+from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array, Layout, Matrix
 
-__all__ = ["Progress", "prune_checkpoint"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the tensor that comes next ("" at the end), the bytes done and the bytes in all."""
+__all__ = ["prune_checkpoint"]
 
 
 def prune_checkpoint(
@@ -39,8 +39,11 @@ def prune_checkpoint(
     keep_from: str | os.PathLike[str] | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    on_nonfinite: OnNonFinite = "error",
     threads: int | None = None,
+    executor: Executor | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Prune the weights of linear and convolution layers of a checkpoint.
@@ -63,11 +66,18 @@ def prune_checkpoint(
         A .safetensors file of boolean masks by the name of the tensor; what they mark is kept.
     include, exclude : iterable of str
         Globs over tensor names, as in make_plan.
+    on_nonfinite : {"error", "skip"}
+        Whether a weight with NaN or infinity is an error, or copied as it is and named among the skipped.
     threads : int, optional
+        Default: the cores that this process may use. No byte that is written depends on it.
+    executor : Executor, optional
+        Who does the units of work, instead of threads of this process: see `nmflow.checkpoint.engine`.
     overwrite : bool
         Replace `dst` if it is a checkpoint; the old one is removed when the new one is in place.
+    resume : bool
+        Go on where a run that was killed or stopped left off, if there was one; it must have been asked for the same.
     progress : callable, optional
-        Called before each tensor and at the end.
+        Called after each tensor and at the end, here and never from another thread.
 
     Returns
     -------
@@ -77,6 +87,8 @@ def prune_checkpoint(
     ------
     CheckpointError, SourceNotFoundError
         If `src` is not a sound checkpoint in safetensors.
+    DestinationBusyError
+        If another process is writing `dst`.
     DestinationExistsError, InputValueError
         If `dst` cannot be written to, a glob matches nothing, an option is not valid, or a mask of `keep_from` fits no
         tensor that is pruned.
@@ -87,120 +99,89 @@ def prune_checkpoint(
 
     Notes
     -----
-    One tensor is in memory at a time: its map, its mask (a byte per entry) and a stripe of a few megabytes.
+    A few pieces of some megabytes are in memory at a time, whatever the size of a tensor or of the checkpoint. In a
+    folder the report is written too, as ``nmflow-report.json``.
     """
     started = time.perf_counter()
     dst = Path(dst)
+    if on_nonfinite not in ("error", "skip"):
+        raise InputValueError(f'on_nonfinite must be "error" or "skip", not {on_nonfinite!r}')
     plan = make_plan(src, as_pattern(pattern, fill, transposable), include=include, exclude=exclude)
     plan.check()
-    check_destination(plan.source, dst, overwrite)
-    options: dict[str, Any] = {"solver": solver, "threads": threads, "certify": certify}
+    source = plan.source
+    check_place(source, dst)
     keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
     # One empty block first: a wrong option is an error before anything is written, and what a solver prepares on its
     # first call is not counted as the time of the first tensor.
-    solve(np.zeros(plan.pattern.block_shape, np.float32), pattern=plan.pattern, **options)
-    with staged(dst, overwrite) as new:
-        tensors = _write(plan, new, options, keep, progress)
-    return Report(
-        source=str(plan.source.path),
-        destination=str(dst),
-        pattern=str(plan.pattern),
-        solver=solver,
-        tensors=tuple(tensors),
-        skipped=tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped),
-        copied_files=tuple(str(path) for path in plan.source.others),
-        unpruned_files=tuple(str(path) for path in plan.source.other_weights),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _write(
-    plan: Plan, new: Path, options: dict[str, Any], keep: Mapping[str, KeepMask], progress: Progress | None
-) -> list[TensorReport]:
-    """Build the whole checkpoint at `new`."""
-    source = plan.source
-    if source.is_folder:
-        new.mkdir()
-        copy_others(source, new)
-    targets = {shard.path: new / source.relative(shard) if source.is_folder else new for shard in source.shards}
-    for shard in source.shards:
-        _start_shard(shard, targets[shard.path])
-    done, total = 0, sum(tensor.entry.n_bytes for tensor in plan.tensors)
-    reports = []
-    for tensor in plan.tensors:
+    block = np.zeros(plan.pattern.block_shape, np.float32)
+    solve(block, pattern=plan.pattern, solver=solver, certify=certify, threads=threads)
+    asked = {
+        "command": "prune",
+        "version": version(),
+        "source": identity(source),
+        "pattern": str(plan.pattern),
+        "solver": solver,
+        "certify": certify,
+        "on_nonfinite": on_nonfinite,
+        "keep_from": None if keep_from is None else str(Path(keep_from).absolute()),
+        "pruned": [tensor.entry.name for tensor in plan.pruned],
+    }
+    others = [path for path in source.others if path != Path(REPORT)]  # it speaks of another checkpoint
+    options = {"solver": solver, "certify": certify, "on_nonfinite": on_nonfinite, "threads": threads}
+    with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
+        units = _units(plan, stage.new, keep, options)
+        if stage.finished:
+            results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
+        else:
+            if source.is_folder:
+                stage.new.mkdir(exist_ok=True)
+                copy_others(source, others, stage.new)
+            for shard in source.shards:
+                start_shard(shard, _target(plan, shard, stage.new))
+            results = run(
+                units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
+            )
+        report = Report(
+            source=str(source.path),
+            destination=str(dst),
+            pattern=str(plan.pattern),
+            solver=solver,
+            tensors=tuple(TensorReport.from_dict(done.row) for done in results if done.row is not None),
+            skipped=tuple(
+                (tensor.entry.name, tensor.reason or done.reason)
+                for tensor, done in zip(plan.tensors, results, strict=True)
+                if done.row is None
+            ),
+            copied_files=tuple(str(path) for path in others),
+            unpruned_files=tuple(str(path) for path in source.other_weights),
+            seconds=time.perf_counter() - started,
+        )
+        if source.is_folder and not stage.finished:
+            text = json.dumps({**report.to_dict(), "asked": asked}, indent=1, allow_nan=False)
+            (stage.new / REPORT).write_text(text + "\n", encoding="utf-8")
         if progress:
-            progress(tensor.entry.name, done, total)
-        report = prune_tensor(tensor, targets[tensor.shard.path], plan.pattern, options, keep.get(tensor.entry.name))
-        if report is not None:
-            reports.append(report)
-        done += tensor.entry.n_bytes
-    if progress:
-        progress("", done, total)
-    return reports
+            total = sum(unit.entry.n_bytes for unit in units)
+            progress("", total, total)
+    return report
 
 
-def _start_shard(shard: Header, target: Path) -> None:
-    """Write the header as it is, and make room for the data."""
-    with shard.path.open("rb") as source, target.open("xb") as file:
-        copy_bytes(source, file, 0, shard.size)
-        file.truncate(shard.file_size)
+def _target(plan: Plan, shard: Header, new: Path) -> Path:
+    return new / plan.source.relative(shard) if plan.source.is_folder else new
 
 
-def prune_tensor(
-    tensor: PlannedTensor, target: Path, pattern: Pattern, options: dict[str, Any], keep: KeepMask | None = None
-) -> TensorReport | None:
-    """Write one tensor of a shard to its place in `target`, pruned or as it is: the unit of work.
-
-    It needs no more than paths and numbers, so that it can be done by any worker that sees both files.
-    """
-    entry = tensor.entry
-    with target.open("r+b") as file:
-        if not tensor.pruned:
-            with tensor.shard.path.open("rb") as source:
-                copy_bytes(source, file, entry.start, entry.stop)
-            return None
-        started = time.perf_counter()
-        where = f"{tensor.shard.path}: tensor {entry.name!r}"
-        weights = map_tensor(tensor.shard.path, entry)
-        try:
-            kept = None if keep is None else keep.read()
-            solution = solve(weights, pattern=pattern, layout=tensor.layout, keep=kept, **options)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"{where} must be finite, not NaN or infinite at {error.count} of {weights.size} entries, the first at "
-                f"{error.first}; repair it, or leave it alone with exclude",
-                error.count,
-                error.first,
-            ) from error
-        except NmflowError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        write_pruned(file, entry, weights, solution.mask)
-    dense, rows_only = _dense_and_rows_only(weights, tensor.layout, pattern)
-    return TensorReport(
-        name=entry.name,
-        shard=tensor.shard.path.name,
-        dtype=entry.dtype,
-        shape=entry.shape,
-        layout=tensor.layout,
-        dense=dense,
-        kept=solution.objective,
-        rows_only=rows_only if pattern.transposable else solution.objective,
-        gap=None if solution.certificate is None else solution.gap,
-        n_blocks=solution.stats["blocks"],
-        n_proven=0 if solution.certificate is None else solution.certificate.n_proven,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _dense_and_rows_only(weights: Array, layout: Layout | None, pattern: Pattern) -> tuple[float, float]:
-    """Score of a whole tensor, and of its best rows-only mask, a stripe at a time."""
-    dense = rows_only = 0.0
-    matrices = weights if layout == "batch" else (weights,)
-    for array in matrices:
-        matrix = Matrix(array)
-        for rows in stripes(array.shape, array.itemsize):
-            part = matrix.rows(rows.start, rows.stop)
-            dense += score(part)
-            if pattern.transposable:
-                rows_only += best_by_rows(part, pattern.row)
-    return dense, rows_only
+def _units(plan: Plan, new: Path, keep: Mapping[str, KeepMask], options: dict[str, Any]) -> list[Unit]:
+    """A unit of work for each tensor, in the order of the plan."""
+    units: list[Unit] = []
+    for tensor in plan.tensors:
+        place: dict[str, Any] = {
+            "source": tensor.shard.path.absolute(),
+            "target": _target(plan, tensor.shard, new),
+            "entry": tensor.entry,
+            "start": tensor.entry.start,
+        }
+        if tensor.pruned:
+            mask = keep.get(tensor.entry.name)
+            units.append(PruneUnit(**place, layout=tensor.layout, pattern=plan.pattern, keep=mask, **options))
+        else:
+            units.append(CopyUnit(**place))
+    return units

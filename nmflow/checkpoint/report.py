@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Report", "TensorReport"]
+__all__ = ["REPORT", "Report", "TensorReport", "total"]
+
+REPORT = "nmflow-report.json"
+"""Name of the file in a folder that holds the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class TensorReport:
         What the best mask could keep more, at most; 0.0 where proven, None if that was not asked for.
     n_blocks, n_proven : int
     seconds : float
-        Wall time of reading, solving and writing.
+        Time of reading, solving and writing its pieces, one after the other; threads do several at a time.
     """
 
     name: str
@@ -49,6 +53,14 @@ class TensorReport:
     def loss_percent(self) -> float:
         """What columns cost: score lost against the best rows-only mask, in percent of that mask's score."""
         return 100.0 - _percent(self.kept, self.rows_only)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TensorReport:
+        """Read what `to_dict` or a journal wrote; null is infinity again, but for the gap."""
+        known = {name: values[name] for name in cls.__slots__}
+        for name in ("dense", "kept", "rows_only"):
+            known[name] = math.inf if known[name] is None else known[name]
+        return cls(**{**known, "shape": tuple(known["shape"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Everything for JSON, which has no infinity: a sum beyond float64 is null there."""
@@ -97,10 +109,10 @@ class Report:
             "",
             (sum(math.prod(tensor.shape) for tensor in self.tensors),),
             None,
-            math.fsum(tensor.dense for tensor in self.tensors),
-            math.fsum(tensor.kept for tensor in self.tensors),
-            math.fsum(tensor.rows_only for tensor in self.tensors),
-            None if None in gaps else math.fsum(gap for gap in gaps if gap is not None),
+            total(tensor.dense for tensor in self.tensors),
+            total(tensor.kept for tensor in self.tensors),
+            total(tensor.rows_only for tensor in self.tensors),
+            None if None in gaps else total(gap for gap in gaps if gap is not None),
             sum(tensor.n_blocks for tensor in self.tensors),
             sum(tensor.n_proven for tensor in self.tensors),
             self.seconds,
@@ -131,6 +143,14 @@ class Report:
             "copied_files": list(self.copied_files),
             "unpruned_files": list(self.unpruned_files),
         }
+
+
+def total(values: Iterable[float]) -> float:
+    """Sum of numbers that are not negative, correctly rounded; infinite where it is beyond float64."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
 
 
 def _percent(part: float, whole: float) -> float:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from nmflow.checkpoint.header import Header
+from nmflow.checkpoint.journal import Journal
+from nmflow.checkpoint.lock import NAME as LOCK
+from nmflow.checkpoint.lock import locked
+from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
-from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
+from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError, NmflowError
 
-__all__ = ["check_destination", "copy_others", "staged"]
+__all__ = ["Stage", "check_place", "copy_others", "stage_of", "staged", "start_shard"]
 
 
-def check_destination(source: Source, dst: Path, overwrite: bool) -> None:
-    """Raise unless `dst` may be written.
-
-    Raises
-    ------
-    InputValueError
-        If it is the source, inside it or around it, or its parent is not a folder.
-    DestinationExistsError
-        If it exists and `overwrite` is false, or it is not a checkpoint of the same kind.
-    """
+def check_place(source: Source, dst: Path) -> None:
+    """Raise InputValueError if `dst` is the source, inside it or around it, or its parent is not a folder."""
     if dst.name in ("", "..") or not dst.parent.is_dir():
         raise InputValueError(f"dst must lie in a folder that exists, not at {dst}; make {dst.parent} first")
     # The parent is resolved and not dst itself: a link there would be replaced, not followed.
@@ -36,6 +34,10 @@ def check_destination(source: Source, dst: Path, overwrite: bool) -> None:
         raise InputValueError(f"dst must not lie inside src, as {dst} does; choose a place beside {source.path}")
     if any(place in path.parents for path in inputs):
         raise InputValueError(f"dst must not hold src, as {dst} does; choose another place")
+
+
+def _check_free(dst: Path, is_folder: bool, overwrite: bool) -> None:
+    """Raise DestinationExistsError if `dst` exists and `overwrite` is false, or it is no checkpoint of this kind."""
     if not os.path.lexists(dst):
         return
     if not overwrite:
@@ -44,11 +46,11 @@ def check_destination(source: Source, dst: Path, overwrite: bool) -> None:
         )
     if dst.is_dir() and not dst.is_symlink():
         # A slip of the keyboard must not cost somebody a folder that is no checkpoint.
-        if not source.is_folder or (any(dst.iterdir()) and not any(dst.glob("*.safetensors"))):
+        if not is_folder or (any(dst.iterdir()) and not any(dst.glob("*.safetensors"))):
             raise DestinationExistsError(
                 f"dst must be a checkpoint to be overwritten, and {dst} is another folder; remove it yourself"
             )
-    elif source.is_folder and not dst.is_symlink():
+    elif is_folder and not dst.is_symlink():
         raise DestinationExistsError(f"dst must be a folder as src is, and {dst} is a file; remove it yourself")
 
 
@@ -56,63 +58,123 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-@contextlib.contextmanager
-def staged(dst: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a path to build at; when the block ends well what is there becomes `dst`, otherwise nothing remains.
+def stage_of(dst: Path) -> Path:
+    """The folder beside `dst` in which it is built."""
+    return dst.parent / f".{dst.name}.nmflow"
 
-    Yields
-    ------
-    Path
-        A path that does not exist, on the file system of `dst`.
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a destination is built.
+
+    Attributes
+    ----------
+    new : Path
+        The file or folder to build. It may hold what an unfinished run left.
+    journal : Journal
+    finished : bool
+        Whether the unfinished run got as far as putting it in place: nothing is left to do.
     """
-    stage = dst.parent / f".{dst.name}.nmflow-{secrets.token_hex(4)}"
-    new, old = stage / "new", stage / "old"
+
+    new: Path
+    journal: Journal
+    finished: bool
+
+
+@contextlib.contextmanager
+def staged(
+    dst: Path, asked: Mapping[str, Any], *, is_folder: bool, overwrite: bool = False, resume: bool = False
+) -> Iterator[Stage]:
+    """Give a place to build at; when the block ends well what is there becomes `dst`.
+
+    When it ends with an error of ours nothing remains; after anything else, as an interrupt or a full disk, what was
+    done remains for a run that resumes, and the error says so.
+
+    Raises
+    ------
+    DestinationBusyError
+        If another process builds the same destination.
+    DestinationExistsError
+        If `dst` may not be replaced.
+    CheckpointError
+        If the unfinished run was asked for something else.
+    """
+    dst = dst.absolute()
+    folder = stage_of(dst)
+    new, old = folder / "new", folder / "old"
+    with locked(folder, dst):
+        restore(dst, old)
+        if not resume:
+            _check_free(dst, is_folder, overwrite)
+            _clear(folder)
+        with Journal(folder / "journal", asked, resume=resume) as journal:
+            finished = journal.published is not None and journal.published == _identity(dst)
+            try:
+                if not finished:
+                    _check_free(dst, is_folder, overwrite)
+                yield Stage(new, journal, finished)
+                if not finished:
+                    sync(new)
+                    journal.publish(new)
+                    put_in_place(new, dst, old, overwrite)
+                    sync_folder(dst.parent)
+            except BaseException as error:
+                # What is wrong with the input stays wrong; a run that is stopped by anything else can go on later.
+                if not journal.done or (
+                    isinstance(error, NmflowError) and not isinstance(error, DestinationExistsError)
+                ):
+                    _clear(folder)
+                else:
+                    error.add_note(
+                        f"{len(journal.done)} tensors are done and kept in {folder}; the same with resume=True "
+                        f"(--resume) goes on from there"
+                    )
+                raise
+        _clear(folder)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        stage.mkdir(0o700)  # within the try: an interrupt right after it finds the clean-up in place
-        yield new
-        _sync(new)
-        if os.path.lexists(dst) and not overwrite:
-            raise DestinationExistsError(f"dst must not exist, and {dst} appeared meanwhile; choose another")
-        try:
-            # A file replaces a file or a link in one step; a folder has to make room first.
-            if os.path.lexists(dst) and (new.is_dir() or (dst.is_dir() and not dst.is_symlink())):
-                os.rename(dst, old)
-            os.replace(new, dst)
-        except BaseException:
-            if os.path.lexists(old) and not os.path.lexists(dst):
-                os.rename(old, dst)
-            raise
-        _sync_folder(dst.parent)
-    finally:
-        # If even moving the old one back failed, it is kept where it is.
-        if os.path.lexists(dst) or not os.path.lexists(old):
-            shutil.rmtree(stage, ignore_errors=True)
+        info = path.lstat()
+    except FileNotFoundError:
+        return None
+    return info.st_dev, info.st_ino
 
 
-def _sync(path: Path) -> None:
-    """Bring files and folders to the disk, so that a rename never outlives what it names."""
-    if path.is_dir():
-        for child in path.iterdir():
-            _sync(child)
-        _sync_folder(path)
-        return
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _clear(folder: Path) -> None:
+    """Remove everything in a stage but the lock that is held."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def start_shard(shard: Header, target: Path) -> None:
+    """Write a shard's header as it is, and make room for the data; what is there of the data stays."""
+    with shard.path.open("rb") as source, open_sized(target, shard.file_size) as file:
+        head = source.read(shard.size)
+        if len(head) < shard.size:
+            raise CheckpointError(f"{shard.path} must not change while it is read, and it became shorter")
+        file.write(head)
 
 
-def copy_others(source: Source, target: Path) -> None:
-    """Copy the files of a folder that hold no planned tensor; links become files."""
-    for relative in source.others:
+def open_sized(path: Path, size: int) -> BinaryIO:
+    """Open a file for writing at its start, at its full size; what it holds stays."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    return file
+
+
+def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
+    """Copy files of a folder; links become files, and what is there already is replaced."""
+    for relative in others:
         place = target / relative
         place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)  # what an unfinished run copied may be read-only
         try:
             shutil.copy(source.path / relative, place)
         except FileNotFoundError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nmflow.checkpoint.tensor import stripes
+from nmflow.checkpoint.tiles import stripes
 from nmflow.errors import CheckpointError
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.pattern import Budget, Pattern

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.plan import PlannedTensor, as_pattern, make_plan
-from nmflow.checkpoint.prune import Progress
-from nmflow.checkpoint.tensor import map_tensor, stripes
+from nmflow.checkpoint.tensor import map_tensor
+from nmflow.checkpoint.tiles import stripes
 from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Array, Matrix
 

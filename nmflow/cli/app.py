@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -41,6 +41,13 @@ class Fill(StrEnum):
     at_most = "at-most"
 
 
+class OnNonFinite(StrEnum):
+    """What to do with weights that are not finite."""
+
+    error = "error"
+    skip = "skip"
+
+
 CHECKPOINT = "A .safetensors file, or a folder with a checkpoint in safetensors."
 PatternOption = Annotated[
     str | None, typer.Option("--pattern", metavar="N:M", help="N kept of M consecutive, e.g. 2:4.")
@@ -57,6 +64,9 @@ Include = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Leave weights of this name alone; wins over --include. Repeatable."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where a run that was killed or stopped left off; else begin anew.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
@@ -103,6 +113,10 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done with each tensor.")] = False,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a checkpoint.")] = False,
+    resume: Resume = False,
+    on_nonfinite: Annotated[
+        OnNonFinite, typer.Option(help="Weights with NaN or infinity: an error, or copied as they are.")
+    ] = OnNonFinite.error,
 ) -> None:
     """Prune the weights of linear and convolution layers with the best N:M masks.
 
@@ -124,6 +138,10 @@ def prune(
                 show.plan(plan)
             plan.check()
             return
+        if with_report:
+            from nmflow.checkpoint.report_plots import check_library
+
+            check_library()  # before hours of work
         with _progress("pruning") as progress:
             report = prune_checkpoint(
                 src,
@@ -136,12 +154,51 @@ def prune(
                 exclude=exclude or (),
                 threads=threads,
                 overwrite=overwrite,
+                resume=resume,
+                on_nonfinite=on_nonfinite.value,
                 progress=progress,
             )
         if as_json:
             _print_json(report.to_dict())
         else:
             show.report(report)
+        if with_report:
+            from nmflow.checkpoint.report_html import write_reports
+
+            _say_written(write_reports(dst, report=report), as_json)
+
+
+@app.command()
+def report(
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The folder that nmflow prune wrote.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="SRC", help="The checkpoint before pruning; default: where it was then, if still there."),
+    ] = None,
+    tensor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Weight whose mask is shown; default: the largest.")
+    ] = None,
+    block: Annotated[
+        str, typer.Option(metavar="[MATRIX,]ROW,COL", help="Block of it that is shown, counted in blocks.")
+    ] = "0,0",
+    as_json: AsJson = False,
+) -> None:
+    """Write a page with plots, and a section for the model card, into a pruned checkpoint.
+
+    nmflow-report.html needs nothing but itself; nmflow-report.md is Markdown. --report on prune does the same.
+    """
+    with _one_line_errors():
+        from nmflow.checkpoint.report_html import parse_block, write_reports
+
+        written = write_reports(dst, source=source, tensor=tensor, block=parse_block(block))
+        _say_written(written, as_json)
+        if as_json:
+            _print_json({"page": str(written[0]), "model_card": str(written[1])})
+
+
+def _say_written(paths: Iterable[Path], as_json: bool) -> None:
+    for path in () if as_json else paths:
+        typer.echo(f"wrote {path}")
 
 
 @app.command()
@@ -373,11 +430,16 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(ERROR) from None
     except (NmflowError, OSError) as error:
         text = " ".join(str(error).split())
-        typer.echo(f"nmflow: {text}", err=True)
+        typer.echo(f"nmflow: {text}{_notes(error)}", err=True)
         raise typer.Exit(ERROR) from None
-    except KeyboardInterrupt:
-        typer.echo("nmflow: interrupted", err=True)
+    except KeyboardInterrupt as error:
+        typer.echo(f"nmflow: interrupted{_notes(error)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _notes(error: BaseException) -> str:
+    """What was noted on an error on its way here: how to go on."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 @contextlib.contextmanager

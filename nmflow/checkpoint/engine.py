@@ -1,0 +1,114 @@
+"""Doing all units of work: here with threads, or with an executor that reaches other processes and machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.unit import Done, Unit, check, work
+from nmflow.errors import CheckpointError
+
+__all__ = ["Executor", "Progress", "recheck", "run"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a tensor that is done ("" at the end), the bytes done and the bytes in all."""
+
+
+class Executor(Protocol):
+    """What can do units of work elsewhere: any of `concurrent.futures`, or what looks like one.
+
+    `submit` returns a future with `result()`, `cancel()` and `add_done_callback(function)`. Its workers must see the
+    files under the same paths, and have the same nmflow.
+    """
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
+        """Call `function(*args)` somewhere, and return a future of what it returns."""
+
+
+def recheck(unit: Unit, done: Done, pool: Pool | None = None) -> Done:
+    """Do a unit again unless it is done as `done` says.
+
+    Raises
+    ------
+    CheckpointError
+        If its source is not what it was: then nothing fits together any more.
+    """
+    source, target = check(unit, done, pool)
+    if not source:
+        raise CheckpointError(
+            f"{unit.where} must not have changed since the unfinished run read it; leave resume (--resume) out to "
+            f"begin anew"
+        )
+    return done if target else work(unit, pool)
+
+
+def run(
+    units: Sequence[Unit],
+    done: Mapping[tuple[str, str], Done],
+    note: Callable[[Done], None],
+    *,
+    executor: Executor | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[Done]:
+    """Do all units.
+
+    Parameters
+    ----------
+    units : sequence of Unit
+    done : mapping from (shard, name) to Done
+        What an earlier run says it did; each is checked, and done again where the target does not hold it.
+    note : callable
+        Called here with each result as it comes in.
+    executor : Executor, optional
+        Default: threads of this process.
+    threads : int, optional
+        How many of them; default: the cores that this process may use.
+    progress : callable, optional
+
+    Returns
+    -------
+    list of Done
+        In the order of the units, which is not the order in which they were done.
+
+    Raises
+    ------
+    Exception
+        The first that a unit raised; the others are stopped or not begun.
+    """
+    results: list[Done | None] = [None] * len(units)
+    finished: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+    futures: list[Any] = []
+    total, reached = sum(unit.entry.n_bytes for unit in units), 0
+    with ExitStack() as stack:
+        if executor is None:
+            pool = stack.enter_context(Pool(threads or len(os.sched_getaffinity(0))))
+            local = stack.enter_context(ThreadPoolExecutor(pool.count, "nmflow-unit"))
+            extra: tuple[Pool, ...] = (pool,)
+            # The last to enter is the first to leave: units end before the threads do that they wait for.
+            stack.push(lambda kind, error, at: pool.stop() if kind else None)
+            submit: Callable[..., Any] = local.submit
+        else:
+            extra, submit = (), executor.submit
+        stack.callback(lambda: [future.cancel() for future in futures if future])
+        for number, unit in enumerate(units):
+            before = done.get((unit.source.name, unit.entry.name))
+            future = submit(work, unit, *extra) if before is None else submit(recheck, unit, before, *extra)
+            futures.append(future)
+            future.add_done_callback(lambda found, number=number: finished.put((number, found)))
+        for _ in units:
+            number, future = finished.get()
+            result = future.result()
+            results[number] = result
+            futures[number] = None
+            note(result)
+            reached += units[number].entry.n_bytes
+            if progress:
+                progress(units[number].entry.name, reached, total)
+        futures.clear()
+    return [result for result in results if result is not None]

@@ -1,0 +1,146 @@
+"""The journal of a run: what it was asked for, and a line for each unit of work that is done.
+
+It lies beside the staged files, one JSON object a line. A line that was cut off by a kill is the last one and counts
+for nothing. Lines are not synced one by one: what a power failure takes away is done again, and checksums tell
+whether the bytes that a line speaks of are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from nmflow.checkpoint.source import Source
+from nmflow.checkpoint.unit import Done
+from nmflow.errors import CheckpointError
+
+__all__ = ["Journal", "identity", "version"]
+
+VERSION = 1
+
+
+class Journal:
+    """An open journal.
+
+    Parameters
+    ----------
+    path : Path
+    asked : mapping
+        What the run was asked for, as JSON holds it: with anything else its results would not fit.
+    resume : bool
+        Go on with the journal that is there, if one is.
+
+    Attributes
+    ----------
+    done : dict from (shard, name) to Done
+        Units that the journal says are done.
+    published : tuple of int or None
+        Device and inode of what was about to become the destination.
+
+    Raises
+    ------
+    CheckpointError
+        If the journal is of a run that was asked for something else.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
+        self.done: dict[tuple[str, str], Done] = {}
+        self.published: tuple[int, int] | None = None
+        asked = json.loads(json.dumps({"journal": VERSION, **asked}))
+        lines, length = _read_lines(path) if resume else ([], 0)
+        if lines and lines[0] != asked:
+            raise CheckpointError(
+                f"resume must be asked for what the unfinished run was asked for, and {_difference(lines[0], asked)}; "
+                f"ask for the same, or leave resume (--resume) out to begin anew"
+            )
+        for line in lines[1:]:
+            if "published" in line:
+                self.published = (line["published"][0], line["published"][1])
+            else:
+                done = Done(**line)
+                self.done[done.shard, done.name] = done
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self._file, length)  # the line that a kill cut off
+        if not lines:
+            self._write(asked)
+
+    def add(self, done: Done) -> None:
+        """Note that a unit is done."""
+        self.done[done.shard, done.name] = done
+        self._write(asdict(done))
+
+    def publish(self, path: Path) -> None:
+        """Note which file or folder is about to become the destination; synced before this returns."""
+        info = path.lstat()
+        self.published = (info.st_dev, info.st_ino)
+        self._write({"published": self.published})
+        os.fsync(self._file)
+
+    def _write(self, value: Any) -> None:
+        line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+        while line:
+            line = line[os.write(self._file, line) :]
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._file)
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a journal, and the bytes that they take; none if there is no journal."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    lines, length = [], 0
+    for line in raw.splitlines(keepends=True):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(value, dict):
+            break
+        lines.append(value)
+        length += len(line)
+    return lines, length
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Say in words the first thing in which two runs differ."""
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key):
+            return f"{key} was {_short(old.get(key))}, not {_short(new.get(key))}"
+    return "nothing differs"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def version() -> str:
+    """Version of nmflow: another may solve in another way."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nmflow")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """What says that a source is the same: its path, and size and header of each shard."""
+    shards = {}
+    for shard in source.shards:
+        with shard.path.open("rb") as file:
+            shards[shard.path.name] = [shard.file_size, xxhash.xxh3_128_hexdigest(file.read(shard.size))]
+    return {"path": str(source.path.absolute()), "shards": shards}

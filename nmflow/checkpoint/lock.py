@@ -1,0 +1,54 @@
+"""One process at a time for a destination."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from nmflow.errors import DestinationBusyError
+
+__all__ = ["locked"]
+
+NAME = "lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, dst: Path) -> Iterator[None]:
+    """Make `folder` and hold it alone; at the end it is removed if nothing but the lock is left in it.
+
+    Raises
+    ------
+    DestinationBusyError
+        If another process holds it. The system releases the lock of a process that ends, however it ends.
+    """
+    path = folder / NAME
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # another process has just removed the folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise DestinationBusyError(
+                f"dst must be written by one process at a time, and another is at work on {dst}; wait until it is done"
+            ) from None
+        # Another process may have finished and removed the file between opening and locking: then it locks nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                break
+        os.close(file)
+    try:
+        yield
+    finally:
+        if os.listdir(folder) == [NAME]:
+            path.unlink()  # while it is held: who opened it meanwhile finds out above
+            with contextlib.suppress(OSError):  # who came after that has a lock of its own in it
+                folder.rmdir()
+        os.close(file)

@@ -1,0 +1,235 @@
+"""The unit of work: one tensor of one shard, described by paths and numbers, done by any process that sees the files.
+
+A unit reads its tensor in pieces, and writes each to its own place in a file that is there already. Nothing but the
+description goes to a worker and nothing but numbers comes back. Done twice, or by two workers at once, it writes the
+same bytes to the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmflow.checkpoint.header import Entry
+from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
+from nmflow.errors import CheckpointError, SourceNotFoundError
+from nmflow.problem import Array
+
+__all__ = ["CopyUnit", "Done", "Flusher", "Unit", "check", "check_copy", "copy", "opened", "read", "work"]
+
+FLUSH_BYTES = 64 << 20
+"""Bytes after which a unit waits for the disk, while its next pieces are being solved: at the end little is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a unit did: numbers that JSON can hold.
+
+    Attributes
+    ----------
+    shard, name : str
+        Name of the file and of the tensor.
+    read, written : str
+        Checksums of what was read (source and masks) and of what was written.
+    row : mapping or None
+        What the report says of the tensor; None if it was copied.
+    reason : str
+        Why it was copied although it was to be changed; empty otherwise.
+    """
+
+    shard: str
+    name: str
+    read: str
+    written: str
+    row: Mapping[str, Any] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit(ABC):
+    """One tensor of one shard.
+
+    Attributes
+    ----------
+    source, target : Path
+        The shard, and the file of its full size that the result goes into. Both absolute.
+    entry : Entry
+        The tensor in the source.
+    start : int
+        First byte of its place in the target.
+    threads : int or None
+        Threads where the unit is done alone; None: the cores of the process.
+    """
+
+    source: Path
+    target: Path
+    entry: Entry
+    start: int
+    threads: int | None = field(default=None, compare=False)
+
+    @property
+    def where(self) -> str:
+        """Which tensor it is, for messages."""
+        return f"{self.source}: tensor {self.entry.name!r}"
+
+    @abstractmethod
+    def do(self, pool: Pool) -> Done:
+        """Read, solve and write the tensor."""
+
+    @abstractmethod
+    def check(self, done: Done, pool: Pool) -> tuple[bool, bool]:
+        """Whether the source still is what was read, and whether the target holds what was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyUnit(Unit):
+    """A tensor that is copied, byte for byte."""
+
+    def do(self, pool: Pool) -> Done:
+        """Copy the bytes."""
+        return copy(self, pool)
+
+    def check(self, done: Done, pool: Pool) -> tuple[bool, bool]:
+        """Compare checksums of the bytes on both sides."""
+        return check_copy(self, done, pool)
+
+
+def work(unit: Unit, pool: Pool | None = None) -> Done:
+    """Do a unit of work.
+
+    Parameters
+    ----------
+    unit : Unit
+    pool : Pool, optional
+        Threads to share with other units of this process; default: threads of its own.
+
+    Returns
+    -------
+    Done
+
+    Raises
+    ------
+    CheckpointError, NonFiniteError
+        If the tensor cannot be used; the message names file and tensor.
+    OSError
+        If a file cannot be read or written; the message names the tensor.
+    """
+    with _pool_of(unit, pool) as threads:
+        return unit.do(threads)
+
+
+def check(unit: Unit, done: Done, pool: Pool | None = None) -> tuple[bool, bool]:
+    """Find out whether a unit that was done need not be done again.
+
+    Returns
+    -------
+    source, target : bool
+        Whether the source still is what was read, and whether the target holds what was written.
+
+    Raises
+    ------
+    CheckpointError, OSError
+        As `work`.
+    """
+    with _pool_of(unit, pool) as threads:
+        return unit.check(done, threads)
+
+
+def _pool_of(unit: Unit, pool: Pool | None) -> contextlib.AbstractContextManager[Pool]:
+    if pool is not None:
+        return contextlib.nullcontext(pool)
+    return Pool(unit.threads or len(os.sched_getaffinity(0)))
+
+
+@contextlib.contextmanager
+def opened(unit: Unit, *, write: bool, also: Path | None = None) -> Iterator[tuple[int, int, int]]:
+    """Open the files of a unit; what goes wrong with them names the tensor.
+
+    Yields
+    ------
+    (int, int, int)
+        File descriptors of the source, of the target, and of `also` (-1 without it).
+    """
+    files: list[int] = []
+    try:
+        files.append(os.open(unit.source, os.O_RDONLY | os.O_CLOEXEC))
+        files.append(os.open(unit.target, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC))
+        if also is not None:
+            files.append(os.open(also, os.O_RDONLY | os.O_CLOEXEC))
+        yield files[0], files[1], files[2] if also is not None else -1
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(
+            f"{error.filename} must be there for every process that works on it; use storage that all of them share"
+        ) from error
+    except OSError as error:
+        text = f"{error.strerror}, at tensor {unit.entry.name!r}"
+        raise OSError(error.errno, text, error.filename or str(unit.target)) from error
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def read(unit: Unit, file: int, shape: tuple[int, ...], tile: Tile, dtype: np.dtype[Any]) -> Array:
+    """Read a piece of the unit's tensor, seen in some shape, from its source."""
+    try:
+        return read_tile(file, unit.entry.start, shape, tile, dtype)
+    except EOFError as error:
+        raise CheckpointError(f"{unit.where} must not change while it is read, and its file became shorter") from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(unit.source)) from error
+
+
+class Flusher:
+    """Sends to the disk what is written, while more is being made."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._waiting = file, 0
+
+    def wrote(self, n_bytes: int) -> None:
+        """Count bytes; wait for the disk when there are many."""
+        self._waiting += n_bytes
+        if self._waiting >= FLUSH_BYTES:
+            os.fdatasync(self._file)
+            self._waiting = 0
+
+
+_BYTE = np.dtype(np.uint8)
+
+
+def copy(unit: Unit, pool: Pool, reason: str = "") -> Done:
+    """Copy the bytes of a unit's tensor, whatever the unit was to do with it."""
+    shape = (unit.entry.n_bytes,)
+    with opened(unit, write=True) as (source, target, _):
+
+        def piece(tile: Tile) -> tuple[int, bytes]:
+            part = read(unit, source, shape, tile, _BYTE)
+            write_tile(target, unit.start, shape, tile, part)
+            return part.nbytes, digest(part)
+
+        flusher, digests = Flusher(target), []
+        for n_bytes, each in pool.map(piece, cut_bytes(unit.entry.n_bytes)):
+            flusher.wrote(n_bytes)
+            digests.append(each)
+    checksum = combine(digests)
+    return Done(unit.source.name, unit.entry.name, checksum, checksum, reason=reason)
+
+
+def check_copy(unit: Unit, done: Done, pool: Pool) -> tuple[bool, bool]:
+    """Compare what `copy` did with both files."""
+    shape = (unit.entry.n_bytes,)
+    with opened(unit, write=False) as (source, target, _):
+
+        def piece(tile: Tile) -> tuple[bytes, bytes]:
+            written = read_tile(target, unit.start, shape, tile, _BYTE)
+            return digest(read(unit, source, shape, tile, _BYTE)), digest(written)
+
+        pairs = list(pool.map(piece, cut_bytes(unit.entry.n_bytes)))
+    return combine(each for each, _ in pairs) == done.read, combine(each for _, each in pairs) == done.written

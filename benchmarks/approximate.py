@@ -1,6 +1,6 @@
 """What approximate solvers lose, block by block, on several families of scores.
 
-    python -m benchmarks.approximate          # benchmarks/results/approximate.json, then docs/solvers.md
+python -m benchmarks.approximate          # benchmarks/results/approximate.json, then docs/solvers.md
 python -m benchmarks.approximate --docs   # only the tables, from the results
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import nmflow
+from benchmarks.page import fill_page
 from nmflow.solvers.base import Solver
 from nmflow.solvers.entropic import Entropic
 
@@ -117,14 +118,7 @@ def main() -> None:
     if not parser.parse_args().docs:
         RESULTS.write_text(json.dumps({"side": SIDE, "rows": measure()}, indent=1) + "\n", encoding="utf-8")
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    page = PAGE.read_text(encoding="utf-8")
-    for name, table in tables(rows).items():
-        begin, end = f"<!-- begin: {name} -->\n", f"\n<!-- end: {name} -->"
-        if begin not in page or end not in page:
-            raise ValueError(f"{PAGE} must have the markers of {name!r}; put them back")
-        before, _, rest = page.partition(begin)
-        page = before + begin + table + end + rest.partition(end)[2]
-    PAGE.write_text(page, encoding="utf-8")
+    fill_page(PAGE, tables(rows))
 
 
 if __name__ == "__main__":

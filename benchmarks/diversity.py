@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import fill_page
 from nmflow import Pattern, count_masks, mask_diversity
 from nmflow.diversity import asymptotic_log_count
 
@@ -103,24 +104,13 @@ def plot(found: dict[str, Any]) -> None:
     figure.savefig(PLOT, metadata={"Date": None})
 
 
-def write_page(found: dict[str, Any]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    for name, table in tables(found).items():
-        begin, end = f"<!-- begin: {name} -->\n", f"\n<!-- end: {name} -->"
-        if begin not in page or end not in page:
-            raise ValueError(f"{PAGE} must have the markers of {name!r}; put them back")
-        before, _, rest = page.partition(begin)
-        page = before + begin + table + end + rest.partition(end)[2]
-    PAGE.write_text(page, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="only write the page and its plot, from the results")
     if not parser.parse_args().docs:
         RESULTS.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    write_page(found)
+    fill_page(PAGE, tables(found))
     plot(found)
 
 

@@ -1,6 +1,7 @@
 """Encoding and decoding of storage formats, both sides together, as multiples of the stream time.
 
-    python -m benchmarks.formats     # writes benchmarks/results/formats.json and prints a table
+    python -m benchmarks.formats          # benchmarks/results/formats.json, then the table of docs/formats.md
+    python -m benchmarks.formats --docs   # only the table, from the results
 
 The stream (nmflow.bench.stream) reads a float32 matrix and writes a byte for each entry. Stream, encoding and
 decoding take turns in each round; a ratio is that of one round, and the median over rounds is reported. "Kernels"
@@ -15,11 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 import nmflow
+from benchmarks.page import fill_page
 from nmflow import formats
 from nmflow.bench.machine import machine, versions
 from nmflow.bench.stream import Stream
@@ -29,6 +32,7 @@ from nmflow.kernels.compress import compress_kernel
 from nmflow.kernels.expand import expand_kernel
 
 RESULTS = Path(__file__).resolve().parent / "results" / "formats.json"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
 LIMIT = 12.0
 CASES = [("nibble", d) for d in ("int8", "float16", "float32")] + [
     ("cutlass-24", d) for d in ("int8", "float16", "bfloat16", "float32")
@@ -91,22 +95,46 @@ def measure(name: str, dtype: str, size: int, threads: int, rounds: int) -> dict
             "ns_per_entry": per_entry, "times_stream": ratios}  # fmt: skip
 
 
+def table(found: dict[str, Any]) -> str:
+    """Markdown: what both sides cost, as multiples of the stream time."""
+    first = found["rows"][0]
+    lines = [
+        f"| × stream, {first['rows']}², {first['threads']} threads | encode | decode | kernels alone |",
+        "|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        times = row["times_stream"]
+        alone = f"{times['encode_kernel']:.1f} + {times['decode_kernel']:.1f}" if "encode_kernel" in times else ""
+        lines.append(f"| {row['format']}, {row['dtype']} | {times['encode']:.1f} | {times['decode']:.1f} | {alone} |")
+    worst = max(max(row["times_stream"]["encode"], row["times_stream"]["decode"]) for row in found["rows"])
+    limit = found["limit"]
+    both = [row for row in found["rows"] if sum(row["times_stream"][key] for key in ("encode", "decode")) > limit]
+    lines += [
+        "",
+        f"Limit, W and Wᵀ together: {limit:.0f}× for encoding and for decoding; the worst is {worst:.1f}×. "
+        f"Encoding and decoding added up exceed {limit:.0f}× in {len(both)} of {len(found['rows'])} rows.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--docs", action="store_true", help="only write the table, from the results")
     options = parser.parse_args()
-    rows = []
-    for name, dtype in CASES:
-        row = measure(name, dtype, options.size, options.threads, options.rounds)
-        rows.append(row)
-        ratios = "  ".join(f"{key} {value:.2f}x" for key, value in row["times_stream"].items())  # type: ignore[union-attr]
-        print(f"{name:11} {dtype:9} {ratios}", flush=True)
-    result = {"limit": LIMIT, "machine": machine(), "versions": versions(), "rows": rows}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {RESULTS}")
+    if not options.docs:
+        rows = []
+        for name, dtype in CASES:
+            rows.append(measure(name, dtype, options.size, options.threads, options.rounds))
+            print(f"{name} {dtype}", flush=True)
+        result = {"limit": LIMIT, "machine": machine(), "versions": versions(), "rows": rows}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    page = table(json.loads(RESULTS.read_text(encoding="utf-8")))
+    fill_page(PAGE, {"speed": page})
+    print(page)
 
 
 if __name__ == "__main__":

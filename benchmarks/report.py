@@ -6,7 +6,6 @@ Tables go between markers; what is written by hand around them stays.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.families import FAMILIES, GAUSSIAN
+from benchmarks.page import fill
 from benchmarks.progress import tell
 from benchmarks.store import load
 
-__all__ = ["fill", "main", "plots", "tables"]
+__all__ = ["main", "plots", "tables"]
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -46,24 +46,6 @@ def tables(bench: Results | None, targets: Results | None) -> dict[str, str]:
     if targets is not None:
         out["targets"] = _targets(targets)
     return out
-
-
-def fill(text: str, sections: dict[str, str]) -> str:
-    """Put sections between their markers.
-
-    Raises
-    ------
-    ValueError
-        If a marker of a section is missing.
-    """
-    for name, section in sections.items():
-        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-        place = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if len(place.findall(text)) != 1:
-            raise ValueError(f"the page must have the markers {begin} and {end} once")
-        before, after = place.split(text)
-        text = f"{before}{begin}\n{section.strip()}\n{end}{after}"
-    return text
 
 
 def plots(bench: Results, folder: Path) -> list[Path]:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import nmflow
-from benchmarks.report import DOCS, HERE, fill
+from benchmarks.page import fill_page
+from benchmarks.report import DOCS, HERE
 from nmflow.bench.machine import machine, versions
 
 PATTERNS = ("2:4", "4:8", "8:16", "16:32")
@@ -159,8 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = measure(options.side, options.repeats)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page = options.page.read_text(encoding="utf-8")
-    options.page.write_text(fill(page, {"stages": table(results)}), encoding="utf-8")
+    fill_page(options.page, {"stages": table(results)})
     return 0
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import nmflow
 from benchmarks import families, peers, report, store, targets
 from benchmarks import run as bench
+from benchmarks.page import fill
 from nmflow.bench import contest
 from nmflow.bench.contest import TableSolver, measure
 from nmflow.bench.quick import parse_shape
@@ -286,7 +287,7 @@ def test_report_needs_results_and_markers(tmp_path: Path, capsys: pytest.Capture
     assert report.main(arguments) == 2
     assert "must exist" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must have the markers"):
-        report.fill("", {"targets": ""})
+        fill("", {"targets": ""})
 
 
 def invoke(*args: object) -> Any:

@@ -8,6 +8,8 @@ from nmflow.checkpoint.packed import Inspection, PackedVerification, exported_fo
 from nmflow.checkpoint.plan import EXCLUDED, WEIGHTS, Plan, PlannedTensor, make_plan
 from nmflow.checkpoint.prune import prune_checkpoint
 from nmflow.checkpoint.report import Report, TensorReport
+from nmflow.checkpoint.report_file import read_report
+from nmflow.checkpoint.report_html import write_reports
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.unit import Done, Unit, work
 from nmflow.checkpoint.verify import Checked, Verification, Violation, verify_checkpoint
@@ -40,7 +42,9 @@ __all__ = [
     "open_source",
     "prune_checkpoint",
     "read_header",
+    "read_report",
     "verify_checkpoint",
     "verify_packed",
     "work",
+    "write_reports",
 ]

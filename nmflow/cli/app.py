@@ -117,6 +117,9 @@ def prune(
     on_nonfinite: Annotated[
         OnNonFinite, typer.Option(help="Weights with NaN or infinity: an error, or copied as they are.")
     ] = OnNonFinite.error,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Write a page with plots and a model card too, as nmflow report does.")
+    ] = False,
 ) -> None:
     """Prune the weights of linear and convolution layers with the best N:M masks.
 

@@ -1,0 +1,159 @@
+"""Reports in files: where they lie beside a pruned checkpoint, and how one is read back and checked."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nmflow.checkpoint.header import load_json
+from nmflow.checkpoint.report import REPORT, Report, TensorReport
+from nmflow.errors import CheckpointError, SourceNotFoundError
+from nmflow.pattern import Pattern
+
+__all__ = ["pattern_of", "read_report", "report_path", "write_text"]
+
+_PATTERN = re.compile(r"(?:row (\d+:\d+) col (\d+:\d+)|(\d+:\d+)( rows only)?)( at-most)?")
+
+MAX_BYTES = 1 << 28
+"""Longest report that is read: half a million tensors."""
+
+
+def report_path(dst: str | os.PathLike[str], kind: str) -> Path:
+    """Where a report of some kind ("json", "md", "html") lies: in the folder of a checkpoint, or beside a file.
+
+    Examples
+    --------
+    >>> report_path("no/such/model.safetensors", "html").as_posix()
+    'no/such/model.nmflow-report.html'
+    """
+    dst = Path(dst)
+    name = Path(REPORT).with_suffix(f".{kind}")
+    return dst / name if dst.is_dir() else dst.with_name(f"{dst.stem}.{name}")
+
+
+def read_report(dst: str | os.PathLike[str]) -> Report:
+    """Read the report of a pruned checkpoint.
+
+    Parameters
+    ----------
+    dst : path
+        The folder that `prune_checkpoint` wrote.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no report.
+    CheckpointError
+        If it is not one.
+    """
+    path = Path(dst) / REPORT
+    if not path.is_file():
+        raise SourceNotFoundError(
+            f"{path} must exist, and it does not; pruning writes it into a folder; "
+            f"for a single file say --report when it is pruned"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{path} must be a report of at most {MAX_BYTES:,} bytes, not {path.stat().st_size:,}")
+    found = load_json(path, path.read_bytes(), "report")
+    get = _Reader(path, found)
+    return Report(
+        source=get("source", _is_text),
+        destination=get("destination", _is_text),
+        pattern=get("pattern", _is_text),
+        solver=get("solver", _is_text),
+        tensors=tuple(_tensor(_Reader(path, row)) for row in get("tensors", _is_rows)),
+        skipped=tuple(
+            (each("name", _is_text), each("reason", _is_text))
+            for each in (_Reader(path, row) for row in get("skipped", _is_rows))
+        ),
+        copied_files=tuple(get("copied_files", _is_texts)),
+        unpruned_files=tuple(get("unpruned_files", _is_texts)),
+        seconds=float(get("seconds", _is_amount)),
+    )
+
+
+def pattern_of(report: Report) -> Pattern:
+    """The pattern that a report names.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not one.
+    """
+    found = _PATTERN.fullmatch(report.pattern)
+    if found is None:
+        raise CheckpointError(f"pattern of a report must be one, not {report.pattern!r}; prune again")
+    row, col, square, rows_only, at_most = found.groups()
+    fill = "at-most" if at_most else "exact"
+    if square:
+        return Pattern.parse(square, fill=fill, transposable=not rows_only)
+    return Pattern(row=row, col=col, fill=fill)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole at any moment: the old one, or the new one."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _tensor(get: _Reader) -> TensorReport:
+    values = {field.name: get(field.name, _TENSOR[field.name]) for field in fields(TensorReport)}
+    for name in ("dense", "kept", "rows_only"):  # JSON has no infinity
+        values[name] = math.inf if values[name] is None else float(values[name])
+    return TensorReport(**{**values, "shape": tuple(values["shape"])})
+
+
+class _Reader:
+    """Values of an object in a report, each checked."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self._path, self._values = path, values
+
+    def __call__(self, name: str, fits: Callable[[Any], bool]) -> Any:
+        value = self._values.get(name)
+        if name not in self._values or not fits(value):
+            raise CheckpointError(
+                f"{self._path}: {name} must be as nmflow prune writes it, not {str(value)[:60]!r}; prune again"
+            )
+        return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_amount(value: Any) -> bool:
+    # A number beyond float64 is read as infinite.
+    return _is_count(value) or (isinstance(value, float) and 0.0 <= value < math.inf)
+
+
+_TENSOR: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("name", "shard", "dtype"), _is_text),
+    "shape": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+    "layout": lambda value: value in (None, "conv", "batch"),
+    **dict.fromkeys(("dense", "kept", "rows_only", "gap"), lambda value: value is None or _is_amount(value)),
+    **dict.fromkeys(("n_blocks", "n_proven"), _is_count),
+    "seconds": _is_amount,
+}
+"""What each field of a tensor's row must be."""

@@ -27,23 +27,33 @@ if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 4):
         f'nmflow.torch needs torch 2.4 or newer, not {torch.__version__}; pip install --upgrade "nmflow[torch]"'
     )
 
+from nmflow.torch.adaprune import adaprune_
+from nmflow.torch.calibrate import Calibration, calibrate
+from nmflow.torch.post_report import PostLayer, PostReport
 from nmflow.torch.prune import mask_for, prune_
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.semi import SemiReport, to_semi_structured_
 from nmflow.torch.semi_structured import load_semi_structured, semi_structured
+from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.state import Refresh
 from nmflow.torch.training import SparseTraining, TrainingStateError
 
 __all__ = [
+    "Calibration",
     "LayerReport",
+    "PostLayer",
+    "PostReport",
     "PruneReport",
     "Refresh",
     "SemiReport",
     "SparseTraining",
     "TrainingStateError",
+    "adaprune_",
+    "calibrate",
     "load_semi_structured",
     "mask_for",
     "prune_",
     "semi_structured",
+    "sparsegpt_",
     "to_semi_structured_",
 ]

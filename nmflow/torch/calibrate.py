@@ -1,0 +1,286 @@
+"""Stream batches through a model and gather, layer by layer, what pruning after training needs to know."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.pattern import Pattern
+from nmflow.torch.feed import Forward, evaluating, feed, wanted_rows
+from nmflow.torch.moments import Moments, from_matrices, known, matrices, rows_of
+from nmflow.torch.scores import score_named
+from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
+from nmflow.torch.watch import OnStep, watching
+
+__all__ = ["Calibration", "calibrate", "gather", "hooked", "with_known_inputs"]
+
+MEMORY = 4e9
+"""Bytes of sums that are kept in one pass over the batches; what needs more takes more passes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What the layers of a model saw.
+
+    Attributes
+    ----------
+    layers : mapping of str to Layer
+        By the name of the parameter, in the order of the model.
+    moments : mapping of str to Moments
+    damping : float
+        Share of the mean diagonal that "obs" adds to XᵀX.
+    """
+
+    layers: Mapping[str, Layer]
+    moments: Mapping[str, Moments]
+    damping: float = 0.01
+
+    def scores(self, name: str) -> Callable[[str, nn.Module], torch.Tensor | None]:
+        """Scores for `prune_(model, ..., scores=calibration.scores("wanda"))`; "magnitude", "wanda" or "obs".
+
+        Raises
+        ------
+        InputValueError
+            If there is no score of that name, or "obs" is asked for without gram matrices.
+        """
+        score = score_named(name)
+
+        def scored(parameter: str, module: nn.Module) -> torch.Tensor | None:
+            layer = self.layers.get(parameter)
+            if layer is None:
+                return None
+            weight, moments = layer.parameters[0].detach(), self.moments[parameter]
+            found = score(matrices(layer, weight).to(moments.total), moments, self.damping)
+            return from_matrices(layer, found, weight.shape)
+
+        return scored
+
+    def __repr__(self) -> str:
+        counts = [moments.count for moments in self.moments.values()]
+        return f"<Calibration of {len(self.layers)} layers, {min(counts)} to {max(counts)} rows each>"
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    filter_fn: Filter | None = None,
+    gram: bool = True,
+    damping: float = 0.01,
+    forward: Forward | None = None,
+    memory: float = MEMORY,
+    progress: OnStep | bool | None = None,
+) -> Calibration:
+    """Send batches through a model and sum up what each Linear and convolution sees.
+
+    Parameters
+    ----------
+    model : Module
+        On any device; run in evaluation mode, and left as it was.
+    batches : iterable
+        A batch is an argument of the model (a tensor), its arguments (a tuple or list) or its keywords (a mapping). The
+        tokens that a mapping's attention_mask calls padding are left out.
+    include, exclude, filter_fn
+        Which layers, as in `prune_`.
+    gram : bool
+        Sum x xᵀ too (8 K² bytes for a layer of K inputs); "wanda" does without.
+    damping : float
+        For the score "obs"; at least 0.
+    forward : callable (model, batch), optional
+        How a batch goes through the model, where it is none of the above: a loader's (images, labels), for one.
+    memory : float
+        Bytes of sums at a time; layers that need more wait for another pass over the batches.
+    progress : callable (name, done, total) or bool, optional
+        Default: a bar on standard error, if that is a terminal.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    InputValueError
+        If there is no batch, a layer is never called, a batch does not fit in memory, or several passes are needed over
+        batches that can be read only once.
+    NonFiniteError
+        If a layer's input is NaN or infinite; it names the layer and the batch.
+
+    Notes
+    -----
+    Sums are in float64: 2 N K² operations for N rows of a layer. One batch is in memory at a time.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    >>> calibrate(model, [torch.randn(16, 8), torch.randn(16, 8)])
+    <Calibration of 2 layers, 32 to 32 rows each>
+    """
+    inner = unwrapped(model)
+    check_damping(damping)
+    # any pattern will do: layers too small for one of its blocks can still be looked at
+    selection = select(inner, Pattern(1, 1), include=include, exclude=exclude, filter_fn=filter_fn)
+    layers = with_known_inputs(selection).layers
+    moments = gather(inner, batches, layers, gram=gram, forward=forward, memory=memory, progress=progress)
+    return Calibration({layer.name: layer for layer in layers}, moments, damping)
+
+
+def with_known_inputs(selection: Selection) -> Selection:
+    """Leave out what no hook can see the input of.
+
+    Raises
+    ------
+    InputValueError
+        If nothing is left.
+    """
+    taken = tuple(layer for layer in selection.layers if known(layer))
+    if not taken:
+        raise InputValueError("model must have a Linear, Conv1d or Conv2d whose inputs can be seen; it has none")
+    unknown = [layer for layer in selection.layers if not known(layer)]
+    reason = "its inputs cannot be seen; use prune_ for it"
+    return Selection(taken, (*selection.skipped, *((layer.name, reason) for layer in unknown)))
+
+
+def check_damping(damping: float) -> None:
+    """Raise InputValueError unless it is finite and at least 0."""
+    if not 0 <= damping < float("inf"):
+        raise InputValueError(f"damping must be finite and at least 0, not {damping}; 0.01 is usual")
+
+
+def gather(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[Layer],
+    *,
+    gram: bool,
+    forward: Forward | None,
+    memory: float = MEMORY,
+    progress: OnStep | bool | None = None,
+) -> dict[str, Moments]:
+    """Sum up what some layers see, in as many passes over the batches as memory asks for."""
+    if isinstance(batches, str | bytes | torch.Tensor | Mapping):
+        raise InputTypeError(f"batches must be a list or loader of batches, not one {type(batches).__name__}")
+    passes = _passes(layers, gram, memory)
+    if len(passes) > 1 and iter(batches) is batches:
+        raise InputValueError(
+            f"batches must be readable {len(passes)} times, as sums of {memory:g} bytes hold only some layers at once, "
+            f"and are an iterator; give a list or a loader, or more memory"
+        )
+    sums: dict[str, Moments] = {}
+    total = len(passes) * len(batches) if isinstance(batches, Sequence) else 0
+    done = 0
+    with watching("calibrating", progress) as report, evaluating(model):
+        for chosen in passes:
+            current = {layer.name: Moments.of(layer, gram=gram) for layer in chosen}
+            number = -1
+            state = _Batch(0, None)
+
+            def take(layer: Layer, module: nn.Module, value: torch.Tensor, state: _Batch = state, current=current):  # type: ignore[no-untyped-def]
+                add(current[layer.name], layer, module, value, state.wanted, state.number)
+
+            with hooked(chosen, take):
+                for number, batch in enumerate(batches):
+                    report(f"batch {number + 1}", done, total)
+                    state.number, state.wanted = number, wanted_rows(batch)
+                    feed(model, batch, number, forward)
+                    done += 1
+            if number < 0:
+                raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
+            check_called(current)
+            sums |= current
+        report("", done, total)
+    return sums
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The batch that is on its way."""
+
+    number: int
+    wanted: torch.Tensor | None
+
+
+def add(
+    moments: Moments,
+    layer: Layer,
+    module: nn.Module,
+    value: torch.Tensor,
+    wanted: torch.Tensor | None,
+    number: int,
+    dense: torch.Tensor | None = None,
+) -> None:
+    """Take the input of one call into a layer's sums; an error names the layer and the batch."""
+    parts = rows_of(module, value, wanted)
+    others = rows_of(module, dense, wanted) if dense is not None else None
+    try:
+        for part in parts:
+            moments.add(part, None if others is None else next(others))
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} of {layer.name} must be finite, not NaN or infinite at {error.count} entries in batch {number}; "
+            f"look at that batch, and at the layers before this one",
+            error.count,
+            error.first,
+        ) from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputValueError(
+            f"batches must fit in memory with the inputs of {layer.name}, and batch {number} does not; "
+            f"make smaller ones"
+        ) from error
+
+
+def check_called(sums: Mapping[str, Moments]) -> None:
+    """Raise InputValueError if a layer saw nothing."""
+    idle = [name for name, moments in sums.items() if not moments.count]
+    if idle:
+        more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+        raise InputValueError(
+            f"every layer must be called by the model, and {idle[0]}{more} never was; exclude it, or "
+            f"calibrate with more"
+        )
+
+
+@contextlib.contextmanager
+def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tensor], None]) -> Iterator[None]:
+    """Call `take` with the input of every call of the layers' modules."""
+
+    def hook_of(layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            take(layer, module, args[0] if args else kwargs["input"])
+
+        return hook
+
+    handles = []
+    try:
+        for layer in layers:
+            for module in {id(slot.module): slot.module for slot in layer.slots}.values():
+                handle = module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
+                handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _passes(layers: Sequence[Layer], gram: bool, memory: float) -> list[list[Layer]]:
+    """Layers that are summed up together."""
+    passes: list[list[Layer]] = [[]]
+    used = 0.0
+    for layer in layers:
+        groups, _, width = matrices(layer, layer.parameters[0].detach()).shape
+        size = 8.0 * groups * width * (width if gram else 2)
+        if passes[-1] and used + size > memory:
+            passes.append([])
+            used = 0.0
+        passes[-1].append(layer)
+        used += size
+    return passes

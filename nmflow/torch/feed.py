@@ -1,0 +1,89 @@
+"""Batches through a model: how it is called, in which state, and what is said if a batch does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from nmflow.errors import InputValueError
+
+__all__ = ["Forward", "evaluating", "feed", "wanted_rows"]
+
+Forward: TypeAlias = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> anything: how a batch goes through the model."""
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> None:
+    """Send one batch through a model, without gradients.
+
+    A tensor or other value is its argument, a tuple or list its arguments, a mapping its keywords; tensors are brought
+    to the device of the first parameter. `forward` takes the place of all that.
+
+    Raises
+    ------
+    InputValueError
+        If memory runs out.
+    """
+    try:
+        with torch.no_grad():
+            if forward is not None:
+                forward(model, batch)
+                return
+            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+            moved = _to(batch, device)
+            if isinstance(moved, Mapping):
+                model(**moved)
+            elif isinstance(moved, tuple | list):
+                model(*moved)
+            else:
+                model(moved)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise InputValueError(
+            f"batches must fit in memory with the model's activations, and batch {number} of {_size(batch)} does not; "
+            f"make smaller ones"
+        ) from error
+
+
+def wanted_rows(batch: Any) -> torch.Tensor | None:
+    """Which tokens of a batch are no padding, by the attention_mask of a mapping."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's allocator of the CPU raises a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(each, device) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_to(each, device) for each in value]
+    return value
+
+
+def _size(batch: Any) -> str:
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    shapes = [str(tuple(value.shape)) for value in values if isinstance(value, torch.Tensor)]
+    return "shape " + ", ".join(shapes) if shapes else f"type {type(batch).__name__}"

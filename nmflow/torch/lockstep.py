@@ -1,0 +1,163 @@
+"""Forward passes that stop at every layer and go on when it is pruned: later layers see what earlier ones became.
+
+Each batch goes through the model once, in a thread of its own that waits inside a hook. Only one thread runs at a
+time, so results don't depend on timing; what is alive meanwhile are the activations of all batches at one layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nmflow.torch.calibrate import add, hooked
+from nmflow.torch.feed import Forward, feed, wanted_rows
+from nmflow.torch.moments import Moments
+from nmflow.torch.select import Layer
+
+__all__ = ["in_lockstep"]
+
+
+class _Left(BaseException):
+    """Raised inside a pass that is given up; derives from BaseException so that no model swallows it."""
+
+
+class _Walker:
+    """One forward pass, in a thread that runs only between `go` and its next stop."""
+
+    def __init__(self, walk: Callable[[], None]) -> None:
+        self.layer: Layer | None = None
+        self.module: nn.Module | None = None
+        self.value: torch.Tensor | None = None
+        self._error: BaseException | None = None
+        self._left = False
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, args=(walk,), daemon=True)
+        self.ident: int | None = None
+
+    def _run(self, walk: Callable[[], None]) -> None:
+        self._go.acquire()
+        try:
+            if not self._left:
+                walk()
+        except _Left:
+            pass
+        except BaseException as error:
+            self._error = error
+        self.layer = self.module = self.value = None
+        self._stopped.release()
+
+    def go(self) -> None:
+        """Run up to the next stop, or to the end."""
+        if self.ident is None:
+            self._thread.start()
+            self.ident = self._thread.ident
+        self._go.release()
+        self._stopped.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self, layer: Layer, module: nn.Module, value: torch.Tensor) -> None:
+        """Wait inside the thread until told to go on."""
+        self.layer, self.module, self.value = layer, module, value
+        self._stopped.release()
+        self._go.acquire()
+        self.value = None
+        if self._left:
+            raise _Left
+
+    def leave(self) -> None:
+        """Give the pass up, wherever it is, and wait for its thread."""
+        self._left = True
+        if self.ident is not None:
+            self._go.release()
+            self._thread.join()
+
+
+def in_lockstep(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Mapping[str, int],
+    by_name: Mapping[str, Layer],
+    treat: Callable[[Layer, Moments], None],
+    *,
+    dense: nn.Module | None,
+    forward: Forward | None,
+) -> None:
+    """Prune layers in the order in which a model calls them.
+
+    Parameters
+    ----------
+    model : Module
+        In evaluation mode; its weights are changed by `treat`.
+    batches : sequence
+    layers : mapping of str to int
+        Names of the layers to stop at, each with its place in the order of calls.
+    by_name : mapping of str to Layer
+    treat : callable (layer, moments)
+        Changes the layer's weight; called when every batch that comes to it waits there.
+    dense : Module, optional
+        A copy of the model that stays as it is: then moments also hold how far inputs have moved from its.
+    forward : callable, optional
+    """
+    pending = set(layers)
+    walkers: dict[int, _Walker] = {}
+
+    def take(layer: Layer, module: nn.Module, value: torch.Tensor) -> None:
+        walker = walkers.get(threading.get_ident())
+        if walker is not None and layer.name in pending:
+            walker.stop(layer, module, value)
+
+    def walk_of(which: nn.Module, number: int) -> _Walker:
+        def walk() -> None:
+            walkers[threading.get_ident()] = walker
+            feed(which, batches[number], number, forward)
+
+        walker = _Walker(walk)
+        return walker
+
+    own = [walk_of(model, number) for number in range(len(batches))]
+    twins = [] if dense is None else [walk_of(dense, number) for number in range(len(batches))]
+    wanted = [wanted_rows(batch) for batch in batches]
+    chosen = [by_name[name] for name in layers]
+    copies = [] if dense is None else [_copy_of(layer, dense) for layer in chosen]
+    try:
+        with hooked(chosen, take), hooked(copies, take):
+            for walker in (*own, *twins):
+                walker.go()
+            while waiting := {walker.layer.name for walker in own if walker.layer is not None}:
+                name = min(waiting, key=layers.__getitem__)
+                layer = by_name[name]
+                moments = Moments.of(layer, gram=True, cross=bool(twins))
+                here = [number for number, walker in enumerate(own) if _at(walker, name)]
+                there = [number for number, walker in enumerate(twins) if _at(walker, name)]
+                for number in here:
+                    walker = own[number]
+                    other = twins[number].value if number in there else None
+                    assert walker.module is not None
+                    assert walker.value is not None
+                    if other is not None and other.shape != walker.value.shape:
+                        other = None  # routed otherwise: nothing to compare row by row
+                    add(moments, layer, walker.module, walker.value, wanted[number], number, other)
+                treat(layer, moments)
+                pending.discard(name)
+                for walker in (*(own[number] for number in here), *(twins[number] for number in there)):
+                    walker.go()
+    finally:
+        for walker in (*own, *twins):
+            walker.leave()
+
+
+def _at(walker: _Walker, name: str) -> bool:
+    return walker.layer is not None and walker.layer.name == name
+
+
+def _copy_of(layer: Layer, dense: nn.Module) -> Layer:
+    """The same layer in a copy of the model."""
+    from dataclasses import replace
+
+    modules = dict(dense.named_modules(remove_duplicate=False))
+    return replace(layer, slots=tuple(replace(slot, module=modules[slot.module_name]) for slot in layer.slots))

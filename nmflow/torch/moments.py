@@ -1,0 +1,160 @@
+"""What a layer sees: its inputs as rows of a matrix, and sums over these rows in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from nmflow.errors import NonFiniteError
+from nmflow.torch.select import Layer
+
+__all__ = ["Moments", "from_matrices", "known", "matrices", "rows_of"]
+
+PART_BYTES = 32 << 20
+"""Rows are widened to float64 a part at a time, so that a batch never exists whole in that width."""
+
+
+def known(layer: Layer) -> bool:
+    """Whether the inputs that a layer's weight is multiplied by can be seen from outside."""
+    return all(
+        slot.attribute == "weight" and isinstance(slot.module, nn.Linear | nn.Conv1d | nn.Conv2d)
+        for slot in layer.slots
+    )
+
+
+def matrices(layer: Layer, tensor: torch.Tensor) -> torch.Tensor:
+    """See a tensor of the weight's shape as matrices, shape (groups, rows, columns), columns in the order of `solve`.
+
+    Those of a convolution are (kernel . in), the channels last.
+    """
+    moved = tensor.movedim(1, -1)
+    return moved.reshape(layer.groups, moved.shape[0] // layer.groups, -1)
+
+
+def from_matrices(layer: Layer, matrix: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The inverse of `matrices`: a tensor of the weight's shape."""
+    return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+
+def rows_of(module: nn.Module, value: torch.Tensor, wanted: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    """Yield the input of a Linear or convolution as matrices, shape (groups, any, columns), a part at a time.
+
+    Parameters
+    ----------
+    module : Linear, Conv1d or Conv2d
+    value : Tensor
+        What the module is called with. A convolution's windows are unfolded: one row for each place of each sample.
+    wanted : Tensor of bool, optional
+        Where it has the shape of a Linear's input without the last axis, other rows are left out: padding of texts.
+    """
+    if isinstance(module, _ConvNd):
+        yield from _windows(module, value)
+        return
+    if wanted is not None and wanted.shape == value.shape[:-1]:
+        value = value[wanted]
+    flat = value.reshape(1, -1, value.shape[-1])
+    step = max(1, PART_BYTES // (8 * flat.shape[-1]))
+    yield from torch.split(flat, step, dim=1)
+
+
+def _windows(module: _ConvNd, value: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What each output place of a convolution is a product of, a few samples at a time."""
+    flat = len(module.kernel_size) == 1  # unfold knows images: a signal is one of a single line
+    if value.ndim == len(module.kernel_size) + 1:
+        value = value[None]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    value = nn.functional.pad(value, module._reversed_padding_repeated_twice, mode=mode)
+    head: tuple[int, ...] = (1,) if flat else ()
+    kernel, dilation, stride = (head + tuple(size) for size in (module.kernel_size, module.dilation, module.stride))
+    inside = module.in_channels // module.groups
+    sample = 8 * module.in_channels * kernel[0] * kernel[1] * value[0, 0].numel()
+    for part in torch.split(value, max(1, PART_BYTES // max(1, sample))):
+        image = part[:, :, None] if flat else part
+        found = nn.functional.unfold(image, kernel, dilation=dilation, stride=stride)
+        found = found.reshape(len(part), module.groups, inside, kernel[0] * kernel[1], -1)
+        yield found.permute(1, 0, 4, 3, 2).reshape(module.groups, -1, kernel[0] * kernel[1] * inside)
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums over all rows x that a layer was multiplied by; one for each group of a convolution.
+
+    Attributes
+    ----------
+    count : int
+        Rows of each group.
+    total, square : Tensor of float64, shape (groups, K)
+        Sums of x and of its squares.
+    gram : Tensor of float64, shape (groups, K, K), or None
+        Sum of x xᵀ.
+    shift, cross : Tensor of float64, shapes (groups, K) and (groups, K, K), or None
+        Sums of d and of d xᵀ, where d is the same row of the dense model less x: how far inputs have moved.
+    """
+
+    count: int
+    total: torch.Tensor
+    square: torch.Tensor
+    gram: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: Layer, *, gram: bool, cross: bool = False) -> Moments:
+        """Sums over nothing, on the device of the layer's parameter (or the CPU, where that has no float64)."""
+        parameter = layer.parameters[0]
+        groups, _, width = matrices(layer, parameter.detach()).shape
+        options: dict[str, Any] = {"dtype": torch.float64, "device": accumulating(parameter.device)}
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, **options)
+
+        return cls(
+            0, zeros(groups, width), zeros(groups, width),
+            zeros(groups, width, width) if gram else None,
+            zeros(groups, width) if cross else None,
+            zeros(groups, width, width) if cross else None,
+        )  # fmt: skip
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """Euclidean norm of each input over all rows, shape (groups, K)."""
+        return self.square.sqrt()
+
+    def add(self, part: torch.Tensor, dense: torch.Tensor | None = None) -> None:
+        """Take in rows, shape (groups, any, K), and the same rows of the dense model.
+
+        Raises
+        ------
+        NonFiniteError
+            If a value is NaN or infinite.
+        """
+        if part.shape[-1] != self.total.shape[-1]:
+            return  # the module is about to say so itself
+        rows = part.to(self.total.device).to(torch.float64)
+        bad = ~torch.isfinite(rows)
+        if bad.any():
+            first = tuple(int(index) for index in bad.nonzero()[0])
+            raise NonFiniteError("inputs", int(bad.sum()), first)
+        self.count += rows.shape[1]
+        self.total += rows.sum(1)
+        if self.gram is None:
+            self.square += rows.square().sum(1)
+        else:
+            torch.baddbmm(self.gram, rows.mT, rows, out=self.gram)
+            self.square = self.gram.diagonal(dim1=-2, dim2=-1)
+        if not torch.isfinite(self.square).all():
+            raise NonFiniteError("squares of inputs", int((~torch.isfinite(self.square)).sum()), ())
+        if self.cross is not None and self.shift is not None and dense is not None:
+            moved = dense.to(self.total.device).to(torch.float64) - rows
+            self.shift += moved.sum(1)
+            torch.baddbmm(self.cross, moved.mT, rows, out=self.cross)
+
+
+def accumulating(device: torch.device) -> torch.device:
+    """Where float64 sums are kept for tensors of a device."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,101 @@
+"""What a weight is worth, by what its layer sees: scores for which masks are then optimal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from nmflow.errors import InputValueError
+from nmflow.torch.moments import Moments
+
+__all__ = ["SCORES", "Score", "damped", "magnitude", "obs", "score_named", "wanda"]
+
+Score: TypeAlias = Callable[[torch.Tensor, Moments, float], torch.Tensor]
+"""(weights of shape (groups, R, K), moments, damping) -> scores of that shape."""
+
+
+def magnitude(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:
+    """|w|."""
+    return weights.abs()
+
+
+def wanda(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:
+    """|w| times the Euclidean norm of its input (Sun et al. 2024, "A Simple and Effective Pruning Approach for LLMs").
+
+    The square root of what the layer's squared error grows by if this weight alone is dropped and no other changes.
+    """
+    return weights.abs() * moments.norms[:, None, :]
+
+
+def obs(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:
+    """w² / [H⁻¹]_jj: what the layer's squared error grows by if this weight alone is dropped and the others make up.
+
+    H is the damped mean of x xᵀ; Hassibi and Stork 1993, "Optimal Brain Surgeon", up to the factor 1/2.
+    """
+    hessian, _ = damped(moments, damping)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return weights.square() / inverse.diagonal(dim1=-2, dim2=-1)[:, None, :]
+
+
+SCORES: dict[str, Score] = {"magnitude": magnitude, "wanda": wanda, "obs": obs}
+
+
+def score_named(name: str) -> Score:
+    """Look a score up in the table.
+
+    Raises
+    ------
+    InputValueError
+        If there is none of that name.
+    """
+    if name not in SCORES:
+        raise InputValueError(f"scores must be one of {', '.join(SCORES)}, or your own, not {name!r}")
+    return SCORES[name]
+
+
+def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[torch.Tensor, float]:
+    """The mean of x xᵀ with enough on its diagonal to be factorised.
+
+    Parameters
+    ----------
+    moments : Moments
+        With a gram matrix.
+    damping : float
+        Share of the mean diagonal that is added to the diagonal, as in SparseGPT (Frantar and Alistarh 2023).
+    centred : bool
+        Take the covariance instead: right where a bias is free to make up for the mean.
+
+    Returns
+    -------
+    Tensor of float64, shape (groups, K, K)
+        Positive definite.
+    float
+        The share that was needed: more than `damping` where rounding or too few samples made it so.
+
+    Raises
+    ------
+    InputValueError
+        If the moments have no gram matrix.
+
+    Notes
+    -----
+    An input that is always zero gets the damping alone; where all of them are, it is a share of 1.
+    """
+    if moments.gram is None:
+        raise InputValueError("calibration must hold gram matrices; calibrate with gram=True")
+    count = max(1, moments.count)
+    mean = moments.gram / count
+    if centred:
+        centre = moments.total / count
+        mean = mean - centre[:, :, None] * centre[:, None, :]
+    scale = mean.diagonal(dim1=-2, dim2=-1).mean(-1)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    unit = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+    share = damping
+    while True:
+        hessian = mean + (share * scale)[:, None, None] * unit
+        if not torch.linalg.cholesky_ex(hessian).info.any():
+            return hessian, share
+        share = max(10 * share, 1e-10)

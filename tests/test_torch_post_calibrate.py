@@ -1,0 +1,222 @@
+"""What layers see: rows, sums over them, and what is said of batches that cannot be used."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nmflow.torch as nt
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.pattern import Pattern
+from nmflow.torch.moments import from_matrices, matrices, rows_of
+from nmflow.torch.scores import damped
+from nmflow.torch.select import select
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+CONVOLUTIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Conv2d(6, 8, 3, padding=1), (2, 6, 5, 7)),
+    (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), dilation=(1, 2), groups=2, bias=False), (3, 6, 7, 8)),
+    (nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect"), (1, 4, 5, 6)),
+    (nn.Conv2d(4, 4, 2, padding=1, padding_mode="circular", groups=4), (4, 5, 5)),
+    (nn.Conv1d(4, 6, 3, stride=2, padding=2, groups=2), (2, 4, 9)),
+    (nn.Conv1d(4, 6, 3, dilation=2), (4, 9)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), CONVOLUTIONS, ids=str)
+def test_windows_times_weight_is_the_output(
+    module: nn.Conv2d, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmflow.torch.moments.PART_BYTES", 1)  # a sample at a time
+    module, x = module.double(), random(*shape, dtype=torch.float64)
+    layer = select(nn.ModuleDict({"it": module}), Pattern(1, 1), include=["it"]).layers[0]
+    weight = matrices(layer, module.weight.detach())
+    assert torch.equal(from_matrices(layer, weight, module.weight.shape), module.weight)
+    rows = torch.cat(list(rows_of(module, x)), dim=1)
+    module.bias = None
+    expected = module(x if x.ndim == module.weight.ndim else x[None]).detach()
+    found = (rows @ weight.mT).reshape(module.groups, len(expected), *expected.shape[2:], -1)
+    assert torch.allclose(found.movedim(-1, 2).movedim(0, 1).flatten(1, 2), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_moments_are_sums_in_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.moments.PART_BYTES", 8 * 8 * 5)  # five rows at a time
+    model = nn.Sequential(nn.Linear(8, 8), nn.Identity()).to(dtype)
+    batches = [100 + random(2, 6, 8, dtype=dtype), random(7, 8, seed=1, dtype=dtype), random(8, seed=2, dtype=dtype)]
+    moments = nt.calibrate(model, batches).moments["0.weight"]
+    rows = torch.cat([batch.reshape(-1, 8) for batch in batches]).double()
+    assert moments.count == len(rows) == 20
+    assert moments.gram is not None
+    assert torch.allclose(moments.gram[0], rows.T @ rows, rtol=1e-14)
+    assert torch.allclose(moments.total[0], rows.sum(0), rtol=1e-13)
+    assert torch.allclose(moments.norms[0], rows.norm(dim=0), rtol=1e-14)
+    slim = nt.calibrate(model, batches, gram=False).moments["0.weight"]
+    assert slim.gram is None
+    assert torch.allclose(slim.norms, moments.norms)
+
+
+def test_padding_of_texts_is_left_out_and_the_model_left_as_it_was() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.layer = nn.Dropout(0.5), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=self.drop(x))
+
+    model = Model().train()
+    model.drop.eval()
+    batch = {"x": random(2, 3, 4), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
+    moments = nt.calibrate(model, [batch]).moments["layer.weight"]
+    assert moments.count == 3
+    assert torch.allclose(moments.total[0], (batch["x"][0, :2].sum(0) + batch["x"][1, 0]).double())
+    assert (model.training, model.drop.training, model.layer.training) == (True, False, True)
+    assert not model.layer._forward_pre_hooks
+
+
+def test_shared_and_repeated_layers_sum_all_their_calls() -> None:
+    shared = nn.Linear(4, 4, bias=False)
+    model = nn.Sequential(shared, nn.Linear(4, 4, bias=False), shared)
+    model[1].weight = shared.weight
+    x = random(5, 4)
+    calibration = nt.calibrate(model, [x])
+    assert list(calibration.moments) == ["0.weight"]
+    weight = shared.weight.detach()
+    rows = torch.cat([x, x @ weight.T, x @ weight.T @ weight.T]).double()
+    gram = calibration.moments["0.weight"].gram
+    assert gram is not None
+    assert torch.allclose(gram[0], rows.T @ rows, rtol=1e-5)
+
+
+def test_several_passes_where_memory_is_short() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    batches, seen = [random(4, 8), random(4, 8, seed=1)], []
+    whole = nt.calibrate(model, batches)
+    parts = nt.calibrate(model, batches, memory=600, progress=lambda *step: seen.append(step))
+    for name in whole.moments:
+        assert torch.equal(whole.moments[name].total, parts.moments[name].total)
+    assert seen[0] == ("batch 1", 0, 6)
+    assert seen[-1] == ("", 6, 6)
+    with pytest.raises(InputValueError, match=r"batches must be readable 3 times.* more memory"):
+        nt.calibrate(model, iter(batches), memory=600)
+
+
+def test_batches_of_every_kind() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.layer(a + b)
+
+    model, a, b = Two(), random(2, 4), random(2, 4, seed=1)
+    kinds: list[Any] = [(a, b), [a, b], {"a": a, "b": b}]
+    counts = [nt.calibrate(model, [batch]).moments["layer.weight"].total for batch in kinds]
+    given = nt.calibrate(model, [(a, "label")], forward=lambda model, batch: model(batch[0], b))
+    assert all(torch.equal(count, counts[0]) for count in [*counts, given.moments["layer.weight"].total])
+
+
+def test_scores_for_prune() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+    calibration = nt.calibrate(model, [random(16, 4, 3, 3)])
+    assert repr(calibration) == "<Calibration of 2 layers, 16 to 16 rows each>"
+    wanda = calibration.scores("wanda")("0.weight", model[0])
+    assert wanda is not None
+    x = random(16, 4, 3, 3).double()
+    assert torch.allclose(wanda, model[0].weight.abs() * x.square().sum(0).sqrt(), rtol=1e-6)
+    obs = calibration.scores("obs")("2.weight", model[2])
+    hessian, share = damped(calibration.moments["2.weight"], 0.01)
+    assert share == 0.01
+    assert obs is not None
+    assert torch.allclose(obs, model[2].weight.double() ** 2 / torch.linalg.inv(hessian[0]).diagonal(), rtol=1e-6)
+    assert calibration.scores("wanda")("other", model[2]) is None
+    report = nt.prune_(model, 2, 4, scores=calibration.scores("obs"))
+    assert report.proven
+    assert report.layers[1].dense == pytest.approx(float(obs.sum()))
+
+
+def test_obs_score_is_what_dropping_one_weight_costs() -> None:
+    layer, x = nn.Linear(6, 2, bias=False).double(), random(50, 6, dtype=torch.float64)
+    scores = nt.calibrate(layer, [x], damping=0.0).scores("obs")("weight", layer)
+    assert scores is not None
+    weight = layer.weight.detach()
+    for row, column in [(0, 0), (1, 4)]:
+        others = [index for index in range(6) if index != column]
+        best = torch.linalg.lstsq(x[:, others], x @ weight[row, :, None]).solution
+        lost = (x @ weight[row, :, None] - x[:, others] @ best).square().mean()
+        assert scores[row, column] == pytest.approx(float(lost), rel=1e-9)
+
+
+def test_few_samples_are_damped() -> None:
+    moments = nt.calibrate(nn.Linear(8, 8), [random(3, 8)]).moments["weight"]
+    hessian, share = damped(moments, 0.0)
+    assert share > 0
+    assert not torch.linalg.cholesky_ex(hessian).info.any()
+    nothing = nt.calibrate(nn.Linear(4, 4), [torch.zeros(3, 4)]).moments["weight"]
+    assert torch.equal(damped(nothing, 0.5)[0][0], 0.5 * torch.eye(4, dtype=torch.float64))
+
+
+class Greedy(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if len(input) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return super().forward(input)
+
+
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+NAN = random(2, 4)
+NAN[1, 2] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "options", "message"),
+    [
+        (nn.Linear(4, 4), [], {}, "batches must hold at least one batch, not none"),
+        (nn.Linear(4, 4), random(3, 4), {}, "batches must be a list or loader of batches, not one Tensor"),
+        (nn.Linear(4, 4), [random(2, 4), NAN], {}, "inputs of weight must be finite, not NaN or infinite at 1 entries "
+         "in batch 1"),
+        (nn.Linear(4, 4).double(), [1e200 * random(2, 4).double()], {},
+         "squares of inputs of weight must be finite, not"),
+        (Greedy(4, 4), [random(2, 4), random(3, 4)], {}, "batch 1 of shape (3, 4) does not; make smaller ones"),
+        (Idle(), [random(2, 4)], {}, "every layer must be called by the model, and idle.weight never was; exclude it"),
+        (nn.Linear(4, 4), [random(2, 4)], {"damping": -1.0}, "damping must be finite and at least 0, not -1.0"),
+        (nn.Embedding(8, 8), [torch.tensor([1])], {"include": ["weight"]},
+         "model must have a Linear, Conv1d or Conv2d"),
+    ],
+)  # fmt: skip
+def test_bad_input(model: nn.Module, batches: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((InputValueError, InputTypeError), match=re.escape(message)) as caught:
+        nt.calibrate(model, batches, **options)
+    assert isinstance(caught.value, NonFiniteError) == ("finite, not" in message)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_other_errors_of_the_model_pass() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+        nt.calibrate(nn.Linear(4, 4), [random(2, 5)])
+
+
+def test_unknown_score_and_missing_gram() -> None:
+    calibration = nt.calibrate(nn.Linear(4, 4), [random(2, 4)], gram=False)
+    with pytest.raises(InputValueError, match="scores must be one of magnitude, wanda, obs, or your own, not 'taylor'"):
+        calibration.scores("taylor")
+    with pytest.raises(InputValueError, match="calibration must hold gram matrices; calibrate with gram=True"):
+        nt.prune_(nn.Linear(4, 4), 2, 4, scores=calibration.scores("obs"))

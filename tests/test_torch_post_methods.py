@@ -1,0 +1,385 @@
+"""Pruning after training: masks are the best for their scores, kept weights the best under their masks."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nmflow
+import nmflow.torch as nt
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.pattern import Pattern
+from nmflow.torch import adaprune, refit
+from nmflow.torch.obs_pass import obs_pass
+from nmflow.torch.refit import output_error
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.GELU(),
+        nn.Linear(16, 12, bias=False),
+    )  # fmt: skip
+
+
+def images(seed: int = 0, count: int = 3) -> list[torch.Tensor]:
+    """Channels and places depend on each other, so that refitting has something to gain."""
+    mix = random(64, 64, seed=9) / 4
+    return [(random(24, 64, seed=100 * seed + number) @ mix).reshape(24, 4, 4, 4) for number in range(count)]
+
+
+def hessian_of(width: int, seed: int = 0) -> torch.Tensor:
+    x = random(4 * width, width, seed=seed, dtype=torch.float64) @ random(width, width, seed=7, dtype=torch.float64)
+    return x.T @ x / len(x)
+
+
+# least squares under a mask
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_closed_form_is_least_squares(ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit, "PART_BYTES", 8 * 64 * 3)  # a few rows at a time
+    weights, x = random(2, 7, 12, dtype=torch.float64), random(2, 50, 12, seed=1, dtype=torch.float64)
+    mask = random(2, 7, 12, seed=2) > (0.3 if ragged else -9)
+    mask[0, 0], mask[1, 3] = False, True
+    mask[:, :, 5] = False
+    found = refit.refit(weights, mask, x.mT @ x)
+    assert not found[~mask].any()
+    for group in range(2):
+        for row in range(7):
+            kept = mask[group, row]
+            best = torch.linalg.lstsq(x[group][:, kept], x[group] @ weights[group, row, :, None]).solution[:, 0]
+            assert torch.allclose(found[group, row, kept], best)
+
+
+def test_descent_comes_close_and_never_makes_it_worse() -> None:
+    weights, hessian = random(1, 16, 32, dtype=torch.float64), hessian_of(32)[None]
+    mask = random(1, 16, 32, seed=3) > 0
+    exact, found = (refit.refit(weights, mask, hessian, method) for method in ("cholesky", "adam"))
+    least, reached, masked = (output_error(one - weights, hessian) for one in (exact, found, weights * mask))
+    assert least <= reached < least + 0.05 * (masked - least)
+    assert not found[~mask].any()
+    again = refit.refit(weights, mask, hessian, "adam", start=exact)
+    assert output_error(again - weights, hessian) <= least * (1 + 1e-12)
+
+
+def test_auto_descends_where_the_closed_form_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, hessian = random(1, 4, 8, dtype=torch.float64), hessian_of(8)[None]
+    mask = random(1, 4, 8, seed=3) > 0
+    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cholesky"))
+    monkeypatch.setattr(refit, "CHOLESKY_FLOPS", 1)
+    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "adam"))
+
+
+# SparseGPT
+
+
+def by_the_book(weights: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Optimal brain surgeon, a column after the other: what is dropped is made up for by all columns to the right."""
+    work, width = weights.clone(), weights.shape[1]
+    mask = torch.ones_like(work, dtype=torch.bool)
+    group = pattern.block_shape[1]
+    for column in range(width):
+        if column % group == 0:
+            stop = min(column + group, width)
+            scores = torch.empty(len(work), stop - column, dtype=torch.float64)
+            for later in range(column, stop):
+                scores[:, later - column] = work[:, later] ** 2 / torch.linalg.inv(hessian[later:, later:])[0, 0]
+            mask[:, column:stop] = nt.mask_for(scores, pattern=pattern)
+        inverse = torch.linalg.inv(hessian[column:, column:])
+        lost = torch.where(mask[:, column], 0.0, work[:, column]) / inverse[0, 0]
+        work[:, column:] -= lost[:, None] * inverse[0]
+    return work * mask
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4 rows", "4:8", "2:4 by 4:8", "2:4 at-most"])
+@pytest.mark.parametrize("width", [32, 30])
+def test_pass_is_optimal_brain_surgeon(pattern: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.obs_pass.LAZY", 9)  # several times in these few columns
+    chosen = {
+        "1:4 rows": Pattern(1, 4, transposable=False),
+        "2:4 by 4:8": Pattern(row="2:4", col="4:8"),
+        "2:4 at-most": Pattern(2, 4, fill="at-most"),
+    }.get(pattern) or Pattern.parse(pattern)
+    weights, hessian = random(16, width, dtype=torch.float64), hessian_of(width)
+    found = obs_pass(weights, hessian, chosen)
+    assert torch.allclose(found.weights, by_the_book(weights, hessian, chosen), atol=1e-9)
+    assert found.n_proven == found.n_blocks > 0
+    assert nmflow.certify(np.ones(weights.shape), found.mask.numpy(), pattern=chosen).feasible
+
+
+def test_refit_after_the_pass_is_better_still() -> None:
+    errors = {}
+    for refitted in (False, True):
+        model = network()
+        report = nt.sparsegpt_(model, images(), 2, 4, refit=refitted, sequential=False)
+        errors[refitted] = [layer.error for layer in report.layers]
+    assert all(after < before for before, after in zip(errors[False], errors[True], strict=True))
+
+
+# whole models
+
+
+METHODS: dict[str, Any] = {
+    "adaprune": nt.adaprune_,
+    "sparsegpt": nt.sparsegpt_,
+    "adaprune by wanda": lambda *args, **options: nt.adaprune_(*args, scores="wanda", **options),
+    "adaprune by obs, own": lambda *args, **options: nt.adaprune_(*args, scores="obs", follow="own", **options),
+}
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_keep_to_the_pattern_and_outputs_come_closer(method: str, sequential: bool) -> None:
+    model, batches, fresh = network(), images(count=12), torch.cat(images(seed=50))
+    before = model(fresh).detach()
+    report = METHODS[method](model, batches, 2, 4, sequential=sequential)
+    assert [layer.name for layer in report.layers] == ["0.weight", "3.weight", "5.weight"]
+    assert report.proven
+    for layer in report.layers:
+        weight = model.get_parameter(layer.name).detach()
+        layout, groups = ("conv", 2) if layer.name == "0.weight" else (None, 1)
+        assert nmflow.certify(
+            np.ones(weight.shape), (weight != 0).numpy(), 2, 4, layout=layout, groups=groups, fill="at-most"
+        ).feasible
+        assert 0 < layer.error < layer.masked_error
+    magnitude = network()
+    nt.prune_(magnitude, 2, 4)
+    errors = [float((one(fresh).detach() - before).square().mean()) for one in (model, magnitude)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_sequential_sees_what_pruned_layers_give() -> None:
+    """Lockstep against one whole pass for each layer."""
+    model, batches = network(), images()
+    nt.adaprune_(model, batches, 2, 4, follow="own")
+    other = network()
+    for name in ("0.weight", "3.weight", "5.weight"):
+        nt.adaprune_(other, nt.calibrate(other, batches), 2, 4, include=[name], sequential=False)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_following_the_dense_model_is_least_squares_on_its_outputs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).double()
+    x = random(60, 8, dtype=torch.float64)
+    dense = model(x).detach()
+    nt.adaprune_(model, [x[:20], x[20:]], 2, 4, damping=0.0)
+    hidden, weight, bias = model[1](model[0](x)).detach(), model[2].weight.detach(), model[2].bias.detach()
+    for row in range(8):
+        kept = weight[row] != 0
+        design = torch.cat([hidden[:, kept], torch.ones(60, 1, dtype=torch.float64)], dim=1)
+        best = torch.linalg.lstsq(design, dense[:, row, None]).solution[:, 0]
+        assert torch.allclose(torch.cat([weight[row, kept], bias[row, None]]), best, rtol=1e-6)
+
+
+def test_absorbed_means() -> None:
+    batches = [3 + batch for batch in images()]
+    for method in (nt.adaprune_, nt.sparsegpt_):
+        model = network()
+        dense = model[:4](torch.cat(batches)).mean(0)
+        method(model, batches, 2, 4, absorb_mean=True, follow="dense")
+        assert torch.allclose(model[:4](torch.cat(batches)).mean(0), dense, atol=1e-4)
+    model = network()
+    bias = model[3].bias.detach().clone()
+    nt.adaprune_(model, batches, 2, 4, absorb_mean=False)
+    assert torch.equal(model[3].bias, bias)
+
+
+def test_a_layer_that_is_called_twice_and_one_that_is_called_now_and_then() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.twice, self.rare, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.twice(torch.relu(self.twice(x)))
+            return self.last(self.rare(x) if len(x) > 20 else x)
+
+    model = Model()
+    report = nt.adaprune_(model, [random(16, 8), random(24, 8, seed=1)], 2, 4)
+    assert [layer.rows for layer in report.layers] == [80, 24, 40]
+    assert all((model.get_parameter(layer.name) != 0).sum() == 32 for layer in report.layers)
+
+
+def test_n_for_each_layer() -> None:
+    model = network()
+    before = model[5].weight.detach().clone()
+    report = nt.adaprune_(model, images(), {"0.weight": 1, "3.weight": 3, "5.weight": 4}, 4)
+    assert [layer.pattern for layer in report.layers] == ["1:4", "3:4"]
+    assert [layer.density for layer in report.layers] == [0.25, 0.75]
+    assert report.pattern == "1:4, 3:4"
+    assert ("5.weight", "stays dense: not in n, or n = m") in report.skipped
+    assert torch.equal(model[5].weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_dtypes(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    batches = [batch.to(dtype) for batch in images()]
+    report = nt.sparsegpt_(model, batches, 2, 4, refit=True)
+    assert all(layer.error < layer.masked_error for layer in report.layers)
+    assert int((model[3].weight != 0).sum()) == 128 * 16 // 2
+    assert not torch.signbit(model[3].weight[model[3].weight == 0]).any()
+
+
+def test_zeros_stay_zeros() -> None:
+    for method in (nt.adaprune_, nt.sparsegpt_):
+        model = network()
+        with torch.no_grad():
+            model[3].weight[random(16, 128) > 0.2] = 0.0
+        zeros = model[3].weight == 0
+        method(model, images(), 2, 4, include=["3"], fill="at-most", keep_zeros=True)
+        assert not model[3].weight[zeros].any()
+        assert model[3].weight.any()
+
+
+def test_scores_of_the_user() -> None:
+    scores = random(16, 128, seed=4).abs()
+    for given in ({"3.weight": scores}, lambda name, module: scores if name == "3.weight" else None):
+        model = network()
+        dense = model[5].weight.detach().clone()
+        nt.adaprune_(model, images(), 2, 4, scores=given)
+        assert torch.equal(model[3].weight != 0, nt.mask_for(scores, 2, 4))
+    nt.prune_(other := nn.ModuleDict({"5": nn.Linear(16, 12)}), 2, 4, scores={"5.weight": dense.abs()})
+    model = network()
+    nt.adaprune_(model, images(), 2, 4, include=["5"], scores=lambda name, module: None, sequential=False)
+    assert torch.equal(model[5].weight != 0, other["5"].weight != 0)
+
+
+def test_few_samples_are_said() -> None:
+    model = network()
+    report = nt.adaprune_(model, [images()[0][:2]], 2, 4)
+    assert dict(report.notes) == {
+        "3.weight": "only 2 rows for 128 inputs: damped by 0.01, give more samples",
+        "5.weight": "only 2 rows for 16 inputs: damped by 0.01, give more samples",
+    }
+    assert "only 2 rows for 128 inputs" in str(report)
+    assert report.to_dict()["notes"][0]["name"] == "3.weight"
+    assert repr(report) == "<PostReport adaprune 2:4: 3 pruned, 0 skipped>"
+
+
+def test_masks_of_another_solver() -> None:
+    errors = []
+    for solver in ("dual", "greedy"):
+        report = nt.adaprune_(network(), images(), 4, 8, solver=solver, sequential=False)
+        errors.append([layer.kept for layer in report.layers])
+        assert report.solver == solver
+    assert all(best >= greedy for best, greedy in zip(*errors, strict=True))
+
+
+# what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "options", "message"),
+    [
+        (nt.adaprune_, images(), {"scores": "taylor"}, "scores must be one of magnitude, wanda, obs, or your own"),
+        (nt.adaprune_, images(), {"scores": 3}, "scores must be a name, a mapping or a callable, not int"),
+        (nt.adaprune_, images(), {"scores": {"5.weight": random(2, 2)}},
+         "5.weight: scores must have the shape (12, 16)"),
+        (nt.adaprune_, images(), {"solve": "qr"}, "solve must be one of auto, cholesky, adam, not 'qr'"),
+        (nt.adaprune_, images(), {"follow": "me"}, 'follow must be "dense" or "own", not \'me\''),
+        (nt.adaprune_, images(), {"damping": float("nan")}, "damping must be finite and at least 0, not nan"),
+        (nt.adaprune_, images(), {"n": {}}, "n must name at least one parameter, not none"),
+        (nt.adaprune_, images(), {"n": {"3.weight": 4}}, "n must name a layer that can be pruned, at less than m"),
+        (nt.adaprune_, images(), {"n": {"3.weight": 2}, "m": None}, "m must be given beside n for each layer"),
+        (nt.sparsegpt_, [], {}, "data must hold at least one batch, not none"),
+        (nt.sparsegpt_, iter([]), {"sequential": False}, "batches must hold at least one batch, not none"),
+        (nt.sparsegpt_, images()[0], {}, "data must be batches or a calibration, not one Tensor"),
+        (nt.sparsegpt_, nt.calibrate(network(), images()), {}, "sequential must be False with a calibration"),
+        (nt.sparsegpt_, nt.calibrate(network(), images(), include=["0"]), {"sequential": False},
+         "calibration must hold 3.weight, and does not"),
+        (nt.sparsegpt_, images(), {"resume": __file__}, "resume must be a folder that can be written"),
+    ],
+)  # fmt: skip
+def test_bad_options(method: Any, data: Any, options: dict[str, Any], message: str) -> None:
+    model = network()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises((InputValueError, InputTypeError), match=re.escape(message)):
+        method(model, data, **{"n": 2, "m": 4, **options})
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("trouble", ["weight", "inputs", "overflow", "model"])
+def test_after_an_error_the_model_is_as_it_was(trouble: str, sequential: bool) -> None:
+    model, batches = network(), images()
+    if trouble == "weight":
+        model[5].weight.data[3, 4] = float("inf")
+    elif trouble == "inputs":
+        model[3].bias.data[2] = float("nan")
+    elif trouble == "overflow":
+        model, batches = model.half(), [batch.half() for batch in batches]
+        model[5].weight.data[:] = 65504 * torch.sign(random(12, 16)).half()
+    else:
+        model[4].forward = lambda x: 1 / 0
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    error, message = {
+        "weight": (NonFiniteError, r"5.weight: weights must be finite.*1 entries, the first at \(3, 4\)"),
+        "inputs": (NonFiniteError, "inputs of 5.weight must be finite"),
+        "overflow": (InputValueError, r"5.weight: weights must fit into torch.float16 after they are refitted"),
+        "model": (ZeroDivisionError, "division by zero"),
+    }[trouble]
+    threads = threading.active_count()
+    with pytest.raises(error, match=message):
+        nt.adaprune_(model, batches, 2, 4, sequential=sequential)
+    for one, two in zip(before, model.parameters(), strict=True):
+        assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_interrupted_run_resumes(sequential: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = network()
+    full = nt.adaprune_(whole, images(), 2, 4, sequential=sequential)
+    solved: list[tuple[int, ...]] = []
+    solve_mask = adaprune.solve_mask
+
+    def counting(weights: torch.Tensor, *args: Any, **options: Any) -> Any:
+        if stop and len(solved) == 3:
+            raise KeyboardInterrupt
+        solved.append(tuple(weights.shape))
+        return solve_mask(weights, *args, **options)
+
+    monkeypatch.setattr(adaprune, "solve_mask", counting)
+    model, stop, folder = network(), True, tmp_path / "resume"
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        nt.adaprune_(model, images(), 2, 4, sequential=sequential, resume=folder)
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+    assert len(list(folder.glob("*.layer"))) == 2
+    broken = sorted(folder.glob("*.layer"))[0]
+    stop = False
+    for options in ({"damping": 0.5}, {}):  # other options take nothing from the folder, and here empty it
+        copy = tmp_path / f"copy{len(options)}"
+        copy.mkdir()
+        for path in folder.glob("*.layer"):
+            (copy / path.name).write_bytes(path.read_bytes())
+        solved.clear()
+        model = network()
+        report = nt.adaprune_(model, images(), 2, 4, sequential=sequential, resume=copy, **options)
+        assert len(solved) == (4 if options else 1)
+        assert not copy.exists()
+    assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), model.parameters(), strict=True))
+    assert [layer.error for layer in report.layers] == [layer.error for layer in full.layers]
+    assert all(layer.shape == other.shape for layer, other in zip(report.layers, full.layers, strict=True))
+    broken.write_bytes(broken.read_bytes()[:100])
+    solved.clear()
+    nt.adaprune_(again := network(), images(), 2, 4, sequential=sequential, resume=folder)
+    assert 2 <= len(solved) <= 3
+    assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), again.parameters(), strict=True))

@@ -1,5 +1,6 @@
 """Checkpoints on disk: safetensors pruned, and checked, tensor by tensor."""
 
+from nmflow.checkpoint.diff import Difference, TensorDifference, diff_checkpoints
 from nmflow.checkpoint.engine import Executor, Progress
 from nmflow.checkpoint.export import export_checkpoint
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
@@ -18,6 +19,7 @@ __all__ = [
     "EXCLUDED",
     "WEIGHTS",
     "Checked",
+    "Difference",
     "Done",
     "Entry",
     "Executor",
@@ -31,10 +33,12 @@ __all__ = [
     "Progress",
     "Report",
     "Source",
+    "TensorDifference",
     "TensorReport",
     "Unit",
     "Verification",
     "Violation",
+    "diff_checkpoints",
     "export_checkpoint",
     "exported_format",
     "inspect_path",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.unit import Done, Unit, check, work
 from nmflow.errors import CheckpointError
 
@@ -87,7 +86,7 @@ def run(
     total, reached = sum(unit.entry.n_bytes for unit in units), 0
     with ExitStack() as stack:
         if executor is None:
-            pool = stack.enter_context(Pool(threads or len(os.sched_getaffinity(0))))
+            pool = stack.enter_context(Pool(thread_count(threads)))
             local = stack.enter_context(ThreadPoolExecutor(pool.count, "nmflow-unit"))
             extra: tuple[Pool, ...] = (pool,)
             # The last to enter is the first to leave: units end before the threads do that they wait for.

@@ -82,8 +82,8 @@ def cut(shape: tuple[int, ...], itemsize: int, layout: Layout | None, block: tup
 
 
 def cut_bytes(n_bytes: int) -> Iterator[Tile]:
-    """Cut a tensor of bytes, whatever they mean."""
-    for start, stop in _steps(n_bytes, 1, 1):
+    """Cut a tensor of bytes, whatever they mean, at multiples of 8 bytes."""
+    for start, stop in _steps(n_bytes, 8, 1):
         yield (slice(start, stop),)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nmflow.checkpoint.header import Entry
-from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
 from nmflow.errors import CheckpointError, SourceNotFoundError
 from nmflow.problem import Array
@@ -146,7 +146,7 @@ def check(unit: Unit, done: Done, pool: Pool | None = None) -> tuple[bool, bool]
 def _pool_of(unit: Unit, pool: Pool | None) -> contextlib.AbstractContextManager[Pool]:
     if pool is not None:
         return contextlib.nullcontext(pool)
-    return Pool(unit.threads or len(os.sched_getaffinity(0)))
+    return Pool(thread_count(unit.threads))
 
 
 @contextlib.contextmanager
@@ -161,7 +161,9 @@ def opened(unit: Unit, *, write: bool, also: Path | None = None) -> Iterator[tup
     files: list[int] = []
     try:
         files.append(os.open(unit.source, os.O_RDONLY | os.O_CLOEXEC))
-        files.append(os.open(unit.target, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC))
+        # Never to read as well: a client of network storage would then fetch pages that a neighbour is writing, and
+        # could write them back whole.
+        files.append(os.open(unit.target, (os.O_WRONLY if write else os.O_RDONLY) | os.O_CLOEXEC))
         if also is not None:
             files.append(os.open(also, os.O_RDONLY | os.O_CLOEXEC))
         yield files[0], files[1], files[2] if also is not None else -1

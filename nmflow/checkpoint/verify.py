@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.plan import PlannedTensor, as_pattern, make_plan
-from nmflow.checkpoint.tensor import map_tensor
-from nmflow.checkpoint.tiles import stripes
+from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.tensor import FLOATS
+from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
+from nmflow.errors import CheckpointError
 from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Array, Matrix
 
@@ -115,11 +118,13 @@ def verify_checkpoint(
     transposable: bool = True,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Check that each weight has at most n nonzero in each group of m, along its rows and along its columns.
 
-    An entry is nonzero if ``value != 0``: NaN is, -0.0 is not. Weights are chosen as prune_checkpoint chooses them.
+    An entry is nonzero if ``value != 0``: NaN is, -0.0 is not. Weights are chosen as prune_checkpoint chooses them, and
+    read in pieces: memory does not grow with them.
 
     Raises
     ------
@@ -130,11 +135,12 @@ def verify_checkpoint(
     plan.check()
     tensors = []
     done, total = 0, sum(tensor.entry.n_bytes for tensor in plan.pruned)
-    for tensor in plan.pruned:
-        if progress:
-            progress(tensor.entry.name, done, total)
-        tensors.append(_check(tensor, plan.pattern))
-        done += tensor.entry.n_bytes
+    with Pool(thread_count(threads)) as pool:
+        for tensor in plan.pruned:
+            if progress:
+                progress(tensor.entry.name, done, total)
+            tensors.append(_check(tensor, plan.pattern, pool))
+            done += tensor.entry.n_bytes
     if progress:
         progress("", done, total)
     shown = str(plan.pattern).removesuffix(" at-most")
@@ -142,40 +148,79 @@ def verify_checkpoint(
     return Verification(str(plan.source.path), shown, tuple(tensors), skipped)
 
 
-def _check(tensor: PlannedTensor, pattern: Pattern) -> Checked:
-    weights = map_tensor(tensor.shard.path, tensor.entry)
+def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
+    """Count one weight, a few pieces at a time."""
+    entry, dtype = tensor.entry, FLOATS[tensor.entry.dtype]
+    shape, layout = as_blocks(entry.shape, tensor.layout, pattern.block_shape[0])
+    stacked = entry.shape[-2] if tensor.layout == "batch" else None
     # Every float is zero exactly when all its bits but the sign are.
-    bits = weights.view(f"u{weights.itemsize}")
-    magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
-    nonzero = bad_groups = 0
+    bits = np.dtype(f"u{dtype.itemsize}")
+    magnitude = bits.type((1 << (8 * bits.itemsize - 1)) - 1)
+    file = os.open(tensor.shard.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def piece(tile: Tile) -> tuple[int, int, Violation | None]:
+        used = (read_tile(file, entry.start, shape, tile, bits) & magnitude) != 0
+        nonzero, bad_groups, first = int(np.count_nonzero(used)), 0, None
+        for number, array in enumerate(used if layout == "batch" else (used,)):
+            found, line, corner = _count(Matrix(array).rows(0, len(array)), pattern)
+            bad_groups += found
+            if line is None or first is not None:
+                continue
+            # From the piece to the matrix: a convolution's columns are kernel position by kernel position.
+            rows, cols = tile[-2:] if layout == "batch" else tile[:2]
+            position, channel = divmod(corner[1], cols.stop - cols.start)
+            at_row = rows.start + corner[0]
+            at_col = position * (shape[1] if layout == "conv" else 0) + cols.start + channel
+            matrix = None
+            if stacked is not None:
+                matrix, at_row = divmod(at_row, stacked) if layout is None else (tile[0].start + number, at_row)
+            along = line.direction == "row"
+            first = replace(
+                line,
+                shard=tensor.shard.path.name,
+                tensor=entry.name,
+                line=at_row if along else at_col,
+                group=(at_col if along else at_row) // line.length,
+                matrix=matrix,
+            )
+        return nonzero, bad_groups, first
+
+    try:
+        parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
+    except EOFError as error:
+        raise CheckpointError(
+            f"{tensor.shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
+        ) from error
+    finally:
+        os.close(file)
+    return Checked(
+        entry.name,
+        entry.shape,
+        math.prod(entry.shape),
+        sum(part[0] for part in parts),
+        sum(part[1] for part in parts),
+        next((part[2] for part in parts if part[2] is not None), None),
+    )
+
+
+def _count(used: Array, pattern: Pattern) -> tuple[int, Violation | None, tuple[int, int]]:
+    """Count the groups of a matrix that keep too much; describe the first, and give the row and column it begins at."""
+    bad_groups = 0
     first: Violation | None = None
-    for number, array in enumerate(bits if tensor.layout == "batch" else (bits,)):
-        matrix = Matrix(array)
-        for rows in stripes(array.shape, array.itemsize, pattern.block_shape[0]):
-            used = (matrix.rows(rows.start, rows.stop) & magnitude) != 0
-            nonzero += int(np.count_nonzero(used))
-            checks = [("row", used, pattern.row, rows.start, 0)]
-            if pattern.col is not None:
-                checks.append(("column", used.T, pattern.col, 0, rows.start // pattern.col.m))
-            for direction, lines, budget, line, group in checks:
-                counts = _group_counts(lines, budget)
-                over = counts > budget.n
-                found = int(np.count_nonzero(over))
-                bad_groups += found
-                if found and first is None:
-                    i, j = (int(index) for index in np.argwhere(over)[0])
-                    first = Violation(
-                        shard=tensor.shard.path.name,
-                        tensor=tensor.entry.name,
-                        direction=direction,
-                        line=line + i,
-                        group=group + j,
-                        nonzero=int(counts[i, j]),
-                        allowed=budget.n,
-                        length=budget.m,
-                        matrix=number if tensor.layout == "batch" else None,
-                    )
-    return Checked(tensor.entry.name, tensor.entry.shape, weights.size, nonzero, bad_groups, first)
+    corner = (0, 0)
+    checks = [("row", used, pattern.row)]
+    if pattern.col is not None:
+        checks.append(("column", used.T, pattern.col))
+    for direction, lines, budget in checks:
+        counts = _group_counts(lines, budget)
+        over = counts > budget.n
+        found = int(np.count_nonzero(over))
+        bad_groups += found
+        if found and first is None:
+            i, j = (int(index) for index in np.argwhere(over)[0])
+            first = Violation("", "", direction, i, j, int(counts[i, j]), budget.n, budget.m)
+            corner = (i, j * budget.m) if direction == "row" else (j * budget.m, i)
+    return bad_groups, first, corner
 
 
 def _group_counts(lines: Array, budget: Budget) -> Array:

@@ -17,7 +17,7 @@ import typer
 from nmflow.errors import InputValueError, NmflowError
 
 if TYPE_CHECKING:
-    from nmflow.checkpoint import Progress
+    from nmflow.checkpoint import Executor, Progress
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,13 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich is not loaded to print it
     pretty_exceptions_enable=False,
 )
+
+
+class Engine(StrEnum):
+    """Who does the work."""
+
+    local = "local"
+    dask = "dask"
 
 
 class Fill(StrEnum):
@@ -65,6 +72,7 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", help="Leave weights of this name alone; wins over --include. Repeatable."),
 ]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where a run that was killed or stopped left off; else begin anew.")
 ]
@@ -117,6 +125,11 @@ def prune(
     on_nonfinite: Annotated[
         OnNonFinite, typer.Option(help="Weights with NaN or infinity: an error, or copied as they are.")
     ] = OnNonFinite.error,
+    engine: Annotated[Engine, typer.Option(help="Threads here, or the workers of a Dask cluster.")] = Engine.local,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Of the Dask scheduler, as tcp://host:8786; for --engine dask."),
+    ] = None,
     with_report: Annotated[
         bool, typer.Option("--report", help="Write a page with plots and a model card too, as nmflow report does.")
     ] = False,
@@ -145,7 +158,7 @@ def prune(
             from nmflow.checkpoint.report_plots import check_library
 
             check_library()  # before hours of work
-        with _progress("pruning") as progress:
+        with _executor(engine, scheduler) as executor, _progress("pruning") as progress:
             report = prune_checkpoint(
                 src,
                 dst,
@@ -159,6 +172,7 @@ def prune(
                 overwrite=overwrite,
                 resume=resume,
                 on_nonfinite=on_nonfinite.value,
+                executor=executor,
                 progress=progress,
             )
         if as_json:
@@ -215,6 +229,7 @@ def verify(
     rows_only: RowsOnly = False,
     include: Include = None,
     exclude: Exclude = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Check each weight against the pattern, along rows and along columns; decode an export both ways.
@@ -240,6 +255,7 @@ def verify(
                 wanted,
                 include=include or (),
                 exclude=exclude or (),
+                threads=threads,
                 progress=progress,
             )
         if as_json:
@@ -382,6 +398,31 @@ def _verify_export(path: Path, as_json: bool, has_options: bool) -> None:
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help=CHECKPOINT)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, for example A after pruning or training.")],
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two checkpoints: which weights changed, and in how many entries their masks differ (SAD, flip rate).
+
+    The exit status is 0 if all bytes of all tensors are the same, 1 if not, 2 if that could not be found out.
+    """
+    with _one_line_errors():
+        from nmflow.checkpoint import diff_checkpoints
+        from nmflow.cli import show_diff
+
+        with _progress("comparing") as progress:
+            found = diff_checkpoints(a, b, threads=threads, progress=progress)
+        if as_json:
+            _print_json(found.to_dict())
+        else:
+            show_diff.difference(found)
+        if not found.same:
+            raise typer.Exit(VIOLATION)
+
+
+@app.command()
 def diversity(
     pattern: Annotated[str, typer.Argument(metavar="N:M", help="N kept of M consecutive, e.g. 4:8.")],
     shape: Annotated[
@@ -443,6 +484,22 @@ def _one_line_errors() -> Iterator[None]:
 def _notes(error: BaseException) -> str:
     """What was noted on an error on its way here: how to go on."""
     return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+
+
+@contextlib.contextmanager
+def _executor(engine: Engine, scheduler: str | None) -> Iterator[Executor | None]:
+    """What does units of work; None for the threads of this process."""
+    if (engine is Engine.dask) != (scheduler is not None):
+        raise InputValueError(
+            "--engine dask and --scheduler must be given together: --engine dask --scheduler tcp://host:8786"
+        )
+    if scheduler is None:
+        yield None
+        return
+    from nmflow.checkpoint.cluster import dask_executor
+
+    with dask_executor(scheduler) as executor:
+        yield executor
 
 
 @contextlib.contextmanager

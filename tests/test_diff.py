@@ -1,0 +1,110 @@
+"""Comparing two checkpoints: bits, masks, names and kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import BF16, entry, raw_file, read, sharded, tensors, write
+from typer.testing import CliRunner, Result
+
+import nmflow
+from nmflow.checkpoint import diff_checkpoints, prune_checkpoint, tiles
+from nmflow.errors import CheckpointError, SourceNotFoundError
+
+
+def run(*args: object) -> Result:
+    from nmflow.cli import app
+
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.mark.parametrize("tile_bytes", [8, 8 << 20])
+def test_after_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile_bytes: int) -> None:
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    src, out = write(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    report = prune_checkpoint(src, out, "2:4")
+    found = diff_checkpoints(src, out)
+    old, new = read(src), read(out)
+    pruned = {tensor.name for tensor in report.tensors}
+    assert len(found.tensors) == len(old)
+    for tensor in found.tensors:
+        if tensor.name not in pruned:
+            assert (tensor.same, tensor.changed, tensor.sad) == (True, 0, 0)
+            continue
+        a, b = old[tensor.name], new[tensor.name]
+        assert not tensor.same
+        assert tensor.changed == np.count_nonzero(a != b)
+        assert tensor.sad == nmflow.diversity.divergence(a != 0, b != 0).sad
+        assert tensor.flip_rate == pytest.approx(tensor.sad / a.size)
+    assert not found.same
+    assert diff_checkpoints(src, src).same
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", BF16])
+def test_zeros_of_either_sign_are_one_mask_but_not_the_same_bits(tmp_path: Path, dtype: Any) -> None:
+    values = np.array([0.0, -0.0, 1.0, 0.0, np.nan, 2.0]).astype(dtype)
+    others = np.array([-0.0, -0.0, 0.0, 3.0, 0.0, 4.0]).astype(dtype)
+    a, b = (write(tmp_path / name, {"x": x}) for name, x in (("a.safetensors", values), ("b.safetensors", others)))
+    tensor = diff_checkpoints(a, b).tensors[0]
+    assert (tensor.changed, tensor.sad, tensor.flip_rate) == (5, 3, 0.5)
+
+
+def test_names_kinds_and_dtypes_that_cannot_be_compared(tmp_path: Path) -> None:
+    header = {
+        "packed": entry("F4", [4], 0, 2),
+        "new": entry("Q3", [5], 2, 5),
+        "scale": entry("F8_E8M0", [1], 5, 6),
+        "longer": entry("F32", [1], 6, 10),
+        "mine": entry("U8", [1], 10, 11),
+    }
+    a = raw_file(tmp_path / "a.safetensors", header, b"0123456789\0")
+    header["longer"] = entry("U8", [4], 6, 10)
+    header["yours"] = header.pop("mine")
+    b = raw_file(tmp_path / "b.safetensors", header, b"0x2x4y6789\0")
+    found = diff_checkpoints(a, b)
+    assert [(t.name, t.changed, t.sad, t.same) for t in found.tensors] == [
+        *(("packed", None, None, False), ("new", None, None, False), ("scale", 1, None, False)),
+    ]
+    assert (found.only_a, found.only_b) == (("mine",), ("yours",))
+    assert found.unlike == (("longer", "F32 [1]", "U8 [4]"),)
+    result = run("diff", a, b)
+    assert result.exit_code == 1
+    for text in ("only in", "mine", "yours", "longer: F32 [1] in", "3 of 3 tensors in both differ"):
+        assert text in result.stdout
+    assert json.loads(run("diff", a, b, "--json").stdout)["unlike"] == [
+        {"name": "longer", "a": "F32 [1]", "b": "U8 [4]"}
+    ]
+    header["new"] = entry("Q3", [5], 2, 4)
+    header["scale"], header["longer"], header["yours"] = (
+        entry("F8_E8M0", [1], 4, 5), entry("F32", [1], 5, 9), entry("U8", [1], 9, 10)
+    )  # fmt: skip
+    raw_file(b, header, b"0123456789")
+    other = next(tensor for tensor in diff_checkpoints(a, b).tensors if tensor.name == "new")
+    assert (other.changed, other.same) == (None, False)  # an unknown dtype of another size
+
+
+def test_shards_do_not_matter(tmp_path: Path) -> None:
+    one, many = write(tmp_path / "one.safetensors"), sharded(tmp_path / "many")
+    assert diff_checkpoints(one, many).same
+    result = run("diff", one, many)
+    assert result.exit_code == 0
+    assert f"0 of {len(tensors())} tensors in both differ" in result.stdout
+
+
+def test_errors(tmp_path: Path) -> None:
+    src = write(tmp_path / "a.safetensors")
+    with pytest.raises(SourceNotFoundError, match="must exist"):
+        diff_checkpoints(src, tmp_path / "none")
+    (tmp_path / "b.safetensors").write_bytes(src.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated"):
+        diff_checkpoints(src, tmp_path / "b.safetensors")
+    assert run("diff", src, tmp_path / "b.safetensors").exit_code == 2
+
+
+def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / f"{n}.safetensors", {"\x1b[31m": np.full(3, n)}) for n in (1, 2))
+    assert "\x1b" not in run("diff", a, b).stdout

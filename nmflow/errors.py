@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "DestinationBusyError",
     "DestinationExistsError",
     "FormatError",
@@ -101,3 +102,7 @@ class DestinationBusyError(NmflowError, BlockingIOError):
 
 class DestinationExistsError(NmflowError, FileExistsError):
     """A destination that exists already."""
+
+
+class ClusterError(NmflowError, ConnectionError):
+    """Workers on other machines that cannot be reached, or that went away."""

@@ -43,7 +43,7 @@ HEAVY = {
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
     "torch": {"torch"},
-    **{name: set[str]() for name in ("ortools", "networkx", "scipy", "matplotlib", "dask")},
+    **{name: set[str]() for name in ("ortools", "networkx", "scipy", "matplotlib", "dask", "distributed")},
 }
 """Libraries that cost time or may be missing, and the rooms whose files may import them at the top."""
 

@@ -333,6 +333,11 @@ def test_the_command(copied: Path, source: Path) -> None:
     assert sorted(path.name for path in copied.iterdir() if path.name.startswith(".")) == []
 
 
+def test_a_report_does_not_go_into_another_checkpoint(pruned: Path, tmp_path: Path) -> None:
+    prune_checkpoint(pruned, tmp_path / "again", "1:4")
+    assert [path.name for path in (tmp_path / "again").glob("nmflow-report.*")] == ["nmflow-report.json"]
+
+
 def test_prune_with_a_report(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = source / "model.safetensors"
     done = run("prune", one, tmp_path / "one.safetensors", "--pattern", "4:8", "--report")

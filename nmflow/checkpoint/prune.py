@@ -17,7 +17,7 @@ from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
 from nmflow.checkpoint.plan import Plan, as_pattern, make_plan
-from nmflow.checkpoint.report import REPORT, Report, TensorReport
+from nmflow.checkpoint.report import REPORT, REPORTS, Report, TensorReport
 from nmflow.checkpoint.stage import check_place, copy_others, staged, start_shard
 from nmflow.checkpoint.unit import CopyUnit, Unit
 from nmflow.errors import InputValueError
@@ -126,7 +126,7 @@ def prune_checkpoint(
         "keep_from": None if keep_from is None else str(Path(keep_from).absolute()),
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
-    others = [path for path in source.others if path != Path(REPORT)]  # it speaks of another checkpoint
+    others = [path for path in source.others if str(path) not in REPORTS]  # they speak of another checkpoint
     options = {"solver": solver, "certify": certify, "on_nonfinite": on_nonfinite, "threads": threads}
     with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
         units = _units(plan, stage.new, keep, options)

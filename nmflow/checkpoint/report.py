@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["REPORT", "Report", "TensorReport", "total"]
+__all__ = ["REPORT", "REPORTS", "Report", "TensorReport", "total"]
 
 REPORT = "nmflow-report.json"
 """Name of the file in a folder that holds the report."""
+
+REPORTS = (REPORT, "nmflow-report.html", "nmflow-report.md")
+"""Names of all files in a folder that speak of what was done to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow import formats
-from nmflow.checkpoint import export_checkpoint, inspect_path, verify_packed
+from nmflow.checkpoint import export_checkpoint, inspect_path, pack, verify_packed
 from nmflow.checkpoint.support import find_support
 from nmflow.cli import app
 from nmflow.errors import (
@@ -96,6 +97,64 @@ def test_names_in_the_file(tmp_path: Path, model: Path) -> None:
     }
     assert held["b.weight.packed"].dtype == BF16
     assert held["b.weight.meta"].dtype == np.int16
+
+
+@pytest.mark.parametrize("format_", formats.names())
+def test_no_byte_depends_on_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str) -> None:
+    rng = np.random.default_rng(5)
+    model: dict[str, np.ndarray] = {"bias": rng.standard_normal(9).astype("f4")}
+    for name, dtype, shape in (("a", "f2", (300, 200)), ("b", BF16, (128, 450)), ("c", "f4", (257, 161))):
+        weight = rng.choice([-2, -1, 1, 2], shape).astype(dtype)
+        model[f"{name}.weight"] = nmflow.solve(weight, pattern="1:2" if dtype == "f4" else "2:4").prune(weight)
+    src = write(tmp_path / "src.safetensors", model)
+    whole = export_checkpoint(src, tmp_path / "whole", format_, pad=True)
+    monkeypatch.setattr(pack, "SIDE", formats.PART)
+    monkeypatch.setattr(pack, "TILE_BYTES", 800)
+    parts = export_checkpoint(src, tmp_path / "parts", format_, pad=True)
+    for name in ("src.safetensors", "nmflow.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert [replace(tensor, seconds=0) for tensor in whole.tensors] == [replace(t, seconds=0) for t in parts.tensors]
+    found = verify_packed(tmp_path / "whole")
+    assert found.ok
+    assert [tensor.kept for tensor in found.tensors] == [tensor.kept for tensor in whole.tensors]
+    if format_ != "dense":
+        broken = model["c.weight"].copy()
+        broken[250, 150:152] = 1
+        src = write(tmp_path / "broken.safetensors", {"c.weight": broken})
+        with pytest.raises(
+            CheckpointError, match=r"columns 22 to 23 \(counted within rows 128 to 255 and columns 128 "
+        ):
+            export_checkpoint(src, tmp_path / "none", format_, pad=True)
+
+
+@pytest.mark.parametrize("format_", formats.names())
+def test_resume(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, format_: str) -> None:
+    real, calls = pack.write_tile, []
+
+    def write_tile(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) > 5:
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    whole = export_checkpoint(model, tmp_path / "whole", format_)
+    monkeypatch.setattr(pack, "write_tile", write_tile)
+    if format_ == "dense":
+        monkeypatch.setattr(pack, "TILE_BYTES", 16384)
+    with pytest.raises(OSError, match="No space left on device, at tensor"):
+        export_checkpoint(model, tmp_path / "out", format_, threads=1)
+    assert leftovers(tmp_path) == [".out.nmflow"]
+    monkeypatch.setattr(pack, "write_tile", real)
+    with pytest.raises(
+        CheckpointError, match="resume must be asked for what the unfinished run was asked for, and form"
+    ):
+        export_checkpoint(model, tmp_path / "out", format_, pad=True, resume=True)
+    result = run("export", model, tmp_path / "out", "--format", format_, "--resume")
+    assert result.exit_code == 0, result.stderr
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    assert whole.tensors
+    assert leftovers(tmp_path) == []
 
 
 def test_a_folder_with_an_index(tmp_path: Path) -> None:

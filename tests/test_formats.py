@@ -246,6 +246,25 @@ def test_padding(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda value: str(value))
+def test_parts_of_a_matrix_are_stored_as_parts_of_its_arrays(name: str, dtype: str) -> None:
+    format_, rng = formats.get(name), np.random.default_rng(9)
+    need = format_.requirements[dtype]
+    shape = formats.PART + need.rows, 2 * formats.PART + need.cols
+    mask, weight = two_way(rng, shape, need.pattern, 0.9), any_bits(rng, shape, dtype_of(dtype))
+    whole = format_.encode(weight, mask)
+    built = {key: np.zeros_like(array) for key, array in whole.items()}
+    for i in range(0, shape[0], formats.PART):
+        for j in range(0, shape[1], formats.PART):
+            area = tuple(slice(at, min(at + formats.PART, end)) for at, end in zip((i, j), shape, strict=True))
+            places = format_.places(shape, weight.dtype, area)
+            for key, array in format_.encode(weight[area], mask[area]).items():
+                target = built[key].reshape(places[key].shape)[places[key].area]
+                target[...] = array.reshape(target.shape)
+    for key, array in whole.items():
+        np.testing.assert_array_equal(bits(built[key]), bits(array), err_msg=key)
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda value: str(value))
 def test_any_changed_byte_is_noticed_or_harmless(name: str, dtype: str) -> None:
     """Flip a bit anywhere: either an error, or the same matrix (never a different one)."""
     format_, rng = formats.get(name), np.random.default_rng(9)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out, map_array
-from nmflow.checkpoint.engine import Progress
+from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
+from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.journal import identity, version
+from nmflow.checkpoint.keep import KeepMask
+from nmflow.checkpoint.pack import PackUnit
 from nmflow.checkpoint.plan import make_plan
 from nmflow.checkpoint.source import INDEX, Source, open_source
-from nmflow.checkpoint.stage import check_place, copy_others, staged
-from nmflow.checkpoint.support import Support, find_support
-from nmflow.checkpoint.tiles import TILE_BYTES as STRIPE_BYTES
+from nmflow.checkpoint.stage import check_place, copy_others, staged, start_file
+from nmflow.checkpoint.unit import CopyUnit, Done, Unit
 from nmflow.errors import CheckpointError, InputValueError, NmflowError
 from nmflow.formats import Format, get
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredTensor
-from nmflow.problem import Array
 
 __all__ = ["export_checkpoint"]
 
@@ -40,7 +39,9 @@ def export_checkpoint(
     exclude: Iterable[str] = (),
     pad: bool = False,
     threads: int | None = None,
+    executor: Executor | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Store the weights of a pruned checkpoint in a format, and everything else as it is.
@@ -63,8 +64,10 @@ def export_checkpoint(
     pad : bool
         Fill weights up to the multiples of the format with dropped zeros.
     threads : int, optional
-    overwrite : bool
+    executor : Executor, optional
+    overwrite, resume : bool
     progress : callable, optional
+        All as for prune_checkpoint.
 
     Raises
     ------
@@ -74,6 +77,10 @@ def export_checkpoint(
         message names the tensor.
     DestinationExistsError, InputValueError
         If `dst` cannot be written to, or options contradict each other.
+
+    Notes
+    -----
+    Weights are read and written in rectangles: memory does not grow with them.
     """
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
@@ -83,19 +90,38 @@ def export_checkpoint(
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
     layouts = {shard.path: _layout(shard, chosen, reasons, pad) for shard in source.shards}  # all checked, none written
-    with staged(dst, {}, is_folder=True, overwrite=overwrite) as stage:
-        new = stage.new
-        new.mkdir()
-        if source.is_folder:
-            copy_others(source, [o for o in source.others if str(o) not in (INDEX, NAME)], new)
-        job = _Job(source, chosen, given, reasons, pad, threads, progress)
-        tensors = [tensor for shard in source.shards for tensor in job.write(shard, new, *layouts[shard.path])]
-        _write_index(source, layouts, new)
+    asked = {
+        "command": "export",
+        "version": version(),
+        "source": identity(source),
+        "format": [chosen.name, chosen.version, pad],
+        "masks": None if masks is None else str(Path(masks).absolute()),
+        "packed": [name for name, reason in reasons.items() if not reason],
+    }
+    with staged(dst, asked, is_folder=True, overwrite=overwrite, resume=resume) as stage:
+        units = _units(source, stage.new, chosen, given, reasons, layouts, threads)
+        if stage.finished:
+            results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
+        else:
+            stage.new.mkdir(exist_ok=True)
+            if source.is_folder:
+                copy_others(source, [path for path in source.others if str(path) not in (INDEX, NAME)], stage.new)
+            for shard in source.shards:
+                head, places = layouts[shard.path]
+                start_file(stage.new / shard.path.name, head, max((e.stop for e in places.values()), default=len(head)))
+            results = run(
+                units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
+            )
+            _write_index(source, layouts, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
-        side = SideFile(chosen.name, chosen.version, _writer(), job.stored, left)
-        (new / NAME).write_text(side.to_json(), encoding="utf-8")
+        tensors = [ExportedTensor.from_dict(done.row["report"]) for done in results if done.row is not None]
+        stored = {done.name: _stored(done, chosen) for done in results if done.row is not None}
+        if not stage.finished:
+            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left)
+            (stage.new / NAME).write_text(side.to_json(), encoding="utf-8")
         if progress:
-            progress("", job.total, job.total)
+            total = sum(unit.entry.n_bytes for unit in units)
+            progress("", total, total)
     return ExportReport(
         str(source.path),
         str(dst),
@@ -106,21 +132,50 @@ def export_checkpoint(
     )
 
 
-def _writer() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _units(
+    source: Source,
+    new: Path,
+    format: Format,
+    masks: Mapping[str, KeepMask] | None,
+    reasons: Mapping[str, str],
+    layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]],
+    threads: int | None,
+) -> list[Unit]:
+    """A unit of work for each tensor."""
+    units: list[Unit] = []
+    for shard in source.shards:
+        places = layouts[shard.path][1]
+        for entry in shard.entries:
+            what: dict[str, Any] = {"source": shard.path.absolute(), "target": new / shard.path.name, "entry": entry}
+            if reasons[entry.name]:
+                units.append(CopyUnit(**what, start=places[entry.name].start, threads=threads))
+                continue
+            dtype = DTYPES[entry.dtype]
+            specs = format.specs(format.requirement(dtype).padded(entry.shape), dtype)
+            starts = tuple((key, places[_array_name(entry.name, key, format)].start) for key in specs)
+            mask = None if masks is None else masks[entry.name]
+            units.append(
+                PackUnit(**what, start=starts[0][1], starts=starts, format=format.name, mask=mask, threads=threads)
+            )
+    return units
 
-    try:
-        return f"nmflow {version('nmflow')}"
-    except PackageNotFoundError:
-        return "nmflow"
+
+def _stored(done: Done, format: Format) -> StoredTensor:
+    """What the side file says of a tensor."""
+    assert done.row is not None
+    report = ExportedTensor.from_dict(done.row["report"])
+    arrays = {
+        key: StoredArray(_array_name(done.name, key, format), digest) for key, digest in done.row["sha256"].items()
+    }
+    return StoredTensor(report.shard, report.dtype, report.shape, report.stored_shape, report.pattern, arrays)
 
 
-def _open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, tuple[Header, Entry]]:
+def _open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, KeepMask]:
     """Find the masks by name, and check that each is one of a tensor of the source."""
     if globs:
         raise InputValueError("include and exclude must not be given with masks, which name the weights themselves")
     held = {entry.name: entry for shard in source.shards for entry in shard.entries}
-    found: dict[str, tuple[Header, Entry]] = {}
+    found: dict[str, KeepMask] = {}
     for shard in open_source(path).shards:
         for entry in shard.entries:
             if entry.name not in held:
@@ -132,7 +187,7 @@ def _open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str,
                     f"{path}: mask {entry.name!r} must have the shape of the tensor, {held[entry.name].shape}, "
                     f"not {entry.shape}"
                 )
-            found[entry.name] = shard, entry
+            found[entry.name] = KeepMask(shard.path.absolute(), entry)
     return found
 
 
@@ -193,89 +248,6 @@ def _layout(shard: Header, format: Format, reasons: Mapping[str, str], pad: bool
 
 def _array_name(tensor: str, key: str, format: Format) -> str:
     return tensor if format.name == "dense" else f"{tensor}.{key}"
-
-
-@dataclass
-class _Job:
-    """Writing the shards of one export."""
-
-    source: Source
-    format: Format
-    masks: Mapping[str, tuple[Header, Entry]] | None
-    reasons: Mapping[str, str]
-    pad: bool
-    threads: int | None
-    progress: Progress | None
-
-    def __post_init__(self) -> None:
-        self.stored: dict[str, StoredTensor] = {}
-        self.done, self.total = 0, sum(e.n_bytes for shard in self.source.shards for e in shard.entries)
-
-    def write(self, shard: Header, folder: Path, head: bytes, places: Mapping[str, Entry]) -> list[ExportedTensor]:
-        """Write one shard, a tensor at a time."""
-        reports = []
-        with (folder / shard.path.name).open("xb") as file, shard.path.open("rb") as source:
-            file.write(head)
-            for entry in shard.entries:
-                if self.progress:
-                    self.progress(entry.name, self.done, self.total)
-                if self.reasons[entry.name]:
-                    _copy(source, entry, file, places[entry.name].start)
-                else:
-                    reports.append(self._pack(shard, entry, file, places))
-                self.done += entry.n_bytes
-        return reports
-
-    def _pack(self, shard: Header, entry: Entry, file: BinaryIO, places: Mapping[str, Entry]) -> ExportedTensor:
-        started = time.perf_counter()
-        weight = map_array(shard.path, entry)
-        need = self.format.requirement(weight.dtype)
-        where = f"{shard.path}: tensor {entry.name!r}"
-        try:
-            support = self._mask(weight, entry.name, need.pattern)
-            arrays = self.format.encode(weight, support.mask, pad=self.pad, threads=self.threads)
-        except NmflowError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        stored = {}
-        for key, array in arrays.items():
-            name = _array_name(entry.name, key, self.format)
-            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            file.seek(places[name].start)
-            file.write(raw)
-            stored[key] = StoredArray(name, hashlib.sha256(raw).hexdigest())
-        shape = need.padded(weight.shape)
-        self.stored[entry.name] = StoredTensor(
-            shard.path.name, weight.dtype.name, entry.shape, shape, need.pattern, stored
-        )
-        return ExportedTensor(
-            entry.name, shard.path.name, weight.dtype.name, entry.shape, shape, need.pattern,
-            int(np.count_nonzero(support.mask)), support.n_blocks, support.completed, support.unfilled,
-            entry.n_bytes, sum(array.nbytes for array in arrays.values()), time.perf_counter() - started,
-        )  # fmt: skip
-
-    def _mask(self, weight: Array, name: str, pattern: str | None) -> Support:
-        if self.masks is None:
-            if pattern is None:
-                return Support(weight != 0, 0, 0, 0)
-            return find_support(weight, pattern, self.threads)
-        shard, entry = self.masks[name]
-        mask = map_array(shard.path, entry).view(np.uint8)
-        if mask.size and mask.max() > 1:
-            raise CheckpointError(f"mask in {shard.path} must hold 0 and 1 only, not {mask.max()}")
-        return Support(mask.view(np.bool_), 0, 0, 0)
-
-
-def _copy(source: BinaryIO, entry: Entry, target: BinaryIO, start: int) -> None:
-    """Copy the bytes of a tensor to another place."""
-    source.seek(entry.start)
-    target.seek(start)
-    left = entry.n_bytes
-    while left:
-        part = source.read(min(left, STRIPE_BYTES))
-        if not part:
-            raise CheckpointError(f"{source.name} must not change while it is read, and it became shorter")
-        target.write(part)
-        left -= len(part)
 
 
 def _write_index(source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], folder: Path) -> None:

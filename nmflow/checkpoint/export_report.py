@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +40,12 @@ class ExportedTensor:
     dense_bytes: int
     stored_bytes: int
     seconds: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExportedTensor:
+        """Read what a journal holds."""
+        shapes = {name: tuple(values[name]) for name in ("shape", "stored_shape")}
+        return cls(**{**values, **shapes})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from nmflow.checkpoint.header import Entry, read_header
 from nmflow.checkpoint.plan import Plan
 from nmflow.errors import InputValueError
-from nmflow.problem import Array
 
 __all__ = ["KeepMask", "keep_masks"]
 
@@ -21,12 +18,6 @@ class KeepMask:
 
     path: Path
     entry: Entry
-
-    def read(self) -> Array:
-        """The mask, as a new boolean array."""
-        raw = np.fromfile(self.path, np.uint8, self.entry.n_bytes, offset=self.entry.start)
-        mask: Array = (raw != 0).reshape(self.entry.shape)
-        return mask
 
 
 def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:

@@ -14,7 +14,7 @@ from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import TensorReport, total
 from nmflow.checkpoint.tensor import FLOATS, score
-from nmflow.checkpoint.tiles import Tile, as_blocks, combine, cut, digest, read_tile, write_tile
+from nmflow.checkpoint.tiles import Tile, as_blocks, combine, cut, digest, is_whole, read_tile, write_tile
 from nmflow.checkpoint.unit import Done, Flusher, Unit, check_copy, copy, opened, read
 from nmflow.errors import CheckpointError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
@@ -119,8 +119,7 @@ class PruneUnit(Unit):
             raise
         except NmflowError as error:
             part = ", ".join(f"{axis.start} to {axis.stop - 1}" for axis in tile)
-            whole = all(axis.stop - axis.start == length for axis, length in zip(tile, view.shape, strict=True))
-            place = "" if whole else f" (counted within entries {part} of {view.shape})"
+            place = "" if is_whole(tile, view.shape) else f" (counted within entries {part} of {view.shape})"
             raise CheckpointError(f"{self.where}: {error}{place}") from error
         if not self.pattern.transposable:
             return solution, solution.objective

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import Journal
@@ -18,7 +18,7 @@ from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
 from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError, NmflowError
 
-__all__ = ["Stage", "check_place", "copy_others", "stage_of", "staged", "start_shard"]
+__all__ = ["Stage", "check_place", "copy_others", "stage_of", "staged", "start_file", "start_shard"]
 
 
 def check_place(source: Source, dst: Path) -> None:
@@ -153,20 +153,20 @@ def _clear(folder: Path) -> None:
 
 
 def start_shard(shard: Header, target: Path) -> None:
-    """Write a shard's header as it is, and make room for the data; what is there of the data stays."""
-    with shard.path.open("rb") as source, open_sized(target, shard.file_size) as file:
+    """Begin the copy of a shard with its header as it is."""
+    with shard.path.open("rb") as source:
         head = source.read(shard.size)
-        if len(head) < shard.size:
-            raise CheckpointError(f"{shard.path} must not change while it is read, and it became shorter")
-        file.write(head)
+    if len(head) < shard.size:
+        raise CheckpointError(f"{shard.path} must not change while it is read, and it became shorter")
+    start_file(target, head, shard.file_size)
 
 
-def open_sized(path: Path, size: int) -> BinaryIO:
-    """Open a file for writing at its start, at its full size; what it holds stays."""
+def start_file(path: Path, head: bytes, size: int) -> None:
+    """Write the beginning of a file and make room for the rest; what is there of the rest stays."""
     path.touch()
-    file = path.open("r+b")
-    file.truncate(size)
-    return file
+    with path.open("r+b") as file:
+        file.truncate(size)
+        file.write(head)
 
 
 def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nmflow.checkpoint.tiles import stripes
 from nmflow.errors import CheckpointError
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.pattern import Budget, Pattern
@@ -38,7 +37,7 @@ class Support:
 
 
 def find_support(weight: Array, pattern: str, threads: int | None = None) -> Support:
-    """Find a two-way mask that keeps every nonzero entry of a pruned matrix.
+    """Find a two-way mask that keeps every nonzero entry of a pruned matrix, or of a part of one in whole blocks.
 
     Parameters
     ----------
@@ -64,30 +63,25 @@ def find_support(weight: Array, pattern: str, threads: int | None = None) -> Sup
     bits = bits_of(weight)
     magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
     rows, cols = weight.shape
-    mask = np.zeros((rows, cols), np.bool_)
-    n_blocks = completed = unfilled = 0
-    for part in stripes(weight.shape, weight.itemsize, m):
-        own = bits[part]
-        padded = np.zeros((-(-len(own) // m) * m, -(-cols // m) * m), bits.dtype)
-        padded[: len(own), :cols] = own
-        blocks = padded.reshape(len(padded) // m, m, -1, m).transpose(0, 2, 1, 3)
-        nonzero = (blocks & magnitude) != 0
-        if not _fits(nonzero, n).all():
-            used = (padded & magnitude) != 0
-            raise CheckpointError(_whole_violation(used, pattern, part.start))
-        any_bit = blocks != 0
-        kept = np.where(_fits(any_bit, n)[..., None, None], any_bit, nonzero)
-        short = kept.sum(axis=(2, 3)) < n * m
-        n_blocks += short.size
-        if short.any():
-            chosen = kept[short]
-            filled = _complete(chosen, budget, threads)
-            good = (filled | ~chosen).all(axis=(1, 2))
-            kept[short] = np.where(good[:, None, None], filled, chosen)
-            completed += int(good.sum())
-            unfilled += int((~good).sum())
-        mask[part] = kept.transpose(0, 2, 1, 3).reshape(padded.shape)[: len(own), :cols]
-    return Support(mask, n_blocks, completed, unfilled)
+    padded = np.zeros((-(-rows // m) * m, -(-cols // m) * m), bits.dtype)
+    padded[:rows, :cols] = bits
+    blocks = padded.reshape(len(padded) // m, m, -1, m).transpose(0, 2, 1, 3)
+    nonzero = (blocks & magnitude) != 0
+    if not _fits(nonzero, n).all():
+        text = first_violation((padded & magnitude) != 0, pattern)
+        raise CheckpointError(text.replace("mask must keep", "weights must have", 1))
+    any_bit = blocks != 0
+    kept = np.where(_fits(any_bit, n)[..., None, None], any_bit, nonzero)
+    short = kept.sum(axis=(2, 3)) < n * m
+    completed = unfilled = 0
+    if short.any():
+        chosen = kept[short]
+        filled = _complete(chosen, budget, threads)
+        good = (filled | ~chosen).all(axis=(1, 2))
+        kept[short] = np.where(good[:, None, None], filled, chosen)
+        completed, unfilled = int(good.sum()), int((~good).sum())
+    mask = np.ascontiguousarray(kept.transpose(0, 2, 1, 3).reshape(padded.shape)[:rows, :cols])
+    return Support(mask, short.size, completed, unfilled)
 
 
 def _fits(blocks: Array, n: int) -> Array:
@@ -104,8 +98,3 @@ def _complete(blocks: Array, budget: Budget, threads: int | None) -> Array:
     scores = blocks.transpose(1, 0, 2).reshape(m, count * m).astype(np.uint8)
     mask = solve(scores, pattern=Pattern(budget.n, budget.m), threads=threads).mask
     return mask.reshape(m, count, m).transpose(1, 0, 2)
-
-
-def _whole_violation(used: Array, pattern: str, start: int) -> str:
-    text = first_violation(used, pattern).replace("mask must keep", "weights must have", 1)
-    return f"{text} (counted from row {start})" if start else text

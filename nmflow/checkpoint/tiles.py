@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,6 +95,28 @@ def _steps(length: int, multiple: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, length)
 
 
+def squares(shape: tuple[int, ...], side: int, entries: int) -> Iterator[Tile]:
+    """Cut a matrix into squares of `side` rows and columns, or one axis into stretches of `entries`."""
+    steps = (side, side) if len(shape) == 2 else (entries,)
+    axes = [
+        [slice(start, min(start + step, length)) for start in range(0, length, step)]
+        for length, step in zip(shape, steps, strict=True)
+    ]
+    yield from product(*axes)
+
+
+def inside(tile: Tile, shape: tuple[int, ...]) -> Tile:
+    """The part of a piece that lies within a shape."""
+    return tuple(
+        slice(min(axis.start, length), min(axis.stop, length)) for axis, length in zip(tile, shape, strict=True)
+    )
+
+
+def is_whole(tile: Tile, shape: tuple[int, ...]) -> bool:
+    """Whether a piece is all there is."""
+    return all((axis.start, axis.stop) == (0, length) for axis, length in zip(tile, shape, strict=True))
+
+
 def runs(shape: tuple[int, ...], tile: Tile) -> Iterator[tuple[int, int]]:
     """The stretches of adjacent entries that a piece of a C-contiguous tensor consists of: first entry and length."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -171,9 +194,3 @@ def combine(digests: Iterable[bytes]) -> str:
     for each in digests:
         state.update(each)
     return state.hexdigest()
-
-
-def stripes(shape: tuple[int, ...], itemsize: int, multiple: int = 1) -> Iterator[slice]:
-    """Cut the first axis into slices of a fixed size, each a multiple of `multiple` but the last."""
-    for start, stop in _steps(shape[0], multiple, itemsize * math.prod(shape[1:])):
-        yield slice(start, stop)

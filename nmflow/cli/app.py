@@ -244,7 +244,7 @@ def verify(
         given = any(option is not None for option in (pattern, row, col))
         exported = exported_format(path)
         if exported is not None and (exported != "dense" or not given):
-            _verify_export(path, as_json, given or rows_only or bool(include) or bool(exclude))
+            _verify_export(path, threads, as_json, given or rows_only or bool(include) or bool(exclude))
             return
         if not given:
             raise InputValueError("--pattern must be given for a checkpoint, for example --pattern 2:4")
@@ -335,6 +335,7 @@ def export(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the cores it may use.")] = None,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a checkpoint.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Store the weights of a pruned checkpoint compressed, W and its transpose, and the rest as it is.
 
@@ -356,6 +357,7 @@ def export(
                 pad=pad,
                 threads=threads,
                 overwrite=overwrite,
+                resume=resume,
                 progress=progress,
             )
         if as_json:
@@ -381,14 +383,16 @@ def inspect(
             show_packed.inspection(found)
 
 
-def _verify_export(path: Path, as_json: bool, has_options: bool) -> None:
+def _verify_export(path: Path, threads: int | None, as_json: bool, has_options: bool) -> None:
     from nmflow.checkpoint import verify_packed
     from nmflow.cli import show_packed
 
     if has_options:
-        raise InputValueError(f"no option but --json must be given for {path}, an export, which knows its own pattern")
+        raise InputValueError(
+            f"no option but --json and --threads must be given for {path}, an export, which knows its own pattern"
+        )
     with _progress("verifying") as progress:
-        found = verify_packed(path, progress=progress)
+        found = verify_packed(path, threads=threads, progress=progress)
     if as_json:
         _print_json(found.to_dict())
     else:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from nmflow.errors import FormatError, InputTypeError, InputValueError
 from nmflow.formats.given import listed, padded_to, plain, thread_count
 from nmflow.problem import Array
 
-__all__ = ["Format", "Requirement", "Spec"]
+__all__ = ["PART", "Area", "Format", "Place", "Requirement", "Spec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,21 @@ class Spec:
     shape: tuple[int, ...]
 
 
+PART = 128
+"""What a part of a matrix begins at multiples of: then its stored arrays are parts of those of the whole, for every
+format."""
+
+Area: TypeAlias = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a part lies in a stored array: a shape of as many entries to see it in, and a slice of each axis."""
+
+    shape: tuple[int, ...]
+    area: Area
+
+
 class Format(ABC):
     """A way to store a matrix and its mask as named arrays.
 
@@ -79,6 +94,24 @@ class Format(ABC):
     @abstractmethod
     def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
         """The arrays that `encode` returns for a matrix, whose shape fits the requirement already."""
+
+    @abstractmethod
+    def places(self, shape: tuple[int, ...], dtype: np.dtype[Any], area: Area) -> dict[str, Place]:
+        """Where the arrays of a part of a matrix lie within those of the whole.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the whole matrix, as stored; it fits the requirement.
+        dtype : dtype
+        area : tuple of slice
+            The part, one slice an axis; each begins at a multiple of `PART` and ends at one or where the axis ends.
+
+        Returns
+        -------
+        dict of str to Place
+            What `encode` returns for the part, seen in C order, belongs at ``whole.reshape(place.shape)[place.area]``.
+        """
 
     @abstractmethod
     def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:

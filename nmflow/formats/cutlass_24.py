@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError
-from nmflow.formats.base import Format, Requirement, Spec
-from nmflow.formats.sides import Sides, at_once, compress, expand, tile_bits
+from nmflow.formats.base import Area, Format, Place, Requirement, Spec
+from nmflow.formats.sides import Sides, at_once, compress, expand, over, places, tile_bits
 from nmflow.problem import Array
 
 __all__ = ["Cutlass24"]
@@ -65,6 +65,26 @@ class Cutlass24(Format):
             "packed_t": Spec(dtype, (cols, rows // 2)),
             "meta_t": Spec(word, (cols, rows // per_word)),
             "threads_masks": Spec(np.dtype(np.uint8), (*_tiles(rows, cols), 8)),
+        }
+
+    def places(self, shape: tuple[int, ...], dtype: np.dtype[Any], area: Area) -> dict[str, Place]:
+        """Rows and columns of each array; metadata lies in pairs of words, each pair's rows side by side.
+
+        Rows move within groups of 32 or 16, and pairs of columns stay pairs (`nmflow.kernels.swizzle`).
+        """
+        values, _, values_t, _, _ = places(shape, dtype, area)
+        (rows, cols), (high, wide) = area, shape
+        pair = 2 * 32 * _word(dtype).itemsize // tile_bits(dtype)  # entries behind two words
+        tall, across = _tiles(high, wide)
+        down, right = _tiles(rows.stop, cols.stop)
+        return {
+            "packed": values,
+            "meta": Place((wide // pair, high, 2), (over(cols, pair), rows, slice(0, 2))),
+            "packed_t": values_t,
+            "meta_t": Place((high // pair, wide, 2), (over(rows, pair), cols, slice(0, 2))),
+            "threads_masks": Place(
+                (tall, across, 8), (slice(rows.start // 8, down), slice(cols.start // 8, right), slice(0, 8))
+            ),
         }
 
     def source_of(self, arrays: Mapping[str, Spec]) -> Spec:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError
-from nmflow.formats.base import Format, Requirement, Spec
+from nmflow.formats.base import Area, Format, Place, Requirement, Spec
 from nmflow.formats.given import bits_of
 from nmflow.problem import Array
 
@@ -39,6 +39,10 @@ class Dense(Format):
     def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
         """One array."""
         return {"weight": Spec(dtype, shape)}
+
+    def places(self, shape: tuple[int, ...], dtype: np.dtype[Any], area: Area) -> dict[str, Place]:
+        """The part itself."""
+        return {"weight": Place(shape, area)}
 
     def source_of(self, arrays: Mapping[str, Spec]) -> Spec:
         """The array itself."""

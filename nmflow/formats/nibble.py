@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError
-from nmflow.formats.base import Format, Requirement, Spec
-from nmflow.formats.sides import Sides, compress, expand, shapes
+from nmflow.formats.base import Area, Format, Place, Requirement, Spec
+from nmflow.formats.sides import Sides, compress, expand, places, shapes
 from nmflow.problem import Array
 
 __all__ = ["Nibble"]
@@ -55,9 +55,13 @@ class Nibble(Format):
 
     def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
         """The five arrays."""
-        kinds = (dtype, np.dtype(np.uint8), dtype, np.dtype(np.uint8), np.dtype(np.uint16))
+        kinds: tuple[np.dtype[Any], ...] = (dtype, np.dtype(np.uint8), dtype, np.dtype(np.uint8), np.dtype(np.uint16))
         parts = zip(_ARRAYS, kinds, shapes(shape, dtype), strict=True)
         return {name: Spec(kind, part) for name, kind, part in parts}
+
+    def places(self, shape: tuple[int, ...], dtype: np.dtype[Any], area: Area) -> dict[str, Place]:
+        """Rows and columns of each array."""
+        return dict(zip(_ARRAYS, places(shape, dtype, area), strict=True))
 
     def source_of(self, arrays: Mapping[str, Spec]) -> Spec:
         """Read off `values`."""

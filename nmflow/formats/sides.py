@@ -14,10 +14,22 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError, InputValueError
+from nmflow.formats.base import Area, Place
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.problem import Array
 
-__all__ = ["Sides", "at_once", "compress", "expand", "in_stripes", "pattern_of", "shapes", "tile_bits"]
+__all__ = [
+    "Sides",
+    "at_once",
+    "compress",
+    "expand",
+    "in_stripes",
+    "over",
+    "pattern_of",
+    "places",
+    "shapes",
+    "tile_bits",
+]
 
 STRIPE = 256
 """Rows of a piece of work: enough that the columns of a piece are whole cache lines, few enough to share out."""
@@ -75,6 +87,25 @@ def shapes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[tuple[int, int
         (cols, rows * bits // 32),
         (rows // 4, cols // 4),
     )
+
+
+def places(shape: tuple[int, ...], dtype: np.dtype[Any], area: Area) -> tuple[Place, ...]:
+    """Where the arrays of a part lie within those of `Sides`, in order."""
+    rows, cols = area
+    byte = 32 // tile_bits(dtype)  # entries whose codes fill a byte
+    parts = (
+        (rows, over(cols, 2)),
+        (rows, over(cols, byte)),
+        (cols, over(rows, 2)),
+        (cols, over(rows, byte)),
+        (over(rows, 4), over(cols, 4)),
+    )
+    return tuple(Place(whole, part) for whole, part in zip(shapes(shape, dtype), parts, strict=True))
+
+
+def over(part: slice, entries: int) -> slice:
+    """A slice of an axis that holds so many entries in one."""
+    return slice(part.start // entries, part.stop // entries)
 
 
 def compress(weight: Array, mask: Array, threads: int) -> Sides:

@@ -118,6 +118,19 @@ def test_the_table_of_at_most_fill_comes_from_its_results(monkeypatch: pytest.Mo
     assert at_most.page_with(page, json.loads(at_most.RESULTS.read_text())) == page
 
 
+def test_the_tables_of_scale_come_from_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    scale, pages = importlib.import_module("benchmarks.scale"), importlib.import_module("benchmarks.page")
+    page = scale.PAGE.read_text(encoding="utf-8")
+    assert pages.fill(page, scale.tables(json.loads(scale.RESULTS.read_text()))) == page
+    # Two slots: the first takes 4 and 1, the second 2 and 3; what is copied takes no time.
+    tensors = [scale.Tensor(count, count < 9) for count in (4, 2, 9, 3, 1)]
+    assert scale.spread(tensors, 2, 1.0) == 5.0
+    model = list(scale.llama_405b())
+    assert round(sum(tensor.entries for tensor in model) / 1e9) == 406
+    assert scale.spread(model, 1, 1.0) == sum(tensor.entries for tensor in model if tensor.pruned)
+
+
 def test_versions_agree() -> None:
     version = nmflow.__version__
     assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)

@@ -45,7 +45,7 @@ train: $(VENV)/.developed
 
 # Any warning, such as a link that leads nowhere, is an error.
 docs: $(VENV)/.documented
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "wrote site/index.html"
 
 clean:

@@ -72,7 +72,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """Strict: a link or an anchor that leads nowhere, a page that is in no menu, a name that the API lacks."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -r requirements-docs.txt")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for page in ROOT.glob("docs/**/*.md"):

@@ -15,12 +15,14 @@ from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
+from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
 from nmflow.checkpoint.plan import Plan, as_pattern, make_plan
 from nmflow.checkpoint.report import REPORT, REPORTS, Report, TensorReport
-from nmflow.checkpoint.stage import check_place, copy_others, staged, start_shard
+from nmflow.checkpoint.report_file import read_report
+from nmflow.checkpoint.stage import JOURNAL, check_place, copy_others, stage_of, staged, start_shard
 from nmflow.checkpoint.unit import CopyUnit, Unit
-from nmflow.errors import InputValueError
+from nmflow.errors import InputValueError, NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 
@@ -126,6 +128,10 @@ def prune_checkpoint(
         "keep_from": None if keep_from is None else str(Path(keep_from).absolute()),
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
+    if resume and not overwrite:
+        finished = _finished(dst, asked)
+        if finished is not None:
+            return finished
     others = [path for path in source.others if str(path) not in REPORTS]  # they speak of another checkpoint
     options = {"solver": solver, "certify": certify, "on_nonfinite": on_nonfinite, "threads": threads}
     with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
@@ -163,6 +169,21 @@ def prune_checkpoint(
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)
     return report
+
+
+def _finished(dst: Path, asked: Mapping[str, Any]) -> Report | None:
+    """The report of a folder that an earlier run, asked for the same, finished; a kill may have come right after."""
+    path, stage = dst / REPORT, stage_of(dst)
+    if (stage / JOURNAL).exists() or not path.is_file():
+        return None
+    try:
+        if json.loads(path.read_bytes()).get("asked") != asked:
+            return None
+        report = read_report(dst)
+    except (ValueError, AttributeError, NmflowError):  # somebody else's
+        return None
+    with locked(stage, dst.absolute()):  # which removes what is left of the stage
+        return report
 
 
 def _target(plan: Plan, shard: Header, new: Path) -> Path:

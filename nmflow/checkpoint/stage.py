@@ -21,6 +21,9 @@ from nmflow.errors import CheckpointError, DestinationExistsError, InputValueErr
 __all__ = ["Stage", "check_place", "copy_others", "stage_of", "staged", "start_file", "start_shard"]
 
 
+JOURNAL = "journal"
+
+
 def check_place(source: Source, dst: Path) -> None:
     """Raise InputValueError if `dst` is the source, inside it or around it, or its parent is not a folder."""
     if dst.name in ("", "..") or not dst.parent.is_dir():
@@ -107,7 +110,7 @@ def staged(
         if not resume:
             _check_free(dst, is_folder, overwrite)
             _clear(folder)
-        with Journal(folder / "journal", asked, resume=resume) as journal:
+        with Journal(folder / JOURNAL, asked, resume=resume) as journal:
             finished = journal.published is not None and journal.published == _identity(dst)
             try:
                 if not finished:
@@ -142,8 +145,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove everything in a stage but the lock that is held."""
-    for path in folder.iterdir():
+    """Remove everything in a stage but the lock that is held; the journal goes last, for what it knows of the rest."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == JOURNAL):
         if path.name == LOCK:
             continue
         if path.is_dir() and not path.is_symlink():

@@ -1,0 +1,442 @@
+"""Going on with an unfinished run: what is checked before it does, who may do it, and who else can do the work."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import leftovers, sharded, tensors, write
+from typer.testing import CliRunner
+
+from nmflow.checkpoint import Done, Unit, masked, prune_checkpoint, read_header, tiles, work
+from nmflow.cli import app
+from nmflow.errors import (
+    CheckpointError,
+    DestinationBusyError,
+    DestinationExistsError,
+    InputValueError,
+    NonFiniteError,
+    SourceNotFoundError,
+)
+
+
+class Stop(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stage that a stopped run left."""
+    stop(monkeypatch, model, tmp_path / "out")
+    return tmp_path / ".out.nmflow"
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, src: Path, out: Path, after: int = 6, **options: Any) -> None:
+    real, calls = masked.solve, []
+
+    def solve(*args: Any, **settings: Any) -> Any:
+        calls.append(args)
+        if len(calls) > after:
+            raise Stop
+        return real(*args, **settings)
+
+    monkeypatch.setattr(masked, "solve", solve)
+    with pytest.raises(Stop):
+        prune_checkpoint(src, out, "2:4", threads=1, **options)
+    monkeypatch.setattr(masked, "solve", real)
+
+
+def lines(stage: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (stage / "journal").read_text().splitlines()]
+
+
+def whole(model: Path, tmp_path: Path, **options: Any) -> bytes:
+    prune_checkpoint(model, tmp_path / "whole", "2:4", **options)
+    return (tmp_path / "whole").read_bytes()
+
+
+def test_the_journal_says_what_was_asked_for_and_what_is_done(stopped: Path) -> None:
+    asked, *done = lines(stopped)
+    assert asked["command"] == "prune"
+    assert asked["pattern"] == "2:4"
+    assert {"read", "written"} <= done[0].keys()
+    assert 0 < len(done) < len(tensors())
+
+
+def test_only_what_is_left_is_done(tmp_path: Path, model: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = {line["name"] for line in lines(stopped)[1:]}
+    written = []
+    real = masked.write_tile
+
+    def write_tile(file: int, start: int, *args: Any) -> None:
+        written.append(start)
+        real(file, start, *args)
+
+    monkeypatch.setattr(masked, "write_tile", write_tile)
+    report = prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    starts = {entry.start: entry.name for entry in read_header(model).entries}
+    assert {starts[start] for start in written} == {tensor.name for tensor in report.tensors} - done
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pattern": "1:4"}, 'pattern was "2:4", not "1:4"'),
+        ({"fill": "at-most"}, 'pattern was "2:4", not "2:4 at-most"'),
+        ({"solver": "greedy"}, 'solver was "dual", not "greedy"'),
+        ({"certify": True}, "certify was false, not true"),
+        ({"on_nonfinite": "skip"}, 'on_nonfinite was "error", not "skip"'),
+        ({"exclude": ["*f32*"]}, "pruned was "),
+    ],
+)
+def test_other_options_cannot_go_on(
+    tmp_path: Path, model: Path, stopped: Path, options: dict[str, Any], message: str
+) -> None:
+    before = lines(stopped)
+    with pytest.raises(CheckpointError, match=f"unfinished run was asked for, and {re.escape(message)}"):
+        prune_checkpoint(model, tmp_path / "out", **{"pattern": "2:4", **options}, resume=True)
+    assert lines(stopped) == before  # and the right ones still can
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True, threads=2)
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+
+
+def test_another_version_or_source_cannot_go_on(
+    tmp_path: Path, model: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmflow.checkpoint.prune.version", lambda: "9.9")
+    with pytest.raises(CheckpointError, match=r'version was ".*", not "9.9"'):
+        prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    monkeypatch.undo()
+    other = write(tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="source was"):
+        prune_checkpoint(other, tmp_path / "out", "2:4", resume=True)
+    write(model, {"x.weight": np.ones((8, 8), "f4")})
+    with pytest.raises(CheckpointError, match="source was"):
+        prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+
+
+def test_without_resume_it_begins_anew(tmp_path: Path, model: Path, stopped: Path) -> None:
+    prune_checkpoint(model, tmp_path / "out", "1:4")
+    prune_checkpoint(model, tmp_path / "other", "1:4")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "other").read_bytes()
+    assert not leftovers(tmp_path)
+
+
+def test_a_line_cut_off_by_a_kill_counts_for_nothing(tmp_path: Path, model: Path, stopped: Path) -> None:
+    journal = stopped / "journal"
+    raw = journal.read_bytes()
+    for cut in (raw[:-1], raw[:-30], raw + b'{"shard": "x', raw + b"\0\0\0", raw[:40], b""):
+        stopped.mkdir(exist_ok=True)
+        journal.write_bytes(cut)
+        prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+        assert (tmp_path / "out").read_bytes() == whole(model, tmp_path, overwrite=True)
+        (tmp_path / "out").unlink()
+
+
+def test_what_is_staged_is_checked(tmp_path: Path, model: Path, stopped: Path) -> None:
+    """A power failure may take back what the journal speaks of."""
+    expected = whole(model, tmp_path)
+    staged = stopped / "new"
+    size = staged.stat().st_size
+    done = {line["name"] for line in lines(stopped)[1:]}
+    with staged.open("r+b") as file:
+        for entry in read_header(model).entries:
+            if entry.name in done and entry.n_bytes:
+                file.seek(entry.stop - 1)
+                file.write(b"\x55")
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / "out").read_bytes() == expected
+    assert len(expected) == size
+
+
+def test_a_staged_file_that_went_away_is_made_again(tmp_path: Path, model: Path, stopped: Path) -> None:
+    (stopped / "new").unlink()
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+
+
+def test_a_source_that_changed_is_an_error(tmp_path: Path, model: Path, stopped: Path) -> None:
+    name = next(line["name"] for line in lines(stopped)[1:] if line["row"])
+    entry = next(entry for entry in read_header(model).entries if entry.name == name)
+    with model.open("r+b") as file:
+        file.seek(entry.start)
+        file.write(b"\x01")
+    with pytest.raises(CheckpointError, match=re.escape(f"tensor {name!r} must not have changed since the unfinished")):
+        prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_are_part_of_what_was_read(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = {"encoder.f64.weight": np.zeros((8, 8), bool)}
+    masks = write(tmp_path / "masks.safetensors", keep)
+    stop(monkeypatch, model, tmp_path / "out", keep_from=masks)
+    assert "encoder.f64.weight" in {line["name"] for line in lines(tmp_path / ".out.nmflow")[1:]}
+    keep["encoder.f64.weight"][0, 0] = True
+    write(masks, keep)
+    with pytest.raises(CheckpointError, match=r"encoder.f64.weight' must not have changed"):
+        prune_checkpoint(model, tmp_path / "out", "2:4", keep_from=masks, resume=True)
+
+
+def test_resume_over_something(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(model, out, "1:4")
+    old = out.read_bytes()
+    stop(monkeypatch, model, out, overwrite=True)
+    assert out.read_bytes() == old
+    with pytest.raises(DestinationExistsError):
+        prune_checkpoint(model, out, "2:4", resume=True)
+    assert out.read_bytes() == old
+    prune_checkpoint(model, out, "2:4", resume=True, overwrite=True)
+    assert out.read_bytes() == whole(model, tmp_path)
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    src, out = sharded(tmp_path / "hf"), tmp_path / "out"
+    report = prune_checkpoint(src, out, "2:4")
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    (tmp_path / ".out.nmflow").mkdir()  # as a kill at the very end leaves it
+    again = prune_checkpoint(src, out, "2:4", resume=True)
+    assert again == report
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert not leftovers(tmp_path)
+    with pytest.raises(DestinationExistsError):
+        prune_checkpoint(src, out, "1:4", resume=True)
+    for text in ("[]", "{", '{"asked": 1}'):
+        (out / "nmflow-report.json").write_text(text)
+        with pytest.raises(DestinationExistsError):
+            prune_checkpoint(src, out, "2:4", resume=True)
+
+
+def test_skipped_tensors_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {f"{i}.weight": np.ones((8, 8), "f4") for i in range(4)}
+    weights["0.weight"][1, 2] = np.nan
+    src = write(tmp_path / "x.safetensors", weights)
+    stop(monkeypatch, src, tmp_path / "out", after=2, on_nonfinite="skip")
+    report = prune_checkpoint(src, tmp_path / "out", "2:4", on_nonfinite="skip", resume=True)
+    assert report.skipped == (("0.weight", "NaN or infinite at 1 of 64 entries"),)
+    assert len(report.tensors) == 3
+    assert (tmp_path / "out").read_bytes() == whole(src, tmp_path, on_nonfinite="skip")
+    result = CliRunner().invoke(
+        app, ["prune", str(src), str(tmp_path / "cli"), "--pattern", "2:4", "--on-nonfinite", "skip"]
+    )
+    assert result.exit_code == 0
+    assert "copied as it is: 1 x NaN or infinite at 1 of 64 entries" in result.stdout
+    with pytest.raises(
+        InputValueError, match='on_nonfinite must be "error" or "skip", not "maybe"'.replace('"m', "'m")[:-1]
+    ):
+        prune_checkpoint(src, tmp_path / "none", "2:4", on_nonfinite="maybe")  # type: ignore[arg-type]
+
+
+# The lock.
+
+
+def test_one_process_at_a_time(tmp_path: Path, model: Path) -> None:
+    stage = tmp_path / ".out.nmflow"
+    stage.mkdir()
+    with (stage / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for resume in (True, False):
+            with pytest.raises(
+                DestinationBusyError, match=r"by one process at a time, and another is at work on .*out"
+            ):
+                prune_checkpoint(model, tmp_path / "out", "2:4", resume=resume)
+        result = CliRunner().invoke(app, ["prune", str(model), str(tmp_path / "out"), "--pattern", "2:4"])
+        assert result.exit_code == 2
+        assert "wait until it is done" in result.stderr
+        prune_checkpoint(model, tmp_path / "other", "2:4")  # which is another destination
+    prune_checkpoint(model, tmp_path / "out", "2:4")
+    assert not leftovers(tmp_path)
+
+
+def test_many_at_once_and_one_gets_through(tmp_path: Path, model: Path) -> None:
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(prune_checkpoint(model, tmp_path / "out", "2:4"))
+        except (DestinationBusyError, DestinationExistsError) as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    assert sum(not isinstance(result, Exception) for result in results) == 1
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+    assert not leftovers(tmp_path)
+
+
+# Disks.
+
+
+def test_a_file_too_large_for_the_disk_is_an_error_before_any_work(tmp_path: Path, model: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large") as caught:
+            prune_checkpoint(model, tmp_path / "out", "2:4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert not leftovers(tmp_path)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    src = write(tmp_path / "x.safetensors", {f"{i}.weight": rng.standard_normal((128, 256)) for i in range(8)})
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this process may not mount a small disk")
+    try:
+        with pytest.raises(OSError, match=r"No space left on device, at tensor '\d.weight': '.*new'") as caught:
+            prune_checkpoint(src, disk / "out", "2:4", threads=1)
+        assert caught.value.errno == errno.ENOSPC
+        assert not (disk / "out").exists()
+        result = CliRunner().invoke(app, ["prune", str(src), str(disk / "out"), "--pattern", "2:4", "--resume"])
+        assert result.exit_code == 2
+        assert "tensors are done and kept in" in result.stderr
+        assert result.stderr.count("\n") == 1
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        prune_checkpoint(src, disk / "out", "2:4", resume=True)
+        assert (disk / "out").read_bytes() == whole(src, tmp_path)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(OSError, match="Read-only file system"):
+            prune_checkpoint(src, disk / "other", "2:4")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# Executors.
+
+
+def test_other_processes_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = sharded(tmp_path / "hf")
+    prune_checkpoint(src, tmp_path / "here", "2:4")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        report = prune_checkpoint(src, tmp_path / "there", "2:4", executor=executor)
+        broken = write(tmp_path / "nan.safetensors", {"w.weight": np.full((8, 8), np.nan, "f4")})
+        with pytest.raises(NonFiniteError, match="at 64 of 64 entries") as caught:
+            prune_checkpoint(broken, tmp_path / "none", "2:4", executor=executor)
+        assert (caught.value.count, caught.value.first) == (64, (0, 0))
+    for path in (tmp_path / "here").iterdir():
+        if path.name != "nmflow-report.json":
+            assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+    assert report.proven
+    assert not leftovers(tmp_path)
+
+
+class Awkward:
+    """An executor that does everything twice."""
+
+    def __init__(self) -> None:
+        self.units: list[Unit] = []
+        self.pool = ThreadPoolExecutor(1)
+
+    def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+        self.units.append(args[0])
+
+        def twice() -> Done:
+            function(*args)
+            return function(*args)  # type: ignore[no-any-return]
+
+        return self.pool.submit(twice)
+
+
+def test_done_twice_is_done_once(tmp_path: Path, model: Path) -> None:
+    executor = Awkward()
+    prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+    assert {unit.entry.name for unit in executor.units} == set(tensors())
+    executor.pool.shutdown()
+
+
+def test_a_worker_that_does_not_see_the_files(tmp_path: Path, model: Path) -> None:
+    executor = Awkward()
+    prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
+    with pytest.raises(SourceNotFoundError, match="must be there for every process that works on it; use storage that"):
+        work(executor.units[0])  # the stage is gone
+    executor.pool.shutdown()
+
+
+def test_an_executor_that_fails_leaves_what_is_done(tmp_path: Path, model: Path) -> None:
+    class Failing(Awkward):
+        def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+            if len(self.units) == 9:
+                future: Future[Done] = Future()
+                self.pool.submit(lambda: future.set_exception(ConnectionError("lost")))
+                return future
+            return super().submit(function, *args)
+
+    executor = Failing()
+    with pytest.raises(ConnectionError, match="lost"):
+        prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
+    executor.pool.shutdown()
+    assert leftovers(tmp_path)
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+    """1 GB in one bfloat16 tensor, and a tall and a wide one: 400 MB at most over what the libraries take."""
+    header, data = {}, 0
+    for name, shape in (("big.weight", (16384, 30720)), ("wide.weight", (4, 1 << 22)), ("tall.weight", (1 << 22, 4))):
+        size = 2 * shape[0] * shape[1]
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [data, data + size]}
+        data += size
+    text = json.dumps(header).encode()
+    block = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
+    raw = (block.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for start in range(0, data, len(raw)):
+            file.write(raw[: data - start])
+    code = """
+import resource, sys
+import numpy as np, nmflow, ml_dtypes, xxhash
+from nmflow.checkpoint import diff_checkpoints, export_checkpoint, prune_checkpoint, verify_checkpoint, verify_packed
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+src, out, packed = sys.argv[1:]
+for rows in (True, False):
+    nmflow.solve(np.zeros((8, 8), ml_dtypes.bfloat16), 2, 4, transposable=rows)
+base = peak()
+steps = [lambda: prune_checkpoint(src, out, "2:4"), lambda: verify_checkpoint(out, "2:4"),
+         lambda: diff_checkpoints(src, out), lambda: export_checkpoint(out, packed, "nibble", pad=True),
+         lambda: verify_packed(packed)]
+for step in steps:
+    assert getattr(step(), "ok", True)
+    print(peak() - base)
+"""
+    args = [tmp_path / "x.safetensors", tmp_path / "out.safetensors", tmp_path / "packed"]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [int(line) for line in done.stdout.split()]
+    assert len(found) == 5
+    assert max(found) <= 400, found
+    assert os.path.getsize(tmp_path / "x.safetensors") >= 1 << 30
+    assert tiles.TILE_BYTES < 1 << 24

@@ -315,6 +315,21 @@ def test_the_card_says_what_is_proven() -> None:
     assert "along each row" in model_card(report_of(some(), pattern="2:4 rows only at-most"))
 
 
+def test_long_tables_are_cut(pruned: Path) -> None:
+    """What loses most is kept, and it is said."""
+    many = report_of(*(some(name=f"w{k}", kept=7.0 + k * 1e-5) for k in range(6000)))
+    card = model_card(many)
+    assert "The 1,000 weights that lose most" in card
+    assert "`w999`" in card
+    assert "`w1000`" not in card
+    row = next(row for row in read_report(pruned).tensors if row.name == "encoder.f64.weight")
+    page = html_page(many, picture_mask(pruned, row, (4, 4)))
+    assert "The 5,000 that lose most, of 6,000" in page
+    assert "<code>w4999</code>" in page
+    assert "<code>w5000</code>" not in page
+    assert len(page) < 3_000_000
+
+
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 

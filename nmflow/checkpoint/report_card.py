@@ -13,6 +13,9 @@ from nmflow.pattern import Pattern
 
 __all__ = ["model_card", "pattern_in_words", "proof_in_words"]
 
+ROWS = 1000
+"""Longest table."""
+
 _PLAIN = re.compile(r"[A-Za-z0-9_./:-]+")
 
 
@@ -50,12 +53,16 @@ def model_card(report: Report) -> str:
     if left:
         listed = ", ".join(f"{count:,} × {_text(reason)}" for reason, count in sorted(left.items()))
         lines += [f"Left as they were: {listed}.", ""]
+    shown, summary = report.tensors, "Each weight"
+    if len(shown) > ROWS:
+        shown = tuple(sorted(shown, key=lambda tensor: -tensor.loss_percent)[:ROWS])
+        summary = f"The {ROWS:,} weights that lose most"
     lines += [
-        "<details><summary>Each weight</summary>",
+        f"<details><summary>{summary}</summary>",
         "",
         "| weight | shape | kept % | lost against rows only % | blocks proven |",
         "|---|--:|--:|--:|--:|",
-        *(_row(tensor) for tensor in report.tensors),
+        *(_row(tensor) for tensor in shown),
         "",
         "</details>",
         "",

@@ -34,7 +34,7 @@ class Cluster:
         self._file = folder / "scheduler.json"
         self._processes: list[subprocess.Popen[bytes]] = []
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self._file)
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self._file)
         self.address: str = self._wait(lambda: json.loads(self._file.read_text())["address"])
 
     def add_worker(self) -> None:
@@ -173,6 +173,25 @@ def test_workers_that_die_leave_a_run_that_resumes(tmp_path: Path, source: Path,
         seen.clear()
         with cluster.dask_executor(made.address) as executor:
             prune_checkpoint(source, tmp_path / "dst", "4:8", executor=executor, resume=True)
+    assert_same(tmp_path / "dst", local)
+
+
+def test_a_scheduler_that_dies_leaves_a_run_that_resumes(tmp_path: Path, source: Path, local: Path) -> None:
+    seen = []
+    with started(tmp_path / "cluster", 1) as made:
+
+        def kill_at_the_tenth(name: str, done: int, total: int) -> None:
+            seen.append(name)
+            if len(seen) == 10:
+                made.scheduler.send_signal(signal.SIGKILL)
+
+        with (
+            pytest.raises(ClusterError, match="it went away") as raised,
+            cluster.dask_executor(made.address) as executor,
+        ):
+            prune_checkpoint(source, tmp_path / "dst", "4:8", executor=executor, progress=kill_at_the_tenth)
+        assert any("--resume" in note for note in raised.value.__notes__)
+    prune_checkpoint(source, tmp_path / "dst", "4:8", resume=True)
     assert_same(tmp_path / "dst", local)
 
 

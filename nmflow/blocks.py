@@ -132,11 +132,6 @@ class Chunk:
         i, j = np.divmod(blocks, self.grid[1])
         self.view(self.mask)[i, :, j] = parts
 
-    def gather_scores(self, blocks: Array) -> Array:
-        """Scores of some blocks as float64, shape (k, R, C); rounded where `exact` is False."""
-        values = self.gather(self.source, blocks).astype(np.float64)
-        return np.abs(values) if self.absolute else values
-
     def gather_state(self, blocks: Array) -> Array:
         """KEEP, DROP or FREE for each entry of some blocks, shape (k, R, C)."""
         if self.state is None:

@@ -24,7 +24,10 @@ from nmflow.blocks import FREE, KEEP, Chunk
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 
-__all__ = ["BlockDuals", "ChunkGrade", "Duals", "fills", "grade", "grade_exactly"]
+__all__ = ["BlockDuals", "ChunkGrade", "Duals", "Proven", "block_scores", "fills", "grade", "grade_exactly"]
+
+BATCH_ENTRIES = 1 << 16
+"""Entries of the blocks that are graded one by one together: half a MiB of float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +84,10 @@ class Duals:
         col = np.concatenate([self.block_col[old], other.block_col])
         return replace(self, blocks=blocks[order], block_row=row[order], block_col=col[order])
 
-    def put(self, chunk: Chunk) -> None:
-        """Write the duals that stand apart, rounded, to the arrays of all blocks: often they prove as much there."""
-        rows, cols = chunk.pattern.block_shape
-        if self.row is None or self.col is None or self.blocks is None:
-            return
-        i, j = np.divmod(self.blocks, chunk.grid[1])
-        with np.errstate(over="ignore"):  # near the largest float32; what is infinite there proves nothing
-            self.row.reshape(-1, rows, chunk.grid[1])[i, :, j] = self.block_row
-            self.col.reshape(-1, chunk.grid[1], cols)[i, j] = self.block_col
-
     def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
         rows, cols = chunk.pattern.block_shape
-        tall, wide = chunk.grid
+        wide = chunk.grid[1]
         u, v = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
         missing = np.ones(len(blocks), np.bool_)
         if self.blocks is not None and self.block_row is not None and self.block_col is not None and len(self.blocks):
@@ -102,9 +95,17 @@ class Duals:
             missing = self.blocks[place] != blocks
             u[...], v[...] = self.block_row[place], self.block_col[place]
         if self.row is not None and self.col is not None and missing.any():
-            i, j = np.divmod(blocks[missing], wide)
-            u[missing] = self.row.reshape(tall, rows, wide)[i, :, j]
-            v[missing] = self.col.reshape(tall, wide, cols)[i, j]
+            from nmflow.kernels.gather import gather_duals_kernel
+
+            few = not missing.all()
+            left = np.ascontiguousarray(blocks[missing] if few else blocks, np.int64)
+            to_u, to_v = (np.empty((len(left), rows)), np.empty((len(left), cols))) if few else (u, v)
+            gather_duals_kernel(self.row.itemsize)(
+                self.row.ctypes.data, self.col.ctypes.data, rows, cols, wide, left.ctypes.data, len(left),
+                to_u.ctypes.data, to_v.ctypes.data,
+            )  # fmt: skip
+            if few:
+                u[missing], v[missing] = to_u, to_v
         if self.special:
             for k, block in enumerate(blocks):
                 duals = self.special.get(int(block))
@@ -128,7 +129,37 @@ def fills(pattern: Pattern) -> tuple[int, int]:
     return (2 if pattern.row_exact else 1), (2 if pattern.col_exact else 1) if pattern.col else 0
 
 
-def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Blocks that were graded as proven when their masks were made, by the code that grades any mask.
+
+    Attributes
+    ----------
+    objective : float
+        Their kept score.
+    others : ndarray of int64, shape (k,), ascending
+        The blocks of the chunk that are not among them.
+    """
+
+    objective: float
+    others: npt.NDArray[np.int64]
+
+
+def block_scores(chunk: Chunk, blocks: Array) -> Array:
+    """Scores of some blocks as float64, shape (k, R, C); rounded where ``chunk.exact`` is False."""
+    from nmflow.kernels.gather import gather_scores_kernel
+
+    shape = chunk.pattern.block_shape
+    blocks = np.ascontiguousarray(blocks, np.int64)
+    values = np.empty((len(blocks), *shape))
+    gather_scores_kernel(chunk.kind, *shape, chunk.absolute)(
+        chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.grid[1], blocks.ctypes.data, len(blocks),
+        values.ctypes.data,
+    )  # fmt: skip
+    return values
+
+
+def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrade:
     """Grade ``chunk.mask`` against `duals`.
 
     Parameters
@@ -137,6 +168,8 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
         Finite scores, and the mask; both only read.
     duals : Duals
         From any source; where they are poor the gap is large, and where they are missing they count as 0.
+    proven : Proven, optional
+        Blocks that need not be graded again.
 
     Returns
     -------
@@ -148,7 +181,6 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
     the work dtype, and some ten for blocks whose duals are float64; blocks of `special` are graded in
     Python integers.
     """
-    from nmflow.kernels.grade import grade_kernel
     from nmflow.kernels.proof import proof_kernel
 
     pattern, mask, scores = chunk.pattern, chunk.mask, chunk.scores
@@ -156,49 +188,62 @@ def grade(chunk: Chunk, duals: Duals) -> ChunkGrade:
     tall, wide = chunk.grid
     r, c = pattern.row_budget, pattern.col_budget
     row_fill, col_fill = fills(pattern)
-    row, col = duals.row, duals.col
-    if row is None or col is None:
-        dtype = np.float64 if chunk.kind == "float64" else np.float32
-        row, col = np.zeros((mask.shape[0], wide), dtype), np.zeros((tall, mask.shape[1]), dtype)
-    flags = np.empty(chunk.n_blocks, np.uint8)
+    flags = np.zeros(chunk.n_blocks, np.uint8)
     sums = np.zeros(128)
-    proof_kernel(chunk.kind, rows, cols, r, c, row_fill, col_fill, chunk.absolute)(
-        scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], row.ctypes.data, col.ctypes.data,
-        flags.ctypes.data, sums.ctypes.data, int(chunk.exact), tall, wide,
-    )  # fmt: skip
+    if proven is None:
+        row, col = duals.row, duals.col
+        if row is None or col is None:
+            dtype = np.float64 if chunk.kind == "float64" else np.float32
+            row, col = np.zeros((mask.shape[0], wide), dtype), np.zeros((tall, mask.shape[1]), dtype)
+        proof_kernel(chunk.kind, rows, cols, r, c, row_fill, col_fill, chunk.absolute)(
+            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], row.ctypes.data, col.ctypes.data,
+            flags.ctypes.data, sums.ctypes.data, int(chunk.exact), tall, wide,
+        )  # fmt: skip
+        blocks = np.flatnonzero(flags)
+    else:
+        blocks = proven.others
     # one by one: blocks with duals of their own, blocks whose gap is asked for, and blocks with fixed entries
-    blocks = np.flatnonzero(flags)
     if chunk.state is not None:
         blocks = np.union1d(blocks, chunk.fixed_blocks())
-    gaps = np.zeros(len(blocks))
-    if len(blocks):
-        u, v = duals.gather(chunk, blocks)
-        found = np.empty(len(blocks), np.uint8)
-        grade_kernel()(
-            chunk.gather_scores(blocks), u, v, chunk.gather(mask, blocks).view(np.uint8), chunk.gather_state(blocks),
-            chunk.exact, r, c, row_fill, col_fill, found, gaps,
-        )  # fmt: skip
-        one_by_one = dict(duals.special or {})
-        for k in np.flatnonzero((found == 1) & np.isnan(gaps)).tolist():  # feasible, and sums overflowed
-            if np.isfinite(u[k]).all() and np.isfinite(v[k]).all():
-                one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
-            else:
-                gaps[k] = math.inf
-        if one_by_one:
-            for k, block in enumerate(blocks):
-                special = one_by_one.get(int(block))
-                if special is not None and found[k] != 0:
-                    numbers, exponent = chunk.block_integers(int(block))
-                    verdict, gaps[k] = grade_exactly(
-                        numbers, exponent, chunk.mask[chunk.corner(int(block))], special, pattern,
-                        chunk.block_state(int(block)),
-                    )  # fmt: skip
-                    found[k] = verdict
-        flags[blocks] = found
-        blocks, gaps = blocks[found != 0], gaps[found != 0]
+    found, gaps = np.empty(len(blocks), np.uint8), np.zeros(len(blocks))
+    size = max(64, BATCH_ENTRIES // (rows * cols))
+    for first in range(0, len(blocks), size):
+        batch = slice(first, first + size)
+        kept = _grade_one_by_one(chunk, duals, blocks[batch], found[batch], gaps[batch])
+        if proven is not None:
+            sums[0] += kept
+    flags[blocks] = found
+    blocks, gaps = blocks[found != 0], gaps[found != 0]
     with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
-        objective = float(sums.sum())
+        objective = float(sums.sum()) + (proven.objective if proven else 0.0)
     return ChunkGrade(objective, flags, blocks, gaps)
+
+
+def _grade_one_by_one(chunk: Chunk, duals: Duals, blocks: Array, found: Array, gaps: Array) -> float:
+    """Grade some blocks against duals of any precision: fills `found` and `gaps`, returns their kept score."""
+    from nmflow.kernels.grade import grade_kernel
+
+    pattern = chunk.pattern
+    u, v = duals.gather(chunk, blocks)
+    kept: float = grade_kernel()(
+        block_scores(chunk, blocks), u, v, chunk.gather(chunk.mask, blocks).view(np.uint8), chunk.gather_state(blocks),
+        chunk.exact, pattern.row_budget, pattern.col_budget, *fills(pattern), found, gaps,
+    )  # fmt: skip
+    one_by_one = dict(duals.special or {})
+    for k in np.flatnonzero((found == 1) & np.isnan(gaps)).tolist():  # feasible, and sums overflowed
+        if np.isfinite(u[k]).all() and np.isfinite(v[k]).all():
+            one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
+        else:
+            gaps[k] = math.inf
+    if one_by_one:
+        for k, block in enumerate(int(b) for b in blocks):
+            special = one_by_one.get(block)
+            if special is not None and found[k] != 0:
+                numbers, exponent = chunk.block_integers(block)
+                found[k], gaps[k] = grade_exactly(
+                    numbers, exponent, chunk.mask[chunk.corner(block)], special, pattern, chunk.block_state(block)
+                )
+    return kept
 
 
 def grade_exactly(

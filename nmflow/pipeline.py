@@ -343,11 +343,11 @@ def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple
     duals, counts = solution.duals, dict(solution.counts)
     if not method.exact and duals.row is None and not duals.special:
         duals = _best_duals(problem, chunk)
-    graded = grade(chunk, duals)
+    graded = grade(chunk, duals, solution.proven)
     if len(graded.unproven) and method.exact:
         counts["refined"] = len(graded.unproven)
         for refined in method.refine(chunk, graded.unproven, duals):
-            duals, graded = refined, grade(chunk, refined)
+            duals, graded = refined, grade(chunk, refined, solution.proven)
             if not len(graded.unproven):
                 break
         if len(graded.unproven) and method.name != "dual":

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from nmflow import blocks
 from nmflow.blocks import DROP, FREE, KEEP, block_numbers, grids, integers_of, iter_places, load, store
+from nmflow.certificate import block_scores
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
@@ -107,7 +108,7 @@ def test_block_integers_are_exact(family: families.Family, absolute: bool) -> No
     expected = oracles.exact(array, absolute=absolute)
     assert (numbers * Fraction(2) ** exponent == expected).all()
     rounded = [[float(x) for x in row] for row in expected]
-    assert chunk.gather_scores(np.array([0]))[0].tolist() == rounded
+    assert block_scores(chunk, np.array([0]))[0].tolist() == rounded
 
 
 @given(

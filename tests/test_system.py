@@ -398,7 +398,7 @@ def test_arrays_of_other_libraries(wrap: Any) -> None:
     assert np.array_equal(plain.prune(weights), other.prune(wrap(weights)))
     graded = nmflow.certify(wrap(weights), wrap(plain.mask), 2, 4, absolute=True)
     assert graded.proven
-    assert graded.objective == plain.objective
+    assert graded.objective == pytest.approx(plain.objective, rel=1e-14)  # summed in another order
 
 
 @settings(max_examples=40, deadline=None)

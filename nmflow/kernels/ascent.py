@@ -7,7 +7,7 @@ stand side by side in a vector, so a row step and a column step are the same cod
 from a pruned selection network.
 
 Scores are cut to 14 bits below each block's largest one. That costs no exactness: duals are only *candidates* here,
-and `nmflow.kernels.threshold` compares the true scores with them. Blocks that this does not settle are read again, less
+and `nmflow.kernels.proof` compares the true scores with them. Blocks that this does not settle are read again, less
 their u + v and magnified, for more rounds: the same step that refreshes a mask from the duals of an earlier one.
 
 References

@@ -31,17 +31,18 @@ def grade_kernel() -> Any:
 
     Returns
     -------
-    function (values, u, v, mask, state, exact, r, c, row_fill, col_fill, flags, gaps) -> None
+    function (values, u, v, mask, state, exact, r, c, row_fill, col_fill, flags, gaps) -> float
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64. mask : (k, R, C) uint8. state : (k, R, C)
         int8, kept where positive, dropped where negative. exact : whether scores are not rounded. Fills: 2 exact, 1
         at most, 0 free. Writes a flag (0 proven, 1 not proven, 2 infeasible) and for each block the bound
-        that u, v give less the kept score, as a sum of terms that are not negative.
+        that u, v give less the kept score, as a sum of terms that are not negative. Returns the kept score.
     """
     version = fingerprint()
 
     def grade(values, u, v, mask, state, exact, r, c, row_fill, col_fill, flags, gaps):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
         col_count = np.empty(cols, np.int64)
+        total = 0.0
         for k in range(count if version else 0):
             flag, gap = 0, 0.0
             col_count[:] = 0
@@ -51,6 +52,7 @@ def grade_kernel() -> Any:
                     kept = mask[k, i, j] != 0
                     row_count += kept
                     col_count[j] += kept
+                    total += values[k, i, j] if kept else 0.0
                     if state[k, i, j] != 0:
                         if kept != (state[k, i, j] > 0):
                             flag = 2
@@ -77,11 +79,12 @@ def grade_kernel() -> Any:
                         flag, gap = max(flag, 1), gap + v[k, j] * (c - col_count[j])
             flags[k] = flag
             gaps[k] = np.nan if flag == 2 else gap
+        return total
 
     i8, matrix = types.int64, types.float64[:, ::1]
     return compiled(
         grade,
-        types.none(
+        types.float64(
             types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], types.int8[:, :, ::1], types.boolean,
             i8, i8, i8, i8, types.uint8[::1], types.float64[::1],
         ),

@@ -1,4 +1,7 @@
-"""Grading masks: signs of S - u - v without rounding error, counts of lines, kept score.
+"""Grading masks, given or made here: signs of S - u - v without rounding error, counts of lines, kept score.
+
+A mask is made from duals by keeping what is above u + v. It is graded in the same pass over the scores, by the same
+code that grades the mask of anyone else.
 
 Signs. With h the float nearest to u + v and l = u + v - h exactly (TwoSum): rounding never changes an order, so
 S > h proves S >= u + v and S < h proves S <= u + v, for every float S; and where S = h the sign of S - u - v is that
@@ -19,19 +22,22 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F64, I8, I64, Emitter, literal, loop, vector
+from nmflow.kernels.simd import F64, I1, I8, I64, Emitter, literal, loop, vector
 from nmflow.kernels.spans import Lines, blocks_in_span
 
-__all__ = ["proof_kernel"]
+__all__ = ["grade_span", "proof_kernel"]
 
 
 @intrinsic(prefer_literal=True)
-def proof_span(  # type: ignore[no-untyped-def]
+def grade_span(  # type: ignore[no-untyped-def]
     typing, scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact,
-    kind, rows, cols, groups, r, c, row_fill, col_fill, absolute,
+    kind, rows, cols, groups, r, c, row_fill, col_fill, absolute, make,
 ):  # fmt: skip
-    """Grade `groups` blocks side by side: 0 proven, 1 not proven, 2 infeasible; add their kept scores to `sums`."""
-    kind_, rows_, absolute_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute))
+    """Grade `groups` blocks side by side: 0 proven, 1 not proven, 2 infeasible; add kept scores to `sums`.
+
+    With `make` the mask is written, not read, and only proven blocks are added to `sums`.
+    """
+    kind_, rows_, absolute_, make_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute)), literal(make)
     lines = Lines(literal(groups), literal(cols), literal(r), literal(c), literal(row_fill), literal(col_fill))
     width = lines.width
 
@@ -39,16 +45,18 @@ def proof_span(  # type: ignore[no-untyped-def]
         emit = Emitter(builder)
         scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact = args[:10]
         none, zero = ir.Constant(I64, 0), emit.splat(kind_.work, width, 0.0)
+        no_sums = emit.splat(F64, width, 0.0)
         col_duals = emit.load(v, vector(kind_.work, width))
-        wrong, unsure, signs = emit.variable(none), emit.variable(none), emit.variable(none)
-
-        def each_row() -> tuple[Any, Any, Any]:
-            """Scores, kept entries and row duals of the row at hand."""
-            score = kind_.load(emit, builder.load(at), width, absolute_)
-            return score, lines.truths(emit, builder.load(of)), lines.spread(emit, builder.load(row_at), kind_)
+        wrong, unsure = emit.variable(none), emit.variable(none)
+        signs = emit.variable(emit.splat(I1, width, 0))
 
         def note(bad: Any) -> None:
-            builder.store(builder.or_(builder.load(signs), lines.bits(emit, bad)), signs)
+            builder.store(builder.or_(builder.load(signs), bad), signs)
+
+        def each_row() -> tuple[Any, Any]:
+            """Scores and row duals of the row at hand."""
+            score = kind_.load(emit, builder.load(at), width, absolute_)
+            return score, lines.spread(emit, builder.load(row_at), kind_)
 
         def next_row() -> None:
             for place, step in ((at, stride), (of, mask_stride), (row_at, u_stride)):
@@ -56,13 +64,20 @@ def proof_span(  # type: ignore[no-untyped-def]
 
         at, of, row_at = emit.variable(scores), emit.variable(mask), emit.variable(u)
         counts = emit.variable(emit.splat(I8, width, 0))
-        total = emit.variable(emit.load(sums, vector(F64, width)))
+        total = emit.variable(no_sums)
         with loop(builder, rows_):
-            score, kept, row_duals = each_row()
+            score, row_duals = each_row()
             threshold = builder.fadd(row_duals, col_duals)
             above = builder.fcmp_ordered(">", score, threshold)
-            below = builder.fcmp_ordered("<", score, threshold)
-            note(builder.not_(builder.select(kept, above, below)))
+            if make_:
+                kept = above
+                emit.store(lines.bytes_of(emit, kept), builder.load(of))
+                # not above and not below
+                note(builder.fcmp_unordered("==", score, threshold))
+            else:
+                kept = lines.truths(emit, builder.load(of))
+                below = builder.fcmp_ordered("<", score, threshold)
+                note(builder.not_(builder.select(kept, above, below)))
             builder.store(builder.add(builder.load(counts), lines.bytes_of(emit, kept)), counts)
             over, slack = lines.rows_wrong(emit, lines.bits(emit, kept), row_duals)
             builder.store(builder.or_(builder.load(wrong), over), wrong)
@@ -71,19 +86,20 @@ def proof_span(  # type: ignore[no-untyped-def]
             share = share if kind_.work == F64 else builder.fpext(share, vector(F64, width))
             builder.store(builder.fadd(builder.load(total), share), total)
             next_row()
-        emit.store(builder.load(total), sums)
         over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
         over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
+        signs_bits = emit.variable(lines.bits(emit, builder.load(signs)))
         doubt = builder.and_(
-            builder.icmp_unsigned("!=", builder.load(signs), none), builder.icmp_signed("!=", exact, none)
+            builder.icmp_unsigned("!=", builder.load(signs_bits), none), builder.icmp_signed("!=", exact, none)
         )
         with builder.if_then(doubt, likely=False):
             # some score lies on its threshold: once more, with the rounding error of u + v
-            builder.store(none, signs)
+            builder.store(emit.splat(I1, width, 0), signs)
             for place, start in ((at, scores), (of, mask), (row_at, u)):
                 builder.store(start, place)
             with loop(builder, rows_):
-                score, kept, row_duals = each_row()
+                score, row_duals = each_row()
+                kept = lines.truths(emit, builder.load(of))
                 high = builder.fadd(row_duals, col_duals)
                 part = builder.fsub(high, row_duals)
                 low = builder.fadd(builder.fsub(row_duals, builder.fsub(high, part)), builder.fsub(col_duals, part))
@@ -96,12 +112,19 @@ def proof_span(  # type: ignore[no-untyped-def]
                 )
                 note(builder.not_(builder.select(tie, fits, clear)))
                 next_row()
-        lines.write_flags(emit, flags, over, builder.or_(slack, builder.load(signs)))
+            builder.store(lines.bits(emit, builder.load(signs)), signs_bits)
+        unsure_bits = builder.or_(slack, builder.load(signs_bits))
+        lines.write_flags(emit, flags, over, unsure_bits)
+        if make_:
+            with builder.if_then(builder.icmp_unsigned("!=", builder.or_(over, unsure_bits), none), likely=False):
+                proven = lines.proven(emit, builder.or_(over, unsure_bits))
+                builder.store(builder.select(proven, builder.load(total), no_sums), total)
+        emit.store(builder.fadd(emit.load(sums, vector(F64, width)), builder.load(total)), sums)
         return context.get_dummy_value()
 
     arguments = (
         scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact,
-        kind, rows, cols, groups, r, c, row_fill, col_fill, absolute,
+        kind, rows, cols, groups, r, c, row_fill, col_fill, absolute, make,
     )  # fmt: skip
     return types.none(*arguments), codegen
 
@@ -133,16 +156,16 @@ def proof_kernel(
             u_base, v_base, flag = u + s * rows * u_stride, v + s * grid_cols * cols * work, flags + s * grid_cols
             whole = grid_cols // many * many
             for j in range(0, whole, many):
-                proof_span(
+                grade_span(
                     base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
                     v_base + j * cols * work, flag + j, sums, exact,
-                    code, rows, cols, many, r, c, row_fill, col_fill, magnitude,
+                    code, rows, cols, many, r, c, row_fill, col_fill, magnitude, 0,
                 )  # fmt: skip
             for j in range(whole, grid_cols):
-                proof_span(
+                grade_span(
                     base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
                     v_base + j * cols * work, flag + j, sums + 512, exact,
-                    code, rows, cols, 1, r, c, row_fill, col_fill, magnitude,
+                    code, rows, cols, 1, r, c, row_fill, col_fill, magnitude, 0,
                 )  # fmt: skip
 
     return compiled(prove, types.none(*[types.int64] * 11))

@@ -1,4 +1,4 @@
-"""Settling blocks: dual ascent, then the mask that its duals give, stripe by stripe while the scores are in cache."""
+"""Settling blocks: dual ascent, then the mask that its duals give and its proof, stripe by stripe while in cache."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from nmflow.kernels.ascent import (
     store_duals,
 )
 from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.simd import LANES, copy_bytes, read_byte, read_word, write_word
 from nmflow.kernels.spans import blocks_in_span
-from nmflow.kernels.threshold import threshold_span
 
 __all__ = ["AGAIN", "ALL", "SOME", "settle_kernel", "settle_scratch"]
 
@@ -48,11 +48,12 @@ def settle_kernel(
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, u, v, grid_rows, grid_cols, scratch, blocks, count) -> int
+    function (scores, stride, mask, mask_stride, u, v, grid_rows, grid_cols, scratch, blocks, count, sums, exact) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous,
         shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind; blocks, int64: with SOME
-        the `count` to settle, on return those still open. Returns how many are, or -1 if a score is not
-        finite.
+        the `count` to settle, on return those still open; sums: 128 float64, the kept scores of the blocks that are
+        proven are added; exact: 0 where scores were rounded, so that a tie proves nothing. Returns how many blocks are
+        open, or -1 if a score is not finite.
     """
     kind = KINDS[kind_name]
     code, item, work = kind.code, kind.itemsize, kind.work_size
@@ -66,7 +67,7 @@ def settle_kernel(
     version = fingerprint()
     lane_count, vector_bytes, lines = LANES, VECTOR, rows + cols
 
-    def settle(scores, stride, mask, mask_stride, u, v, grid_rows, grid_cols, scratch, blocks, count):  # type: ignore[no-untyped-def]
+    def settle(scores, stride, mask, mask_stride, u, v, grid_rows, grid_cols, scratch, blocks, count, sums, exact):  # type: ignore[no-untyped-def]
         if version == 0:
             return -2
         lanes = (scratch + 63) & ~63
@@ -149,11 +150,12 @@ def settle_kernel(
                     b = read_word(blocks + (first + lane) * 8)
                     bs = b // grid_cols
                     bj = b - bs * grid_cols
-                    threshold_span(
+                    grade_span(
                         scores + bs * rows * stride + bj * block_bytes, stride,
                         mask + bs * rows * mask_stride + bj * cols, mask_stride,
                         u + bs * rows * u_stride + bj * work, u_stride, v + b * col_bytes, flags,
-                        code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude,
+                        sums + 512, exact,
+                        code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
                     )  # fmt: skip
                     write_word(blocks + left * 8, b)
                     left += read_byte(flags) != 0
@@ -164,16 +166,16 @@ def settle_kernel(
                     to_u, to_v = u + stripe * rows * u_stride, v + stripe * grid_cols * col_bytes
                     even = grid_cols // many * many
                     for j in range(0, even, many):
-                        threshold_span(
+                        grade_span(
                             base + j * block_bytes, stride, out + j * cols, mask_stride, to_u + j * work, u_stride,
-                            to_v + j * col_bytes, flags + j,
-                            code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude,
+                            to_v + j * col_bytes, flags + j, sums, exact,
+                            code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
                         )  # fmt: skip
                     for j in range(even, grid_cols):
-                        threshold_span(
+                        grade_span(
                             base + j * block_bytes, stride, out + j * cols, mask_stride, to_u + j * work, u_stride,
-                            to_v + j * col_bytes, flags + j,
-                            code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude,
+                            to_v + j * col_bytes, flags + j, sums + 512, exact,
+                            code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
                         )  # fmt: skip
                     for j in range(grid_cols):
                         write_word(blocks + left * 8, stripe * grid_cols + j)
@@ -181,4 +183,4 @@ def settle_kernel(
                     stripe += 1
         return -1 if bad else left
 
-    return compiled(settle, types.int64(*[types.int64] * 11))
+    return compiled(settle, types.int64(*[types.int64] * 13))

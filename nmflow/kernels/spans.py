@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 
 from nmflow.kernels.scores import ScoreKind
-from nmflow.kernels.simd import I8, I64, Emitter, vector
+from nmflow.kernels.simd import I1, I8, I64, Emitter, vector
 
 __all__ = ["Lines", "blocks_in_span"]
 
@@ -133,6 +133,18 @@ class Lines:
                 one = builder.icmp_unsigned("!=", self.field(emit, unsure, g), none)
                 flag = builder.select(two, ir.Constant(I8, 2), builder.zext(one, I8))
                 emit.store(flag, emit.at(address, g))
+
+    def proven(self, emit: Emitter, faults: Value) -> Value:
+        """Truth values of the entries whose block's field in `faults` is 0."""
+        builder = emit.builder
+        good = ir.Constant(I64, 0)
+        for g in range(self.groups):
+            clean = builder.icmp_unsigned("==", self.field(emit, faults, g), ir.Constant(I64, 0))
+            every = ir.Constant(I64, ((1 << self.cols) - 1) << (g * self.cols))
+            good = builder.or_(good, builder.select(clean, every, ir.Constant(I64, 0)))
+        if self.width < 64:
+            good = builder.trunc(good, ir.IntType(self.width))
+        return builder.bitcast(good, vector(I1, self.width))
 
     def truths(self, emit: Emitter, address: Value) -> Value:
         """Load a row of the mask as truth values."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import BlockDuals, Duals
+from nmflow.certificate import BlockDuals, Duals, Proven
 from nmflow.errors import InfeasibleError, SolverLimitError
 from nmflow.pattern import Fill, Pattern
 from nmflow.problem import Array, Problem
@@ -31,12 +31,15 @@ class ChunkSolution:
         Blocks that no mask satisfies.
     counts : mapping
         Statistics, added up over chunks.
+    proven : Proven or None
+        Blocks that were proven when their masks were made; None if nothing was graded.
     """
 
     duals: Duals = field(default_factory=Duals)
     finite: bool = True
     infeasible: tuple[int, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    proven: Proven | None = None
 
 
 class Solver(abc.ABC):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.blocks import DROP, KEEP, Chunk
-from nmflow.certificate import BlockDuals, Duals, fills
+from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
@@ -64,28 +64,32 @@ class Dual(Solver):
         else:
             u, v = chunk.duals
         blocks = _workspace("blocks", chunk.n_blocks + 1, np.int64)
-        left = self._settle(chunk, u, v, blocks, 0, ALL if chunk.duals is None else AGAIN)
+        sums = np.zeros(128)
+        left = self._settle(chunk, u, v, blocks, 0, ALL if chunk.duals is None else AGAIN, sums)
         if left < 0:
             return ChunkSolution(finite=False)
         counts = {"ascended": left}
         start = Duals(u, v)
+        others = blocks[:left].copy()
         if self._tied(chunk, blocks[:left]):
             start, tied = self._untie(chunk, blocks[:left], start)
             counts["tied"] = left - len(tied)
             blocks = tied
         else:
             if left and chunk.pattern.col is not None:
-                left = self._settle(chunk, u, v, blocks, left, SOME)
-            blocks = blocks[:left]
+                left = self._settle(chunk, u, v, blocks, left, SOME, sums)
+            others = blocks = blocks[:left]
         if chunk.state is not None:
             blocks = np.union1d(blocks, chunk.fixed_blocks())
+        # blocks with fixed entries were graded without them
+        with np.errstate(over="ignore"):
+            proven = None if chunk.state is not None else Proven(float(sums.sum()), others)
         if not len(blocks):
-            return ChunkSolution(start, counts=counts)
+            return ChunkSolution(start, counts=counts, proven=proven)
         ended, duals = self._augment(chunk, blocks, start, integers=False)
         failed = tuple(int(b) for b in blocks[ended == FAILED])
-        if chunk.exact and chunk.state is None:
-            duals.put(chunk)
-        return ChunkSolution(start.updated(duals), infeasible=failed, counts={**counts, "augmented": len(blocks)})
+        counts["augmented"] = len(blocks)
+        return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts, proven=proven)
 
     def _tied(self, chunk: Chunk, blocks: Array) -> bool:
         """Whether many blocks are open because their scores repeat: judged by a few of them, by their place alone."""
@@ -93,7 +97,7 @@ class Dual(Solver):
             return False
         if chunk.pattern.col is None or not chunk.exact:
             return False
-        sample = chunk.gather_scores(blocks[:: -(-len(blocks) // 8)])
+        sample = block_scores(chunk, blocks[:: -(-len(blocks) // 8)])
         ordered = np.sort(sample.reshape(len(sample), -1), axis=1)
         if np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)) < 0.25:
             return False
@@ -122,7 +126,7 @@ class Dual(Solver):
         from nmflow.kernels.settle import ALL, SOME
 
         rows, cols = chunk.pattern.block_shape
-        values = chunk.gather_scores(blocks)
+        values = block_scores(chunk, blocks)
         # a constant added to a block changes no best mask under exact fill; its spread then sets the scale
         low = values.min(axis=(1, 2), keepdims=True)
         spread = values.max(axis=(1, 2), keepdims=True) - low
@@ -135,9 +139,10 @@ class Dual(Solver):
         )
         row, col = np.empty((rows, len(blocks))), np.empty((1, stripe.shape[1]))
         numbers = np.empty(len(blocks) + 1, np.int64)
-        left = self._settle(beside, row, col, numbers, 0, ALL)
+        sums = np.empty(128)
+        left = self._settle(beside, row, col, numbers, 0, ALL, sums)
         for _ in range(2):
-            left = self._settle(beside, row, col, numbers, left, SOME) if left > 0 else 0
+            left = self._settle(beside, row, col, numbers, left, SOME, sums) if left > 0 else 0
         if left:
             self._augment(beside, numbers[:left], Duals(row, col), integers=False)
         masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
@@ -148,7 +153,7 @@ class Dual(Solver):
         chunk.put(blocks[done], masks[done])
         return done, u, v
 
-    def _settle(self, chunk: Chunk, u: Array, v: Array, blocks: Array, count: int, mode: int) -> int:
+    def _settle(self, chunk: Chunk, u: Array, v: Array, blocks: Array, count: int, mode: int, sums: Array) -> int:
         """Ascend and threshold; see `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
@@ -162,6 +167,7 @@ class Dual(Solver):
             kernel(
                 scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
                 *chunk.grid, scratch.ctypes.data, blocks.ctypes.data, count,
+                sums.ctypes.data, int(chunk.exact),
             )
         )  # fmt: skip
 
@@ -179,7 +185,7 @@ class Dual(Solver):
             arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
         ended = np.empty(len(blocks), np.uint8)
         augment_kernel(integers)(
-            chunk.gather_scores(blocks), u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
+            block_scores(chunk, blocks), u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
             pattern.col_exact, ended,
         )  # fmt: skip
         arcs &= 1

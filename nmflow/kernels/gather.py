@@ -1,0 +1,92 @@
+"""Gathering blocks: some blocks of a matrix, and their duals, as float64 one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.simd import F32, F64, Emitter, literal, read_word, vector
+
+__all__ = ["gather_duals_kernel", "gather_scores_kernel"]
+
+
+@intrinsic(prefer_literal=True)
+def widen_row(typing, source, target, kind, count, absolute):  # type: ignore[no-untyped-def]
+    """Copy `count` scores as float64, exactly."""
+    kind_, count_, absolute_ = BY_CODE[literal(kind)], literal(count), bool(literal(absolute))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        value = kind_.load(emit, args[0], count_, absolute_)
+        emit.store(value if kind_.work == F64 else builder.fpext(value, vector(F64, count_)), args[1])
+        return context.get_dummy_value()
+
+    return types.none(source, target, kind, count, absolute), codegen
+
+
+@intrinsic(prefer_literal=True)
+def widen_number(typing, source, target, size):  # type: ignore[no-untyped-def]
+    """Copy one float of `size` bytes as float64."""
+    size_ = literal(size)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        value = emit.load(args[0], F64 if size_ == 8 else F32)
+        emit.store(value if size_ == 8 else builder.fpext(value, ir.DoubleType()), args[1])
+        return context.get_dummy_value()
+
+    return types.none(source, target, size), codegen
+
+
+@once
+def gather_scores_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
+    """Compile the gathering of scores for one kind of scores and one shape of blocks.
+
+    Returns
+    -------
+    function (scores, stride, grid_cols, blocks, count, values) -> None
+        Addresses as int64; `stride` bytes between rows; blocks: `count` int64; values: (count, R, C) float64, output.
+    """
+    kind = KINDS[kind_name]
+    code, item, magnitude = kind.code, kind.itemsize, int(absolute)
+    version = fingerprint()
+
+    def gather(scores, stride, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
+        for k in range(count if version else 0):
+            b = read_word(blocks + k * 8)
+            s = b // grid_cols
+            base = scores + s * rows * stride + (b - s * grid_cols) * cols * item
+            for i in range(rows):
+                widen_row(base + i * stride, values + (k * rows + i) * cols * 8, code, cols, magnitude)
+
+    return compiled(gather, types.none(*[types.int64] * 6))
+
+
+@once
+def gather_duals_kernel(size: int) -> Any:
+    """Compile the gathering of duals of `size` bytes each.
+
+    Returns
+    -------
+    function (u, v, rows, cols, grid_cols, blocks, count, block_u, block_v) -> None
+        Addresses as int64. u, v: as `nmflow.kernels.settle` writes them; block_u: (count, rows) and block_v: (count,
+        cols) float64, output.
+    """
+    version = fingerprint()
+
+    def gather_duals(u, v, rows, cols, grid_cols, blocks, count, block_u, block_v):  # type: ignore[no-untyped-def]
+        for k in range(count if version else 0):
+            b = read_word(blocks + k * 8)  # type: ignore[var-annotated]
+            s = b // grid_cols
+            j = b - s * grid_cols
+            for i in range(rows):
+                widen_number(u + ((s * rows + i) * grid_cols + j) * size, block_u + (k * rows + i) * 8, size)
+            for t in range(cols):
+                widen_number(v + (b * cols + t) * size, block_v + (k * cols + t) * 8, size)
+
+    return compiled(gather_duals, types.none(*[types.int64] * 9))

@@ -115,7 +115,16 @@ def test_a_broken_report_is_an_error(copied: Path, change: dict[str, Any], what:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("shape", [2, -1]), ("dense", "1"), ("kept", 1e999), ("layout", "x"), ("n_blocks", 1.5)]
+    ("field", "value"),
+    [
+        *(("shape", shape) for shape in ([2, -1], [], [5], [2, 0], [1 << 62, 4], [2, 2, 2], 5)),
+        ("n_proven", 1 << 60),
+        ("seconds", 1.7e308),
+        ("dense", "1"),
+        ("kept", 1e999),
+        ("layout", "x"),
+        ("n_blocks", 1.5),
+    ],
 )
 def test_a_broken_row_is_an_error(copied: Path, field: str, value: Any) -> None:
     path = copied / "nmflow-report.json"
@@ -283,11 +292,12 @@ def test_a_name_with_a_lone_surrogate_is_written(tmp_path: Path, pruned: Path) -
         [some()],
         [some(dense=0.0, kept=0.0, rows_only=0.0)],
         [some(dense=math.inf, kept=math.inf, rows_only=math.inf, gap=None)],
+        [some(dense=1.7e308, kept=1.6e308, rows_only=1.7e308)],
         [some(gap=None, n_proven=0), some(gap=1.0, n_proven=1)],
         [some(n_blocks=0, n_proven=0, seconds=0.0)],
         [some(seconds=k / 7) for k in range(2500)],
     ],
-    ids=["one", "zeros", "infinite", "not certified", "no blocks", "many"],
+    ids=["one", "zeros", "infinite", "enormous", "not certified", "no blocks", "many"],
 )
 def test_plots_of_anything(rows: list[TensorReport]) -> None:
     digits = mask_digits(Pattern(2, 4), rows)

@@ -158,4 +158,4 @@ def total(values: Iterable[float]) -> float:
 
 def _percent(part: float, whole: float) -> float:
     """Share in percent; of nothing, all is kept."""
-    return 100.0 * part / whole if whole else 100.0
+    return 100.0 * (part / whole) if whole else 100.0

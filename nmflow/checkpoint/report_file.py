@@ -73,7 +73,7 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
         ),
         copied_files=tuple(get("copied_files", _is_texts)),
         unpruned_files=tuple(get("unpruned_files", _is_texts)),
-        seconds=float(get("seconds", _is_amount)),
+        seconds=float(get("seconds", _is_time)),
     )
 
 
@@ -109,6 +109,11 @@ def _tensor(get: _Reader) -> TensorReport:
     values = {field.name: get(field.name, _TENSOR[field.name]) for field in fields(TensorReport)}
     for name in ("dense", "kept", "rows_only"):  # JSON has no infinity
         values[name] = math.inf if values[name] is None else float(values[name])
+    axes = len(values["shape"])
+    if axes < (3 if values["layout"] == "batch" else 2) or (values["layout"] is None and axes != 2):
+        raise get.error("shape")
+    if values["n_proven"] > values["n_blocks"]:
+        raise get.error("n_proven")
     return TensorReport(**{**values, "shape": tuple(values["shape"])})
 
 
@@ -119,12 +124,14 @@ class _Reader:
         self._path, self._values = path, values
 
     def __call__(self, name: str, fits: Callable[[Any], bool]) -> Any:
-        value = self._values.get(name)
-        if name not in self._values or not fits(value):
-            raise CheckpointError(
-                f"{self._path}: {name} must be as nmflow prune writes it, not {str(value)[:60]!r}; prune again"
-            )
-        return value
+        if name not in self._values or not fits(self._values[name]):
+            raise self.error(name)
+        return self._values[name]
+
+    def error(self, name: str) -> CheckpointError:
+        """What to raise where a value cannot be."""
+        value = str(self._values.get(name))[:60]
+        return CheckpointError(f"{self._path}: {name} must be as nmflow prune writes it, not {value!r}; prune again")
 
 
 def _is_text(value: Any) -> bool:
@@ -143,17 +150,25 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value)) and 0 < math.prod(value) < 1 << 63
+
+
 def _is_amount(value: Any) -> bool:
     # A number beyond float64 is read as infinite.
     return _is_count(value) or (isinstance(value, float) and 0.0 <= value < math.inf)
 
 
+def _is_time(value: Any) -> bool:
+    return _is_amount(value) and value < 1e12
+
+
 _TENSOR: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("name", "shard", "dtype"), _is_text),
-    "shape": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+    "shape": _is_shape,
     "layout": lambda value: value in (None, "conv", "batch"),
     **dict.fromkeys(("dense", "kept", "rows_only", "gap"), lambda value: value is None or _is_amount(value)),
     **dict.fromkeys(("n_blocks", "n_proven"), _is_count),
-    "seconds": _is_amount,
+    "seconds": _is_time,
 }
 """What each field of a tensor's row must be."""

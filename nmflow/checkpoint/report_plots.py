@@ -40,7 +40,7 @@ def check_library() -> None:
 def plot_kept(tensors: Sequence[TensorReport]) -> str:
     """Kept score of each weight in percent of the dense one, and what the best rows-only mask would keep."""
     kept = [tensor.kept_percent for tensor in tensors]
-    by_rows = [100.0 * tensor.rows_only / tensor.dense if tensor.dense else 100.0 for tensor in tensors]
+    by_rows = [100.0 * (tensor.rows_only / tensor.dense) if tensor.dense else 100.0 for tensor in tensors]
 
     def draw(axes: Axes) -> None:
         axes.axhline(100.0, color=GREY, label="dense")
@@ -198,11 +198,12 @@ def _numbers(values: Sequence[Any]) -> range:
 
 
 def _percent(part: float, whole: float) -> float:
-    return 100.0 * part / whole if whole else 0.0
+    return 100.0 * (part / whole) if whole else 0.0
 
 
 def _finite(values: Any) -> Any:
-    return np.where(np.isfinite(values), values, np.nan)
+    # Axes cannot end close to the end of float64.
+    return np.where(np.abs(values) < 1e300, values, np.nan)
 
 
 def _ticks(length: int) -> range:

@@ -83,6 +83,10 @@ def test_the_api_pages_name_what_is_public() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
     for name in set(nmflow.__all__) - {"__version__", "NmflowError"}:  # that one is shown with its module
         assert re.search(rf"^::: nmflow\.{name}$", pages, re.MULTILINE), name
+    for module in ("checkpoint", "formats"):  # whose members are listed, since their order matters
+        page = (ROOT / "docs" / "api" / f"{module}.md").read_text(encoding="utf-8")
+        listed = re.findall(r"^        - (\w+)$", page, re.MULTILINE)
+        assert sorted(listed) == sorted(importlib.import_module(f"nmflow.{module}").__all__)
 
 
 def test_the_readme_lists_every_solver() -> None:

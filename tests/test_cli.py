@@ -244,7 +244,7 @@ def test_reader_that_goes_away_is_no_violation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_kill_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, number: signal.Signals) -> None:
     rng = np.random.default_rng(0)
     shapes = {f"{i}.weight": (1024, 1024) for i in range(24)}
     path = write(tmp_path / "x.safetensors", {name: rng.standard_normal(s).astype("f4") for name, s in shapes.items()})
@@ -257,6 +257,7 @@ def test_a_polite_kill_leaves_nothing(tmp_path: Path, number: signal.Signals) ->
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     # A compiler that is interrupted may grumble first.
-    assert err.endswith("nmflow: interrupted\n")
+    last = err.splitlines()[-1]
+    assert last.startswith("nmflow: interrupted")
     assert not out.exists()
-    assert not leftovers(tmp_path)
+    assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)

@@ -28,6 +28,8 @@ if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 4):
     )
 
 from nmflow.torch.adaprune import adaprune_
+from nmflow.torch.allocate import Allocation, allocate
+from nmflow.torch.batch_norm import reestimate_batch_norm_
 from nmflow.torch.calibrate import Calibration, calibrate
 from nmflow.torch.post_report import PostLayer, PostReport
 from nmflow.torch.prune import mask_for, prune_
@@ -37,8 +39,10 @@ from nmflow.torch.semi_structured import load_semi_structured, semi_structured
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.state import Refresh
 from nmflow.torch.training import SparseTraining, TrainingStateError
+from nmflow.torch.unstructured import choose_n, from_unstructured_
 
 __all__ = [
+    "Allocation",
     "Calibration",
     "LayerReport",
     "PostLayer",
@@ -49,10 +53,14 @@ __all__ = [
     "SparseTraining",
     "TrainingStateError",
     "adaprune_",
+    "allocate",
     "calibrate",
+    "choose_n",
+    "from_unstructured_",
     "load_semi_structured",
     "mask_for",
     "prune_",
+    "reestimate_batch_norm_",
     "semi_structured",
     "sparsegpt_",
     "to_semi_structured_",

@@ -19,7 +19,7 @@ from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 
-__all__ = ["Scores", "layer_report", "mask_for", "named_error", "prune_"]
+__all__ = ["Scores", "layer_report", "mask_for", "named_error", "prune_", "scores_of"]
 
 Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
 
@@ -124,7 +124,7 @@ def prune_(
     chosen = as_pattern(n, m, pattern, fill=fill)
     inner = unwrapped(model)
     selection = select(inner, chosen, include=include, exclude=exclude, filter_fn=filter_fn, strict=strict)
-    values = [_scores(layer, scores) for layer in selection.layers]
+    values = [scores_of(layer, scores) for layer in selection.layers]
     _check_names(inner, scores)
     masks, reports, used = [], [], str(solver)
     for layer, array, given in zip(
@@ -191,7 +191,7 @@ def named_error(error: NmflowError, name: str) -> NmflowError:
     return type(error)(text)
 
 
-def _scores(layer: Layer, scores: Scores | None) -> Array | None:
+def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
     """The scores given for a layer, under any of its names."""
     if scores is None:
         return None

@@ -1,0 +1,71 @@
+"""Running statistics of batch normalisation, estimated anew for a model whose weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nmflow.errors import InputValueError
+from nmflow.torch.feed import Forward, evaluating, feed
+from nmflow.torch.select import unwrapped
+
+__all__ = ["reestimate_batch_norm_"]
+
+
+def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> int:
+    """Replace running means and variances by their averages over some batches, in place.
+
+    Parameters
+    ----------
+    model : Module
+        Its other modules run in evaluation mode; modes are left as they were.
+    batches, forward
+        As for `calibrate`. Every batch counts the same, and its own statistics normalise it.
+
+    Returns
+    -------
+    int
+        How many modules were changed; 0 where the model has none that keep statistics.
+
+    Raises
+    ------
+    InputValueError
+        If there is no batch. After any error the statistics are as they were.
+
+    Examples
+    --------
+    >>> import torch
+    >>> norm = nn.BatchNorm1d(1)
+    >>> reestimate_batch_norm_(norm, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])
+    1
+    >>> norm.running_mean.tolist(), norm.running_var.tolist()
+    ([4.0], [2.0])
+    """
+    inner = unwrapped(model)
+    norms = [module for module in inner.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    if not norms:
+        return 0
+    before = [(norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
+    number = -1
+    try:
+        with evaluating(inner):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over the batches
+                norm.train()
+            for number, batch in enumerate(batches):
+                feed(inner, batch, number, forward)
+        if number < 0:
+            raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
+    except BaseException:
+        for norm, (_, buffers) in zip(norms, before, strict=True):
+            for name, value in buffers.items():
+                norm.get_buffer(name).copy_(value)
+        raise
+    finally:
+        for norm, (momentum, _) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+    return len(norms)

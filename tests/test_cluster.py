@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors_files import leftovers, write
+from safetensors_files import leftovers, read, write
 from typer.testing import CliRunner
 
 from nmflow.checkpoint import cluster, prune_checkpoint
@@ -205,6 +205,18 @@ def test_the_command(tmp_path: Path, source: Path, local: Path, two: Cluster) ->
         done = CliRunner().invoke(app, [*arguments, "--overwrite"])
         assert done.exit_code == 2
         assert "must be given together" in done.stderr
+
+
+def test_masks_of_what_is_kept_are_found(tmp_path: Path, two: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a relative path, which means another place to a worker."""
+    monkeypatch.chdir(tmp_path)
+    keep = np.zeros((8, 8), bool)
+    keep[0, :2] = keep[5, 4:6] = True
+    write(tmp_path / "model.safetensors", {"weight": np.arange(64, dtype="f4").reshape(8, 8) + 1})
+    write(tmp_path / "keep.safetensors", {"weight": keep})
+    with cluster.dask_executor(two.address) as executor:
+        prune_checkpoint("model.safetensors", "dst.safetensors", "2:4", keep_from="keep.safetensors", executor=executor)
+    assert read(tmp_path / "dst.safetensors")["weight"][keep].all()
 
 
 def test_an_error_of_a_worker_comes_back(tmp_path: Path, two: Cluster) -> None:

@@ -40,5 +40,5 @@ def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:
             raise InputValueError(f"{where} must have the name of a tensor that is pruned; a dry run lists them")
         if entry.shape != shapes[entry.name]:
             raise InputValueError(f"{where} must have the shape of its tensor, {shapes[entry.name]}, not {entry.shape}")
-        found[entry.name] = KeepMask(path, entry)
+        found[entry.name] = KeepMask(path.absolute(), entry)
     return found

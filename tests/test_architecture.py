@@ -31,10 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE | {"problem", "blocks", "kernels", "network", "certificate"},
     "pipeline": BASE | {"problem", "blocks", "certificate", "solvers"},
-    "checkpoint": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "pipeline"},
-    "torch": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "pipeline"},
+    "checkpoint": BASE | {"problem", "blocks", "kernels", "certificate", "formats", "diversity", "pipeline"},
+    "torch": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
     "bench": BASE | {"", "problem", "kernels", "solvers", "pipeline", "checkpoint"},
-    "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline"},
+    "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
     "": BASE | {"network", "solvers", "pipeline", "certificate", "diversity", "formats", "checkpoint"},
 }
 """What each room may import, at the top of a file or inside a function; "" is nmflow/__init__.py."""
@@ -43,6 +43,7 @@ HEAVY = {
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
     "torch": {"torch"},
+    "triton": {"torch"},
     **{name: set[str]() for name in ("ortools", "networkx", "scipy", "matplotlib", "dask", "distributed")},
 }
 """Libraries that cost time or may be missing, and the rooms whose files may import them at the top."""

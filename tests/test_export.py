@@ -108,7 +108,7 @@ def test_no_byte_depends_on_the_pieces(tmp_path: Path, monkeypatch: pytest.Monke
         model[f"{name}.weight"] = nmflow.solve(weight, pattern="1:2" if dtype == "f4" else "2:4").prune(weight)
     src = write(tmp_path / "src.safetensors", model)
     whole = export_checkpoint(src, tmp_path / "whole", format_, pad=True)
-    monkeypatch.setattr(pack, "SIDE", formats.PART)
+    monkeypatch.setattr(pack, "SIDE", 2 * formats.PART)
     monkeypatch.setattr(pack, "TILE_BYTES", 800)
     parts = export_checkpoint(src, tmp_path / "parts", format_, pad=True)
     for name in ("src.safetensors", "nmflow.json"):

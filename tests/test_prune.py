@@ -38,6 +38,7 @@ from nmflow.checkpoint import (
     read_header,
     stage,
 )
+from nmflow.checkpoint.tensor import row_sums
 from nmflow.errors import (
     CheckpointError,
     DestinationExistsError,
@@ -47,7 +48,7 @@ from nmflow.errors import (
     SourceNotFoundError,
     UnknownSolverError,
 )
-from nmflow.pattern import Pattern
+from nmflow.pattern import Budget, Pattern
 
 
 @pytest.fixture
@@ -141,6 +142,22 @@ def test_numbers_of_the_report(tmp_path: Path, model: Path) -> None:
     text = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert text["total"]["entries"] == sum(old[name].size for name in PRUNED)
     assert text["destination"] == str(out)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", BF16])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 4), (3, 7), (16, 32), (64, 64)])
+def test_sums_over_rows(n: int, m: int, dtype: Any) -> None:
+    rng = np.random.default_rng(m)
+    for rows, cols in ((5, 3 * m + m // 2), (2, 300 * m), (1, 1)):
+        weights = rng.standard_normal((rows, cols)).astype(dtype)
+        weights[0, ::3] = [-0.0, 6e-8, -6e4][cols % 3]  # subnormals of float16, and near its largest
+        magnitudes = np.abs(weights.astype("f8"))
+        groups = np.zeros((rows, -(-cols // m) * m))
+        groups[:, :cols] = magnitudes
+        best = np.sort(groups.reshape(rows, -1, m), axis=2)[:, :, m - n :]
+        found = row_sums(weights, None, Budget(n, m))
+        assert found == pytest.approx((magnitudes.sum(), best.sum()), rel=1e-12)
+    assert row_sums(np.full((2, 4), 1e308), None, Budget(2, 4)) == (np.inf, np.inf)
 
 
 def test_all_zero_weights_keep_all_there_is(tmp_path: Path) -> None:

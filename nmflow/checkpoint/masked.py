@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import TensorReport, total
-from nmflow.checkpoint.tensor import FLOATS, score
+from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.tiles import Tile, as_blocks, combine, cut, digest, is_whole, read_tile, write_tile
 from nmflow.checkpoint.unit import Done, Flusher, Unit, check_copy, copy, opened, read
 from nmflow.errors import CheckpointError, NmflowError, NonFiniteError
@@ -87,8 +87,8 @@ class PruneUnit(Unit):
                 started = time.perf_counter()
                 weights, *keep = view.read(tile)
                 read_digest = digest(weights, *keep)
-                solution, rows_only = self._solve(weights, view, tile, keep[0] if keep else None)
-                dense = score(weights)
+                solution = self._solve(weights, view, tile, keep[0] if keep else None)
+                dense, rows_only = row_sums(weights, view.layout, self.pattern.row)
                 # As integers: no float instruction sees the values, so no NaN or zero can change its bits.
                 bits = weights.view(f"u{weights.itemsize}")
                 np.multiply(bits, solution.mask, out=bits)
@@ -97,7 +97,8 @@ class PruneUnit(Unit):
                 if solution.certificate is not None:
                     gap, proven = solution.gap, solution.certificate.n_proven
                 return _Piece(
-                    bits.nbytes, read_digest, digest(bits), dense, solution.objective, rows_only, gap,
+                    bits.nbytes, read_digest, digest(bits), dense, solution.objective,
+                    rows_only if self.pattern.transposable else solution.objective, gap,
                     solution.stats["blocks"], proven, time.perf_counter() - started,
                 )  # fmt: skip
 
@@ -107,13 +108,12 @@ class PruneUnit(Unit):
                 pieces.append(each)
         return self._done(pieces)
 
-    def _solve(self, weights: Array, view: _View, tile: Tile, keep: Array | None) -> tuple[Solution, float]:
-        """The mask of a piece, and the score of its best rows-only mask."""
-        options: dict[str, Any] = {"layout": view.layout, "threads": 1}
+    def _solve(self, weights: Array, view: _View, tile: Tile, keep: Array | None) -> Solution:
+        """The mask of a piece."""
         try:
-            solution = solve(
-                weights, pattern=self.pattern, solver=self.solver, certify=self.certify,
-                keep=None if keep is None else keep != 0, **options,
+            return solve(
+                weights, pattern=self.pattern, solver=self.solver, certify=self.certify, layout=view.layout,
+                keep=None if keep is None else keep != 0, threads=1,
             )  # fmt: skip
         except NonFiniteError:
             raise
@@ -121,10 +121,6 @@ class PruneUnit(Unit):
             part = ", ".join(f"{axis.start} to {axis.stop - 1}" for axis in tile)
             place = "" if is_whole(tile, view.shape) else f" (counted within entries {part} of {view.shape})"
             raise CheckpointError(f"{self.where}: {error}{place}") from error
-        if not self.pattern.transposable:
-            return solution, solution.objective
-        rows_only = Pattern(self.pattern.n, self.pattern.m, transposable=False)
-        return solution, solve(weights, pattern=rows_only, **options).objective
 
     def _done(self, pieces: list[_Piece]) -> Done:
         gaps = [each.gap for each in pieces]

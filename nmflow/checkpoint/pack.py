@@ -24,8 +24,9 @@ from nmflow.problem import Array
 
 __all__ = ["PackUnit", "Stored", "named", "sha256_of"]
 
-SIDE = 8 * PART
-"""Rows and columns of a rectangle: stretches of some hundred bytes in the arrays of W and of its transpose alike."""
+SIDE = 16 * PART
+"""Rows and columns of a rectangle of entries up to 16 bits, and twice those of a rectangle of wider ones: each stretch
+of adjacent bytes then has a kilobyte or two, in the arrays of W as in those of its transpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Stored:
 
     def tiles(self) -> Iterator[Tile]:
         """Its rectangles, in the padded matrix."""
-        return squares(self.whole, SIDE, TILE_BYTES // 8)
+        side = SIDE if DTYPES[self.dtype].itemsize <= 2 else SIDE // 2
+        return squares(self.whole, side, TILE_BYTES // 8)
 
     def places(self, tile: Tile) -> dict[str, Place]:
         """Where a rectangle lies in each array."""

@@ -21,6 +21,7 @@ from nmflow.checkpoint.plan import Plan, as_pattern, make_plan
 from nmflow.checkpoint.report import REPORT, REPORTS, Report, TensorReport
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.stage import JOURNAL, check_place, copy_others, stage_of, staged, start_shard
+from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
 from nmflow.errors import InputValueError, NmflowError
 from nmflow.pattern import Pattern
@@ -113,10 +114,12 @@ def prune_checkpoint(
     source = plan.source
     check_place(source, dst)
     keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
-    # One empty block first: a wrong option is an error before anything is written, and what a solver prepares on its
-    # first call is not counted as the time of the first tensor.
-    block = np.zeros(plan.pattern.block_shape, np.float32)
-    solve(block, pattern=plan.pattern, solver=solver, certify=certify, threads=threads)
+    # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled
+    # on the first call is not counted as the time of a tensor.
+    for dtype in sorted({tensor.entry.dtype for tensor in plan.pruned}):
+        block = np.zeros(plan.pattern.block_shape, FLOATS[dtype])
+        solve(block, pattern=plan.pattern, solver=solver, certify=certify, threads=threads)
+        row_sums(block, None, plan.pattern.row)
     asked = {
         "command": "prune",
         "version": version(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nmflow.checkpoint.groups import group_counts
 from nmflow.errors import CheckpointError
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.pattern import Budget, Pattern
@@ -65,31 +66,39 @@ def find_support(weight: Array, pattern: str, threads: int | None = None) -> Sup
     rows, cols = weight.shape
     padded = np.zeros((-(-rows // m) * m, -(-cols // m) * m), bits.dtype)
     padded[:rows, :cols] = bits
-    blocks = padded.reshape(len(padded) // m, m, -1, m).transpose(0, 2, 1, 3)
-    nonzero = (blocks & magnitude) != 0
-    if not _fits(nonzero, n).all():
-        text = first_violation((padded & magnitude) != 0, pattern)
-        raise CheckpointError(text.replace("mask must keep", "weights must have", 1))
-    any_bit = blocks != 0
-    kept = np.where(_fits(any_bit, n)[..., None, None], any_bit, nonzero)
-    short = kept.sum(axis=(2, 3)) < n * m
+    kept = padded != 0
+    counts, fits = _blocks(kept, budget)
+    if not fits.all():  # -0.0 is kept only in blocks that have room for it
+        nonzero = (padded & magnitude) != 0
+        if not _blocks(nonzero, budget)[1].all():
+            raise CheckpointError(first_violation(nonzero, pattern).replace("mask must keep", "weights must have", 1))
+        blocks = _as_blocks(kept, m)
+        blocks[~fits] = _as_blocks(nonzero, m)[~fits]
+        counts = _blocks(kept, budget)[0]
+    short = counts < n * m
     completed = unfilled = 0
     if short.any():
-        chosen = kept[short]
+        blocks = _as_blocks(kept, m)
+        chosen = blocks[short]
         filled = _complete(chosen, budget, threads)
-        good = (filled | ~chosen).all(axis=(1, 2))
-        kept[short] = np.where(good[:, None, None], filled, chosen)
+        good: Array = (filled | ~chosen).all(axis=(1, 2))
+        blocks[short] = np.where(good[:, None, None], filled, chosen)
         completed, unfilled = int(good.sum()), int((~good).sum())
-    mask = np.ascontiguousarray(kept.transpose(0, 2, 1, 3).reshape(padded.shape)[:rows, :cols])
-    return Support(mask, short.size, completed, unfilled)
+    return Support(np.ascontiguousarray(kept[:rows, :cols]), short.size, completed, unfilled)
 
 
-def _fits(blocks: Array, n: int) -> Array:
-    """Whether each block keeps at most n in every line."""
-    along = blocks.sum(axis=3).max(axis=2) <= n
-    down = blocks.sum(axis=2).max(axis=2) <= n
-    fits: Array = along & down
-    return fits
+def _as_blocks(entries: Array, m: int) -> Array:
+    """A view of shape (block rows, block columns, m, m)."""
+    return entries.reshape(entries.shape[0] // m, m, -1, m).transpose(0, 2, 1, 3)
+
+
+def _blocks(kept: Array, budget: Budget) -> tuple[Array, Array]:
+    """How many entries each block keeps, and whether none of its lines keeps more than n."""
+    along, down = group_counts(kept, budget.m), group_counts(kept.T, budget.m).T
+    per_row = along.reshape(-1, budget.m, along.shape[1])
+    most = np.maximum(per_row.max(axis=1), down.reshape(down.shape[0], -1, budget.m).max(axis=2))
+    fits: Array = most <= budget.n
+    return per_row.sum(axis=1, dtype=np.uint16), fits
 
 
 def _complete(blocks: Array, budget: Budget, threads: int | None) -> Array:

@@ -1,4 +1,4 @@
-"""Weights of checkpoints: their dtypes, mapped from a file, and their scores."""
+"""Weights of checkpoints: their dtypes, mapped from a file, and their sums."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 
 from nmflow.checkpoint.header import Entry
-from nmflow.problem import Array
+from nmflow.pattern import Budget
+from nmflow.problem import Array, Layout, Matrix
 
-__all__ = ["FLOATS", "map_tensor", "score"]
+__all__ = ["FLOATS", "map_tensor", "row_sums"]
 
 FLOATS: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -21,9 +22,6 @@ FLOATS: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
 }
 """Dtypes that are pruned, by their names in the format."""
-
-SUM_ENTRIES = 1 << 18
-"""Entries that are widened at a time for a sum."""
 
 
 def map_tensor(path: os.PathLike[str], entry: Entry) -> Array:
@@ -39,14 +37,25 @@ def map_tensor(path: os.PathLike[str], entry: Entry) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def score(part: Array) -> float:
-    """Sum of the magnitudes of a C-contiguous array, in float64."""
-    flat, sums = part.reshape(-1), []
-    for start in range(0, flat.size, SUM_ENTRIES):
-        values = flat[start : start + SUM_ENTRIES]
-        if values.itemsize < 4:
-            values = values.astype(np.float32)
-        with np.errstate(over="ignore"):  # float64 can add up to more than it holds
-            sums.append(np.abs(values).sum(dtype=np.float64))
-    with np.errstate(over="ignore"):
-        return float(np.sum(sums))
+def row_sums(weights: Array, layout: Layout | None, budget: Budget) -> tuple[float, float]:
+    """Sums of the magnitudes of all entries, and of those that the best rows-only mask keeps.
+
+    Parameters
+    ----------
+    weights : ndarray of a dtype of `FLOATS`, C-contiguous
+    layout : {None, "conv", "batch"}
+    budget : Budget
+        n of m along a row; the last group of a row may be shorter than m.
+
+    Returns
+    -------
+    float, float
+        In float64; infinite where it cannot hold them.
+    """
+    from nmflow.kernels.rows import comparators, rows_kernel
+
+    kernel, network, sums = rows_kernel(weights.dtype.name), comparators(budget.n, budget.m), np.zeros(2)
+    for array in weights if layout == "batch" else (weights,):
+        matrix = np.ascontiguousarray(Matrix(array).rows(0, len(array)))
+        kernel(matrix.view(f"u{matrix.itemsize}"), network, budget.n, budget.m, sums)
+    return float(sums[0]), float(sums[1])

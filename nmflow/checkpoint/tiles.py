@@ -26,7 +26,7 @@ __all__ = [
     "write_tile",
 ]
 
-TILE_BYTES = 8 << 20
+TILE_BYTES = 4 << 20
 """Bytes of a piece: some milliseconds of solving, far above what the call costs, and a few dozen megabytes of memory
 for each thread."""
 

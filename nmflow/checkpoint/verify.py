@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from nmflow.checkpoint.engine import Progress
+from nmflow.checkpoint.groups import group_counts
 from nmflow.checkpoint.plan import PlannedTensor, as_pattern, make_plan
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.tensor import FLOATS
 from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
 from nmflow.errors import CheckpointError
-from nmflow.pattern import Budget, Pattern
+from nmflow.pattern import Pattern
 from nmflow.problem import Array, Matrix
 
 __all__ = ["Checked", "Verification", "Violation", "verify_checkpoint"]
@@ -212,7 +213,7 @@ def _count(used: Array, pattern: Pattern) -> tuple[int, Violation | None, tuple[
     if pattern.col is not None:
         checks.append(("column", used.T, pattern.col))
     for direction, lines, budget in checks:
-        counts = _group_counts(lines, budget)
+        counts = group_counts(lines, budget.m)
         over = counts > budget.n
         found = int(np.count_nonzero(over))
         bad_groups += found
@@ -221,14 +222,3 @@ def _count(used: Array, pattern: Pattern) -> tuple[int, Violation | None, tuple[
             first = Violation("", "", direction, i, j, int(counts[i, j]), budget.n, budget.m)
             corner = (i, j * budget.m) if direction == "row" else (j * budget.m, i)
     return bad_groups, first, corner
-
-
-def _group_counts(lines: Array, budget: Budget) -> Array:
-    """Nonzero entries of each group of m along each line; the last group may be shorter."""
-    shape = (lines.shape[0], -(-lines.shape[1] // budget.m))
-    # Whole slices are added, in the memory order of `lines`: an axis of m entries would be too short to be fast.
-    counts = np.zeros(shape, np.uint8, order="C" if lines.flags.c_contiguous else "F")
-    for place in range(min(budget.m, lines.shape[1])):
-        part = lines[:, place :: budget.m]
-        counts[:, : part.shape[1]] += part
-    return counts

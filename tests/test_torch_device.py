@@ -1,0 +1,209 @@
+"""solve_on_device in plain torch operations on the CPU: the same contract and the same objective as `dual`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import families
+import ml_dtypes
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import nmflow  # noqa: E402
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError  # noqa: E402
+from nmflow.torch import solve_on_device  # noqa: E402
+from nmflow.torch.device import driver, plain  # noqa: E402
+from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers  # noqa: E402
+from nmflow.torch.device.paths import augment, proven  # noqa: E402
+
+
+def as_tensor(array: np.ndarray) -> Any:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def same(found: Any, array: np.ndarray, *pattern: Any, **options: Any) -> None:
+    """Proven by an independent grade, and as good as the best."""
+    best = nmflow.solve(array, *pattern, **options)
+    assert found.certificate.proven
+    assert found.objective == pytest.approx(best.objective, rel=1e-12) or not math.isfinite(best.objective)
+    assert found.certificate.grids == best.certificate.grids
+    given = options.pop("scores", None)
+    grade = nmflow.certify(
+        array if given is None else given, found.mask.numpy(), *pattern, absolute=given is None, **options
+    )
+    assert grade.proven
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (4, 8), (3, 5)], ids=str)
+@pytest.mark.parametrize("family", [name for name in families.FAMILIES if not name.startswith(("int", "uint"))])
+def test_all_families(family: str, pattern: tuple[int, int]) -> None:
+    array = families.FAMILIES[family]((35, 53), 1)
+    found = solve_on_device(as_tensor(array), *pattern, duals=True)
+    same(found, array, *pattern)
+    same(solve_on_device(as_tensor(array), *pattern, warm_start=found), array, *pattern)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "gaussian_bfloat16", "few_values"])
+@pytest.mark.parametrize("pattern", [(8, 16), (16, 32), (4, 4)], ids=str)
+def test_larger_blocks(family: str, pattern: tuple[int, int]) -> None:
+    array = families.FAMILIES[family]((64, 130), 2)
+    same(solve_on_device(as_tensor(array), *pattern), array, *pattern)
+
+
+@pytest.mark.parametrize("family", families.SIGNED)
+def test_scores_with_their_sign(family: str) -> None:
+    scores = families.SIGNED[family]((40, 32), 1)
+    weights = families.gaussian((40, 32), 1)
+    same(solve_on_device(as_tensor(weights), 2, 4, scores=as_tensor(scores)), weights, 2, 4, scores=scores)
+
+
+def test_tiny_negative_scores_keep_their_sign() -> None:
+    scores = np.full((4, 4), -1e-40, np.float32)
+    scores[0, 0], scores[1, 1] = 1.0, -1e-38
+    same(solve_on_device(torch.zeros(4, 4), 2, 4, scores=torch.from_numpy(scores)), scores * 0, 2, 4, scores=scores)
+
+
+@pytest.mark.parametrize("shape", families.RAGGED, ids=str)
+def test_ragged_shapes(shape: tuple[int, int]) -> None:
+    array = families.gaussian(shape, 3)
+    same(solve_on_device(torch.from_numpy(array), 2, 4), array, 2, 4)
+
+
+def test_layouts_strides_and_budgets() -> None:
+    images = families.gaussian((12, 6, 3, 3), 0)
+    same(
+        solve_on_device(torch.from_numpy(images), 2, 4, layout="conv", groups=2), images, 2, 4, layout="conv", groups=2
+    )
+    stack = families.gaussian((3, 2, 9, 14), 0)
+    first = solve_on_device(torch.from_numpy(stack), 2, 4, layout="batch", duals=True)
+    same(first, stack, 2, 4, layout="batch")
+    assert [side.shape for side in first.row_duals] == [(12, 4)] * 6
+    same(solve_on_device(torch.from_numpy(stack), 2, 4, layout="batch", warm_start=first), stack, 2, 4, layout="batch")
+    array = families.gaussian((48, 40), 0)
+    for view in (torch.from_numpy(array).T, torch.from_numpy(array)[::2, ::2], torch.from_numpy(array)[5:, 3:]):
+        same(solve_on_device(view, 4, 8), view.numpy(), 4, 8)
+    pattern = nmflow.Pattern(row="2:4", col="4:8")
+    same(solve_on_device(torch.from_numpy(array), pattern=pattern), array, pattern=pattern)
+
+
+@pytest.mark.parametrize("options", [{"fill": "at-most"}, {"transposable": False}])
+def test_what_no_engine_does_is_done_on_the_cpu(options: dict[str, Any]) -> None:
+    array = families.gaussian((19, 34), 0)
+    same(solve_on_device(torch.from_numpy(array), 2, 4, **options), array, 2, 4, **options)
+    found = solve_on_device(torch.from_numpy(array).double(), 2, 4, duals=True)
+    assert isinstance(found.mask, torch.Tensor)
+    assert isinstance(found.row_duals, torch.Tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite(dtype: Any, value: float) -> None:
+    weights = torch.from_numpy(families.gaussian((33, 30), 0)).to(dtype)
+    weights[7, 5] = weights[32, 29] = value
+    with pytest.raises(
+        NonFiniteError, match=r"tensor must be finite.* at 2 of 990 entries, the first at \(7, 5\)"
+    ) as e:
+        solve_on_device(weights, 2, 4)
+    assert (e.value.count, e.value.first) == (2, (7, 5))
+
+
+def test_bad_input() -> None:
+    weights = torch.ones(8, 8)
+    first = solve_on_device(weights, 2, 4, duals=True)
+    for tensor, options, error, words in [
+        (np.ones((4, 4)), {}, InputTypeError, "tensor must be a tensor, not ndarray"),
+        (weights.to_sparse(), {}, InputTypeError, "tensor must be a dense tensor"),
+        (torch.ones(4, 4, device="meta"), {}, InputValueError, "tensor must have data, not be on the meta device"),
+        (weights.to(torch.complex64), {}, InputTypeError, "complex64"),
+        (torch.ones(4), {}, InputValueError, "weights must have 2 axes, not 1"),
+        (torch.ones(0, 4), {}, InputValueError, "weights must not be empty"),
+        (weights, {"scores": torch.ones(4, 4)}, InputValueError, "scores must have the shape of tensor, (8, 8)"),
+        (weights, {"scores": torch.ones(8, 8, device="meta")}, InputValueError, "scores must have data"),
+        (weights, {"engine": "cuda"}, InputValueError, 'engine must be "auto", "triton" or "torch", not \'cuda\''),
+        (weights, {"layout": "conv"}, InputValueError, "at least 3 axes"),
+        (weights, {"warm_start": 1}, InputTypeError, "warm_start must be a Solution, not int"),
+        (weights, {"warm_start": replace(first, row_duals=None)}, InputValueError, "warm_start must hold duals"),
+        (torch.ones(8, 12), {"warm_start": first}, InputValueError, "warm_start must be of a problem of shape (8, 12)"),
+    ]:
+        with pytest.raises(error, match=re.escape(words)):
+            solve_on_device(tensor, 2, 4, **options)
+    with pytest.raises(InputValueError, match="warm_start must have pattern 1:4, not 2:4"):
+        solve_on_device(weights, 1, 4, warm_start=first)
+    with pytest.raises(InputValueError, match='not "triton"'):
+        solve_on_device(weights, 3, 5, engine="triton")
+
+
+def test_warm_starts_of_any_duals_are_exact() -> None:
+    array = families.gaussian((32, 40), 0)
+    first = solve_on_device(torch.from_numpy(array), 4, 8, duals=True)
+    for value in (math.nan, math.inf, -1e300, 1e30, 0.37):
+        row = torch.full_like(first.row_duals, value)
+        same(solve_on_device(torch.from_numpy(array), 4, 8, warm_start=replace(first, row_duals=row)), array, 4, 8)
+
+
+def test_bands_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = families.few_values((64, 48), 0)
+    whole = plain.settle
+
+    def settle(grid: Any, **options: Any) -> Any:
+        if grid.scores.shape[0] > 8:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return whole(grid, **options)
+
+    first = solve_on_device(torch.from_numpy(array), 2, 4, duals=True)
+    monkeypatch.setattr(driver.plain, "settle", settle)
+    found = solve_on_device(torch.from_numpy(array), 2, 4, duals=True, warm_start=first)
+    same(found, array, 2, 4)
+    assert found.stats["bands"] == 16
+    assert found.row_duals.shape == first.row_duals.shape
+
+
+def test_numbers_keep_the_order_of_scores() -> None:
+    """Against fractions: for any h in half units, t > h or t < h is the order of the scores; t == h only if even."""
+    from fractions import Fraction
+
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((6, 4, 4)) * 2.0 ** rng.integers(-160, 120, (6, 1, 1))).astype(np.float32)
+    values[0, 0, 0], values[1, 0] = 0.0, -0.0
+    values[2] *= np.float32(2.0) ** rng.integers(-60, 1, (4, 4)).astype(np.float32)
+    for bits in (NARROW, WIDE):
+        numbers, shift = to_numbers(torch.from_numpy(values), absolute=False, bits=bits)
+        assert int(numbers.abs().max()) < 1 << (bits + 1)
+        for t, s, score in zip(numbers.flatten(1).tolist(), shift.tolist(), values.reshape(6, -1), strict=True):
+            unit = Fraction(2) ** -(s + 1)
+            for number, value in zip(t, score.tolist(), strict=True):
+                for h in (number - 1, number, number + 1):
+                    exact = Fraction(value) / unit
+                    if number != h:
+                        assert (number > h) == (exact > h) or exact == h
+                        assert exact != h or h & 1
+                    elif number & 1 == 0:
+                        assert exact == h
+    assert power_of_two(torch.tensor([-126, 0, 203])).tolist() == [2.0**-126, 1.0, 2.0**203]
+
+
+def test_an_odd_number_on_its_threshold_proves_nothing() -> None:
+    numbers = torch.tensor([[[3, 0], [0, 3]]])
+    mask = torch.eye(2, dtype=torch.bool)[None]
+    for u, fine in ((0, True), (3, False), (2, True)):
+        duals = torch.tensor([[u, u]]), torch.tensor([[0, 0]])
+        assert bool(proven(numbers, mask, *duals)) is fine
+
+
+def test_paths_find_the_best_mask_from_any_duals() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4, (200, 4, 4)) * 2
+    for scale in (0, 3, 1000):
+        u, v = (torch.from_numpy(rng.integers(-scale, scale + 1, (200, 4))) for _ in range(2))
+        mask, _, _, settled = augment(torch.from_numpy(values), u, v, (2, 2))
+        assert settled.all()
+        stripe = values.transpose(1, 0, 2).reshape(4, -1).astype(np.float32)
+        kept = float((torch.from_numpy(values) * mask).sum())
+        assert kept == nmflow.solve(stripe, 2, 4, scores=stripe).objective

@@ -1,6 +1,6 @@
 """Pruning a checkpoint of 4 GB: speed against copying it, and peak memory.
 
-    python -m benchmarks.stream_checkpoint --folder DIR    # writes benchmarks/results/stream.json
+    python -m benchmarks.stream_checkpoint --folder DIR    # writes benchmarks/results/stream.json, fills docs/checkpoints.md
 
 The checkpoint is generated in DIR (bfloat16, normal; seven layers of a 7-billion-parameter model, its embedding, and
 one tensor of 1 GB) unless it is there, and stays there; results are removed. Needs 14 GB in DIR. Each figure is taken
@@ -22,9 +22,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks.page import fill_page
 from nmflow.bench.machine import machine, versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "stream.json"
+PAGE = RESULTS.parents[2] / "docs" / "checkpoints.md"
 BLOCK = 1 << 24
 LIMITS = {"peak_mb": 400.0, "times_copy": 3.0}
 """What nmflow promises at 2:4 on two cores: memory over the libraries, and time against a copy."""
@@ -65,6 +67,16 @@ CALLS = {
     "diff": "checkpoint.diff_checkpoints(src, dst)",
     "export": 'checkpoint.export_checkpoint(dst, dst + ".packed", "cutlass-24", pad=True)',
     "verify export": 'assert checkpoint.verify_packed(dst + ".packed").ok',
+}
+
+
+NAMES = {
+    "copy": "copy, with fsync",
+    "prune": "`nmflow prune`",
+    "verify": "`nmflow verify`",
+    "diff": "`nmflow diff`, both read",
+    "export": "`nmflow export --format cutlass-24`",
+    "verify export": "`nmflow verify` of the export",
 }
 
 
@@ -163,6 +175,28 @@ def measure(source: Path, folder: Path, repeats: int) -> dict[str, Any]:
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """Markdown: each step, and what was promised."""
+    machine_, ratios = found["machine"], found["times_copy_all"]
+    lines = [
+        f"{machine_['cpu']}, {machine_['usable_cores']} cores, {machine_['system']}; {found['bytes'] / 1e9:.1f} GB in "
+        f"bfloat16 at {found['pattern']}, one tensor of 1 GB.",
+        "",
+        "| step | seconds | GB of the checkpoint a second | MB beyond the libraries |",
+        "|---|--:|--:|--:|",
+    ]
+    for row in found["steps"]:
+        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        lines.append(f"| {NAMES[row['step']]} | {row['seconds']:.1f} | {row['gb_per_second']:.2f} | {peak} |")
+    lines += [
+        "",
+        f"Pruning took {found['times_copy']:.2f} times as long as copying the same file in the same run "
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds). Promised on two cores: at most "
+        f"{LIMITS['times_copy']:.0f} times as long, in at most {LIMITS['peak_mb']:.0f} MB.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/stream"))
@@ -178,6 +212,8 @@ def main() -> None:
         return
     found = {"machine": machine(), "versions": versions(), **measure(source, options.folder, options.repeats)}
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.output == RESULTS:
+        fill_page(PAGE, {"stream": table(found)})
     for row in found["steps"]:
         peak = "" if row["peak_mb"] is None else f", {row['peak_mb']:.0f} MB over the libraries"
         print(f"{row['step']:14} {row['seconds']:7.1f} s {row['gb_per_second']:6.2f} GB/s{peak}")

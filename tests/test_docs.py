@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -120,6 +121,16 @@ def test_the_table_of_at_most_fill_comes_from_its_results(monkeypatch: pytest.Mo
     at_most = importlib.import_module("benchmarks.at_most")
     page = at_most.PAGE.read_text(encoding="utf-8")
     assert at_most.page_with(page, json.loads(at_most.RESULTS.read_text())) == page
+
+
+def test_the_table_of_a_streamed_checkpoint_comes_from_its_results() -> None:
+    stream, pages = importlib.import_module("benchmarks.stream_checkpoint"), importlib.import_module("benchmarks.page")
+    found = json.loads(stream.RESULTS.read_text(encoding="utf-8"))
+    page = stream.PAGE.read_text(encoding="utf-8")
+    assert pages.fill(page, {"stream": stream.table(found)}) == page
+    assert found["times_copy"] <= stream.LIMITS["times_copy"]
+    assert all((row["peak_mb"] or 0) <= stream.LIMITS["peak_mb"] for row in found["steps"])
+    assert sum(2 * math.prod(shape) for shard in stream.shapes(4) for shape in shard.values()) > 4e9
 
 
 def test_the_tables_of_scale_come_from_their_results(monkeypatch: pytest.MonkeyPatch) -> None:

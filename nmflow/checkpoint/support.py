@@ -81,7 +81,7 @@ def find_support(weight: Array, pattern: str, threads: int | None = None) -> Sup
         blocks = _as_blocks(kept, m)
         chosen = blocks[short]
         filled = _complete(chosen, budget, threads)
-        good: Array = (filled | ~chosen).all(axis=(1, 2))
+        good = np.logical_and.reduce(filled | ~chosen, axis=(1, 2))
         blocks[short] = np.where(good[:, None, None], filled, chosen)
         completed, unfilled = int(good.sum()), int((~good).sum())
     return Support(np.ascontiguousarray(kept[:rows, :cols]), short.size, completed, unfilled)

@@ -28,6 +28,7 @@ class Reference:
 
     model: nn.Module
     batches: list[dict[str, torch.Tensor]]
+    more: list[dict[str, torch.Tensor]]
     held_out: dict[str, list[dict[str, torch.Tensor]]]
     dense: dict[str, torch.Tensor]
 
@@ -45,7 +46,7 @@ class Reference:
 
         held_out = {"near": batches(sentences.near), "far": batches(sentences.far)}
         dense = {name: embeddings(model, parts) for name, parts in held_out.items()}
-        return cls(model, batches(sentences.calibration), held_out, dense)
+        return cls(model, batches(sentences.calibration), batches(sentences.more), held_out, dense)
 
     def grade(self, model: nn.Module) -> dict[str, Any]:
         """Mean cosine with the dense embeddings, and rank correlation of the similarities of all pairs."""

@@ -25,9 +25,10 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 @dataclass(frozen=True)
 class Sentences:
-    """What is calibrated on, and what is held out: of the same topics, and of topics that calibration never saw."""
+    """What is calibrated on, as many to add to that, and what is held out: of the same topics, and of unseen ones."""
 
     calibration: tuple[str, ...]
+    more: tuple[str, ...]
     near: tuple[str, ...]
     far: tuple[str, ...]
 
@@ -46,13 +47,16 @@ def generate(calibration: int, held_out: int, seed: int = 0) -> Sentences:
     chosen = random.Random(seed)
     seen = tuple(name for name in TOPICS if name not in UNSEEN)
     near = _some(seen, calibration + held_out, chosen)
-    return Sentences(near[:calibration], near[calibration:], _some(UNSEEN, held_out, chosen))
+    far = _some(UNSEEN, held_out, chosen)
+    more = _some(seen, len(near) + calibration, chosen, near)[len(near) :]
+    return Sentences(near[:calibration], more, near[calibration:], far)
 
 
-def _some(topics: tuple[str, ...], count: int, chosen: random.Random) -> tuple[str, ...]:
+def _some(topics: tuple[str, ...], count: int, chosen: random.Random, known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """So many different sentences, those that are known among them."""
     if count > len(topics) * min(sum(map(_variety, lines)) for lines in (TOPICS[name] for name in topics)):
         raise ValueError(f"count must not be above what {', '.join(topics)} can say, as {count} is; ask for fewer")
-    found: dict[str, None] = {}
+    found = dict.fromkeys(known)
     while len(found) < count:
         template = chosen.choice(TOPICS[topics[len(found) % len(topics)]])
         found[_CHOICE.sub(lambda match: chosen.choice(match[1].split("|")), template)] = None

@@ -41,6 +41,15 @@ class Engine(StrEnum):
     dask = "dask"
 
 
+class Method(StrEnum):
+    """How weights are scored, and whether what stays is refitted."""
+
+    magnitude = "magnitude"
+    wanda = "wanda"
+    sparsegpt = "sparsegpt"
+    adaprune = "adaprune"
+
+
 class Fill(StrEnum):
     """How groups are filled."""
 
@@ -133,6 +142,12 @@ def prune(
     with_report: Annotated[
         bool, typer.Option("--report", help="Write a page with plots and a model card too, as nmflow report does.")
     ] = False,
+    method: Annotated[
+        Method, typer.Option(help="All but magnitude run a Hugging Face model, with transformers, on a text.")
+    ] = Method.magnitude,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text for these methods: UTF-8, a sample a line.")
+    ] = None,
 ) -> None:
     """Prune the weights of linear and convolution layers with the best N:M masks.
 
@@ -143,6 +158,7 @@ def prune(
     with _one_line_errors():
         from nmflow.checkpoint import make_plan, prune_checkpoint
         from nmflow.cli import show
+        from nmflow.cli.methods import check_options, prune_by
         from nmflow.pipeline import as_pattern
 
         wanted = as_pattern(None, None, pattern, row=row, col=col, fill=fill.value, transposable=not rows_only)
@@ -153,6 +169,34 @@ def prune(
             else:
                 show.plan(plan)
             plan.check()
+            return
+        others = {
+            "--keep-from": keep_from is not None,
+            "--report": with_report,
+            "--engine": engine is not Engine.local,
+            "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
+        }
+        check_options(method.value, calibration, others)
+        if calibration is not None:
+            with _progress("pruning") as progress:
+                text, values = prune_by(
+                    method.value,
+                    src,
+                    dst,
+                    wanted,
+                    calibration,
+                    progress,
+                    include=include or (),
+                    exclude=exclude or (),
+                    solver=solver,
+                    threads=threads,
+                    overwrite=overwrite,
+                    resume=resume,
+                )
+            if as_json:
+                _print_json(values)
+            else:
+                typer.echo(text)
             return
         if with_report:
             from nmflow.checkpoint.report_plots import check_library

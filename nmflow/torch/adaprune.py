@@ -103,7 +103,7 @@ def adaprune_(
     Notes
     -----
     Hubara et al. 2021, "Accelerated Sparse Neural Training", Section 5, refit with Adam, and absorb means. The closed
-    form takes R (K n/m)³ / 3 operations for a layer of R x K, with 128 MB of workspace.
+    form takes R (K n/m)³ / 3 operations for a layer of R x K, with 8 MB of workspace, or that of one row.
 
     Examples
     --------

@@ -1,0 +1,195 @@
+"""nmflow prune --method: a Hugging Face folder, pruned with what its layers see in a text."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import nmflow
+from nmflow.cli import app
+from nmflow.errors import InputValueError
+from nmflow.pattern import Pattern
+from nmflow.torch import model_folder
+
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+from safetensors.torch import load_file, save_file  # noqa: E402  comes with it
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers
+
+WORDS = [
+    *("the", "a", "dog", "cat", "river", "sings", "sleeps", "under", "over", "old", "green", "stone", "and", "runs"),
+    "far",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with a vocabulary of fifteen words, and without the prefix that its class would give to names."""
+    path = tmp_path_factory.mktemp("bert") / "model"
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=5 + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    transformers.BertModel(config).eval().save_pretrained(path)
+    vocabulary = path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    generator = np.random.default_rng(0)
+    lines = [" ".join(generator.choice(WORDS, size=generator.integers(3, 30))) for _ in range(100)]
+    path.write_text("\n".join(lines) + "\n\n  \n")
+    return path
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def hidden(path: Path) -> torch.Tensor:
+    model = transformers.AutoModel.from_pretrained(path).eval()
+    ids = torch.randint(5, 20, (40, 12), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids).last_hidden_state
+    return found
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "adaprune"])
+def test_methods(method: str, folder: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--pattern", "2:4", "--exclude", "pooler*", "--json"]
+    result = run("prune", folder, out, *options, "--method", method, "--calibration", text)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (len(report["layers"]), report["proven"], report["destination"]) == (12, True, str(out))
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in folder.iterdir())
+    before, after = (load_file(path / "model.safetensors") for path in (folder, out))
+    assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
+    pruned = {layer["name"] for layer in report["layers"]}
+    for name, old in before.items():
+        if name in pruned:
+            mask = (after[name] != 0).numpy()
+            assert nmflow.certify(np.ones(mask.shape), mask, 2, 4).feasible
+            assert torch.equal(after[name][after[name] != 0], old[after[name] != 0]) == (method == "wanda")
+        elif method != "adaprune" or not name.endswith("bias"):
+            assert torch.equal(after[name], old), name
+    assert run("verify", out, "--pattern", "2:4", "--exclude", "pooler*").exit_code == 0
+    if method != "wanda":  # weights that were never trained know no magnitude worth keeping
+        plain = tmp_path / "plain"
+        assert run("prune", folder, plain, *options).exit_code == 0
+        dense = hidden(folder)
+        assert (hidden(out) - dense).norm() < 0.8 * (hidden(plain) - dense).norm()
+
+
+def test_the_table(folder: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["prune", folder, out, "--pattern", "4:8", "--method", "sparsegpt", "--calibration", text]
+    result = run(*asked, "--include", "embeddings.word*", "--exclude", "*layer.1*", "--exclude", "embeddings.word*")
+    assert result.exit_code == 0, result.stderr
+    assert "sparsegpt by dual" in result.stdout
+    assert f"every block proven optimal for its score; wrote {out}" in result.stdout
+    again = run(*asked)
+    assert again.exit_code == 2
+    assert again.stderr == f"nmflow: dst must not exist, and {out} does; choose another, or overwrite it\n"
+    assert run(*asked, "--overwrite").exit_code == 0
+
+
+def test_prefixes_of_names(folder: Path, text: Path, tmp_path: Path) -> None:
+    """Weights of a class with a head carry a prefix that AutoModel's do not, and 16-bit files stay so."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in folder.iterdir():
+        if path.name != "model.safetensors":
+            (source / path.name).write_bytes(path.read_bytes())
+    tensors = {f"bert.{name}": value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    result = run("prune", source, tmp_path / "out", "--pattern", "2:4", "--method", "sparsegpt", "--calibration", text)
+    assert result.exit_code == 0, result.stderr
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in found.values()} == {torch.bfloat16}
+    assert float((found["bert.encoder.layer.0.output.dense.weight"] != 0).float().mean()) == 0.5
+
+
+def test_an_interrupted_run_leaves_the_source_and_resumes(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    out, calls, stop = tmp_path / "out", 0, 5
+    from nmflow.torch import sparsegpt
+
+    inner = sparsegpt.obs_pass
+
+    def counting(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return inner(*args, **options)
+
+    monkeypatch.setattr(sparsegpt, "obs_pass", counting)
+    asked = ["prune", folder, out, "--pattern", "2:4", "--method", "sparsegpt", "--calibration", text, "--resume"]
+    assert run(*asked).exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == [".out.nmflow-layers"]
+    calls, stop = 0, 0
+    assert run(*asked).exit_code == 0
+    assert calls == 13 - 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    resumed = (out / "model.safetensors").read_bytes()
+    assert run(*asked[:-1], "--overwrite").exit_code == 0
+    assert (out / "model.safetensors").read_bytes() == resumed
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "wanda"], "--calibration must be given for --method wanda: a file of text, a sample a line"),
+        (["--calibration", "TEXT"], "--calibration must come with --method wanda, sparsegpt or adaprune"),
+        (["--method", "wanda", "--calibration", "NONE"], "calibration must be a file of text, and "),
+        (["--method", "wanda", "--calibration", "EMPTY"], "is empty; give a few hundred lines"),
+        (["--method", "wanda", "--calibration", "LATIN"], "calibration must be text in UTF-8, and "),
+        (["--method", "wanda", "--calibration", "TEXT", "--keep-from", "x"], "--keep-from must be left out"),
+        (["--method", "wanda", "--calibration", "TEXT", "--include", "embeddings.word_embeddings.weight"],
+         "'embeddings.word_embeddings.weight' must be the weight of a Linear or convolution of the model, and is not"),
+    ],
+)  # fmt: skip
+def test_bad_options(options: list[str], message: str, folder: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    places = {"TEXT": text, "NONE": tmp_path / "none", "EMPTY": tmp_path / "empty.txt", "LATIN": tmp_path / "latin.txt"}
+    result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", *(places.get(each, each) for each in options))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("nmflow: ")
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "model.safetensors"
+    result = run("prune", file, tmp_path / "out.safetensors", "--pattern", "2:4", "--method", "wanda",
+                 "--calibration", text)  # fmt: skip
+    assert "src must be a Hugging Face folder with config.json for method wanda" in result.stderr
+    with pytest.raises(InputValueError, match=re.escape("method must be one of magnitude, wanda, sparsegpt, adaprune")):
+        model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), "taylor", text)
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "model.safetensors").write_bytes(file.read_bytes())
+    (strange / "config.json").write_text('{"model_type": "nobody"}')
+    result = run("prune", strange, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
+    assert "must hold a model that transformers can load" in result.stderr
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
+    assert 'this method needs transformers, which is not installed; pip install "nmflow[transformers]"' in result.stderr

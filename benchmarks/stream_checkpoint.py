@@ -1,6 +1,6 @@
 """Pruning a checkpoint of 4 GB: speed against copying it, and peak memory.
 
-    python -m benchmarks.stream_checkpoint --folder DIR    # writes benchmarks/results/stream.json, fills docs/checkpoints.md
+    python -m benchmarks.stream_checkpoint --folder DIR    # writes results/stream.json, fills docs/checkpoints.md
 
 The checkpoint is generated in DIR (bfloat16, normal; seven layers of a 7-billion-parameter model, its embedding, and
 one tensor of 1 GB) unless it is there, and stays there; results are removed. Needs 14 GB in DIR. Each figure is taken

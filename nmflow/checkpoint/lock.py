@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from nmflow.errors import DestinationBusyError
 __all__ = ["locked"]
 
 NAME = "lock"
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What file systems say that have no locks, as Lustre without its option: there nothing is held."""
 
 
 @contextlib.contextmanager
@@ -39,6 +42,10 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
             raise DestinationBusyError(
                 f"dst must be written by one process at a time, and another is at work on {dst}; wait until it is done"
             ) from None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                os.close(file)
+                raise
         # Another process may have finished and removed the file between opening and locking: then it locks nothing.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file), path.stat()):
@@ -47,8 +54,10 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.listdir(folder) == [NAME]:
-            path.unlink()  # while it is held: who opened it meanwhile finds out above
-            with contextlib.suppress(OSError):  # who came after that has a lock of its own in it
+        with contextlib.suppress(
+            OSError
+        ):  # who comes after the lock is gone makes one of its own, and keeps the folder
+            if os.listdir(folder) == [NAME]:
+                path.unlink()  # while it is held: who opened it meanwhile finds out above
                 folder.rmdir()
         os.close(file)

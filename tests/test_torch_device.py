@@ -108,7 +108,7 @@ def test_scores_that_are_not_finite(dtype: Any, value: float) -> None:
     weights = torch.from_numpy(families.gaussian((33, 30), 0)).to(dtype)
     weights[7, 5] = weights[32, 29] = value
     with pytest.raises(
-        NonFiniteError, match=r"tensor must be finite.* at 2 of 990 entries, the first at \(7, 5\)"
+        NonFiniteError, match=r"weights must be finite.* at 2 of 990 entries, the first at \(7, 5\)"
     ) as e:
         solve_on_device(weights, 2, 4)
     assert (e.value.count, e.value.first) == (2, (7, 5))
@@ -207,3 +207,62 @@ def test_paths_find_the_best_mask_from_any_duals() -> None:
         stripe = values.transpose(1, 0, 2).reshape(4, -1).astype(np.float32)
         kept = float((torch.from_numpy(values) * mask).sum())
         assert kept == nmflow.solve(stripe, 2, 4, scores=stripe).objective
+
+
+def test_the_adapter_solves_on_the_device_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for CUDA tensors, on tensors that only say that they are."""
+    from torch import nn
+
+    import nmflow.torch as nt
+    from nmflow.torch import prune, search, training
+
+    calls = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(options)
+        return solve_on_device(*args, engine="torch", **options)
+
+    asked = driver.on_device
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    for module in (prune, search):
+        monkeypatch.setattr(module, "solve_on_device", counted)
+    weight = torch.from_numpy(families.gaussian((16, 24), 0))
+    mask = nt.mask_for(weight, 2, 4)
+    assert len(calls) == 1
+    assert (mask.numpy() == nmflow.solve(weight.numpy(), 2, 4).mask).all()
+    nt.mask_for(weight, 2, 4, fill="at-most")
+    nt.mask_for(weight.double(), 2, 4)
+    nt.mask_for(weight, 2, 4, solver="greedy")
+    nt.mask_for(weight, 2, 4, transposable=False)
+    assert len(calls) == 1
+
+    model = nn.Sequential(nn.Linear(24, 16), nn.Conv2d(4, 8, 3), nn.Linear(8, 8, dtype=torch.float64))
+    twin = nn.Sequential(nn.Linear(24, 16), nn.Conv2d(4, 8, 3), nn.Linear(8, 8, dtype=torch.float64))
+    twin.load_state_dict(model.state_dict())
+    report = nt.prune_(model, 2, 4)
+    assert len(calls) == 3
+    monkeypatch.setattr(prune, "on_device", lambda *args, **options: False)
+    other = nt.prune_(twin, 2, 4)
+    for mine, theirs in zip(report.layers, other.layers, strict=True):
+        assert (mine.name, mine.density, mine.n_proven) == (theirs.name, theirs.density, theirs.n_proven)
+        assert (mine.kept, mine.dense) == pytest.approx((theirs.kept, theirs.dense), rel=1e-12)
+
+    layer = nn.Linear(24, 16)
+    sparse = nt.SparseTraining(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 2, 4, every=1, warm_start=True)
+    for _ in range(2):
+        layer(torch.ones(2, 24)).square().mean().backward()
+        sparse_step(layer, sparse)
+    assert len(calls) == 6
+    assert calls[-1]["warm_start"] is not None
+    state = sparse.state_dict()
+    sparse.load_state_dict(state)
+    sparse.refresh()
+    assert training.on_device is asked
+    monkeypatch.setattr(training, "on_device", lambda *args, **options: False)
+    assert sparse.finish().proven
+
+
+def sparse_step(layer: Any, sparse: Any) -> None:
+    with torch.no_grad():
+        layer.parametrizations.weight.original.add_(0.1 * torch.randn(16, 24))
+    sparse.refresh()

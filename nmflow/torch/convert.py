@@ -71,8 +71,10 @@ def checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
     return tensor.detach().resolve_neg()
 
 
-def to_mask(mask: Array, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Bring a boolean array to a device as a contiguous tensor."""
+def to_mask(mask: Array | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Bring a boolean array to a device as a contiguous tensor; a tensor stays as it is."""
+    if isinstance(mask, torch.Tensor):
+        return mask.to(device)
     return torch.from_numpy(np.ascontiguousarray(mask)).to(device)
 
 

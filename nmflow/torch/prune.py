@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from nmflow.errors import InputValueError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 from nmflow.problem import Array
-from nmflow.solution import Certificate, Solution
+from nmflow.solution import Certificate
 from nmflow.torch.convert import arrays, to_array, to_mask
+from nmflow.torch.device import on_device, solve_on_device
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 
@@ -48,13 +49,22 @@ def mask_for(
     Returns
     -------
     Tensor of bool
-        True = kept; shape and device of `tensor`.
+        True = kept; shape and device of `tensor`. A CUDA tensor of 16 or 32 bits is solved on its device under exact
+        fill and ``solver="dual"``; see `solve_on_device`.
 
     Examples
     --------
     >>> mask_for(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 1, 2).tolist()
     [[True, False], [False, True]]
     """
+    names = ("pattern", "row", "col", "fill", "transposable")
+    chosen = as_pattern(n, m, **{"pattern": None} | {name: options[name] for name in names if name in options})
+    others = {name: value for name, value in options.items() if name not in names}
+    together = scores is None or (isinstance(scores, torch.Tensor) and scores.is_cuda)
+    if together and on_device(tensor, chosen, **others):
+        told = {name: others[name] for name in ("layout", "groups", "threads") if name in others}
+        found: Any = solve_on_device(tensor, pattern=chosen, scores=scores, **told).mask
+        return cast("torch.Tensor", found)
     array = to_array(tensor)
     values = None if scores is None else to_array(scores, "scores")
     return to_mask(solve(array, n, m, scores=values, **options).mask, tensor.device)
@@ -126,15 +136,26 @@ def prune_(
     selection = select(inner, chosen, include=include, exclude=exclude, filter_fn=filter_fn, strict=strict)
     values = [scores_of(layer, scores) for layer in selection.layers]
     _check_names(inner, scores)
-    masks, reports, used = [], [], str(solver)
-    for layer, array, given in zip(
-        selection.layers, arrays((layer.name, layer.parameters[0]) for layer in selection.layers), values, strict=True
-    ):
+    masks: list[Any] = []
+    reports, used = [], str(solver)
+    here = [
+        given is None and on_device(layer.parameters[0], chosen, solver=solver)
+        for layer, given in zip(selection.layers, values, strict=True)
+    ]
+    travelling = arrays(
+        (layer.name, layer.parameters[0]) for layer, stays in zip(selection.layers, here, strict=True) if not stays
+    )
+    for layer, given, stays in zip(selection.layers, values, here, strict=True):
         begun = time.perf_counter()
+        array: Any = layer.parameters[0].detach() if stays else next(travelling)
         try:
-            solution: Solution = solve(
-                array, pattern=chosen, scores=given, solver=solver, layout=layer.layout, groups=layer.groups,
-                threads=threads, certify=True,
+            solution = (
+                solve_on_device(array, pattern=chosen, threads=threads, layout=layer.layout, groups=layer.groups)
+                if stays
+                else solve(
+                    array, pattern=chosen, threads=threads, layout=layer.layout, groups=layer.groups,
+                    scores=given, solver=solver, certify=True,
+                )
             )  # fmt: skip
         except NmflowError as error:
             raise named_error(error, layer.name) from None
@@ -165,20 +186,24 @@ def prune_(
 def layer_report(
     layer: Layer,
     parameter: nn.Parameter,
-    scores: Array,
-    mask: Array,
+    scores: Array | torch.Tensor,
+    mask: Any,
     certificate: Certificate,
     seconds: float,
     *,
     absolute: bool,
 ) -> LayerReport:
-    """Put together what is known of one layer."""
-    dense = sum(
-        float((np.abs(part) if absolute else part).sum()) for part in (row.astype(np.float64) for row in scores)
-    )
+    """Put together what is known of one layer; scores and mask are arrays, or tensors of absolute scores."""
+    if isinstance(scores, torch.Tensor):
+        dense = float(torch.linalg.vector_norm(scores, 1, dtype=torch.float64))
+        share = float(mask.sum()) / scores.numel()
+    else:
+        parts = (row.astype(np.float64) for row in scores)
+        dense = sum(float((np.abs(part) if absolute else part).sum()) for part in parts)
+        share = float(np.count_nonzero(mask)) / scores.size
     return LayerReport(
         layer.name, layer.also, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), layer.layout,
-        dense, certificate.objective, certificate.gap, float(np.count_nonzero(mask)) / mask.size,
+        dense, certificate.objective, certificate.gap, share,
         certificate.n_blocks, certificate.n_proven, seconds,
     )  # fmt: skip
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.problem import Array, Layout
 from nmflow.solution import Solution
+from nmflow.torch.device import solve_on_device
 from nmflow.torch.sharing import Found
 
-__all__ = ["find"]
+__all__ = ["find", "find_on_device"]
 
 
 def find(
@@ -48,6 +51,32 @@ def find(
     if warm and last is not None and last.duals:
         options["warm_start"] = _solution(last, pattern)
     solution = solve(weight, pattern=pattern, **options)
+    row, col = solution.row_duals, solution.col_duals
+    if row is None:
+        return Found(solution.mask)
+    return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
+
+
+def find_on_device(
+    weight: torch.Tensor,
+    pattern: Pattern,
+    last: Found | None,
+    *,
+    layout: Layout | None,
+    groups: int,
+    threads: int | None,
+    warm_start: bool,
+) -> Found:
+    """The same for a weight that stays on its device: mask and duals are tensors there."""
+    start = None
+    if warm_start and last is not None and last.duals:
+        moved = tuple(
+            (torch.as_tensor(u).to(weight.device), torch.as_tensor(v).to(weight.device)) for u, v in last.duals
+        )
+        start = _solution(Found(last.mask, moved), pattern)
+    solution = solve_on_device(
+        weight, pattern=pattern, layout=layout, groups=groups, threads=threads, duals=warm_start, warm_start=start
+    )
     row, col = solution.row_duals, solution.col_duals
     if row is None:
         return Found(solution.mask)

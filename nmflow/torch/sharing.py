@@ -18,10 +18,21 @@ __all__ = ["Found", "Ranks"]
 
 @dataclass(slots=True)
 class Found:
-    """The mask of one layer and the duals that prove it, one pair for each matrix (none if not asked for)."""
+    """The mask of one layer and the duals that prove it, one pair for each matrix (none if not asked for).
 
-    mask: Array
-    duals: tuple[tuple[Array, Array], ...] = ()
+    Arrays; or tensors, where the mask was found on a device.
+    """
+
+    mask: Any
+    duals: tuple[tuple[Any, Any], ...] = ()
+
+    def as_arrays(self) -> Found:
+        """The same on the CPU."""
+
+        def array(side: Any) -> Array:
+            return side.cpu().numpy() if isinstance(side, torch.Tensor) else side
+
+        return Found(array(self.mask), tuple((array(u), array(v)) for u, v in self.duals))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def packed_history(history: Sequence[Refresh]) -> list[dict[str, Any]]:
 
 def packed_duals(found: Found) -> list[list[torch.Tensor]]:
     """Duals as tensors, u and v of each matrix."""
-    return [[torch.from_numpy(u.copy()), torch.from_numpy(v.copy())] for u, v in found.duals]
+    return [[torch.as_tensor(side).cpu().clone() for side in pair] for pair in found.duals]
 
 
 def duals_of(state: Mapping[str, Any], name: str) -> Found:

@@ -18,10 +18,11 @@ from nmflow.pipeline import as_pattern, certify
 from nmflow.problem import Array
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.decay import Decay, inner_optimizer
+from nmflow.torch.device import on_device
 from nmflow.torch.masking import Masked, attach, bake
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import PruneReport
-from nmflow.torch.search import find
+from nmflow.torch.search import find, find_on_device
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.sharing import Found, Ranks
 from nmflow.torch.state import Refresh, check, duals_of, packed_duals, packed_history
@@ -194,7 +195,9 @@ class SparseTraining:
         return record
 
     def find_mask(self, layer: Layer, weight: Array, last: Found | None) -> Found:
-        """Find the mask of one layer; override it to train under masks of another kind.
+        """Find the mask of one layer on the CPU; override it to train under masks of another kind.
+
+        (Weights on a CUDA device are solved there instead, unless this is overridden; see `solve_on_device`.)
 
         Parameters
         ----------
@@ -291,12 +294,18 @@ class SparseTraining:
         mine = [number for number, owner in enumerate(owners) if owner == self._ranks.rank]
         found: dict[int, Found] = {}
         failure: NmflowError | None = None
-        weights = arrays((self._layers[number].name, self._parameters[number][0]) for number in mine)
+        staying = {number for number in mine if self._stays(self._parameters[number][0])}
+        weights = arrays(
+            (self._layers[number].name, self._parameters[number][0]) for number in mine if number not in staying
+        )
         try:
-            for number, weight in zip(mine, weights, strict=True):
+            for number in mine:
                 try:
                     last = None if self._found is None else self._found[number]
-                    found[number] = self.find_mask(self._layers[number], weight, last)
+                    if number in staying:
+                        found[number] = self._find_on_device(number, last)
+                    else:
+                        found[number] = self.find_mask(self._layers[number], next(weights), last)
                 except NmflowError as error:
                     raise named_error(error, self._layers[number].name) from None
         except NmflowError as error:
@@ -306,6 +315,19 @@ class SparseTraining:
         if failure is not None:
             raise failure
         return self._ranks.exchange(found, owners, [parameters[0] for parameters in self._parameters])
+
+    def _stays(self, parameter: nn.Parameter) -> bool:
+        """Whether a mask is found on the device of its parameter: nothing asks for what only the CPU does."""
+        overridden = type(self).find_mask is not SparseTraining.find_mask
+        return not overridden and on_device(parameter, self.pattern, solver=self.solver, switch_cost=self.switch_cost)
+
+    def _find_on_device(self, number: int, last: Found | None) -> Found:
+        layer = self._layers[number]
+        found = find_on_device(
+            self._parameters[number][0], self.pattern, last, layout=layer.layout, groups=layer.groups,
+            threads=self.threads, warm_start=self.warm_start,
+        )  # fmt: skip
+        return found if self._ranks.count == 1 else found.as_arrays()
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.step += 1

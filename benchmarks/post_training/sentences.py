@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["TOPICS", "UNSEEN", "Sentences", "generate"]
+__all__ = ["TOPICS", "UNSEEN", "Sentences", "generate", "variety"]
 
 _TEXT = Path(__file__).with_name("grammar.txt").read_text(encoding="utf-8")
 TOPICS: dict[str, list[str]] = {
@@ -54,7 +54,7 @@ def generate(calibration: int, held_out: int, seed: int = 0) -> Sentences:
 
 def _some(topics: tuple[str, ...], count: int, chosen: random.Random, known: tuple[str, ...] = ()) -> tuple[str, ...]:
     """So many different sentences, those that are known among them."""
-    if count > len(topics) * min(sum(map(_variety, lines)) for lines in (TOPICS[name] for name in topics)):
+    if count > len(topics) * min(sum(map(variety, lines)) for lines in (TOPICS[name] for name in topics)):
         raise ValueError(f"count must not be above what {', '.join(topics)} can say, as {count} is; ask for fewer")
     found = dict.fromkeys(known)
     while len(found) < count:
@@ -63,5 +63,6 @@ def _some(topics: tuple[str, ...], count: int, chosen: random.Random, known: tup
     return tuple(found)
 
 
-def _variety(template: str) -> int:
+def variety(template: str) -> int:
+    """How many sentences a template can make."""
     return math.prod(match[1].count("|") + 1 for match in _CHOICE.finditer(template))

@@ -1,0 +1,87 @@
+"""The benchmark of pruning after training runs, and its page says what its numbers say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+from benchmarks.post_training import report, run, sentences
+
+
+def test_sentences_differ_and_keep_topics_apart() -> None:
+    found = sentences.generate(400, 100)
+    parts = [found.calibration, found.more, found.near, found.far]
+    assert [len(part) for part in parts] == [400, 400, 100, 100]
+    assert len({sentence for part in parts for sentence in part}) == 1000
+    assert not any(mark in sentence for part in parts for sentence in part for mark in "[]|")
+    assert all(sentence[0].isupper() and sentence[-1] in ".?" for part in parts for sentence in part)
+    assert sentences.generate(400, 100) == found != sentences.generate(400, 100, seed=1)
+    assert sentences.generate(1000, 10).near != found.near
+    with pytest.raises(ValueError, match="count must not be above what space, farming can say"):
+        sentences.generate(10, 1000)
+
+
+def test_the_grammar_says_as_many_as_the_page_does() -> None:
+    total = sum(sentences.variety(template) for lines in sentences.TOPICS.values() for template in lines)
+    assert len(sentences.TOPICS) == 14
+    assert f"some {round(total, -2):,} different ones" in report.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_small_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PATTERNS", ("2:4",))
+    out = tmp_path / "rows.json"
+    options = ["--only", "CNN", "--seeds", "1", "--epochs", "3", "--out", str(out)]
+    assert run.main(options) == 0
+    found = json.loads(out.read_text())
+    rows = {tuple(row["key"]): row for row in found["rows"]}
+    # every method at three kinds of masks, and the parts of the reconstruction at 8:16
+    assert len(rows) == 3 * len(run.METHODS) + len(run.METHODS) + len(run.LAYERWISE) - 1
+    for row in rows.values():
+        assert row["layers"] == 3
+        assert row["density"] == pytest.approx(0.5)
+        assert row["proven"] or "greedy" in row["key"][2]
+    fitted = rows["CNN 0", "2:4", "transposable", "adaprune"]
+    assert fitted["error"] < fitted["masked_error"]
+    del found["rows"][3]
+    out.write_text(json.dumps(found))
+    seen: list[Any] = []
+    monkeypatch.setattr(run, "METHODS", {name: _counted(name, method, seen) for name, method in run.METHODS.items()})
+    assert run.main(options) == 0
+    assert len(seen) == 1
+    assert len(json.loads(out.read_text())["rows"]) == len(rows)
+
+
+def _counted(name: str, method: Any, seen: list[Any]) -> Any:
+    def called(*args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return method(*args, **options)
+
+    return called
+
+
+def test_the_page_comes_from_its_results() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.page_with(page, json.loads(run.RESULTS.read_text(encoding="utf-8"))) == page
+
+
+@pytest.mark.parametrize(("cosine", "met"), [(0.97, "met"), (0.969, "**not met**")])
+def test_verdicts(cosine: float, met: str) -> None:
+    def row(near: float) -> dict[str, Any]:
+        return {"near": {"cosine": near, "rank_correlation": 0.98}, "far": {"cosine": 0.9, "rank_correlation": 0.9}}
+
+    rows = {("MiniLM", "8:16", kind, method): row(0.8) for kind in run.KINDS for method in run.METHODS}
+    rows["MiniLM", "8:16", "transposable", "adaprune"] = row(cosine)
+    rows["MiniLM", "8:16", "transposable", "wanda"] = row(0.81)
+    lines = report.verdicts(rows)
+    assert lines[0].endswith(f"at least 0.97 both: {met}.")
+    assert "- adaprune is closer to the dense embeddings than magnitude in 1 of 3 cases: not at" in lines[3]
+    assert "in 2 of 4 cases; not for 8:16 magnitude, 8:16 sparsegpt." in lines[4]
+
+
+def test_report_without_results(tmp_path: Path) -> None:
+    assert report.main(["--results", str(tmp_path / "none.json")]) == 2

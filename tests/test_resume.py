@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors_files import leftovers, sharded, tensors, write
+from safetensors_files import PRUNED, leftovers, sharded, tensors, write
 from typer.testing import CliRunner
 
 from nmflow.checkpoint import Done, Unit, masked, prune_checkpoint, read_header, tiles, work
@@ -187,13 +187,14 @@ def test_a_source_that_changed_is_an_error(tmp_path: Path, model: Path, stopped:
 
 
 def test_masks_are_part_of_what_was_read(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = {"encoder.f64.weight": np.zeros((8, 8), bool)}
+    weights = tensors()
+    keep = {name: np.zeros(weights[name].shape, bool) for name in PRUNED}
     masks = write(tmp_path / "masks.safetensors", keep)
     stop(monkeypatch, model, tmp_path / "out", keep_from=masks)
-    assert "encoder.f64.weight" in {line["name"] for line in lines(tmp_path / ".out.nmflow")[1:]}
-    keep["encoder.f64.weight"][0, 0] = True
+    name = next(line["name"] for line in lines(tmp_path / ".out.nmflow")[1:] if line["row"])
+    keep[name].flat[0] = True
     write(masks, keep)
-    with pytest.raises(CheckpointError, match=r"encoder.f64.weight' must not have changed"):
+    with pytest.raises(CheckpointError, match=f"{name}' must not have changed"):
         prune_checkpoint(model, tmp_path / "out", "2:4", keep_from=masks, resume=True)
 
 
@@ -383,17 +384,18 @@ def test_a_worker_that_does_not_see_the_files(tmp_path: Path, model: Path) -> No
     executor.pool.shutdown()
 
 
-def test_an_executor_that_fails_leaves_what_is_done(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("error", [ConnectionError("lost"), SourceNotFoundError("lost")])
+def test_an_executor_that_fails_leaves_what_is_done(tmp_path: Path, model: Path, error: Exception) -> None:
     class Failing(Awkward):
         def submit(self, function: Any, /, *args: Any) -> Future[Done]:
             if len(self.units) == 9:
                 future: Future[Done] = Future()
-                self.pool.submit(lambda: future.set_exception(ConnectionError("lost")))
+                self.pool.submit(lambda: future.set_exception(error))
                 return future
             return super().submit(function, *args)
 
     executor = Failing()
-    with pytest.raises(ConnectionError, match="lost"):
+    with pytest.raises(type(error), match="lost"):
         prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
     executor.pool.shutdown()
     assert leftovers(tmp_path)

@@ -16,12 +16,14 @@ from nmflow.checkpoint.lock import NAME as LOCK
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
-from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError, NmflowError
+from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError, NmflowError, SourceNotFoundError
 
 __all__ = ["Stage", "check_place", "copy_others", "stage_of", "staged", "start_file", "start_shard"]
 
-
 JOURNAL = "journal"
+PASSING = (DestinationExistsError, SourceNotFoundError)
+"""Errors of ours after which what was done is kept, as after any error that is not ours: they speak of the disk, or of
+one worker. What is wrong with the input stays wrong."""
 
 
 def check_place(source: Source, dst: Path) -> None:
@@ -122,10 +124,7 @@ def staged(
                     put_in_place(new, dst, old, overwrite)
                     sync_folder(dst.parent)
             except BaseException as error:
-                # What is wrong with the input stays wrong; a run that is stopped by anything else can go on later.
-                if not journal.done or (
-                    isinstance(error, NmflowError) and not isinstance(error, DestinationExistsError)
-                ):
+                if not journal.done or (isinstance(error, NmflowError) and not isinstance(error, PASSING)):
                     _clear(folder)
                 else:
                     error.add_note(

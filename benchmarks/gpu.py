@@ -185,10 +185,7 @@ def perceptron(device: torch.device, tokens: int, width: int, hidden: int, repea
 
 def shares_table(found: dict[str, Any]) -> str:
     """Percent of blocks open after each step."""
-    lines = [
-        "| pattern | weights | after ascent % | after more of it % | after paths % |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = ["| pattern | weights | after ascent % | after more of it % | after paths % |", "| --- " * 5 + "|"]
     for row in found["rows"]:
         parts = (f"{100 * row[key] / row['blocks']:.2f}" for key in ("ascended", "augmented", "on_cpu"))
         lines.append(f"| {row['pattern']} | {row['weights']} | {' | '.join(parts)} |")
@@ -198,11 +195,9 @@ def shares_table(found: dict[str, Any]) -> str:
 def card_table(found: dict[str, Any]) -> str:
     """Times of each pattern, and all else as it was measured."""
     where, kit = found["card"], found["versions"]
-    lines = [
-        f"{where['name']}, CUDA {where['cuda']}, driver {where['driver']}, torch {kit['torch']}, Triton {kit['triton']}; "
-        f"measured {found['measured']}.",
-        "", "| pattern | weights | cold ms | refresh ms | goal ms | beside it, ms |", "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    on = f"{where['name']}, CUDA {where['cuda']}, driver {where['driver']}"
+    lines = [f"{on}, torch {kit['torch']}, Triton {kit['triton']}; measured {found['measured']}.", ""]
+    lines += ["| pattern | weights | cold ms | refresh ms | goal ms | beside it, ms |", "| --- " * 6 + "|"]
     known = {"weights", "size", "pattern", "proven", "stats", "cold_ms", "refresh_ms", "target_ms"}
     for row in found["masks"]:
         beside = "; ".join(f"{name}: {_ms(row[name])}" for name in row if name not in known)

@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -403,8 +405,15 @@ def test_an_executor_that_fails_leaves_what_is_done(tmp_path: Path, model: Path,
     assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
 
 
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[Path]:
+    """A folder for gigabytes; pytest would keep them."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
-def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_a_tensor(large: Path) -> None:
     """1 GB in one bfloat16 tensor, and a tall and a wide one: 400 MB at most over what the libraries take."""
     header, data = {}, 0
     for name, shape in (("big.weight", (16384, 30720)), ("wide.weight", (4, 1 << 22)), ("tall.weight", (1 << 22, 4))):
@@ -414,7 +423,7 @@ def test_memory_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
     text = json.dumps(header).encode()
     block = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
     raw = (block.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    with (tmp_path / "x.safetensors").open("wb") as file:
+    with (large / "x.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for start in range(0, data, len(raw)):
             file.write(raw[: data - start])
@@ -434,11 +443,11 @@ for step in steps:
     assert getattr(step(), "ok", True)
     print(peak() - base)
 """
-    args = [tmp_path / "x.safetensors", tmp_path / "out.safetensors", tmp_path / "packed"]
+    args = [large / "x.safetensors", large / "out.safetensors", large / "packed"]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [int(line) for line in done.stdout.split()]
     assert len(found) == 5
     assert max(found) <= 400, found
-    assert os.path.getsize(tmp_path / "x.safetensors") >= 1 << 30
+    assert os.path.getsize(large / "x.safetensors") >= 1 << 30
     assert tiles.TILE_BYTES < 1 << 24

@@ -284,6 +284,16 @@ def test_masks_of_another_solver() -> None:
 # what goes wrong
 
 
+def test_a_model_that_cannot_be_copied() -> None:
+    model = network()
+    model[1].made = torch.ones(3, requires_grad=True) * 2  # a tensor with a history
+    with pytest.raises(
+        InputValueError, match='model must be copied for follow="dense", and cannot be; use follow="own"'
+    ):
+        nt.adaprune_(model, images(), 2, 4)
+    assert nt.adaprune_(model, images(), 2, 4, follow="own").proven
+
+
 @pytest.mark.parametrize(
     ("method", "data", "options", "message"),
     [
@@ -294,6 +304,8 @@ def test_masks_of_another_solver() -> None:
         (nt.adaprune_, images(), {"solve": "qr"}, "solve must be one of auto, cholesky, adam, not 'qr'"),
         (nt.adaprune_, images(), {"follow": "me"}, 'follow must be "dense" or "own", not \'me\''),
         (nt.adaprune_, images(), {"damping": float("nan")}, "damping must be finite and at least 0, not nan"),
+        (nt.sparsegpt_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),
+        (nt.adaprune_, images(), {"scores": {"nobody": random(2)}}, "scores must be named like parameters of"),
         (nt.adaprune_, images(), {"n": {}}, "n must name at least one parameter, not none"),
         (nt.adaprune_, images(), {"n": {"3.weight": 4}}, "n must name a layer that can be pruned, at less than m"),
         (nt.adaprune_, images(), {"n": {"3.weight": 2}, "m": None}, "m must be given beside n for each layer"),

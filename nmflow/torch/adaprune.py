@@ -13,7 +13,7 @@ from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
 from nmflow.torch.obs_pass import Pruned, solve_mask
-from nmflow.torch.post import Counts, Data, Job, Options, patterns_of, run
+from nmflow.torch.post import Counts, Data, Job, Options, check_names, patterns_of, run
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.prune import Scores
 from nmflow.torch.refit import METHODS, refit
@@ -118,6 +118,9 @@ def adaprune_(
         score_named(scores)
     elif not callable(scores) and not hasattr(scores, "get"):
         raise InputTypeError(f"scores must be a name, a mapping or a callable, not {type(scores).__name__}")
+
+    check_names(model, n, "n")
+    check_names(model, scores, "scores")
 
     def treat(job: Job) -> list[Pruned]:
         values = _values(job, scores, damping)

@@ -16,6 +16,7 @@ from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.problem import Array
 from nmflow.torch.convert import to_array
+from nmflow.torch.post import check_names
 from nmflow.torch.prune import Scores, named_error
 from nmflow.torch.prune import scores_of as given_scores
 from nmflow.torch.select import Filter, Layer, select, unwrapped
@@ -128,6 +129,7 @@ def allocate(
     size = _group_length(m)
     if not 1 / size <= density <= 1:
         raise InputValueError(f"density must be between 1/m = {1 / size:g} and 1, not {density}")
+    check_names(inner, scores, "scores")
     blocks = Pattern(1, size, transposable=transposable)
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
     lost: list[list[float]] = []

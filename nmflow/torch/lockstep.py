@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -157,7 +158,5 @@ def _at(walker: _Walker, name: str) -> bool:
 
 def _copy_of(layer: Layer, dense: nn.Module) -> Layer:
     """The same layer in a copy of the model."""
-    from dataclasses import replace
-
     modules = dict(dense.named_modules(remove_duplicate=False))
     return replace(layer, slots=tuple(replace(slot, module=modules[slot.module_name]) for slot in layer.slots))

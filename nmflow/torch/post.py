@@ -41,7 +41,7 @@ from nmflow.torch.scores import damped
 from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
 from nmflow.torch.watch import OnStep, watching
 
-__all__ = ["Counts", "Data", "Job", "Options", "Treat", "patterns_of", "run"]
+__all__ = ["Counts", "Data", "Job", "Options", "Treat", "check_names", "patterns_of", "run"]
 
 Data: TypeAlias = Iterable[Any] | Calibration
 Counts: TypeAlias = int | Mapping[str, int] | None
@@ -209,7 +209,7 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: _Worker, options:
     repeated = [layer for layer in worker.chosen if order[layer.name][1] > len(batches)]
     follow = options.follow == "dense"
     with evaluating(model):
-        twin = copy.deepcopy(model) if follow else None
+        twin = _copy(model) if follow else None
         if repeated:  # called again and again in one pass: seen whole in the dense model only
             sums = gather(model, batches, repeated, gram=True, forward=options.forward, progress=False)
             for layer in repeated:
@@ -223,6 +223,25 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: _Worker, options:
                 model, batches, {name: places[name] for name in by_name}, by_name, worker.treat,
                 dense=twin, forward=options.forward,
             )  # fmt: skip
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """The dense model, to follow; some modules hold tensors that torch does not copy."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, MemoryError) as error:
+        raise InputValueError(
+            f'model must be copied for follow="dense", and cannot be; use follow="own": {error}'
+        ) from error
+
+
+def check_names(model: nn.Module, values: object, argument: str) -> None:
+    """Raise InputValueError if a mapping names what is no parameter of the model."""
+    if isinstance(values, Mapping):
+        known = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
+        unknown = next((name for name in values if name not in known), None)
+        if unknown is not None:
+            raise InputValueError(f"{argument} must be named like parameters of the model, not {unknown!r}")
 
 
 def _parallel(model: nn.Module, data: Iterable[Any], worker: _Worker, options: Options) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
-from nmflow.torch.post import Counts, Data, Job, Options, patterns_of, run
+from nmflow.torch.post import Counts, Data, Job, Options, check_names, patterns_of, run
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.refit import refit as refitted
 from nmflow.torch.select import Filter
@@ -81,6 +81,8 @@ def sparsegpt_(
     >>> report.proven, int((layer.weight != 0).sum())
     (True, 128)
     """
+
+    check_names(model, n, "n")
 
     def treat(job: Job) -> list[Pruned]:
         found = []

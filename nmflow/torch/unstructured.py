@@ -17,7 +17,7 @@ from nmflow.pipeline import solve
 from nmflow.problem import Array, as_mask
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
-from nmflow.torch.post import Counts, patterns_of
+from nmflow.torch.post import Counts, check_names, patterns_of
 from nmflow.torch.prune import Scores, layer_report, named_error
 from nmflow.torch.prune import scores_of as given_scores
 from nmflow.torch.report import LayerReport, PruneReport
@@ -88,7 +88,8 @@ def from_unstructured_(
     inner = unwrapped(model)
     blocks, pattern_of = patterns_of(n, m, pattern, fill)
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
-    _check_names(inner, zeros)
+    for argument, values in (("n", n), ("zeros", zeros), ("scores", scores)):
+        check_names(inner, values, argument)
     gone: list[Array] = []
     reports: list[LayerReport] = []
     skipped, used = list(selection.skipped), str(solver)
@@ -100,11 +101,11 @@ def from_unstructured_(
             gone.append(empty)
             continue
         given = given_scores(layer, scores)
-        values = np.where(empty, 0, np.abs(weight.astype(np.float64)) if given is None else given)
+        worth = np.where(empty, 0, np.abs(weight.astype(np.float64)) if given is None else given)
         begun = time.perf_counter()
         try:
             solution = solve(
-                weight, pattern=chosen, scores=values, drop=None if chosen.row_exact or chosen.col_exact else empty,
+                weight, pattern=chosen, scores=worth, drop=None if chosen.row_exact or chosen.col_exact else empty,
                 solver=solver, layout=layer.layout, groups=layer.groups, threads=threads, certify=True,
             )  # fmt: skip
         except NmflowError as error:
@@ -112,9 +113,7 @@ def from_unstructured_(
         assert solution.certificate is not None
         gone.append(empty | ~solution.mask)
         seconds, certificate = time.perf_counter() - begun, solution.certificate
-        reports.append(
-            layer_report(layer, layer.parameters[0], values, ~gone[-1], certificate, seconds, absolute=False)
-        )
+        reports.append(layer_report(layer, layer.parameters[0], worth, ~gone[-1], certificate, seconds, absolute=False))
         used = solution.solver
     with torch.no_grad():
         for layer, dropped in zip(selection.layers, gone, strict=True):
@@ -181,7 +180,7 @@ def choose_n(
     inner = unwrapped(model)
     blocks = Pattern(1, m, transposable=transposable)
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
-    _check_names(inner, zeros)
+    check_names(inner, zeros, "zeros")
     found = {}
     for layer in selection.layers:
         filled = ~_zeros(layer, zeros)
@@ -220,11 +219,3 @@ def _zeros(layer: Layer, zeros: Zeros | None) -> Array:
             given: Array = as_mask(to_array(found, name), weight.shape, name) | (weight == 0)
             return given
     return np.asarray(weight == 0)
-
-
-def _check_names(model: nn.Module, zeros: Zeros | None) -> None:
-    if isinstance(zeros, Mapping):
-        known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        unknown = next((name for name in zeros if name not in known), None)
-        if unknown is not None:
-            raise InputValueError(f"zeros must be named like parameters of the model, not {unknown!r}")

@@ -20,10 +20,10 @@ from nmflow.problem import Array, Matrix, Problem, is_bfloat16
 __all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "iter_places", "load", "store"]
 
 CHUNK_ENTRIES = 1 << 21
-"""Most entries of a chunk. Each costs the interpreter some .2 ms, in which other threads wait: with fewer entries that
-shows (at 2:4 a solve took 1.4 ns an entry with 2**21, 1.9 with 2**18), with more a chunk leaves the cache."""
-LEAST_ENTRIES = 1 << 16
-"""A small matrix is cut into eight chunks, so that threads share it, but not below this size."""
+"""Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
+LEAST_ENTRIES, SMALL_ENTRIES = 1 << 18, 1 << 16
+"""Chunks grow smaller towards the end of a matrix, so that threads end together: down to the first number, or an eighth
+of a small matrix, but not below the second."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
@@ -207,11 +207,15 @@ def iter_places(problem: Problem) -> Iterator[Place]:
             wide = full_cols
             if stripe > WIDEST_STRIPE:
                 wide = max(LANE_BLOCKS, CHUNK_ENTRIES // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
-            entries = min(CHUNK_ENTRIES, max(LEAST_ENTRIES, matrix.array.size // 8))
-            tall = max(1, entries // (rows * wide * cols))
-            for i in range(0, full_rows, tall):
+            least = min(LEAST_ENTRIES, max(SMALL_ENTRIES, matrix.array.size // 8))
+            i = 0
+            while i < full_rows:
+                # ever smaller towards the end, so that threads end together
+                entries = max(least, min(CHUNK_ENTRIES, (full_rows - i) * stripe // 4))
+                tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
-                    yield Place(number, slice(i, min(i + tall, full_rows)), slice(j, min(j + wide, full_cols)), False)
+                    yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)
+                i += tall
         step = max(1, CHUNK_ENTRIES // (rows * cols))
         if full_cols < grid.cols:
             for i in range(0, full_rows, step):

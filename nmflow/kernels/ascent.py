@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE, ScoreKind
 from nmflow.kernels.simd import (
+    F32,
     I16,
     I32,
     I64,
@@ -41,13 +42,17 @@ from nmflow.kernels.simd import (
 
 __all__ = [
     "BIAS",
+    "BITS",
     "VECTOR",
     "clear_lanes",
+    "inverse",
     "line_step",
+    "magnified",
     "measure_segment",
     "read_segment",
     "rounds_for",
     "set_floors",
+    "spread_over",
     "store_duals",
 ]
 
@@ -57,8 +62,6 @@ BITS = 14
 """Bits of a block's largest magnitude: the sum of two scores less duals still fits 16."""
 BIAS = 1 << (BITS - 1)
 """Magnitudes are stored less this, so that they are centred on 0."""
-ZOOM = 3
-"""Bits by which what is left of the scores, S - u - v, is magnified when duals are given."""
 
 
 @intrinsic(prefer_literal=True)
@@ -114,27 +117,36 @@ def _unit(emit: Emitter, block: Any, kind: ScoreKind, up: int) -> Any:
     if kind.mantissa == 10:  # float16 widened: exponent fields are 112 apart; subnormals are below the smallest
         number = builder.add(number, emit.splat(raw, LANES, 112))
     # a block of tiny scores gets the smallest step whose inverse, magnified, is still a normal number
-    number = emit.call("llvm.smax", number, emit.splat(raw, LANES, 32))
+    number = emit.call("llvm.smax", number, emit.splat(raw, LANES, 32 if kind.work == F32 else 80))
     number = builder.sub(number, emit.splat(raw, LANES, up - 1))
     return builder.bitcast(builder.shl(number, emit.splat(raw, LANES, shift)), vector(kind.work, LANES))
 
 
-def _inverse(emit: Emitter, unit: Any, kind: ScoreKind, magnify: int) -> Any:
-    """2**magnify over powers of two: their exponent field is twice the bias less the other."""
+def inverse(emit: Emitter, unit: Any, kind: ScoreKind) -> Any:
+    """One over powers of two: their exponent field is twice the bias less the other."""
     builder = emit.builder
     raw, shift, bias = kind.work_fields
-    whole = emit.splat(raw, LANES, (2 * bias + magnify) << shift)
+    whole = emit.splat(raw, LANES, (2 * bias) << shift)
     return builder.bitcast(builder.sub(whole, builder.bitcast(unit, vector(raw, LANES))), vector(kind.work, LANES))
 
 
-def _spread(emit: Emitter, numbers: Any, part: int, cols: int) -> Any:
+def magnified(emit: Emitter, unit: Any, kind: ScoreKind, zoom: Any) -> Any:
+    """Powers of two less `zoom` bits."""
+    builder = emit.builder
+    raw, shift, _ = kind.work_fields
+    bits = zoom if raw == I64 else builder.trunc(zoom, raw)
+    less = emit.broadcast(builder.shl(bits, ir.Constant(raw, shift)), LANES)
+    return builder.bitcast(builder.sub(builder.bitcast(unit, vector(raw, LANES)), less), vector(kind.work, LANES))
+
+
+def spread_over(emit: Emitter, numbers: Any, part: int, cols: int) -> Any:
     """Repeat a number for each of 32 blocks over its columns: vector `part` of `cols`."""
     return emit.pick(numbers, [(part * LANES + t) // cols for t in range(LANES)])
 
 
 @intrinsic(prefer_literal=True)
 def read_segment(  # type: ignore[no-untyped-def]
-    typing, scores, stride, lanes, scales, u, u_stride, v, kind, rows, cols, absolute, given
+    typing, scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given
 ):
     """Read 32 neighbouring blocks into lanes of 16 bits: scores, or if duals are `given` S - u - v, magnified."""
     kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
@@ -142,11 +154,11 @@ def read_segment(  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        scores, stride, lanes, scales, u, u_stride, v = args[:7]
+        scores, stride, lanes, scales, u, u_stride, v, zoom = args[:8]
         work, item, size = kind_.work, kind_.itemsize, kind_.work_size
         unit = emit.load(scales, vector(work, LANES))
-        scale = _inverse(emit, unit, kind_, ZOOM if given_ else 0)
-        wide = [_spread(emit, scale, k, cols_) for k in range(cols_)]
+        scale = inverse(emit, magnified(emit, unit, kind_, zoom) if given_ else unit, kind_)
+        wide = [spread_over(emit, scale, k, cols_) for k in range(cols_)]
         # adding 2**15 before cutting makes it a floor
         half, top = emit.splat(work, LANES, 32768.0), emit.splat(work, LANES, 65535.0)
         zero = emit.splat(work, LANES, 0.0)
@@ -159,7 +171,7 @@ def read_segment(  # type: ignore[no-untyped-def]
                 value = kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_)
                 if given_:
                     col_duals = emit.load(emit.at(v, k * LANES * size), vector(work, LANES))
-                    threshold = builder.fadd(_spread(emit, row_duals, k, cols_), col_duals)
+                    threshold = builder.fadd(spread_over(emit, row_duals, k, cols_), col_duals)
                     value = builder.fadd(builder.fmul(builder.fsub(value, threshold), wide[k]), half)
                     value = emit.better(value, zero, ">")
                     value = emit.better(value, top, "<")
@@ -179,7 +191,7 @@ def read_segment(  # type: ignore[no-untyped-def]
             builder.store(builder.add(builder.load(row_at), u_stride), row_at)
         return context.get_dummy_value()
 
-    arguments = (scores, stride, lanes, scales, u, u_stride, v, kind, rows, cols, absolute, given)
+    arguments = (scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given)
     return types.none(*arguments), codegen
 
 
@@ -233,7 +245,7 @@ def line_step(typing, line, other, dual, floor, relax, count, stride, budget, cl
 
 @intrinsic(prefer_literal=True)
 def set_floors(  # type: ignore[no-untyped-def]
-    typing, row_floors, col_floors, scales, u, u_stride, v, kind, rows, cols, bias, given
+    typing, row_floors, col_floors, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given
 ):
     """How far duals may fall: to 0 in all, from 0 at first (less the bias, in rows) or from those given."""
     kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
@@ -241,8 +253,9 @@ def set_floors(  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        row_floors, col_floors, scales, u, u_stride, v = args[:6]
-        scale = _inverse(emit, emit.load(scales, vector(kind_.work, LANES)), kind_, ZOOM)
+        row_floors, col_floors, scales, u, u_stride, v, zoom = args[:7]
+        unit = emit.load(scales, vector(kind_.work, LANES))
+        scale = inverse(emit, magnified(emit, unit, kind_, zoom), kind_)
         least = emit.splat(kind_.work, LANES, -32768.0)
 
         def floor(duals: Any, scale: Any) -> Any:
@@ -260,18 +273,20 @@ def set_floors(  # type: ignore[no-untyped-def]
             loads = [
                 emit.load(emit.at(v, k * LANES * kind_.work_size), vector(kind_.work, LANES)) for k in range(cols_)
             ]
-            parts = deinterleave(emit, [floor(part, _spread(emit, scale, k, cols_)) for k, part in enumerate(loads)])
+            parts = deinterleave(
+                emit, [floor(part, spread_over(emit, scale, k, cols_)) for k, part in enumerate(loads)]
+            )
         for j, part in enumerate(parts):
             emit.store(part, emit.at(col_floors, j * VECTOR), VECTOR)
         return context.get_dummy_value()
 
-    arguments = (row_floors, col_floors, scales, u, u_stride, v, kind, rows, cols, bias, given)
+    arguments = (row_floors, col_floors, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
     return types.none(*arguments), codegen
 
 
 @intrinsic(prefer_literal=True)
 def store_duals(  # type: ignore[no-untyped-def]
-    typing, row_lanes, col_lanes, scales, u, u_stride, v, kind, rows, cols, bias, given
+    typing, row_lanes, col_lanes, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given
 ):
     """Write the duals of 32 neighbouring blocks in the work dtype, in the matrix's order; add to those given."""
     kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
@@ -279,11 +294,11 @@ def store_duals(  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        row_lanes, col_lanes, scales, u, u_stride, v = args[:6]
+        row_lanes, col_lanes, scales, u, u_stride, v, zoom = args[:7]
         work = vector(kind_.work, LANES)
         unit = emit.load(scales, work)
         if given_:
-            unit = builder.fmul(unit, emit.splat(kind_.work, LANES, 0.5**ZOOM))
+            unit = magnified(emit, unit, kind_, zoom)
 
         def write(steps: Any, unit: Any, to: Any) -> None:
             value = builder.fmul(builder.sitofp(steps, work), unit)
@@ -299,10 +314,10 @@ def store_duals(  # type: ignore[no-untyped-def]
         parts = [emit.load(emit.at(col_lanes, j * VECTOR), vector(I16, LANES), VECTOR) for j in range(cols_)]
         for k, part in enumerate(interleave(emit, parts)):
             steps = builder.sext(part, vector(I32, LANES))
-            write(steps, _spread(emit, unit, k, cols_), emit.at(v, k * LANES * kind_.work_size))
+            write(steps, spread_over(emit, unit, k, cols_), emit.at(v, k * LANES * kind_.work_size))
         return context.get_dummy_value()
 
-    arguments = (row_lanes, col_lanes, scales, u, u_stride, v, kind, rows, cols, bias, given)
+    arguments = (row_lanes, col_lanes, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
     return types.none(*arguments), codegen
 
 

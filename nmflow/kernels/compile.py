@@ -46,12 +46,26 @@ def once(make: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
+def _own_name(function: Callable[..., Any]) -> None:
+    """Give each function of a factory a name of its own, from what it closes over.
+
+    Numba keeps one index of cached code for each name. Processes that compile several functions of one name at a time
+    write over each other's entries, so that a later one can load the code of another function; with one function to a
+    name they can only write the same.
+    """
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    plain = [x if isinstance(x, int | float | str) else getattr(x, "__qualname__", repr(type(x))) for x in held]
+    digest = hashlib.sha256(repr((function.__code__.co_freevars, plain)).encode())
+    function.__qualname__ += f"_{digest.hexdigest()[:16]}"
+
+
 def compiled(function: Callable[..., Any], signature: Any) -> Any:
     """Compile `function` for one signature, with a disk cache if one can be written.
 
     It must return a number or nothing: a returned array carries a constant that Numba looks up by the function's name,
     and functions of one factory that come from the caches of several processes can share a name.
     """
+    _own_name(function)
     try:
         return numba.njit(signature, cache=True, nogil=True, error_model="numpy")(function)
     except (RuntimeError, OSError):  # read-only install and unwritable home: no place for a cache

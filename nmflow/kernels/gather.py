@@ -81,7 +81,7 @@ def gather_duals_kernel(size: int) -> Any:
 
     def gather_duals(u, v, rows, cols, grid_cols, blocks, count, block_u, block_v):  # type: ignore[no-untyped-def]
         for k in range(count if version else 0):
-            b = read_word(blocks + k * 8)  # type: ignore[var-annotated]
+            b = read_word(blocks + k * 8)
             s = b // grid_cols
             j = b - s * grid_cols
             for i in range(rows):

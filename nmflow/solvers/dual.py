@@ -21,6 +21,18 @@ __all__ = ["Dual"]
 
 UNTIED_ENTRIES = 1 << 16
 """Entries of the blocks that are untied together: half a MiB of float64, several arrays of which fit the cache."""
+ONCE, FURTHER, FAR = (6, 6, 1), (9, 12, 3), (6, 39, 3)
+"""First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
+and the step between: right away; for those that are open even then; for scores that were moved by very little."""
+OFFSETS = ((9, (3, 9)), (4, (4, 12)))
+"""Bits of the offsets by which scores that repeat are moved, of 14, and step and last number of bits of the
+magnification: large offsets resolve scores on a lattice, small ones equal scores among others."""
+OFFSET_SHARE = 0.25
+"""The largest offset where scores are moved by very little, as a share of what they are multiples of."""
+WARM_ZOOM = 4
+"""The same for all blocks, from the duals of an earlier mask."""
+MOST_FREE = 64
+"""Most workspaces that wait for a thread, of some MB each."""
 EXACT_BITS = 50
 """Scores of at most so many bits leave sums along short paths exact in float64."""
 
@@ -31,10 +43,11 @@ class Dual(Solver):
 
     Notes
     -----
-    1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles most blocks: over 99% at
-       2:4 and 4:8, 98% at 8:16 and 92% at 16:32 on Gaussian scores. O(M^2 log^2 M) a round and block, and a fixed
-       number of rounds. Blocks whose scores repeat are solved with each score moved a little, then repaired
-       (`nmflow.kernels.recover`).
+    1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles most blocks: over 99.9%
+       at 2:4 to 8:16 and 99% at 16:32 on Gaussian scores. O(M^2 log^2 M) a round and block, and a fixed
+       number of rounds. What is still open then is magnified for more rounds, three times at most. Blocks whose
+       scores repeat are solved with each score moved a little, and duals of the true scores follow
+       (`nmflow.kernels.untie`; in float64 `nmflow.kernels.recover`).
     2. Shortest augmenting paths (`nmflow.kernels.augment`) from those duals settle the others, in float64. O(M^2) a
        path; at most M^2 paths, on Gaussian scores about one.
     3. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit
@@ -53,7 +66,6 @@ class Dual(Solver):
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
         from nmflow.kernels.augment import FAILED
-        from nmflow.kernels.settle import AGAIN, ALL, SOME
 
         tall, wide = chunk.grid
         dtype = np.float64 if chunk.kind == "float64" else np.float32
@@ -65,20 +77,27 @@ class Dual(Solver):
             u, v = chunk.duals
         blocks = _workspace("blocks", chunk.n_blocks + 1, np.int64)
         sums = np.zeros(128)
-        left = self._settle(chunk, u, v, blocks, 0, ALL if chunk.duals is None else AGAIN, sums)
+        counts = {}
+        left = chunk.n_blocks
+        tied = self._tied(chunk, np.arange(left))
+        if tied:
+            blocks[:left] = np.arange(left)
+        else:
+            left = counts["ascended"] = self._settle(chunk, u, v, blocks, 0, sums)
+            tied = left > chunk.n_blocks // 8 and self._tied(chunk, blocks[:left])
+        start, before = Duals(u, v), left
+        if tied:
+            for bits, zooms in OFFSETS:
+                left = self._untie(chunk, u, v, blocks, left, sums, bits, zooms) if left > 0 else left
+        elif left > 0:
+            left = self._settle(chunk, u, v, blocks, left, sums, FURTHER)
         if left < 0:
             return ChunkSolution(finite=False)
-        counts = {"ascended": left}
-        start = Duals(u, v)
-        others = blocks[:left].copy()
-        if self._tied(chunk, blocks[:left]):
-            start, tied = self._untie(chunk, blocks[:left], start)
-            counts["tied"] = left - len(tied)
-            blocks = tied
-        else:
-            if left and chunk.pattern.col is not None:
-                left = self._settle(chunk, u, v, blocks, left, SOME, sums)
-            others = blocks = blocks[:left]
+        others = blocks = blocks[:left]
+        if tied and left and self._fits(chunk, blocks):
+            start, blocks = self._untie_exactly(chunk, blocks, start)
+        if tied:
+            counts["tied"] = before - len(blocks)
         if chunk.state is not None:
             blocks = np.union1d(blocks, chunk.fixed_blocks())
         # blocks with fixed entries were graded without them
@@ -92,20 +111,48 @@ class Dual(Solver):
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts, proven=proven)
 
     def _tied(self, chunk: Chunk, blocks: Array) -> bool:
-        """Whether many blocks are open because their scores repeat: judged by a few of them, by their place alone."""
-        if len(blocks) <= chunk.n_blocks // 8 or chunk.pattern.fill != "exact" or chunk.state is not None:
-            return False
-        if chunk.pattern.col is None or not chunk.exact:
+        """Whether the scores of most of these blocks repeat: judged by a few, chosen by their place alone."""
+        if chunk.pattern.fill != "exact" or chunk.pattern.col is None or chunk.state is not None or not chunk.exact:
             return False
         sample = block_scores(chunk, blocks[:: -(-len(blocks) // 8)])
-        ordered = np.sort(sample.reshape(len(sample), -1), axis=1)
-        if np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)) < 0.25:
-            return False
-        # scores of a wide range would round in float64, and rounded duals prove nothing
-        scaled = np.ldexp(sample, EXACT_BITS - int(np.frexp(np.abs(sample).max())[1]))
+        ordered = np.sort(sample.reshape(len(sample), -1)[:, :256], axis=1)
+        return bool(np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)) >= 0.25)
+
+    def _fits(self, chunk: Chunk, blocks: Array) -> bool:
+        """Whether scores are of so few bits that float64 holds their sums: judged by a few blocks."""
+        sample = block_scores(chunk, blocks[:: -(-len(blocks) // 8)])
+        power = int(np.frexp(np.abs(sample).max())[1])
+        scaled = np.ldexp(sample, EXACT_BITS - power) if abs(power) < 900 else np.full(1, 0.5)
         return bool((scaled == np.floor(scaled)).all())
 
-    def _untie(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
+    def _untie(
+        self,
+        chunk: Chunk,
+        u: Array,
+        v: Array,
+        blocks: Array,
+        count: int,
+        sums: Array,
+        bits: int,
+        zooms: tuple[int, int],
+    ) -> int:
+        """Settle blocks whose scores repeat; see `nmflow.kernels.untie`."""
+        from nmflow.kernels.untie import untie_kernel, untie_scratch
+
+        pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
+        shape = pattern.block_shape
+        scratch = _workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
+        whole, floats = _steps(*shape, bits, u.dtype.name)
+        kernel = untie_kernel(chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute)
+        return int(
+            kernel(
+                scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
+                chunk.grid[1], scratch.ctypes.data, blocks.ctypes.data, count, sums.ctypes.data, int(chunk.exact),
+                whole.ctypes.data, floats.ctypes.data, *zooms,
+            )
+        )  # fmt: skip
+
+    def _untie_exactly(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
         """Settle blocks whose scores repeat: move each score a little, solve, and repair the mask for the true scores.
 
         A few blocks at a time, so that memory stays small. Returns the duals, and the blocks that are still open.
@@ -123,7 +170,6 @@ class Dual(Solver):
     def _untie_some(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array, Array]:
         """Which of the blocks are settled, and duals that prove their masks."""
         from nmflow.kernels.recover import recover_kernel
-        from nmflow.kernels.settle import ALL, SOME
 
         rows, cols = chunk.pattern.block_shape
         values = block_scores(chunk, blocks)
@@ -132,17 +178,21 @@ class Dual(Solver):
         spread = values.max(axis=(1, 2), keepdims=True) - low
         spread[spread == 0.0] = 1.0
         moved = values - low
-        moved += spread * _offsets(rows, cols)
+        # all scores are multiples of a grain above the lowest: offsets that add up to less decide among equals alone
+        powers = 52 - np.frexp(spread)[1]
+        bits = np.bitwise_or.reduce(np.ldexp(moved, powers).astype(np.int64), axis=(1, 2), keepdims=True)
+        grain = np.where(bits == 0, spread, np.ldexp((bits & -bits).astype(np.float64), -powers))
+        moved += grain * (_order(rows, cols) * (OFFSET_SHARE / (rows * cols)))
         stripe = np.ascontiguousarray(moved.transpose(1, 0, 2)).reshape(rows, -1)
         beside = replace(
-            chunk, scores=stripe, source=stripe, kind="float64", absolute=False, mask=np.empty(stripe.shape, np.bool_)
-        )
+            chunk, scores=stripe, source=stripe, kind="float64", absolute=False, mask=np.empty(stripe.shape, np.bool_),
+            duals=None,
+        )  # fmt: skip
         row, col = np.empty((rows, len(blocks))), np.empty((1, stripe.shape[1]))
         numbers = np.empty(len(blocks) + 1, np.int64)
         sums = np.empty(128)
-        left = self._settle(beside, row, col, numbers, 0, ALL, sums)
-        for _ in range(2):
-            left = self._settle(beside, row, col, numbers, left, SOME, sums) if left > 0 else 0
+        left = self._settle(beside, row, col, numbers, 0, sums)
+        left = self._settle(beside, row, col, numbers, left, sums, FAR) if left else 0
         if left:
             self._augment(beside, numbers[:left], Duals(row, col), integers=False)
         masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
@@ -153,7 +203,16 @@ class Dual(Solver):
         chunk.put(blocks[done], masks[done])
         return done, u, v
 
-    def _settle(self, chunk: Chunk, u: Array, v: Array, blocks: Array, count: int, mode: int, sums: Array) -> int:
+    def _settle(
+        self,
+        chunk: Chunk,
+        u: Array,
+        v: Array,
+        blocks: Array,
+        count: int,
+        sums: Array,
+        zooms: tuple[int, int, int] = ONCE,
+    ) -> int:
         """Ascend and threshold; see `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
@@ -161,13 +220,19 @@ class Dual(Solver):
         shape = pattern.block_shape
         scratch = _workspace("scratch", settle_scratch(chunk.kind, shape, chunk.grid[1]), np.uint8)
         kernel = settle_kernel(
-            chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, mode
+            chunk.kind,
+            *shape,
+            pattern.row_budget,
+            pattern.col_budget,
+            *fills(pattern),
+            chunk.absolute,
+            chunk.duals is not None,
         )
         return int(
             kernel(
                 scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
                 *chunk.grid, scratch.ctypes.data, blocks.ctypes.data, count,
-                sums.ctypes.data, int(chunk.exact),
+                sums.ctypes.data, int(chunk.exact), WARM_ZOOM, *zooms,
             )
         )  # fmt: skip
 
@@ -229,12 +294,31 @@ class Dual(Solver):
         return out
 
 
+_free: list[dict[str, Array]] = []
+"""Workspaces of threads that have ended: fresh memory costs as much as the ascent at small m."""
 _kept = threading.local()
 
 
+class _Lease:
+    """A workspace for as long as its thread lives."""
+
+    def __init__(self) -> None:
+        try:
+            self.buffers = _free.pop()
+        except IndexError:
+            self.buffers = {}
+
+    def __del__(self, free: list[dict[str, Array]] = _free, most: int = MOST_FREE) -> None:
+        # named here, since a module's names are gone when the interpreter ends
+        if len(free) < most:
+            free.append(self.buffers)
+
+
 def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
-    """An array that the thread keeps from chunk to chunk: fresh memory costs more than the ascent at small m."""
-    buffers: dict[str, Array] = _kept.__dict__
+    """An array that the thread keeps from chunk to chunk."""
+    if not hasattr(_kept, "lease"):
+        _kept.lease = _Lease()
+    buffers: dict[str, Array] = _kept.lease.buffers
     size = count * np.dtype(dtype).itemsize
     if name not in buffers or buffers[name].size < size:
         buffers[name] = np.empty(size, np.uint8)
@@ -242,10 +326,16 @@ def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
 
 
 @cache
-def _offsets(rows: int, cols: int) -> Array:
-    """Fixed offsets for the entries of a block, all different: shares of its spread, below an eighth."""
-    order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols)
-    return order.reshape(rows, cols) / (rows * cols * 8.0)
+def _order(rows: int, cols: int) -> Array:
+    """The numbers of a block's entries in a fixed order that looks random."""
+    return np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
+
+
+@cache
+def _steps(rows: int, cols: int, bits: int, dtype: str) -> tuple[Array, Array]:
+    """Offsets for the entries of a block in whole steps, all different, as int16 and in a float dtype."""
+    steps = _order(rows, cols) * (float(1 << bits) / (rows * cols))
+    return steps.astype(np.int16), steps.astype(dtype)
 
 
 def _room(pattern: Pattern) -> int:

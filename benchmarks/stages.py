@@ -132,7 +132,7 @@ def table(results: dict[str, Any]) -> str:
         f"Nanoseconds of processor time an entry, one thread, {side}×{side} float32 |N(0,1)|, the best of several "
         f"runs; {cpu}.",
         "",
-        "| pattern | " + " | ".join(STAGES.values()) + " | the rest | together | blocks open after two ascents | paths |",
+        "| pattern | " + " | ".join(STAGES.values()) + " | the rest | together | open after two ascents | paths |",
         "|" + "---|" * (len(STAGES) + 5),
     ]
     for row in results["rows"]:

@@ -66,6 +66,9 @@ def settle_kernel(
     row_bytes, block_bytes = cols * VECTOR, cols * item
     segment_bytes, col_bytes = LANES * cols * item, cols * work
     many = blocks_in_span(cols)
+    # both duals are whole numbers of 17 bits in the block's unit: float32 holds their sum, if nothing came before; but
+    # scores of 64 bits may have been rounded, and then ties prove nothing
+    first_make = 3 if work == 4 and not warm else 1
     version = fingerprint()
     lane_count, vector_bytes, lines = LANES, VECTOR, rows + cols
     again_whole = LANES // many * many
@@ -239,13 +242,13 @@ def settle_kernel(
                     grade_span(
                         base + j * block_bytes, stride, out + j * cols, mask_stride, to_u + j * work, u_stride,
                         to_v + j * col_bytes, flags + j, sums, exact,
-                        code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
+                        code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, first_make,
                     )  # fmt: skip
                 for j in range(even, grid_cols):
                     grade_span(
                         base + j * block_bytes, stride, out + j * cols, mask_stride, to_u + j * work, u_stride,
                         to_v + j * col_bytes, flags + j, sums + 512, exact,
-                        code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
+                        code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, first_make,
                     )  # fmt: skip
                 # those that wait move up, so that there is always room
                 for k in range(tail - head):

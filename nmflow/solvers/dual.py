@@ -31,6 +31,11 @@ OFFSET_SHARE = 0.25
 """The largest offset where scores are moved by very little, as a share of what they are multiples of."""
 WARM_ZOOM = 4
 """The same for all blocks, from the duals of an earlier mask."""
+TIED_SHARE = 0.5
+"""Share of a block's scores that must repeat before all blocks are moved."""
+MANY = {8: 64, 64: 4}
+"""Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
+larger blocks take longer to move than to augment."""
 MOST_FREE = 64
 """Most workspaces that wait for a thread, of some MB each."""
 EXACT_BITS = 50
@@ -84,20 +89,20 @@ class Dual(Solver):
             blocks[:left] = np.arange(left)
         else:
             left = counts["ascended"] = self._settle(chunk, u, v, blocks, 0, sums)
-            tied = left > chunk.n_blocks // 8 and self._tied(chunk, blocks[:left])
-        start, before = Duals(u, v), left
-        if tied:
+            if left > 0:
+                left = self._settle(chunk, u, v, blocks, left, sums, FURTHER)
+        before = left
+        few = chunk.n_blocks // next(many for side, many in MANY.items() if max(chunk.pattern.block_shape) <= side)
+        if tied or (self._movable(chunk) and left > few):
             for bits, zooms in OFFSETS:
                 left = self._untie(chunk, u, v, blocks, left, sums, bits, zooms) if left > 0 else left
-        elif left > 0:
-            left = self._settle(chunk, u, v, blocks, left, sums, FURTHER)
         if left < 0:
             return ChunkSolution(finite=False)
+        start = Duals(u, v)
         others = blocks = blocks[:left]
-        if tied and left and self._fits(chunk, blocks):
+        if left > few and self._tied(chunk, blocks) and self._fits(chunk, blocks):
             start, blocks = self._untie_exactly(chunk, blocks, start)
-        if tied:
-            counts["tied"] = before - len(blocks)
+        counts["tied"] = before - len(blocks)
         if chunk.state is not None:
             blocks = np.union1d(blocks, chunk.fixed_blocks())
         # blocks with fixed entries were graded without them
@@ -112,11 +117,18 @@ class Dual(Solver):
 
     def _tied(self, chunk: Chunk, blocks: Array) -> bool:
         """Whether the scores of most of these blocks repeat: judged by a few, chosen by their place alone."""
-        if chunk.pattern.fill != "exact" or chunk.pattern.col is None or chunk.state is not None or not chunk.exact:
+        if not self._movable(chunk):
+            return False
+        # most matrices are told by a part of one line
+        if len(blocks) == chunk.n_blocks and _repeated(chunk.scores[:1, :128]) < TIED_SHARE / 2:
             return False
         sample = block_scores(chunk, blocks[:: -(-len(blocks) // 8)])
-        ordered = np.sort(sample.reshape(len(sample), -1)[:, :256], axis=1)
-        return bool(np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)) >= 0.25)
+        return bool(_repeated(sample.reshape(len(sample), -1)[:, :256]) >= TIED_SHARE)
+
+    def _movable(self, chunk: Chunk) -> bool:
+        """Whether scores can be moved a little and the mask repaired after."""
+        exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
+        return exact and chunk.state is None and chunk.exact
 
     def _fits(self, chunk: Chunk, blocks: Array) -> bool:
         """Whether scores are of so few bits that float64 holds their sums: judged by a few blocks."""
@@ -323,6 +335,12 @@ def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
     if name not in buffers or buffers[name].size < size:
         buffers[name] = np.empty(size, np.uint8)
     return buffers[name][:size].view(dtype)
+
+
+def _repeated(lines: Array) -> float:
+    """Share of the numbers of a line that another one of it equals, less one of each: the median over lines."""
+    ordered = np.sort(lines, axis=1)
+    return float(np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)))
 
 
 @cache

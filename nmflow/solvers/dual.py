@@ -338,8 +338,10 @@ def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
 
 
 def _repeated(lines: Array) -> float:
-    """Share of the numbers of a line that another one of it equals, less one of each: the median over lines."""
+    """Share of the numbers of a line that equal an earlier one of it: the median over lines."""
     ordered = np.sort(lines, axis=1)
+    if ordered.shape[1] < 2:
+        return 0.0
     return float(np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)))
 
 

@@ -21,9 +21,9 @@ __all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "ite
 
 CHUNK_ENTRIES = 1 << 21
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
-LEAST_ENTRIES, SMALL_ENTRIES = 1 << 18, 1 << 16
-"""Chunks grow smaller towards the end of a matrix, so that threads end together: down to the first number, or an eighth
-of a small matrix, but not below the second."""
+LEAST_ENTRIES = 1 << 19
+"""Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this: to hand a smaller
+one to a thread takes longer than to solve it."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
@@ -207,11 +207,9 @@ def iter_places(problem: Problem) -> Iterator[Place]:
             wide = full_cols
             if stripe > WIDEST_STRIPE:
                 wide = max(LANE_BLOCKS, CHUNK_ENTRIES // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
-            least = min(LEAST_ENTRIES, max(SMALL_ENTRIES, matrix.array.size // 8))
             i = 0
             while i < full_rows:
-                # ever smaller towards the end, so that threads end together
-                entries = max(least, min(CHUNK_ENTRIES, (full_rows - i) * stripe // 4))
+                entries = min(CHUNK_ENTRIES, max(LEAST_ENTRIES, (full_rows - i) * stripe // 4))
                 tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)

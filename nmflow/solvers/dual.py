@@ -100,7 +100,7 @@ class Dual(Solver):
             return ChunkSolution(finite=False)
         start = Duals(u, v)
         others = blocks = blocks[:left]
-        if left > few and self._tied(chunk, blocks) and self._fits(chunk, blocks):
+        if left and (tied or left > few and self._tied(chunk, blocks)) and self._fits(chunk, blocks):
             start, blocks = self._untie_exactly(chunk, blocks, start)
         counts["tied"] = before - len(blocks)
         if chunk.state is not None:

@@ -141,7 +141,11 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['pattern']} | {stages} | {row['rest']:.2f} | {row['total']:.2f} | {row['open']:.2%} | "
             f"{row['augmented']:.2%} |"
         )
-    lines += ["", "Instructions in the machine code of the first stage (each stands once, in loops):", ""]
+    lines += [
+        "",
+        "Instructions in the machine code of the first stage, with the ascent of all blocks and that of open ones:",
+        "",
+    ]
     names = [*SELECTION, *OTHERS, "vector", "spills"]
     lines += ["| pattern | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
     for row in results["rows"]:

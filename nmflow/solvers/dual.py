@@ -84,7 +84,7 @@ class Dual(Solver):
         sums = np.zeros(128)
         counts = {}
         left = chunk.n_blocks
-        tied = self._tied(chunk, np.arange(left))
+        tied = self._tied(chunk)
         if tied:
             blocks[:left] = np.arange(left)
         else:
@@ -100,7 +100,7 @@ class Dual(Solver):
             return ChunkSolution(finite=False)
         start = Duals(u, v)
         others = blocks = blocks[:left]
-        if left and (tied or left > few and self._tied(chunk, blocks)) and self._fits(chunk, blocks):
+        if left and (tied or (left > few and self._tied(chunk, blocks))) and self._fits(chunk, blocks):
             start, blocks = self._untie_exactly(chunk, blocks, start)
         counts["tied"] = before - len(blocks)
         if chunk.state is not None:
@@ -115,14 +115,16 @@ class Dual(Solver):
         counts["augmented"] = len(blocks)
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts, proven=proven)
 
-    def _tied(self, chunk: Chunk, blocks: Array) -> bool:
-        """Whether the scores of most of these blocks repeat: judged by a few, chosen by their place alone."""
+    def _tied(self, chunk: Chunk, blocks: Array | None = None) -> bool:
+        """Whether the scores of most blocks repeat, of all or of these: judged by a few, chosen by place alone."""
         if not self._movable(chunk):
             return False
         # most matrices are told by a part of one line
-        if len(blocks) == chunk.n_blocks and _repeated(chunk.scores[:1, :128]) < TIED_SHARE / 2:
+        if blocks is None and _repeated(chunk.scores[:1, :128]) < TIED_SHARE / 2:
             return False
-        sample = block_scores(chunk, blocks[:: -(-len(blocks) // 8)])
+        count = chunk.n_blocks if blocks is None else len(blocks)
+        places = np.arange(0, count, -(-count // 8))
+        sample = block_scores(chunk, places if blocks is None else blocks[places])
         return bool(_repeated(sample.reshape(len(sample), -1)[:, :256]) >= TIED_SHARE)
 
     def _movable(self, chunk: Chunk) -> bool:
@@ -342,7 +344,8 @@ def _repeated(lines: Array) -> float:
     ordered = np.sort(lines, axis=1)
     if ordered.shape[1] < 2:
         return 0.0
-    return float(np.median((ordered[:, 1:] == ordered[:, :-1]).mean(axis=1)))
+    shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return float(np.sort(shares)[len(shares) // 2] / lines.shape[1])
 
 
 @cache

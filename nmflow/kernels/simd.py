@@ -115,17 +115,6 @@ class Emitter:
         """The smaller ("<") or larger (">") of two floats, lane by lane."""
         return self.builder.select(self.builder.fcmp_ordered(order, a, b), a, b)
 
-    def fold(self, value: Value, order: str) -> Value:
-        """Smallest or largest lane of a vector of floats, which is not empty."""
-        count = value.type.count
-        while count > 1:
-            half = (count + 1) // 2
-            value = self.better(
-                self.pick(value, range(half)), self.pick(value, [min(half + t, count - 1) for t in range(half)]), order
-            )
-            count = half
-        return self.builder.extract_element(value, ir.Constant(I32, 0))
-
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
         """Pick lanes of the two vectors joined."""
         return self.builder.shuffle_vector(a, b, ir.Constant(vector(I32, len(lanes)), list(lanes)))

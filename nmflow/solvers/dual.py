@@ -227,7 +227,7 @@ class Dual(Solver):
         sums: Array,
         zooms: tuple[int, int, int] = ONCE,
     ) -> int:
-        """Ascend and threshold; see `nmflow.kernels.settle`."""
+        """Ascend, make masks and prove them; see `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask

@@ -19,7 +19,7 @@ from nmflow.problem import Array, Matrix, Problem, is_bfloat16
 
 __all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "iter_places", "load", "store"]
 
-CHUNK_ENTRIES = 1 << 21
+CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
 LEAST_ENTRIES = 1 << 19
 """Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this: to hand a smaller
@@ -76,8 +76,10 @@ class Chunk:
     place : Place
     start : ndarray of bool, shape (h, w), or None
         A mask to improve.
-    duals : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
-        Row and column duals to start from, in the dtype that scores are compared in; the solver may overwrite them.
+    warm : ndarray, shape (block rows, w), or None
+        Column duals to start from, in the dtype that scores are compared in; the solver may overwrite them.
+    wants_duals : bool
+        Whether the duals of all blocks are asked for.
     """
 
     scores: Array
@@ -90,7 +92,8 @@ class Chunk:
     mask: Array
     place: Place
     start: Array | None = None
-    duals: tuple[Array, Array] | None = None
+    warm: Array | None = None
+    wants_duals: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -265,7 +268,14 @@ def _readable(part: Array) -> tuple[Array, Kind, bool]:
     return part, name, True
 
 
-def load(problem: Problem, matrices: tuple[Matrix, ...], masks: tuple[Array, ...], place: Place) -> Chunk:
+def load(
+    problem: Problem,
+    matrices: tuple[Matrix, ...],
+    masks: tuple[Array, ...],
+    place: Place,
+    *,
+    wants_duals: bool = False,
+) -> Chunk:
     """Bring one place into the form that kernels read."""
     pattern = problem.pattern
     matrix = matrices[place.matrix]
@@ -291,21 +301,22 @@ def load(problem: Problem, matrices: tuple[Matrix, ...], masks: tuple[Array, ...
         if chosen is not None:
             state = np.zeros(source.shape, np.int8) if state is None else state
             state[chosen] = value
-    duals = None
+    warm = None
     if problem.warm is not None:
         dtype = np.float64 if kind == "float64" else np.float32
-        duals = _place_duals(place, problem.warm[0][place.matrix], problem.warm[1][place.matrix], pattern, dtype)
-    return Chunk(scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), duals)
+        warm = _place_duals(place, problem.warm[place.matrix], pattern, dtype)
+    return Chunk(
+        scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm, wants_duals
+    )
 
 
-def _place_duals(place: Place, u: Array, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> tuple[Array, Array]:
-    """A copy of the duals of a place, laid out as its chunk is."""
-    rows, cols = pattern.block_shape
-    part = u.reshape(-1, rows, u.shape[1])[place.block_rows, :, place.block_cols]
+def _place_duals(place: Place, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> Array:
+    """A copy of the column duals of a place, laid out as its chunk is."""
+    cols = pattern.block_shape[1]
     across = v[place.block_rows, place.block_cols.start * cols : place.block_cols.stop * cols]
     if place.padded:  # its blocks lie side by side in one stripe
-        return part.transpose(1, 0, 2).reshape(rows, -1).astype(dtype), across.reshape(1, -1).astype(dtype)
-    return part.reshape(-1, part.shape[2]).astype(dtype), across.astype(dtype, order="C")
+        across = across.reshape(1, -1)
+    return across.astype(dtype, order="C")
 
 
 def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:

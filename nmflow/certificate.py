@@ -71,12 +71,19 @@ class Duals:
     block_col: Array | None = None
     special: Mapping[int, BlockDuals] | None = None
 
+    def apart(self) -> npt.NDArray[np.int64]:
+        """Blocks whose duals do not stand in `row` and `col`, ascending."""
+        special = np.fromiter(self.special or (), np.int64)
+        return np.union1d(special, special if self.blocks is None else self.blocks)
+
     def updated(self, other: Duals) -> Duals:
         """These duals, but for the blocks that stand apart in `other`."""
         if self.blocks is None or self.block_row is None or self.block_col is None:
             return replace(self, blocks=other.blocks, block_row=other.block_row, block_col=other.block_col)
         if other.blocks is None or other.block_row is None or other.block_col is None:
             return self
+        if np.array_equal(self.blocks, other.blocks):
+            return replace(self, block_row=other.block_row, block_col=other.block_col)
         old = ~np.isin(self.blocks, other.blocks)
         blocks = np.concatenate([self.blocks[old], other.blocks])
         order = np.argsort(blocks)

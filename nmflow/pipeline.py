@@ -288,7 +288,7 @@ def _run(
     certified = certified or method.exact
 
     def work(place: Place) -> _Part:
-        chunk = load(problem, matrices, masks, place)
+        chunk = load(problem, matrices, masks, place, wants_duals=keep_duals)
         if certified:
             evidence, graded, counts = _settled_and_graded(problem, chunk, method)
             part = _Part(place, graded, counts, graded.objective)
@@ -359,8 +359,8 @@ def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple
     return duals, graded, counts
 
 
-def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The duals of an earlier solution, checked to be those of a problem like this one."""
+def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[Array, ...]:
+    """The column duals of an earlier solution, checked to be those of a problem like this one."""
     if not isinstance(earlier, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
     if method.name != "dual":
@@ -377,12 +377,12 @@ def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[tuple[Ar
     for side in sides:
         if not all(np.isfinite(part).all() for part in side):
             raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
-    return sides[0], sides[1]
+    return sides[1]
 
 
 def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
     """Optimal duals of a chunk, whatever its mask: they give the best bound on it."""
-    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_))
+    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_), wants_duals=True)
     return _settled_and_graded(problem, best, get("dual"))[0]
 
 
@@ -552,13 +552,19 @@ def _new_duals(problem: Problem) -> tuple[list[Array], list[Array]]:
 def _store_duals(target: tuple[list[Array], list[Array]], chunk: Chunk, duals: Duals, grid: Grid) -> None:
     rows, cols = chunk.pattern.block_shape
     place = chunk.place
-    u, v = duals.gather(chunk, np.arange(chunk.n_blocks))
     tall = place.block_rows.stop - place.block_rows.start
     wide = place.block_cols.stop - place.block_cols.start
-    all_u = target[0][place.matrix].reshape(grid.rows, rows, grid.cols)
-    all_v = target[1][place.matrix].reshape(grid.rows, grid.cols, cols)
-    all_u[place.block_rows, :, place.block_cols] = u.reshape(tall, wide, rows).transpose(0, 2, 1)
-    all_v[place.block_rows, place.block_cols] = v.reshape(tall, wide, cols)
+    all_u = target[0][place.matrix].reshape(grid.rows, rows, grid.cols)[place.block_rows, :, place.block_cols]
+    all_v = target[1][place.matrix].reshape(grid.rows, grid.cols, cols)[place.block_rows, place.block_cols]
+    if place.padded or duals.row is None or duals.col is None:
+        apart = np.arange(chunk.n_blocks)
+    else:  # most blocks: as they lie in the matrix
+        all_u[...] = duals.row.reshape(tall, rows, wide)
+        all_v[...] = duals.col.reshape(tall, wide, cols)
+        apart = duals.apart()
+    u, v = duals.gather(chunk, apart)
+    i, j = np.divmod(apart, wide)
+    all_u[i, :, j], all_v[i, j] = u, v
 
 
 def _single(arrays: list[Array]) -> Array | tuple[Array, ...]:

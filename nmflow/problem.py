@@ -125,8 +125,8 @@ class Problem:
     bonus : float
     start : ndarray of bool or None
         A mask for the solver to improve; shape of `scores`.
-    warm : pair of tuples of ndarray, or None
-        Row and column duals of each matrix to start from, as a Solution holds them.
+    warm : tuple of ndarray, or None
+        Column duals of each matrix to start from, as a Solution holds them.
     """
 
     scores: Array
@@ -139,7 +139,7 @@ class Problem:
     previous: Array | None = None
     bonus: float = 0.0
     start: Array | None = None
-    warm: tuple[tuple[Array, ...], tuple[Array, ...]] | None = None
+    warm: tuple[Array, ...] | None = None
 
     @classmethod
     def build(

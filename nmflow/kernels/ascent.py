@@ -6,10 +6,6 @@ the choice that converges, and stepping a little past it (over-relaxation) conve
 stand side by side in a vector, so a row step and a column step are the same code, and the two order statistics come
 from a pruned selection network.
 
-Scores are cut to 14 bits below each block's largest one. That costs no exactness: duals are only *candidates* here,
-and `nmflow.kernels.proof` compares the true scores with them. Blocks that this does not settle are read again, less
-their u + v and magnified, for more rounds: the same step that refreshes a mask from the duals of an earlier one.
-
 References
 ----------
 Hubara et al., "Accelerated Sparse Neural Training", NeurIPS 2021 (the linear program);
@@ -18,6 +14,8 @@ D. Bertsekas, "Network Optimization", 1998, chapter 6 (dual coordinate ascent).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -25,222 +23,147 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.networks import selection_network
-from nmflow.kernels.scores import BY_CODE, ScoreKind
-from nmflow.kernels.simd import (
-    F32,
-    I16,
-    I32,
-    I64,
-    LANES,
-    Emitter,
-    deinterleave,
-    interleave,
-    literal,
-    loop,
-    vector,
-)
+from nmflow.kernels.scores import BY_CODE
+from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
+from nmflow.kernels.simd import I16, I64, LANES, Emitter, deinterleave, literal, loop, vector
 
-__all__ = [
-    "BIAS",
-    "BITS",
-    "VECTOR",
-    "clear_lanes",
-    "inverse",
-    "line_step",
-    "magnified",
-    "measure_segment",
-    "read_segment",
-    "rounds_for",
-    "set_floors",
-    "spread_over",
-    "store_duals",
-]
+__all__ = ["ascend", "clear_lanes", "rounds_for", "set_floors"]
 
-VECTOR = 2 * LANES
-"""Bytes of a vector of 16-bit lanes."""
-BITS = 14
-"""Bits of a block's largest magnitude: the sum of two scores less duals still fits 16."""
-BIAS = 1 << (BITS - 1)
-"""Magnitudes are stored less this, so that they are centred on 0."""
+IN_REGISTERS = 16
+"""Most entries of a block whose lanes all stay in vector registers while it ascends."""
+HELD = 8
+"""Most duals across that stay in registers from line to line."""
 
 
 @intrinsic(prefer_literal=True)
-def measure_segment(typing, scores, stride, scales, kind, rows, cols, absolute):  # type: ignore[no-untyped-def]
-    """Write what one step of 16 bits is worth in each of 32 neighbouring blocks, a power of two.
-
-    Returns the largest magnitude's bits less infinity's: negative if and only if all scores are finite.
-    """
-    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), literal(absolute)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        scores, stride, scales = args[:3]
-        # the largest magnitude of each block: down the rows where it lies, then across the block's columns
-        bits = [emit.variable(emit.splat(kind_.raw, LANES, 0)) for _ in range(cols_)]
-        row = emit.variable(scores)
-        with loop(builder, rows_):
-            base = builder.load(row)
-            for k, slot in enumerate(bits):
-                part = kind_.load_bits(emit, emit.at(base, k * LANES * kind_.itemsize), LANES)
-                builder.store(emit.call("llvm.smax", builder.load(slot), part), slot)
-            builder.store(builder.add(base, stride), row)
-        top = builder.load(bits[0])
-        for slot in bits[1:]:
-            top = emit.call("llvm.smax", top, builder.load(slot))
-        worst = emit.reduce("llvm.vector.reduce.smax", top)
-        verdict = builder.sub(worst, ir.Constant(kind_.raw, kind_.infinity))
-        # only exponents matter; 16 bits hold them for every kind
-        drop = 8 * kind_.itemsize - 16
-        exponents = []
-        for slot in bits:
-            part = builder.load(slot)
-            if drop:
-                part = builder.lshr(part, emit.splat(kind_.raw, LANES, drop))
-                part = builder.trunc(part, vector(I16, LANES))
-            exponents.append(part)
-        largest = deinterleave(emit, exponents)
-        block = largest[0]
-        for part in largest[1:]:
-            block = emit.call("llvm.smax", block, part)
-        emit.store(_unit(emit, block, kind_, BITS if absolute_ else BITS - 1), scales)
-        return builder.sext(verdict, I64) if kind_.itemsize < 8 else verdict
-
-    return types.int64(scores, stride, scales, kind, rows, cols, absolute), codegen
-
-
-def _unit(emit: Emitter, block: Any, kind: ScoreKind, up: int) -> Any:
-    """The power of two that is 2**-up of each block's largest magnitude, given by the upper 16 bits."""
-    builder = emit.builder
-    raw, shift, _ = kind.work_fields
-    number = builder.zext(block, vector(raw, LANES))
-    number = builder.lshr(number, emit.splat(raw, LANES, kind.mantissa - (8 * kind.itemsize - 16)))
-    if kind.mantissa == 10:  # float16 widened: exponent fields are 112 apart; subnormals are below the smallest
-        number = builder.add(number, emit.splat(raw, LANES, 112))
-    # a block of tiny scores gets the smallest step whose inverse, magnified, is still a normal number
-    number = emit.call("llvm.smax", number, emit.splat(raw, LANES, 32 if kind.work == F32 else 80))
-    number = builder.sub(number, emit.splat(raw, LANES, up - 1))
-    return builder.bitcast(builder.shl(number, emit.splat(raw, LANES, shift)), vector(kind.work, LANES))
-
-
-def inverse(emit: Emitter, unit: Any, kind: ScoreKind) -> Any:
-    """One over powers of two: their exponent field is twice the bias less the other."""
-    builder = emit.builder
-    raw, shift, bias = kind.work_fields
-    whole = emit.splat(raw, LANES, (2 * bias) << shift)
-    return builder.bitcast(builder.sub(whole, builder.bitcast(unit, vector(raw, LANES))), vector(kind.work, LANES))
-
-
-def magnified(emit: Emitter, unit: Any, kind: ScoreKind, zoom: Any) -> Any:
-    """Powers of two less `zoom` bits."""
-    builder = emit.builder
-    raw, shift, _ = kind.work_fields
-    bits = zoom if raw == I64 else builder.trunc(zoom, raw)
-    less = emit.broadcast(builder.shl(bits, ir.Constant(raw, shift)), LANES)
-    return builder.bitcast(builder.sub(builder.bitcast(unit, vector(raw, LANES)), less), vector(kind.work, LANES))
-
-
-def spread_over(emit: Emitter, numbers: Any, part: int, cols: int) -> Any:
-    """Repeat a number for each of 32 blocks over its columns: vector `part` of `cols`."""
-    return emit.pick(numbers, [(part * LANES + t) // cols for t in range(LANES)])
-
-
-@intrinsic(prefer_literal=True)
-def read_segment(  # type: ignore[no-untyped-def]
-    typing, scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given
+def ascend(  # type: ignore[no-untyped-def]
+    typing, lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, r, c, rounds, clamp_rows, clamp_cols, given
 ):
-    """Read 32 neighbouring blocks into lanes of 16 bits: scores, or if duals are `given` S - u - v, magnified."""
-    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
-    absolute_, given_ = bool(literal(absolute)), literal(given)
+    """Rounds of row and column steps of 32 blocks from the column duals that are there, and a last row step.
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        scores, stride, lanes, scales, u, u_stride, v, zoom = args[:8]
-        work, item, size = kind_.work, kind_.itemsize, kind_.work_size
-        unit = emit.load(scales, vector(work, LANES))
-        scale = inverse(emit, magnified(emit, unit, kind_, zoom) if given_ else unit, kind_)
-        wide = [spread_over(emit, scale, k, cols_) for k in range(cols_)]
-        # adding 2**15 before cutting makes it a floor
-        half, top = emit.splat(work, LANES, 32768.0), emit.splat(work, LANES, 65535.0)
-        zero = emit.splat(work, LANES, 0.0)
-        at, target, row_at = emit.variable(scores), emit.variable(lanes), emit.variable(u)
-        with loop(builder, rows_):
-            base = builder.load(at)
-            row_duals = emit.load(builder.load(row_at), vector(work, LANES)) if given_ else None
-            parts = []
-            for k in range(cols_):
-                value = kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_)
-                if given_:
-                    col_duals = emit.load(emit.at(v, k * LANES * size), vector(work, LANES))
-                    threshold = builder.fadd(spread_over(emit, row_duals, k, cols_), col_duals)
-                    value = builder.fadd(builder.fmul(builder.fsub(value, threshold), wide[k]), half)
-                    value = emit.better(value, zero, ">")
-                    value = emit.better(value, top, "<")
-                    offset = 32768
-                else:
-                    value = builder.fmul(value, wide[k])
-                    offset = BIAS if absolute_ else 0
-                number = builder.fptosi(value, vector(I32, LANES))
-                if offset:
-                    number = builder.sub(number, emit.splat(I32, LANES, offset))
-                parts.append(builder.trunc(number, vector(I16, LANES)))
-            out = builder.load(target)
-            for j, part in enumerate(deinterleave(emit, parts)):
-                emit.store(part, emit.at(out, j * VECTOR), VECTOR)
-            builder.store(emit.at(out, cols_ * VECTOR), target)
-            builder.store(builder.add(base, stride), at)
-            builder.store(builder.add(builder.load(row_at), u_stride), row_at)
-        return context.get_dummy_value()
-
-    arguments = (scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given)
-    return types.none(*arguments), codegen
-
-
-@intrinsic(prefer_literal=True)
-def line_step(typing, line, other, dual, floor, relax, count, stride, budget, clamp, given):  # type: ignore[no-untyped-def]
-    """One line of 32 blocks: move its dual to the midpoint of the budget-th and the next largest, and past it.
-
-    line : address of the line's first lane vector; its others are `stride` bytes apart.
-    other : address of the duals across. dual, floor : addresses of the line's own, and of its least value if `clamp`.
-    relax : 0, or -1 to step past the midpoint.
+    lanes : address of rows x cols lane vectors. rows_at, cols_at : of the duals; row duals are only written.
+    row_floors, col_floors : of their least values, where clamped.
     given : whether scores are cut off at 16 bits, so that differences have to be too; else differences stay within
     16 bits, but for duals far from the scores, which then are poor candidates and no more.
     """
-    count_, stride_, budget_ = literal(count), literal(stride), literal(budget)
-    clamp_, given_ = literal(clamp), literal(given)
+    rows_, cols_, r_, c_, rounds_ = (literal(x) for x in (rows, cols, r, c, rounds))
+    clamps, given_ = (literal(clamp_rows), literal(clamp_cols)), literal(given)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        line, other, dual, floor, relax = args[:5]
+        lanes, rows_at, cols_at, row_floors, col_floors = args[:5]
         kind = vector(I16, LANES)
-        wires = []
-        for t in range(count_):
-            score = emit.load(emit.at(line, t * stride_), kind, VECTOR)
-            across = emit.load(emit.at(other, t * VECTOR), kind, VECTOR)
-            wires.append(emit.call("llvm.ssub.sat", score, across) if given_ else builder.sub(score, across))
-        ranks = (budget_ - 1, budget_) if budget_ < count_ else (budget_ - 1,)
-        for i, j, use_max, use_min in selection_network(count_, ranks, unordered=True):
-            a, b = wires[i], wires[j]
-            if use_max:
-                wires[i] = emit.call("llvm.smax", a, b)
-            if use_min:
-                wires[j] = emit.call("llvm.smin", a, b)
-        one = emit.splat(I16, LANES, 1)
-        if budget_ < count_:
-            # rounded up: an entry that equals the dual lost a fraction when it was cut, and is above it
-            target = builder.ashr(builder.add(builder.add(wires[budget_ - 1], one), wires[budget_]), one)
+        sides = (
+            _Side(rows_, cols_, r_, cols_ * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamps[0] else None),
+            _Side(cols_, rows_, c_, VECTOR, cols_ * VECTOR, cols_at, rows_at, col_floors if clamps[1] else None),
+        )
+        if rows_ * cols_ <= IN_REGISTERS:
+            scores = [emit.load(emit.at(lanes, t * VECTOR), kind, VECTOR) for t in range(rows_ * cols_)]
+            held = [
+                [emit.variable(emit.load(emit.at(side.duals, t * VECTOR), kind, VECTOR)) for t in range(side.lines)]
+                for side in sides
+            ]
+
+            def half(side: int, relax: bool) -> None:
+                across = [builder.load(slot) for slot in held[1 - side]]
+                for i in range(sides[side].lines):
+                    line = [scores[i * cols_ + j] if side == 0 else scores[j * cols_ + i] for j in range(len(across))]
+                    floor = sides[side].floor(emit, i)
+                    old = builder.load(held[side][i]) if relax else None
+                    builder.store(_moved(emit, line, across, old, floor, sides[side].budget, given_), held[side][i])
+
         else:
-            target = builder.sub(wires[budget_ - 1], one)
-        old = emit.load(dual, kind, VECTOR)
-        step = builder.and_(builder.sub(target, old), emit.broadcast(builder.trunc(relax, I16), LANES))
-        fresh = builder.add(target, builder.ashr(step, emit.splat(I16, LANES, 2)))
-        if count_ > 8:  # larger blocks gain from a larger step: 1 + 1/4 + 1/8
-            fresh = builder.add(fresh, builder.ashr(step, emit.splat(I16, LANES, 3)))
-        if clamp_:
-            fresh = emit.call("llvm.smax", fresh, emit.load(floor, kind, VECTOR))
-        emit.store(fresh, dual, VECTOR)
+
+            def half(side: int, relax: bool) -> None:
+                _half_round(emit, sides[side], lanes, relax, given_)
+
+        half(0, False)
+        if rounds_:
+            half(1, False)
+            if rounds_ > 1:
+                with loop(builder, rounds_ - 1):
+                    half(0, True)
+                    half(1, True)
+            half(0, False)
+        if rows_ * cols_ <= IN_REGISTERS:
+            for side, slots in zip(sides, held, strict=True):
+                for t, slot in enumerate(slots):
+                    emit.store(builder.load(slot), emit.at(side.duals, t * VECTOR), VECTOR)
         return context.get_dummy_value()
 
-    return types.none(line, other, dual, floor, relax, count, stride, budget, clamp, given), codegen
+    arguments = (
+        lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, r, c, rounds, clamp_rows, clamp_cols, given
+    )  # fmt: skip
+    return types.none(*arguments), codegen
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The lines of one direction: how many, of how many entries, their budget, strides in bytes, addresses."""
+
+    lines: int
+    count: int
+    budget: int
+    line_step: int
+    entry_step: int
+    duals: Any
+    across: Any
+    floors: Any
+
+    def floor(self, emit: Emitter, line: int) -> Any:
+        """Least value of the dual of a line, or None."""
+        if self.floors is None:
+            return None
+        return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
+
+
+def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, given: int) -> None:
+    """A step of each line, whose scores are in memory."""
+    builder, kind = emit.builder, vector(I16, LANES)
+
+    def duals_across() -> list[Any]:
+        return [emit.load(emit.at(side.across, t * VECTOR), kind, VECTOR) for t in range(side.count)]
+
+    across = duals_across() if side.count <= HELD else None
+    with loop(builder, side.lines) as turn:
+        line = builder.add(lanes, builder.mul(turn.index, ir.Constant(I64, side.line_step)))
+        ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
+        dual = builder.add(side.duals, ahead)
+        scores = [emit.load(emit.at(line, t * side.entry_step), kind, VECTOR) for t in range(side.count)]
+        floor = None if side.floors is None else emit.load(builder.add(side.floors, ahead), kind, VECTOR)
+        old = emit.load(dual, kind, VECTOR) if relax else None
+        fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget, given)
+        emit.store(fresh, dual, VECTOR)
+
+
+def _moved(
+    emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int, given: int
+) -> Any:
+    """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one."""
+    builder, count = emit.builder, len(scores)
+    wires = [
+        emit.call("llvm.ssub.sat", score, dual) if given else builder.sub(score, dual)
+        for score, dual in zip(scores, across, strict=True)
+    ]
+    ranks = (budget - 1, budget) if budget < count else (budget - 1,)
+    for i, j, use_max, use_min in selection_network(count, ranks, unordered=True):
+        a, b = wires[i], wires[j]
+        if use_max:
+            wires[i] = emit.call("llvm.smax", a, b)
+        if use_min:
+            wires[j] = emit.call("llvm.smin", a, b)
+    one = emit.splat(I16, LANES, 1)
+    if budget < count:
+        # rounded up: an entry that equals the dual is kept, since all that was cut off it is more
+        fresh = builder.ashr(builder.add(builder.add(wires[budget - 1], one), wires[budget]), one)
+    else:
+        fresh = builder.sub(wires[budget - 1], one)
+    if old is not None:
+        step = builder.sub(fresh, old)
+        fresh = builder.add(fresh, builder.ashr(step, emit.splat(I16, LANES, 2)))
+        if count > 8:  # larger blocks gain from a larger step: 1 + 1/4 + 1/8
+            fresh = builder.add(fresh, builder.ashr(step, emit.splat(I16, LANES, 3)))
+    return fresh if floor is None else emit.call("llvm.smax", fresh, floor)
 
 
 @intrinsic(prefer_literal=True)
@@ -281,43 +204,6 @@ def set_floors(  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     arguments = (row_floors, col_floors, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
-    return types.none(*arguments), codegen
-
-
-@intrinsic(prefer_literal=True)
-def store_duals(  # type: ignore[no-untyped-def]
-    typing, row_lanes, col_lanes, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given
-):
-    """Write the duals of 32 neighbouring blocks in the work dtype, in the matrix's order; add to those given."""
-    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
-    bias_, given_ = literal(bias), literal(given)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        row_lanes, col_lanes, scales, u, u_stride, v, zoom = args[:7]
-        work = vector(kind_.work, LANES)
-        unit = emit.load(scales, work)
-        if given_:
-            unit = magnified(emit, unit, kind_, zoom)
-
-        def write(steps: Any, unit: Any, to: Any) -> None:
-            value = builder.fmul(builder.sitofp(steps, work), unit)
-            emit.store(builder.fadd(value, emit.load(to, work)) if given_ else value, to)
-
-        row, source = emit.variable(u), emit.variable(row_lanes)
-        with loop(builder, rows_):
-            at, to = builder.load(source), builder.load(row)
-            steps = builder.sext(emit.load(at, vector(I16, LANES), VECTOR), vector(I32, LANES))
-            write(steps if given_ else builder.add(steps, emit.splat(I32, LANES, bias_)), unit, to)
-            builder.store(builder.add(to, u_stride), row)
-            builder.store(emit.at(at, VECTOR), source)
-        parts = [emit.load(emit.at(col_lanes, j * VECTOR), vector(I16, LANES), VECTOR) for j in range(cols_)]
-        for k, part in enumerate(interleave(emit, parts)):
-            steps = builder.sext(part, vector(I32, LANES))
-            write(steps, spread_over(emit, unit, k, cols_), emit.at(v, k * LANES * kind_.work_size))
-        return context.get_dummy_value()
-
-    arguments = (row_lanes, col_lanes, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
     return types.none(*arguments), codegen
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "LOOSE",
     "WIDE",
     "augment_block",
+    "augment_floats",
     "augment_kernel",
 ]
 
@@ -299,6 +300,21 @@ def _scale_of(scores):  # type: ignore[no-untyped-def]
     return exponent
 
 
+@njit(nogil=True, error_model="numpy")
+def augment_floats(scores, u, v, arc, r, c, row_exact, col_exact, dist, nodes, low, high):  # type: ignore[no-untyped-def]
+    """`augment_block` in float64, with duals that are then moved off the scores; how it ended.
+
+    dist : (R + C + 1,) float64, nodes : (4, R + C + 1) int64, low and high : (max(R, C),) float64, workspace.
+    """
+    need, loose, previous, mark = nodes
+    if not _start(scores, u, v, arc, r, c, row_exact, col_exact, need, loose):
+        return FAILED
+    if not _paths(scores, u, v, arc, row_exact, col_exact, dist, need, loose, previous, mark):
+        return FAILED
+    _centre(scores, u, v, arc, row_exact, col_exact, loose, low, high)
+    return FLOAT
+
+
 @once
 def augment_kernel(integers: bool) -> Any:
     """Compile `augment_block` over many blocks, in float64 or in 64-bit integers.
@@ -312,18 +328,12 @@ def augment_kernel(integers: bool) -> Any:
     """
     version = fingerprint()
 
-    def augment_floats(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
+    def augment_many(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
-        ended[:] = FAILED
-        dist = np.empty(rows + cols + 1, np.float64)
-        need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
+        dist, nodes = np.empty(rows + cols + 1, np.float64), np.empty((4, rows + cols + 1), np.int64)
         low, high = np.empty((2, max(rows, cols)))
         for k in range(count if version else 0):
-            if not _start(values[k], u[k], v[k], arcs[k], r, c, re, ce, need, loose):
-                continue
-            if _paths(values[k], u[k], v[k], arcs[k], re, ce, dist, need, loose, previous, mark):
-                _centre(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
-                ended[k] = FLOAT
+            ended[k] = augment_floats(values[k], u[k], v[k], arcs[k], r, c, re, ce, dist, nodes, low, high)
 
     def augment_integers(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
@@ -362,4 +372,4 @@ def augment_kernel(integers: bool) -> Any:
     signature = types.none(
         types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag, types.uint8[::1]
     )  # fmt: skip
-    return compiled(augment_integers if integers else augment_floats, signature)
+    return compiled(augment_integers if integers else augment_many, signature)

@@ -13,7 +13,7 @@ from numba import njit, types
 
 from nmflow.kernels.compile import compiled, fingerprint, once
 
-__all__ = ["grade_kernel"]
+__all__ = ["grade_block", "grade_kernel"]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -23,6 +23,46 @@ def _reduced(score, u, v):  # type: ignore[no-untyped-def]
     part = high - u
     low = (u - (high - part)) + (v - part)
     return (score - high) - low if score != high else -low
+
+
+@njit(nogil=True, error_model="numpy")
+def grade_block(values, u, v, mask, state, exact, r, c, row_fill, col_fill, col_count):  # type: ignore[no-untyped-def]
+    """Flag, gap and kept score of one block; see `grade_kernel`. col_count : (C,) int64, workspace."""
+    rows, cols = values.shape
+    flag, gap, total = 0, 0.0, 0.0
+    col_count[:] = 0
+    for i in range(rows):
+        row_count = 0
+        for j in range(cols):
+            kept = mask[i, j] != 0
+            row_count += kept
+            col_count[j] += kept
+            total += values[i, j] if kept else 0.0
+            if state[i, j] != 0:
+                if kept != (state[i, j] > 0):
+                    flag = 2
+                continue
+            reduced = _reduced(values[i, j], u[i], v[j])
+            bad = reduced < 0 if kept else reduced > 0
+            if bad or reduced != reduced or (reduced == 0 and not exact):
+                flag = max(flag, 1)
+                gap += abs(reduced)
+        if row_count > r or (row_fill == 2 and row_count != r):
+            flag = 2
+        elif row_fill < 2:
+            if u[i] < 0:
+                flag, gap = max(flag, 1), np.inf
+            elif u[i] > 0 and row_count < r:
+                flag, gap = max(flag, 1), gap + u[i] * (r - row_count)
+    for j in range(cols):
+        if col_count[j] > c or (col_fill == 2 and col_count[j] != c):
+            flag = 2
+        elif col_fill < 2:
+            if v[j] < 0 or (col_fill == 0 and v[j] != 0):
+                flag, gap = max(flag, 1), np.inf
+            elif v[j] > 0 and col_count[j] < c:
+                flag, gap = max(flag, 1), gap + v[j] * (c - col_count[j])
+    return flag, np.nan if flag == 2 else gap, total
 
 
 @once
@@ -40,45 +80,13 @@ def grade_kernel() -> Any:
     version = fingerprint()
 
     def grade(values, u, v, mask, state, exact, r, c, row_fill, col_fill, flags, gaps):  # type: ignore[no-untyped-def]
-        count, rows, cols = values.shape
-        col_count = np.empty(cols, np.int64)
+        col_count = np.empty(values.shape[2], np.int64)
         total = 0.0
-        for k in range(count if version else 0):
-            flag, gap = 0, 0.0
-            col_count[:] = 0
-            for i in range(rows):
-                row_count = 0
-                for j in range(cols):
-                    kept = mask[k, i, j] != 0
-                    row_count += kept
-                    col_count[j] += kept
-                    total += values[k, i, j] if kept else 0.0
-                    if state[k, i, j] != 0:
-                        if kept != (state[k, i, j] > 0):
-                            flag = 2
-                        continue
-                    reduced = _reduced(values[k, i, j], u[k, i], v[k, j])
-                    bad = reduced < 0 if kept else reduced > 0
-                    if bad or reduced != reduced or (reduced == 0 and not exact):
-                        flag = max(flag, 1)
-                        gap += abs(reduced)
-                if row_count > r or (row_fill == 2 and row_count != r):
-                    flag = 2
-                elif row_fill < 2:
-                    if u[k, i] < 0:
-                        flag, gap = max(flag, 1), np.inf
-                    elif u[k, i] > 0 and row_count < r:
-                        flag, gap = max(flag, 1), gap + u[k, i] * (r - row_count)
-            for j in range(cols):
-                if col_count[j] > c or (col_fill == 2 and col_count[j] != c):
-                    flag = 2
-                elif col_fill < 2:
-                    if v[k, j] < 0 or (col_fill == 0 and v[k, j] != 0):
-                        flag, gap = max(flag, 1), np.inf
-                    elif v[k, j] > 0 and col_count[j] < c:
-                        flag, gap = max(flag, 1), gap + v[k, j] * (c - col_count[j])
-            flags[k] = flag
-            gaps[k] = np.nan if flag == 2 else gap
+        for k in range(len(values) if version else 0):
+            flags[k], gaps[k], kept = grade_block(
+                values[k], u[k], v[k], mask[k], state[k], exact, r, c, row_fill, col_fill, col_count
+            )
+            total += kept
         return total
 
     i8, matrix = types.int64, types.float64[:, ::1]

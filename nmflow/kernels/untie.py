@@ -19,21 +19,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.ascent import (
-    BIAS,
-    BITS,
-    VECTOR,
-    clear_lanes,
-    inverse,
-    line_step,
-    magnified,
-    rounds_for,
-    spread_over,
-    store_duals,
-)
+from nmflow.kernels.ascent import ascend, clear_lanes, rounds_for
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.segments import BIAS, BITS, VECTOR, inverse, magnified, spread_over, store_duals
 from nmflow.kernels.simd import (
     F32,
     I8,
@@ -324,12 +314,12 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, u, v, grid_cols, scratch, blocks, count, sums, exact, offsets,
-    float_offsets, zoom_step, last_zoom) -> int
-        As `nmflow.kernels.settle`, for the `count` blocks that `blocks` names; offsets: rows x cols int16, in steps of
-        14 bits below a block's spread, and the same with fractions in the work dtype; zoom_step, last_zoom: bits by
-        which what is left is magnified, time after time. Returns how many blocks are open, which then stand first in
-        `blocks`; -1 if a score is not finite.
+    function (scores, stride, mask, mask_stride, u, v, dense, grid_cols, scratch, blocks, block_u, block_v, count, sums,
+    exact, offsets, float_offsets, zoom_step, last_zoom) -> int
+        As `nmflow.kernels.settle`, for the `count` blocks that `blocks` names, whatever their duals; offsets: rows x
+        cols int16, in steps of 14 bits below a block's spread, and the same with fractions in the work dtype;
+        zoom_step, last_zoom: bits by which what is left is magnified, time after time. Returns how many blocks are
+        open, or -1 if a score is not finite.
     """
     kind = KINDS[kind_name]
     code, item, work, magnitude = kind.code, kind.itemsize, kind.work_size, int(absolute)
@@ -343,8 +333,8 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
     lane_count, vector_bytes, lines, most = LANES, VECTOR, rows + cols, SWEEPS
 
     def untie(  # type: ignore[no-untyped-def]
-        scores, stride, mask, mask_stride, u, v, grid_cols, scratch, blocks, count, sums, exact, offsets,
-        float_offsets, zoom_step, last_zoom,
+        scores, stride, mask, mask_stride, u, v, dense, grid_cols, scratch, blocks, block_u, block_v, count, sums,
+        exact, offsets, float_offsets, zoom_step, last_zoom,
     ):  # fmt: skip
         if version == 0:
             return -2
@@ -372,20 +362,8 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
             if measure_spread(gathered, segment_bytes, scales, lows, code, rows, cols, magnitude) >= 0:
                 return -1
             read_moved(gathered, segment_bytes, lanes, scales, lows, lattice, offsets, code, rows, cols, magnitude)
-            clear_lanes(rows_at, lines)
-            for k in range(rounds + 1):
-                relax = -1 if 0 < k < rounds else 0
-                for i in range(rows):
-                    line_step(
-                        lanes + i * row_bytes, cols_at, rows_at + i * vector_bytes, rows_at,
-                        relax, cols, vector_bytes, row_budget, 0, 0,
-                    )  # fmt: skip
-                if k < rounds:
-                    for t in range(cols):
-                        line_step(
-                            lanes + t * vector_bytes, rows_at, cols_at + t * vector_bytes, cols_at,
-                            relax, rows, row_bytes, col_budget, 0, 0,
-                        )  # fmt: skip
+            clear_lanes(cols_at, cols)
+            ascend(lanes, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, rounds, 0, 0, 0)
             store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, 0, code, rows, cols, BIAS, 0)
             for zoom in range(zoom_step, last_zoom + 1, zoom_step):
                 read_rest(
@@ -393,19 +371,9 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
                     code, rows, cols, magnitude,
                 )  # fmt: skip
                 clear_lanes(rows_at, lines)
-                for k in range(again_rounds + 1):
-                    relax = -1 if 0 < k < again_rounds else 0
-                    for i in range(rows):
-                        line_step(
-                            lanes + i * row_bytes, cols_at, rows_at + i * vector_bytes, rows_at,
-                            relax, cols, vector_bytes, row_budget, 0, 1,
-                        )  # fmt: skip
-                    if k < again_rounds:
-                        for t in range(cols):
-                            line_step(
-                                lanes + t * vector_bytes, rows_at, cols_at + t * vector_bytes, cols_at,
-                                relax, rows, row_bytes, col_budget, 0, 1,
-                            )  # fmt: skip
+                ascend(
+                    lanes, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, again_rounds, 0, 0, 1
+                )
                 store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, BIAS, 1)
             for j in range(0, lane_count, many):
                 choose_span(
@@ -440,15 +408,20 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
                 s = b // grid_cols
                 j = b - s * grid_cols
                 for i in range(rows):
-                    copy_bytes(
-                        rows_out + (i * lane_count + lane) * work, u + (s * rows + i) * u_stride + j * work, work
-                    )
-                    copy_bytes(
-                        masks + (i * lane_count + lane) * cols, mask + (s * rows + i) * mask_stride + j * cols, cols
-                    )
-                copy_bytes(cols_out + lane * col_bytes, v + b * col_bytes, col_bytes)
-                write_word(blocks + left * 8, b)
-                left += read_byte(flags + lane) != 0
+                    to = mask + (s * rows + i) * mask_stride + j * cols
+                    copy_bytes(masks + (i * lane_count + lane) * cols, to, cols)
+                if dense:
+                    for i in range(rows):
+                        to = u + (s * rows + i) * u_stride + j * work
+                        copy_bytes(rows_out + (i * lane_count + lane) * work, to, work)
+                    copy_bytes(cols_out + lane * col_bytes, v + b * col_bytes, col_bytes)
+                if read_byte(flags + lane) != 0:
+                    write_word(blocks + left * 8, b)
+                    for i in range(rows):
+                        to = block_u + (left * rows + i) * work
+                        copy_bytes(rows_out + (i * lane_count + lane) * work, to, work)
+                    copy_bytes(cols_out + lane * col_bytes, block_v + left * col_bytes, col_bytes)
+                    left += 1
         return left
 
-    return compiled(untie, types.int64(*[types.int64] * 16))
+    return compiled(untie, types.int64(*[types.int64] * 19))

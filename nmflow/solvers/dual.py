@@ -21,16 +21,16 @@ __all__ = ["Dual"]
 
 UNTIED_ENTRIES = 1 << 16
 """Entries of the blocks that are untied together: half a MiB of float64, several arrays of which fit the cache."""
-ONCE, FURTHER, FAR = (6, 6, 1), (9, 12, 3), (6, 39, 3)
+MORE, FAR = (6, 12, 3), (6, 39, 3)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
-and the step between: right away; for those that are open even then; for scores that were moved by very little."""
+and the step between; and for scores that were moved by very little."""
 OFFSETS = ((9, (3, 9)), (4, (4, 12)))
 """Bits of the offsets by which scores that repeat are moved, of 14, and step and last number of bits of the
 magnification: large offsets resolve scores on a lattice, small ones equal scores among others."""
 OFFSET_SHARE = 0.25
 """The largest offset where scores are moved by very little, as a share of what they are multiples of."""
-WARM_ZOOM = 4
-"""The same for all blocks, from the duals of an earlier mask."""
+ROUNDED = (0, 12, 6)
+"""The same where scores were rounded, from nothing."""
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
 MANY = {8: 64, 64: 4}
@@ -70,50 +70,71 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        from nmflow.kernels.augment import FAILED
-
-        tall, wide = chunk.grid
-        dtype = np.float64 if chunk.kind == "float64" else np.float32
-        if chunk.duals is None:
-            height, width = chunk.mask.shape
-            u = _workspace("row", height * wide, dtype).reshape(height, wide)
-            v = _workspace("col", tall * width, dtype).reshape(tall, width)
-        else:
-            u, v = chunk.duals
-        blocks = _workspace("blocks", chunk.n_blocks + 1, np.int64)
-        sums = np.zeros(128)
+        todo = _Todo(chunk)
         counts = {}
-        left = chunk.n_blocks
         tied = self._tied(chunk)
-        if tied:
-            blocks[:left] = np.arange(left)
+        if not tied and chunk.exact:
+            counts["ascended"] = self._settle(chunk, todo)
         else:
-            left = counts["ascended"] = self._settle(chunk, u, v, blocks, 0, sums)
-            if left > 0:
-                left = self._settle(chunk, u, v, blocks, left, sums, FURTHER)
-        before = left
+            todo.add_all()
+            if not tied:  # sums of scores that were rounded are compared as floats, where a tie proves nothing
+                counts["ascended"] = self._settle(chunk, todo, ROUNDED)
+        before = todo.count
         few = chunk.n_blocks // next(many for side, many in MANY.items() if max(chunk.pattern.block_shape) <= side)
-        if tied or (self._movable(chunk) and left > few):
+        if tied or (self._movable(chunk) and todo.count > few):
             for bits, zooms in OFFSETS:
-                left = self._untie(chunk, u, v, blocks, left, sums, bits, zooms) if left > 0 else left
-        if left < 0:
+                if todo.count > 0:
+                    self._untie(chunk, todo, bits, zooms)
+        if todo.count < 0:
             return ChunkSolution(finite=False)
-        start = Duals(u, v)
-        others = blocks = blocks[:left]
-        if left and (tied or (left > few and self._tied(chunk, blocks))) and self._fits(chunk, blocks):
+        start = todo.duals()
+        others = blocks = todo.blocks[: todo.count].copy()
+        if len(blocks) and (tied or (len(blocks) > few and self._tied(chunk, blocks))) and self._fits(chunk, blocks):
             start, blocks = self._untie_exactly(chunk, blocks, start)
         counts["tied"] = before - len(blocks)
-        if chunk.state is not None:
-            blocks = np.union1d(blocks, chunk.fixed_blocks())
-        # blocks with fixed entries were graded without them
         with np.errstate(over="ignore"):
-            proven = None if chunk.state is not None else Proven(float(sums.sum()), others)
+            kept = float(todo.sums.sum())
+        if chunk.state is not None:
+            # blocks with fixed entries were settled without them, so all are graded anew
+            return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks()), start, counts)
         if not len(blocks):
-            return ChunkSolution(start, counts=counts, proven=proven)
+            return ChunkSolution(start, counts=counts, proven=Proven(kept, others))
+        counts["augmented"] = len(blocks)
+        duals, proven, failed = self._finish(chunk, blocks, start)
+        if len(blocks) < len(others):
+            settled = others[np.isin(others, blocks, invert=True)]
+            others = np.union1d(settled, proven.others)
+        else:
+            others = proven.others
+        return ChunkSolution(duals, infeasible=failed, counts=counts, proven=Proven(kept + proven.objective, others))
+
+    def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
+        """Send paths through some blocks of a chunk with fixed entries."""
+        from nmflow.kernels.augment import FAILED
+
+        counts["augmented"] = len(blocks)
+        if not len(blocks):
+            return ChunkSolution(start, counts=counts)
         ended, duals = self._augment(chunk, blocks, start, integers=False)
         failed = tuple(int(b) for b in blocks[ended == FAILED])
-        counts["augmented"] = len(blocks)
-        return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts, proven=proven)
+        return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts)
+
+    def _finish(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Proven, tuple[int, ...]]:
+        """Send paths through some blocks and prove them; duals, which are proven, which have no mask."""
+        from nmflow.kernels.augment import FAILED
+        from nmflow.kernels.finish import finish_kernel
+
+        pattern = chunk.pattern
+        u, v = start.gather(chunk, blocks)
+        u[~np.isfinite(u)] = 0.0
+        v[~np.isfinite(v)] = 0.0
+        ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
+        kept = finish_kernel()(
+            block_scores(chunk, blocks), u, v, chunk.mask.view(np.uint8), blocks, pattern.row_budget,
+            pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, ended, flags,
+        )  # fmt: skip
+        failed = tuple(blocks[ended == FAILED].tolist())
+        return start.updated(Duals(blocks=blocks, block_row=u, block_col=v)), Proven(kept, blocks[flags != 0]), failed
 
     def _tied(self, chunk: Chunk, blocks: Array | None = None) -> bool:
         """Whether the scores of most blocks repeat, of all or of these: judged by a few, chosen by place alone."""
@@ -139,31 +160,19 @@ class Dual(Solver):
         scaled = np.ldexp(sample, EXACT_BITS - power) if abs(power) < 900 else np.full(1, 0.5)
         return bool((scaled == np.floor(scaled)).all())
 
-    def _untie(
-        self,
-        chunk: Chunk,
-        u: Array,
-        v: Array,
-        blocks: Array,
-        count: int,
-        sums: Array,
-        bits: int,
-        zooms: tuple[int, int],
-    ) -> int:
+    def _untie(self, chunk: Chunk, todo: _Todo, bits: int, zooms: tuple[int, int]) -> None:
         """Settle blocks whose scores repeat; see `nmflow.kernels.untie`."""
         from nmflow.kernels.untie import untie_kernel, untie_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
         shape = pattern.block_shape
         scratch = _workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
-        whole, floats = _steps(*shape, bits, u.dtype.name)
+        whole, floats = _steps(*shape, bits, todo.u.dtype.name)
         kernel = untie_kernel(chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute)
-        return int(
-            kernel(
-                scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
-                chunk.grid[1], scratch.ctypes.data, blocks.ctypes.data, count, sums.ctypes.data, int(chunk.exact),
-                whole.ctypes.data, floats.ctypes.data, *zooms,
-            )
+        todo.count = kernel(
+            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
+            chunk.grid[1], scratch.ctypes.data, *todo.addresses, todo.count, todo.sums.ctypes.data, int(chunk.exact),
+            whole.ctypes.data, floats.ctypes.data, *zooms,
         )  # fmt: skip
 
     def _untie_exactly(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
@@ -200,15 +209,13 @@ class Dual(Solver):
         stripe = np.ascontiguousarray(moved.transpose(1, 0, 2)).reshape(rows, -1)
         beside = replace(
             chunk, scores=stripe, source=stripe, kind="float64", absolute=False, mask=np.empty(stripe.shape, np.bool_),
-            duals=None,
+            warm=None, wants_duals=True,
         )  # fmt: skip
-        row, col = np.empty((rows, len(blocks))), np.empty((1, stripe.shape[1]))
-        numbers = np.empty(len(blocks) + 1, np.int64)
-        sums = np.empty(128)
-        left = self._settle(beside, row, col, numbers, 0, sums)
-        left = self._settle(beside, row, col, numbers, left, sums, FAR) if left else 0
-        if left:
-            self._augment(beside, numbers[:left], Duals(row, col), integers=False)
+        todo = _Todo(beside)
+        if self._settle(beside, todo, FAR):
+            self._augment(beside, todo.blocks[: todo.count], todo.duals(), integers=False)
+        assert todo.dense is not None
+        col = todo.dense[1]
         masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
         u, v = np.empty((len(blocks), rows)), col.reshape(len(blocks), cols)
         done = np.zeros(len(blocks), np.bool_)
@@ -217,38 +224,23 @@ class Dual(Solver):
         chunk.put(blocks[done], masks[done])
         return done, u, v
 
-    def _settle(
-        self,
-        chunk: Chunk,
-        u: Array,
-        v: Array,
-        blocks: Array,
-        count: int,
-        sums: Array,
-        zooms: tuple[int, int, int] = ONCE,
-    ) -> int:
-        """Ascend, make masks and prove them; see `nmflow.kernels.settle`."""
+    def _settle(self, chunk: Chunk, todo: _Todo, zooms: tuple[int, int, int] = MORE) -> int:
+        """Ascend, make masks and prove them; how many blocks are open. See `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
         shape = pattern.block_shape
-        scratch = _workspace("scratch", settle_scratch(chunk.kind, shape, chunk.grid[1]), np.uint8)
+        scratch = _workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
         kernel = settle_kernel(
-            chunk.kind,
-            *shape,
-            pattern.row_budget,
-            pattern.col_budget,
-            *fills(pattern),
-            chunk.absolute,
-            chunk.duals is not None,
-        )
-        return int(
-            kernel(
-                scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], u.ctypes.data, v.ctypes.data,
-                *chunk.grid, scratch.ctypes.data, blocks.ctypes.data, count,
-                sums.ctypes.data, int(chunk.exact), WARM_ZOOM, *zooms,
-            )
+            chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
+            chunk.warm is not None,
         )  # fmt: skip
+        todo.count = kernel(
+            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
+            *chunk.grid, scratch.ctypes.data, *todo.addresses, todo.count, todo.sums.ctypes.data, int(chunk.exact),
+            *zooms,
+        )  # fmt: skip
+        return todo.count
 
     def _augment(self, chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tuple[Array, Duals]:
         """Solve some blocks one by one, from the duals in `start`; how each ended, and the duals of the chunk."""
@@ -306,6 +298,57 @@ class Dual(Solver):
             chunk.mask[chunk.corner(block)] = arc & 1
             out[block] = BlockDuals(row, col, exponent)
         return out
+
+
+class _Todo:
+    """The blocks of a chunk that are still open, with their duals, and room for all of them.
+
+    Attributes
+    ----------
+    count : int
+        How many they are; below 0 if a score was not finite.
+    blocks : ndarray of int64, shape (n_blocks,)
+        Their numbers; those from `count` on are room.
+    u, v : ndarray of the work dtype, shapes (n_blocks, R) and (n_blocks, C)
+        Their duals.
+    sums : ndarray of float64, shape (128,)
+        Adds up to what the other blocks keep.
+    dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
+        The duals of all blocks, where they are wanted: those to start from before.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        rows, cols = chunk.pattern.block_shape
+        dtype = np.float64 if chunk.kind == "float64" else np.float32
+        n_blocks, (tall, wide) = chunk.n_blocks, chunk.grid
+        self.count = 0
+        self.blocks = _workspace("blocks", n_blocks, np.int64)
+        self.u = _workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
+        self.v = _workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
+        self.sums = np.zeros(128)
+        self.dense = None
+        if chunk.wants_duals or chunk.state is not None:
+            col = chunk.warm if chunk.warm is not None else np.empty((tall, chunk.mask.shape[1]), dtype)
+            self.dense = np.empty((chunk.mask.shape[0], wide), dtype), col
+        given = chunk.warm if self.dense is None else self.dense[1]
+        self.dense_addresses = (
+            0 if self.dense is None else self.dense[0].ctypes.data,
+            0 if given is None else given.ctypes.data,
+            int(self.dense is not None),
+        )
+        self.addresses = self.blocks.ctypes.data, self.u.ctypes.data, self.v.ctypes.data
+
+    def add_all(self) -> None:
+        """Open all blocks, with duals of 0."""
+        self.count = len(self.blocks)
+        self.blocks[:] = np.arange(self.count)
+        self.u[:] = self.v[:] = 0.0
+
+    def duals(self) -> Duals:
+        """What is known of all duals; a copy, but for the dense ones."""
+        row, col = self.dense or (None, None)
+        u, v = (side[: self.count].astype(np.float64) for side in (self.u, self.v))
+        return Duals(row, col, self.blocks[: self.count].copy(), u, v)
 
 
 _free: list[dict[str, Array]] = []

@@ -1,0 +1,150 @@
+"""Masks made and proven in lanes: 32 blocks at once, in whole numbers, under exact fill.
+
+A lane holds q = floor(S / unit), and its duals are whole numbers U and V of that unit. Whatever was cut off a score,
+
+    S >= (U + V) * unit  if and only if  q >= U + V,
+
+so keeping what has q - V >= U is right for the scores themselves: what is kept has S - u - v >= 0 and what is not
+has S - u - v < 0, as real numbers. No float is compared, and nothing rounds: the power of two that scales a score is
+exact, or brings it below 1 where only its floor matters. q - V is a saturating subtraction, and U > -2**15, so cutting
+off at 16 bits changes no comparison either. What is left to check is that each line keeps its budget.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.scores import BY_CODE
+from nmflow.kernels.segments import VECTOR
+from nmflow.kernels.simd import F64, I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
+
+__all__ = ["prove_lanes", "words_in_row"]
+
+WORD = 16
+"""Entries of a row whose places in the mask are the bits of one lane."""
+
+
+def words_in_row(cols: int) -> int:
+    """Lane vectors that hold a row of a block's mask as bits."""
+    return -(-cols // WORD)
+
+
+@intrinsic(prefer_literal=True)
+def prove_lanes(  # type: ignore[no-untyped-def]
+    typing, scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here,
+    kind, rows, cols, r, c, col_fill, absolute,
+):  # fmt: skip
+    """Write the masks of 32 neighbouring blocks; the bits of those of the first `here` lanes that are not proven.
+
+    scores, mask : addresses where the blocks lie side by side. words : address of rows x words_in_row lane vectors.
+    sums : address of 32 float64, to which the kept scores of the blocks that are proven are added.
+    A block whose duals may be too large for the work type is not proven.
+    """
+    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
+    r_, c_, col_fill_ = literal(r), literal(c), literal(col_fill)
+    parts = words_in_row(cols_)
+    widths = [min(WORD, cols_ - WORD * p) for p in range(parts)]
+    digits = rows_.bit_length()
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here = args[:11]
+        shape, none = vector(I16, LANES), emit.splat(I16, LANES, 0)
+        faults = emit.variable(_too_large(emit, emit.load(scales, vector(kind_.work, LANES)), kind_))
+        counts = [[emit.variable(none) for _ in range(digits)] for _ in range(parts)]
+        with loop(builder, rows_) as turn:
+            ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
+            line = builder.add(lanes, builder.mul(turn.index, ir.Constant(I64, cols_ * VECTOR)))
+            place = builder.add(rows_at, ahead)
+            dual = emit.call("llvm.smax", emit.load(place, shape, VECTOR), emit.splat(I16, LANES, -32767))
+            emit.store(dual, place, VECTOR)
+            row_count = none
+            for p in range(parts):
+                word = none
+                for t in range(widths[p]):
+                    at = (WORD * p + t) * VECTOR
+                    across = emit.load(emit.at(cols_at, at), shape, VECTOR)
+                    rest = emit.call("llvm.ssub.sat", emit.load(emit.at(line, at), shape, VECTOR), across)
+                    bit = emit.splat(I16, LANES, (1 << t) - (1 << 16 if t == 15 else 0))
+                    kept = builder.icmp_signed(">=", rest, dual)
+                    word = builder.select(kept, builder.add(word, bit), word)
+                to = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+                emit.store(word, emit.at(to, p * VECTOR), VECTOR)
+                row_count = builder.add(row_count, emit.call("llvm.ctpop", word))
+                carry = word  # the columns' counts, a bit of all of them at a time
+                for digit in counts[p]:
+                    old = builder.load(digit)
+                    builder.store(builder.xor(old, carry), digit)
+                    carry = builder.and_(old, carry)
+            wrong = builder.xor(row_count, emit.splat(I16, LANES, r_))
+            builder.store(builder.or_(builder.load(faults), wrong), faults)
+        if col_fill_:
+            for p, width in enumerate(widths):
+                for d, digit in enumerate(counts[p]):
+                    wanted = (1 << width) - 1 if c_ >> d & 1 else 0
+                    wanted -= 1 << 16 if wanted >> 15 else 0
+                    wrong = builder.xor(builder.load(digit), emit.splat(I16, LANES, wanted))
+                    builder.store(builder.or_(builder.load(faults), wrong), faults)
+        number = ir.Constant(shape, list(range(LANES)))
+        real = builder.icmp_signed("<", number, emit.broadcast(builder.trunc(here, I16), LANES))
+        proven = builder.icmp_signed("==", builder.load(faults), none)
+        good = builder.sext(builder.and_(proven, real), shape)
+        _write(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
+        left = builder.and_(builder.not_(proven), real)
+        return builder.zext(builder.bitcast(left, I32), I64)
+
+    arguments = (
+        scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here,
+        kind, rows, cols, r, c, col_fill, absolute,
+    )  # fmt: skip
+    return types.int64(*arguments), codegen
+
+
+def _too_large(emit: Emitter, unit: Any, kind: Any) -> Any:
+    """Lanes that are not 0 where 2**16 steps are beyond the work type."""
+    builder = emit.builder
+    raw, shift, bias = kind.work_fields
+    field = builder.lshr(builder.bitcast(unit, vector(raw, LANES)), emit.splat(raw, LANES, shift))
+    beyond = builder.icmp_signed(">", field, emit.splat(raw, LANES, 2 * bias - 17))
+    return builder.zext(beyond, vector(I16, LANES))
+
+
+def _write(
+    emit: Emitter, scores: Any, stride: Any, mask: Any, mask_stride: Any, words: Any, sums: Any, good: Any,
+    kind: Any, rows: int, cols: int, absolute: bool,
+) -> None:  # fmt: skip
+    """Spread the bits of good lanes over the bytes of the mask, and add the scores that they keep to the sums."""
+    builder = emit.builder
+    parts = words_in_row(cols)
+    total = emit.variable(emit.load(sums, vector(F64, LANES)))
+    zero = emit.splat(kind.work, LANES, 0.0)
+    at, to = emit.variable(scores), emit.variable(mask)
+    with loop(builder, rows) as turn:
+        row = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+        bits = [
+            builder.and_(emit.load(emit.at(row, p * VECTOR), vector(I16, LANES), VECTOR), good) for p in range(parts)
+        ]
+        for k in range(cols):
+            # entry t of this vector is in column t % cols of block t // cols
+            entries = [divmod(k * LANES + t, cols) for t in range(LANES)]
+            chosen = emit.pick(bits[0], [block for block, _ in entries])
+            for p in range(1, parts):
+                chosen = emit.shuffle(
+                    chosen, bits[p], [LANES + b if j // WORD == p else t for t, (b, j) in enumerate(entries)]
+                )
+            places = [1 << (j % WORD) for _, j in entries]
+            places = [place - (1 << 16) if place >> 15 else place for place in places]
+            one_bit = builder.and_(chosen, ir.Constant(vector(I16, LANES), places))
+            kept = builder.icmp_signed("!=", one_bit, emit.splat(I16, LANES, 0))
+            emit.store(builder.zext(kept, vector(I8, LANES)), emit.at(builder.load(to), k * LANES))
+            score = kind.load(emit, emit.at(builder.load(at), k * LANES * kind.itemsize), LANES, absolute)
+            share = builder.select(kept, score, zero)
+            share = share if kind.work == F64 else builder.fpext(share, vector(F64, LANES))
+            builder.store(builder.fadd(builder.load(total), share), total)
+        builder.store(builder.add(builder.load(at), stride), at)
+        builder.store(builder.add(builder.load(to), mask_stride), to)
+    emit.store(builder.load(total), sums)

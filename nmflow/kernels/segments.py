@@ -1,0 +1,248 @@
+"""Segments: 32 neighbouring blocks, read into lanes of 16 bits and their duals written back.
+
+Scores are cut to 14 bits below each block's largest one: q = floor(S / unit), unit a power of two. So for every whole
+number T, S >= T * unit if and only if q >= T: what is compared in lanes is proven of the scores themselves
+(`nmflow.kernels.lanes`). What a block's 14 bits do not settle is read again, less its u + v and magnified.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.scores import BY_CODE, ScoreKind
+from nmflow.kernels.simd import (
+    F32,
+    I16,
+    I32,
+    I64,
+    LANES,
+    Emitter,
+    deinterleave,
+    interleave,
+    literal,
+    loop,
+    vector,
+)
+
+__all__ = [
+    "BIAS",
+    "BITS",
+    "VECTOR",
+    "inverse",
+    "load_duals",
+    "magnified",
+    "measure_segment",
+    "read_segment",
+    "spread_over",
+    "store_duals",
+]
+
+VECTOR = 2 * LANES
+"""Bytes of a vector of 16-bit lanes."""
+BITS = 14
+"""Bits of a block's largest magnitude: the sum of two scores less duals still fits 16."""
+BIAS = 1 << (BITS - 1)
+"""Magnitudes are stored less this, so that they are centred on 0."""
+
+
+@intrinsic(prefer_literal=True)
+def measure_segment(typing, scores, stride, scales, kind, rows, cols, absolute):  # type: ignore[no-untyped-def]
+    """Write what one step of 16 bits is worth in each of 32 neighbouring blocks, a power of two.
+
+    Returns the largest magnitude's bits less infinity's: negative if and only if all scores are finite.
+    """
+    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), literal(absolute)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, scales = args[:3]
+        # the largest magnitude of each block: down the rows where it lies, then across the block's columns
+        bits = [emit.variable(emit.splat(kind_.raw, LANES, 0)) for _ in range(cols_)]
+        row = emit.variable(scores)
+        with loop(builder, rows_):
+            base = builder.load(row)
+            for k, slot in enumerate(bits):
+                part = kind_.load_bits(emit, emit.at(base, k * LANES * kind_.itemsize), LANES)
+                builder.store(emit.call("llvm.smax", builder.load(slot), part), slot)
+            builder.store(builder.add(base, stride), row)
+        top = builder.load(bits[0])
+        for slot in bits[1:]:
+            top = emit.call("llvm.smax", top, builder.load(slot))
+        worst = emit.reduce("llvm.vector.reduce.smax", top)
+        verdict = builder.sub(worst, ir.Constant(kind_.raw, kind_.infinity))
+        # only exponents matter; 16 bits hold them for every kind
+        drop = 8 * kind_.itemsize - 16
+        exponents = []
+        for slot in bits:
+            part = builder.load(slot)
+            if drop:
+                part = builder.lshr(part, emit.splat(kind_.raw, LANES, drop))
+                part = builder.trunc(part, vector(I16, LANES))
+            exponents.append(part)
+        largest = deinterleave(emit, exponents)
+        block = largest[0]
+        for part in largest[1:]:
+            block = emit.call("llvm.smax", block, part)
+        emit.store(_unit(emit, block, kind_, BITS if absolute_ else BITS - 1), scales)
+        return builder.sext(verdict, I64) if kind_.itemsize < 8 else verdict
+
+    return types.int64(scores, stride, scales, kind, rows, cols, absolute), codegen
+
+
+def _unit(emit: Emitter, block: Any, kind: ScoreKind, up: int) -> Any:
+    """The power of two that is 2**-up of each block's largest magnitude, given by the upper 16 bits."""
+    builder = emit.builder
+    raw, shift, _ = kind.work_fields
+    number = builder.zext(block, vector(raw, LANES))
+    number = builder.lshr(number, emit.splat(raw, LANES, kind.mantissa - (8 * kind.itemsize - 16)))
+    if kind.mantissa == 10:  # float16 widened: exponent fields are 112 apart; subnormals are below the smallest
+        number = builder.add(number, emit.splat(raw, LANES, 112))
+    # a block of tiny scores gets the smallest step whose inverse, magnified, is still a normal number
+    number = emit.call("llvm.smax", number, emit.splat(raw, LANES, 32 if kind.work == F32 else 80))
+    number = builder.sub(number, emit.splat(raw, LANES, up - 1))
+    return builder.bitcast(builder.shl(number, emit.splat(raw, LANES, shift)), vector(kind.work, LANES))
+
+
+def inverse(emit: Emitter, unit: Any, kind: ScoreKind) -> Any:
+    """One over powers of two: their exponent field is twice the bias less the other."""
+    builder = emit.builder
+    raw, shift, bias = kind.work_fields
+    whole = emit.splat(raw, LANES, (2 * bias) << shift)
+    return builder.bitcast(builder.sub(whole, builder.bitcast(unit, vector(raw, LANES))), vector(kind.work, LANES))
+
+
+def magnified(emit: Emitter, unit: Any, kind: ScoreKind, zoom: Any) -> Any:
+    """Powers of two less `zoom` bits."""
+    builder = emit.builder
+    raw, shift, _ = kind.work_fields
+    bits = zoom if raw == I64 else builder.trunc(zoom, raw)
+    less = emit.broadcast(builder.shl(bits, ir.Constant(raw, shift)), LANES)
+    return builder.bitcast(builder.sub(builder.bitcast(unit, vector(raw, LANES)), less), vector(kind.work, LANES))
+
+
+def spread_over(emit: Emitter, numbers: Any, part: int, cols: int) -> Any:
+    """Repeat a number for each of 32 blocks over its columns: vector `part` of `cols`."""
+    return emit.pick(numbers, [(part * LANES + t) // cols for t in range(LANES)])
+
+
+@intrinsic(prefer_literal=True)
+def read_segment(  # type: ignore[no-untyped-def]
+    typing, scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given
+):
+    """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less the bias.
+
+    With duals `given` instead: S - u - v, magnified and rounded, cut off at 16 bits.
+    """
+    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
+    absolute_, given_ = bool(literal(absolute)), literal(given)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, lanes, scales, u, u_stride, v, zoom = args[:8]
+        work, item, size = kind_.work, kind_.itemsize, kind_.work_size
+        unit = emit.load(scales, vector(work, LANES))
+        scale = inverse(emit, magnified(emit, unit, kind_, zoom) if given_ else unit, kind_)
+        wide = [spread_over(emit, scale, k, cols_) for k in range(cols_)]
+        # adding 2**15 before cutting makes it a floor
+        half, top = emit.splat(work, LANES, 32768.0), emit.splat(work, LANES, 65535.0)
+        zero = emit.splat(work, LANES, 0.0)
+        at, target, row_at = emit.variable(scores), emit.variable(lanes), emit.variable(u)
+        with loop(builder, rows_):
+            base = builder.load(at)
+            row_duals = emit.load(builder.load(row_at), vector(work, LANES)) if given_ else None
+            parts = []
+            for k in range(cols_):
+                value = kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_)
+                if given_:
+                    col_duals = emit.load(emit.at(v, k * LANES * size), vector(work, LANES))
+                    threshold = builder.fadd(spread_over(emit, row_duals, k, cols_), col_duals)
+                    value = builder.fadd(builder.fmul(builder.fsub(value, threshold), wide[k]), half)
+                    value = emit.better(value, zero, ">")
+                    value = emit.better(value, top, "<")
+                    offset = 32768
+                elif absolute_:
+                    value, offset = builder.fmul(value, wide[k]), BIAS
+                else:
+                    # a negative score is below 0 even where its product underflows
+                    below = builder.select(builder.fcmp_ordered("<", value, zero), emit.splat(work, LANES, -0.5), top)
+                    value = emit.better(builder.fmul(value, wide[k]), below, "<")
+                    value, offset = emit.call("llvm.floor", value), 0
+                number = builder.fptosi(value, vector(I32, LANES))
+                if offset:
+                    number = builder.sub(number, emit.splat(I32, LANES, offset))
+                parts.append(builder.trunc(number, vector(I16, LANES)))
+            out = builder.load(target)
+            for j, part in enumerate(deinterleave(emit, parts)):
+                emit.store(part, emit.at(out, j * VECTOR), VECTOR)
+            builder.store(emit.at(out, cols_ * VECTOR), target)
+            builder.store(builder.add(base, stride), at)
+            builder.store(builder.add(builder.load(row_at), u_stride), row_at)
+        return context.get_dummy_value()
+
+    arguments = (scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given)
+    return types.none(*arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def load_duals(typing, col_lanes, scales, v, kind, cols):  # type: ignore[no-untyped-def]
+    """Read the column duals of 32 neighbouring blocks into lanes, in whole steps."""
+    kind_, cols_ = BY_CODE[literal(kind)], literal(cols)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        col_lanes, scales, v = args[:3]
+        work = vector(kind_.work, LANES)
+        scale = inverse(emit, emit.load(scales, work), kind_)
+        most, least = emit.splat(kind_.work, LANES, 32767.0), emit.splat(kind_.work, LANES, -32768.0)
+        parts = []
+        for k in range(cols_):
+            value = emit.load(emit.at(v, k * LANES * kind_.work_size), work)
+            value = builder.fmul(value, spread_over(emit, scale, k, cols_))
+            value = emit.better(emit.better(value, most, "<"), least, ">")
+            parts.append(builder.trunc(builder.fptosi(value, vector(I32, LANES)), vector(I16, LANES)))
+        for j, part in enumerate(deinterleave(emit, parts)):
+            emit.store(part, emit.at(col_lanes, j * VECTOR), VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(col_lanes, scales, v, kind, cols), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_duals(  # type: ignore[no-untyped-def]
+    typing, row_lanes, col_lanes, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given
+):
+    """Write the duals of 32 neighbouring blocks in the work dtype, in the matrix's order; add to those given."""
+    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
+    bias_, given_ = literal(bias), literal(given)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        row_lanes, col_lanes, scales, u, u_stride, v, zoom = args[:7]
+        work = vector(kind_.work, LANES)
+        unit = emit.load(scales, work)
+        if given_:
+            unit = magnified(emit, unit, kind_, zoom)
+
+        def write(steps: Any, unit: Any, to: Any) -> None:
+            value = builder.fmul(builder.sitofp(steps, work), unit)
+            emit.store(builder.fadd(value, emit.load(to, work)) if given_ else value, to)
+
+        row, source = emit.variable(u), emit.variable(row_lanes)
+        with loop(builder, rows_):
+            at, to = builder.load(source), builder.load(row)
+            steps = builder.sext(emit.load(at, vector(I16, LANES), VECTOR), vector(I32, LANES))
+            write(steps if given_ else builder.add(steps, emit.splat(I32, LANES, bias_)), unit, to)
+            builder.store(builder.add(to, u_stride), row)
+            builder.store(emit.at(at, VECTOR), source)
+        parts = [emit.load(emit.at(col_lanes, j * VECTOR), vector(I16, LANES), VECTOR) for j in range(cols_)]
+        for k, part in enumerate(interleave(emit, parts)):
+            steps = builder.sext(part, vector(I32, LANES))
+            write(steps, spread_over(emit, unit, k, cols_), emit.at(v, k * LANES * kind_.work_size))
+        return context.get_dummy_value()
+
+    arguments = (row_lanes, col_lanes, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
+    return types.none(*arguments), codegen

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,20 @@ import numpy.typing as npt
 from nmflow.pattern import Pattern
 from nmflow.problem import Array, Matrix, Problem, is_bfloat16
 
-__all__ = ["DROP", "FREE", "KEEP", "Chunk", "Grid", "Place", "integers_of", "iter_places", "load", "store"]
+__all__ = [
+    "DROP",
+    "FREE",
+    "KEEP",
+    "Chunk",
+    "Grid",
+    "Place",
+    "integers_of",
+    "iter_places",
+    "kind_of",
+    "load",
+    "store",
+    "work_dtype",
+]
 
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
@@ -77,9 +90,9 @@ class Chunk:
     start : ndarray of bool, shape (h, w), or None
         A mask to improve.
     warm : ndarray, shape (block rows, w), or None
-        Column duals to start from, in the dtype that scores are compared in; the solver may overwrite them.
-    wants_duals : bool
-        Whether the duals of all blocks are asked for.
+        Column duals to start from, in the dtype that scores are compared in.
+    duals : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
+        Output, C-contiguous, in that dtype: room for the duals of all blocks, where they are asked for.
     """
 
     scores: Array
@@ -93,7 +106,12 @@ class Chunk:
     place: Place
     start: Array | None = None
     warm: Array | None = None
-    wants_duals: bool = False
+    duals: tuple[Array, Array] | None = None
+
+    def room_for_duals(self) -> tuple[Array, Array]:
+        """Fresh arrays for the duals of all blocks."""
+        dtype, (tall, wide) = work_dtype(self.kind), self.grid
+        return np.empty((self.mask.shape[0], wide), dtype), np.empty((tall, self.mask.shape[1]), dtype)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -245,27 +263,34 @@ def pad(part: Array, pattern: Pattern) -> Array:
     return np.ascontiguousarray(blocks.reshape(rows, tall * wide * cols))
 
 
+def kind_of(problem: Problem) -> Kind:
+    """The kind in which the kernels read the scores of a problem."""
+    return "float64" if problem.previous is not None and problem.bonus else _kind(problem.scores.dtype)
+
+
+def _kind(dtype: np.dtype[Any]) -> Kind:
+    if dtype.kind in "iu":
+        return "float32" if dtype.itemsize <= 2 else "float64"
+    kind: Kind = "bfloat16" if is_bfloat16(dtype) else dtype.newbyteorder("=").name  # type: ignore[assignment]
+    return kind
+
+
 def _readable(part: Array) -> tuple[Array, Kind, bool]:
     """The entries in a dtype that the kernels read: the array itself if it can be, else a converted copy."""
     dtype = part.dtype
+    kind = _kind(dtype)
     if dtype.kind in "iu":
-        kind: Kind = "float32" if dtype.itemsize <= 2 else "float64"
         values = part.astype(kind, order="C")
         # Below 2**53, not up to it: 2**53 + 1 rounds to 2**53.
         exact = dtype.itemsize < 8 or not values.size or float(np.abs(values).max()) < 2.0**53
         return values, kind, exact
-    if is_bfloat16(dtype):
-        name: Kind = "bfloat16"
+    if not dtype.isnative:
+        part = part.astype(dtype.newbyteorder("="))
+    if dtype.itemsize == 2:
         part = part.view(np.uint16)
-    else:
-        name = dtype.newbyteorder("=").name  # type: ignore[assignment]
-        if not dtype.isnative:
-            part = part.astype(dtype.newbyteorder("="))
-        if name == "float16":
-            part = part.view(np.uint16)
     if part.strides[1] != part.itemsize or not part.flags.aligned:
         part = np.require(part, requirements=["C", "ALIGNED"])
-    return part, name, True
+    return part, kind, True
 
 
 def load(
@@ -273,8 +298,7 @@ def load(
     matrices: tuple[Matrix, ...],
     masks: tuple[Array, ...],
     place: Place,
-    *,
-    wants_duals: bool = False,
+    duals: tuple[list[Array], list[Array]] | None = None,
 ) -> Chunk:
     """Bring one place into the form that kernels read."""
     pattern = problem.pattern
@@ -301,22 +325,29 @@ def load(
         if chosen is not None:
             state = np.zeros(source.shape, np.int8) if state is None else state
             state[chosen] = value
-    warm = None
-    if problem.warm is not None:
-        dtype = np.float64 if kind == "float64" else np.float32
-        warm = _place_duals(place, problem.warm[place.matrix], pattern, dtype)
-    return Chunk(
-        scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm, wants_duals
-    )
+    warm = None if problem.warm is None else _warm_part(place, problem.warm[place.matrix], pattern, work_dtype(kind))
+    chunk = Chunk(scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm)
+    if duals is None:
+        return chunk
+    u, v = duals[0][place.matrix], duals[1][place.matrix]
+    if place.padded or chunk.grid[1] != u.shape[1] or u.dtype != work_dtype(kind):
+        return replace(chunk, duals=chunk.room_for_duals())
+    rows = slice(place.block_rows.start * pattern.block_shape[0], place.block_rows.stop * pattern.block_shape[0])
+    return replace(chunk, duals=(u[rows], v[place.block_rows]))
 
 
-def _place_duals(place: Place, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> Array:
-    """A copy of the column duals of a place, laid out as its chunk is."""
+def work_dtype(kind: Kind) -> npt.DTypeLike:
+    """The dtype in which scores of a kind are compared, and their duals written."""
+    return np.float64 if kind == "float64" else np.float32
+
+
+def _warm_part(place: Place, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> Array:
+    """The column duals of a place, laid out as its chunk is; a view where they can be read as they are."""
     cols = pattern.block_shape[1]
     across = v[place.block_rows, place.block_cols.start * cols : place.block_cols.stop * cols]
     if place.padded:  # its blocks lie side by side in one stripe
         across = across.reshape(1, -1)
-    return across.astype(dtype, order="C")
+    return np.ascontiguousarray(across, dtype)
 
 
 def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:

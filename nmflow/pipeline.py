@@ -23,15 +23,16 @@ from nmflow.blocks import (
     FREE,
     KEEP,
     Chunk,
-    Grid,
     Place,
     block_numbers,
     grids,
     iter_places,
+    kind_of,
     load,
     pad,
     region,
     store,
+    work_dtype,
 )
 from nmflow.certificate import ChunkGrade, Duals, grade
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
@@ -112,7 +113,7 @@ def solve(
     threads : int, optional
         Default: the cores that this process may use. The mask does not depend on it.
     duals : bool
-        Keep the duals in the solution (16/m bytes an entry).
+        Keep the duals in the solution (8/m bytes an entry, 16/m where they need float64).
     certify : bool
         Prove a bound and a gap for the mask of a solver that is not exact too, which costs as much as solving exactly.
         Masks of exact solvers always have their certificate.
@@ -254,13 +255,17 @@ def as_pattern(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is known of a chunk: its grade, or only what it keeps; or the blocks that have no mask."""
+    """What is known of a chunk: its grade, or only what it keeps; or the blocks that have no mask.
+
+    `apart`: blocks whose duals are still to be stored, and these.
+    """
 
     place: Place
     grade: ChunkGrade | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     objective: float = 0.0
     infeasible: Sequence[int] = ()
+    apart: tuple[Array, Array, Array] | None = None
 
 
 class _ContradictionError(Exception):
@@ -288,12 +293,11 @@ def _run(
     certified = certified or method.exact
 
     def work(place: Place) -> _Part:
-        chunk = load(problem, matrices, masks, place, wants_duals=keep_duals)
+        chunk = load(problem, matrices, masks, place, duals)
         if certified:
             evidence, graded, counts = _settled_and_graded(problem, chunk, method)
-            part = _Part(place, graded, counts, graded.objective)
-            if duals is not None:
-                _store_duals(duals, chunk, evidence, all_grids[place.matrix])
+            apart = None if duals is None else _store_duals(duals, chunk, evidence)
+            part = _Part(place, graded, counts, graded.objective, apart=apart)
         else:
             part = _Part(place, None, _solved(problem, chunk, method).counts, _kept(chunk))
         store(chunk, masks)
@@ -301,6 +305,8 @@ def _run(
 
     parts = _map(_feasible(work), list(iter_places(problem)), threads)
     _check_feasible(problem, parts)
+    if duals is not None:
+        duals = _complete(problem, duals, parts)
     certificate = _certificate(problem, parts) if certified else None
     counts: Counter[str] = Counter()
     for part in parts:
@@ -375,14 +381,14 @@ def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[Array, .
     if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
     for side in sides:
-        if not all(np.isfinite(part).all() for part in side):
+        if not all(np.isfinite(part.max()) and np.isfinite(part.min()) for part in side):
             raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
     return sides[1]
 
 
 def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
     """Optimal duals of a chunk, whatever its mask: they give the best bound on it."""
-    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_), wants_duals=True)
+    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_), duals=chunk.room_for_duals())
     return _settled_and_graded(problem, best, get("dual"))[0]
 
 
@@ -542,29 +548,51 @@ def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:
 
 def _new_duals(problem: Problem) -> tuple[list[Array], list[Array]]:
     rows, cols = problem.pattern.block_shape
+    dtype = work_dtype(kind_of(problem))
     all_grids = grids(problem)
     return (
-        [np.zeros((grid.rows * rows, grid.cols)) for grid in all_grids],
-        [np.zeros((grid.rows, grid.cols * cols)) for grid in all_grids],
+        [np.empty((grid.rows * rows, grid.cols), dtype) for grid in all_grids],
+        [np.empty((grid.rows, grid.cols * cols), dtype) for grid in all_grids],
     )
 
 
-def _store_duals(target: tuple[list[Array], list[Array]], chunk: Chunk, duals: Duals, grid: Grid) -> None:
+def _store_duals(target: tuple[list[Array], list[Array]], chunk: Chunk, duals: Duals) -> tuple[Array, Array, Array]:
+    """Store the duals of most blocks of a chunk; numbers and float64 duals of the others."""
     rows, cols = chunk.pattern.block_shape
-    place = chunk.place
-    tall = place.block_rows.stop - place.block_rows.start
+    tall, wide = chunk.grid
+    if duals.row is None or duals.col is None:
+        others = np.arange(chunk.n_blocks)
+    else:
+        others = duals.apart()
+        if chunk.duals is None or not np.shares_memory(chunk.duals[0], target[0][chunk.place.matrix]):
+            u = duals.row.reshape(tall, rows, wide).transpose(0, 2, 1)
+            v = duals.col.reshape(tall, wide, cols)
+            _put_duals(target, chunk.place, np.arange(chunk.n_blocks), u.reshape(-1, rows), v.reshape(-1, cols))
+    return others, *duals.gather(chunk, others)
+
+
+def _put_duals(target: tuple[list[Array], list[Array]], place: Place, blocks: Array, u: Array, v: Array) -> None:
+    """Write the duals of some blocks of a place, by their numbers there."""
     wide = place.block_cols.stop - place.block_cols.start
-    all_u = target[0][place.matrix].reshape(grid.rows, rows, grid.cols)[place.block_rows, :, place.block_cols]
-    all_v = target[1][place.matrix].reshape(grid.rows, grid.cols, cols)[place.block_rows, place.block_cols]
-    if place.padded or duals.row is None or duals.col is None:
-        apart = np.arange(chunk.n_blocks)
-    else:  # most blocks: as they lie in the matrix
-        all_u[...] = duals.row.reshape(tall, rows, wide)
-        all_v[...] = duals.col.reshape(tall, wide, cols)
-        apart = duals.apart()
-    u, v = duals.gather(chunk, apart)
-    i, j = np.divmod(apart, wide)
-    all_u[i, :, j], all_v[i, j] = u, v
+    i, j = np.divmod(blocks, wide)
+    i, j = i + place.block_rows.start, j + place.block_cols.start
+    all_u, all_v = target[0][place.matrix], target[1][place.matrix]
+    all_u.reshape(-1, u.shape[1], all_u.shape[1])[i, :, j] = u
+    all_v.reshape(len(all_v), -1, v.shape[1])[i, j] = v
+
+
+def _complete(
+    problem: Problem, duals: tuple[list[Array], list[Array]], parts: Sequence[_Part]
+) -> tuple[list[Array], list[Array]]:
+    """Put in the duals that stood apart; all are float64 then if one of them needs it."""
+    apart = [(part.place, *part.apart) for part in parts if part.apart is not None]
+    if duals[0][0].dtype != np.float64 and any(
+        (side.astype(np.float32) != side).any() for _, _, *sides in apart for side in sides
+    ):
+        duals = [side.astype(np.float64) for side in duals[0]], [side.astype(np.float64) for side in duals[1]]
+    for place, blocks, u, v in apart:
+        _put_duals(duals, place, blocks, u, v)
+    return duals
 
 
 def _single(arrays: list[Array]) -> Array | tuple[Array, ...]:

@@ -134,9 +134,10 @@ class Solution:
     pattern : Pattern
     switch : Switch or None
         With `previous`: what changed, and the kept score without bonuses.
-    row_duals, col_duals : tuple of ndarray of float64, or ndarray, or None
+    row_duals, col_duals : tuple of ndarray of float32 or float64, or ndarray, or None
         With ``duals=True``: u of shape (R, block columns) and v of shape (block rows, C) for each matrix,
-        C and R padded to whole blocks; a plain array where there is one matrix.
+        C and R padded to whole blocks; a plain array where there is one matrix. float32 for scores of at most 32 bits
+        (16 of integers), unless some block needs more.
     stats : mapping
         Counts and seconds: blocks by the arithmetic that proved them, threads, wall time.
     """

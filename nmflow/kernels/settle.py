@@ -37,11 +37,11 @@ def settle_kernel(
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, u, v, dense, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
+    function (scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
     count, sums, exact, zoom, last_zoom, zoom_step) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous,
-        shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: where `dense` is not 0 the
-        duals of all blocks are written there, and if `warm` the search starts from those that v holds. With `count` 0
+        shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: the duals of all blocks
+        are written there, unless u is 0. warm_v: like v; if `warm` the search starts from it. With `count` 0
         all blocks are settled, and those then open once more; else the `count` blocks that `blocks` names, from the
         duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three, with room for all
         blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of the blocks that
@@ -67,7 +67,7 @@ def settle_kernel(
     whole_spans = LANES // many * many
 
     def settle(  # type: ignore[no-untyped-def]
-        scores, stride, mask, mask_stride, u, v, dense, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
+        scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
         count, sums, exact, zoom, last_zoom, zoom_step,
     ):  # fmt: skip
         if version == 0:
@@ -121,7 +121,7 @@ def settle_kernel(
                             copy_bytes(at_u, rows_out + i * out_stride + lane * work, work)
                         copy_bytes(block_v + (head + at) * v_bytes, cols_out + lane * v_bytes, v_bytes)
                     elif given:
-                        copy_bytes(v + b * v_bytes, cols_out + lane * v_bytes, v_bytes)
+                        copy_bytes(warm_v + b * v_bytes, cols_out + lane * v_bytes, v_bytes)
             open_lanes = 0
             if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
                 bad = 1
@@ -142,7 +142,7 @@ def settle_kernel(
             else:
                 read_segment(base, step, lanes, scales, u, 0, v, 0, code, rows, cols, magnitude, 0)
                 if given:
-                    load_duals(cols_at, scales, (v + first * v_bytes) if whole else cols_out, code, cols)
+                    load_duals(cols_at, scales, (warm_v + first * v_bytes) if whole else cols_out, code, cols)
                 else:
                     clear_lanes(cols_at, cols)
                 if clamped:
@@ -156,7 +156,10 @@ def settle_kernel(
                         base, step, to, to_step, lanes, rows_at, cols_at, scales, words, sums, here,
                         code, rows, cols, row_budget, col_budget, col_fill, magnitude,
                     )  # fmt: skip
-                if clamped or dense or open_lanes:
+                if u and whole:
+                    to_u, to_v = u + s * rows * u_stride + j * work, v + first * v_bytes
+                    store_duals(rows_at, cols_at, scales, to_u, u_stride, to_v, 0, code, rows, cols, bias, 0)
+                if clamped or open_lanes or (u and not whole):
                     store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, 0, code, rows, cols, bias, 0)
             if again or clamped:
                 even = whole_spans if here == lane_count else 0
@@ -174,7 +177,7 @@ def settle_kernel(
                     )  # fmt: skip
                 for k in range(here):
                     open_lanes |= np.int64(read_byte(flags + k) != 0) << k
-            if dense or open_lanes or not whole:
+            if open_lanes or not whole:
                 for lane in range(here):
                     b = read_word(blocks + (head + lane) * 8) if again else first + lane
                     bs = b // grid_cols
@@ -183,7 +186,7 @@ def settle_kernel(
                         target = mask + bs * rows * mask_stride + bj * cols
                         for i in range(rows):
                             copy_bytes(masks + i * masks_stride + lane * cols, target + i * mask_stride, cols)
-                    if dense:
+                    if u and not whole:
                         for i in range(rows):
                             at_u = u + (bs * rows + i) * u_stride + bj * work
                             copy_bytes(rows_out + i * out_stride + lane * work, at_u, work)

@@ -314,7 +314,7 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, u, v, dense, grid_cols, scratch, blocks, block_u, block_v, count, sums,
+    function (scores, stride, mask, mask_stride, u, v, grid_cols, scratch, blocks, block_u, block_v, count, sums,
     exact, offsets, float_offsets, zoom_step, last_zoom) -> int
         As `nmflow.kernels.settle`, for the `count` blocks that `blocks` names, whatever their duals; offsets: rows x
         cols int16, in steps of 14 bits below a block's spread, and the same with fractions in the work dtype;
@@ -333,7 +333,7 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
     lane_count, vector_bytes, lines, most = LANES, VECTOR, rows + cols, SWEEPS
 
     def untie(  # type: ignore[no-untyped-def]
-        scores, stride, mask, mask_stride, u, v, dense, grid_cols, scratch, blocks, block_u, block_v, count, sums,
+        scores, stride, mask, mask_stride, u, v, grid_cols, scratch, blocks, block_u, block_v, count, sums,
         exact, offsets, float_offsets, zoom_step, last_zoom,
     ):  # fmt: skip
         if version == 0:
@@ -410,7 +410,7 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
                 for i in range(rows):
                     to = mask + (s * rows + i) * mask_stride + j * cols
                     copy_bytes(masks + (i * lane_count + lane) * cols, to, cols)
-                if dense:
+                if u:
                     for i in range(rows):
                         to = u + (s * rows + i) * u_stride + j * work
                         copy_bytes(rows_out + (i * lane_count + lane) * work, to, work)
@@ -424,4 +424,4 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
                     left += 1
         return left
 
-    return compiled(untie, types.int64(*[types.int64] * 19))
+    return compiled(untie, types.int64(*[types.int64] * 18))

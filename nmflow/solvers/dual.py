@@ -131,7 +131,7 @@ class Dual(Solver):
         ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
         kept = finish_kernel()(
             block_scores(chunk, blocks), u, v, chunk.mask.view(np.uint8), blocks, pattern.row_budget,
-            pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, ended, flags,
+            pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, chunk.kind != "float64", ended, flags,
         )  # fmt: skip
         failed = tuple(blocks[ended == FAILED].tolist())
         return start.updated(Duals(blocks=blocks, block_row=u, block_col=v)), Proven(kept, blocks[flags != 0]), failed
@@ -209,15 +209,14 @@ class Dual(Solver):
         stripe = np.ascontiguousarray(moved.transpose(1, 0, 2)).reshape(rows, -1)
         beside = replace(
             chunk, scores=stripe, source=stripe, kind="float64", absolute=False, mask=np.empty(stripe.shape, np.bool_),
-            warm=None, wants_duals=True,
+            warm=None, duals=(np.empty((rows, len(blocks))), np.empty((1, stripe.shape[1]))),
         )  # fmt: skip
         todo = _Todo(beside)
         if self._settle(beside, todo, FAR):
             self._augment(beside, todo.blocks[: todo.count], todo.duals(), integers=False)
-        assert todo.dense is not None
-        col = todo.dense[1]
         masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
-        u, v = np.empty((len(blocks), rows)), col.reshape(len(blocks), cols)
+        assert beside.duals is not None
+        u, v = np.empty((len(blocks), rows)), beside.duals[1].reshape(len(blocks), cols)
         done = np.zeros(len(blocks), np.bool_)
         # where the scores as they are have another mask, the search for duals finds the exchange that leads there
         recover_kernel()(values, u, v, masks.view(np.uint8), 4 * (rows + cols), done)
@@ -237,8 +236,8 @@ class Dual(Solver):
         )  # fmt: skip
         todo.count = kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
-            *chunk.grid, scratch.ctypes.data, *todo.addresses, todo.count, todo.sums.ctypes.data, int(chunk.exact),
-            *zooms,
+            0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, scratch.ctypes.data, *todo.addresses,
+            todo.count, todo.sums.ctypes.data, int(chunk.exact), *zooms,
         )  # fmt: skip
         return todo.count
 
@@ -314,28 +313,22 @@ class _Todo:
     sums : ndarray of float64, shape (128,)
         Adds up to what the other blocks keep.
     dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
-        The duals of all blocks, where they are wanted: those to start from before.
+        Where the duals of all blocks are written.
     """
 
     def __init__(self, chunk: Chunk) -> None:
         rows, cols = chunk.pattern.block_shape
         dtype = np.float64 if chunk.kind == "float64" else np.float32
-        n_blocks, (tall, wide) = chunk.n_blocks, chunk.grid
+        n_blocks = chunk.n_blocks
         self.count = 0
         self.blocks = _workspace("blocks", n_blocks, np.int64)
         self.u = _workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
         self.v = _workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
         self.sums = np.zeros(128)
-        self.dense = None
-        if chunk.wants_duals or chunk.state is not None:
-            col = chunk.warm if chunk.warm is not None else np.empty((tall, chunk.mask.shape[1]), dtype)
-            self.dense = np.empty((chunk.mask.shape[0], wide), dtype), col
-        given = chunk.warm if self.dense is None else self.dense[1]
-        self.dense_addresses = (
-            0 if self.dense is None else self.dense[0].ctypes.data,
-            0 if given is None else given.ctypes.data,
-            int(self.dense is not None),
-        )
+        self.dense = chunk.duals
+        if self.dense is None and chunk.state is not None:
+            self.dense = chunk.room_for_duals()
+        self.dense_addresses = (0, 0) if self.dense is None else tuple(side.ctypes.data for side in self.dense)
         self.addresses = self.blocks.ctypes.data, self.u.ctypes.data, self.v.ctypes.data
 
     def add_all(self) -> None:

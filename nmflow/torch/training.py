@@ -56,7 +56,7 @@ class SparseTraining:
     decay : float
         Pull on pruned weights, per unit of gradient; 2e-4 as in Zhou et al. 2021.
     warm_start : bool
-        Start each solve from the last duals, which takes 16/m bytes of memory an entry. Off by default: on a CPU,
+        Start each solve from the last duals, which takes 8/m bytes of memory an entry. Off by default: on a CPU,
         keeping and reading duals took longer than it saved at each of seven patterns from 2:4 to 16:32.
     switch_cost : float
         Bonus for entries that were kept before, in units of the mean score; see `nmflow.solve`.

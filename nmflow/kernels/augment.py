@@ -32,8 +32,10 @@ __all__ = [
     "LOOSE",
     "WIDE",
     "augment_block",
-    "augment_floats",
     "augment_kernel",
+    "centre_compiled",
+    "paths_compiled",
+    "start_compiled",
 ]
 
 FAILED, EXACT, FLOAT, WIDE, LOOSE = 0, 1, 2, 3, 4
@@ -44,6 +46,8 @@ SCALED_BITS = 54
 """Scores are scaled to below 2**54: path sums over the 2 * 64 + 1 nodes of the largest block stay below 2**62."""
 
 
+MOST_PATHS = 1 << 30
+"""All that are needed: each moves a unit."""
 OUT, IN, FIXED_OUT, FIXED_IN = 0, 1, 2, 3
 """State of an arc: whether it carries a unit is its last bit; one that is fixed never changes."""
 
@@ -108,13 +112,13 @@ def start(scores, u, v, arc, r, c, row_exact, col_exact, need, loose):  # type: 
     return rest == 0 or not (row_exact and col_exact)
 
 
-def paths(scores, u, v, arc, row_exact, col_exact, dist, need, loose, previous, mark):  # type: ignore[no-untyped-def]
-    """Send what nodes have to where it lacks along shortest paths. Returns False if there is no path."""
+def paths(scores, u, v, arc, row_exact, col_exact, most, dist, need, loose, previous, mark):  # type: ignore[no-untyped-def]
+    """Send what nodes have to where it lacks along at most `most` shortest paths. Returns False if there is none."""
     rows, cols = scores.shape
     slack = rows + cols
     total = slack if row_exact and col_exact else slack + 1
     zero = scores[0, 0] - scores[0, 0]
-    while True:
+    for _ in range(most):
         # Dijkstra; mark: 0 unseen, 1 reached, 2 settled
         reached = False
         for node in range(slack + 1):
@@ -204,6 +208,7 @@ def paths(scores, u, v, arc, row_exact, col_exact, dist, need, loose, previous, 
                 loose[node] += -1 if node < rows else 1
             node = tail
         need[node] -= 1
+    return True
 
 
 def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignore[no-untyped-def]
@@ -227,9 +232,7 @@ def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignor
     nodes = np.zeros((4, total), np.int64)
     if not start(scores, u, v, arc, r, c, row_exact, col_exact, nodes[0], nodes[1]):
         return False
-    return paths(
-        scores, u, v, arc, row_exact, col_exact, np.zeros(total, scores.dtype), nodes[0], nodes[1], nodes[2], nodes[3]
-    )
+    return paths(scores, u, v, arc, row_exact, col_exact, MOST_PATHS, np.zeros(total, scores.dtype), *nodes)
 
 
 def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: ignore[no-untyped-def]
@@ -243,9 +246,9 @@ def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: 
             low[:cols], high[:cols] = -np.inf, np.inf
             for i in range(rows):
                 for j in range(cols):
-                    value = scores[i, j] - u[i]
-                    low[j] = max(low[j], value if arc[i, j] == OUT else -np.inf)
-                    high[j] = min(high[j], value if arc[i, j] == IN else np.inf)
+                    value, out = scores[i, j] - u[i], arc[i, j] == OUT
+                    low[j] = value if out & (value > low[j]) else low[j]
+                    high[j] = value if (not out) & (value < high[j]) else high[j]
             for j in range(cols):
                 if col_exact or loose[rows + j] == 0:
                     below = low[j] if col_exact else max(low[j], 0.0)
@@ -264,9 +267,9 @@ def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: 
                         u[i] = below + (above - below) * 0.5
 
 
-_start = njit(nogil=True, error_model="numpy")(start)
-_paths = njit(nogil=True, error_model="numpy")(paths)
-_centre = njit(nogil=True, error_model="numpy")(centre)
+start_compiled = njit(nogil=True, error_model="numpy")(start)
+paths_compiled = njit(nogil=True, error_model="numpy")(paths)
+centre_compiled = njit(nogil=True, error_model="numpy")(centre)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -300,21 +303,6 @@ def _scale_of(scores):  # type: ignore[no-untyped-def]
     return exponent
 
 
-@njit(nogil=True, error_model="numpy")
-def augment_floats(scores, u, v, arc, r, c, row_exact, col_exact, dist, nodes, low, high):  # type: ignore[no-untyped-def]
-    """`augment_block` in float64, with duals that are then moved off the scores; how it ended.
-
-    dist : (R + C + 1,) float64, nodes : (4, R + C + 1) int64, low and high : (max(R, C),) float64, workspace.
-    """
-    need, loose, previous, mark = nodes
-    if not _start(scores, u, v, arc, r, c, row_exact, col_exact, need, loose):
-        return FAILED
-    if not _paths(scores, u, v, arc, row_exact, col_exact, dist, need, loose, previous, mark):
-        return FAILED
-    _centre(scores, u, v, arc, row_exact, col_exact, loose, low, high)
-    return FLOAT
-
-
 @once
 def augment_kernel(integers: bool) -> Any:
     """Compile `augment_block` over many blocks, in float64 or in 64-bit integers.
@@ -328,12 +316,18 @@ def augment_kernel(integers: bool) -> Any:
     """
     version = fingerprint()
 
-    def augment_many(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
+    def augment_floats(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
-        dist, nodes = np.empty(rows + cols + 1, np.float64), np.empty((4, rows + cols + 1), np.int64)
+        ended[:] = FAILED
+        dist = np.empty(rows + cols + 1, np.float64)
+        need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
         low, high = np.empty((2, max(rows, cols)))
         for k in range(count if version else 0):
-            ended[k] = augment_floats(values[k], u[k], v[k], arcs[k], r, c, re, ce, dist, nodes, low, high)
+            if not start_compiled(values[k], u[k], v[k], arcs[k], r, c, re, ce, need, loose):
+                continue
+            if paths_compiled(values[k], u[k], v[k], arcs[k], re, ce, MOST_PATHS, dist, need, loose, previous, mark):
+                centre_compiled(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
+                ended[k] = FLOAT
 
     def augment_integers(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
@@ -354,9 +348,9 @@ def augment_kernel(integers: bool) -> Any:
                     numbers[i, j] = np.int64(values[k, i, j] * up)
             for j in range(cols):
                 iv[j] = np.int64(min(max(v[k, j] * up, -9e15), 9e15))
-            if not _start(numbers, iu, iv, arcs[k], r, c, re, ce, need, loose):
+            if not start_compiled(numbers, iu, iv, arcs[k], r, c, re, ce, need, loose):
                 continue
-            if not _paths(numbers, iu, iv, arcs[k], re, ce, dist, need, loose, previous, mark):
+            if not paths_compiled(numbers, iu, iv, arcs[k], re, ce, MOST_PATHS, dist, need, loose, previous, mark):
                 continue
             ended[k] = EXACT
             for i in range(rows):
@@ -372,4 +366,4 @@ def augment_kernel(integers: bool) -> Any:
     signature = types.none(
         types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :, ::1], i8, i8, flag, flag, types.uint8[::1]
     )  # fmt: skip
-    return compiled(augment_integers if integers else augment_many, signature)
+    return compiled(augment_integers if integers else augment_floats, signature)

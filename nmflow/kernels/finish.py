@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 
-from nmflow.kernels.augment import OUT, augment_floats
+from nmflow.kernels.augment import FAILED, FLOAT, MOST_PATHS, OUT, centre_compiled, paths_compiled, start_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.grade import grade_block
+from nmflow.kernels.grade import grade_block, proves
+from nmflow.kernels.ties import mend_ties
 
 __all__ = ["finish_kernel"]
+
+
+@njit(nogil=True, error_model="numpy")
+def _proven(values, u, v, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count):  # type: ignore[no-untyped-def]
+    """Whether duals prove a mask, and what it keeps."""
+    if exact and row_fill == 2 and col_fill == 2:
+        return proves(values, u, v, arcs, r, c, sums, col_count)
+    flag, _, kept = grade_block(values, u, v, arcs, state, exact, r, c, row_fill, col_fill, col_count)
+    return flag == 0, kept
 
 
 @once
@@ -32,39 +42,55 @@ def finish_kernel() -> Any:
     def finish(values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, ended, flags):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
         grid_cols = mask.shape[1] // cols
+        re, ce = row_fill == 2, col_fill == 2
         dist, nodes = np.empty(rows + cols + 1, np.float64), np.empty((4, rows + cols + 1), np.int64)
         low, high = np.empty((2, max(rows, cols)))
         arcs, state = np.empty((rows, cols), np.uint8), np.zeros((rows, cols), np.int8)
-        col_count = np.empty(cols, np.int64)
+        sums, col_count = np.empty(cols), np.empty(cols, np.int64)
+        adds, drops = np.empty(rows, np.int64), np.empty(cols, np.int64)
         near_u, near_v = np.empty(rows), np.empty(cols)
         total = 0.0
         for k in range(count if version else 0):
+            score, row, col = values[k], u[k], v[k]
             arcs[:] = OUT
-            ended[k] = augment_floats(
-                values[k], u[k], v[k], arcs, r, room, row_fill == 2, col_fill == 2, dist, nodes, low, high
-            )
+            ended[k], flags[k] = FAILED, 1
+            if not start_compiled(score, row, col, arcs, r, room, re, ce, nodes[0], nodes[1]):
+                continue
+            # a path of some length moves the duals onto scores; all that are no longer then go along ties
+            most = 1 if re and ce else MOST_PATHS
+            found = paths_compiled(score, row, col, arcs, re, ce, most, dist, nodes[0], nodes[1], nodes[2], nodes[3])
+            while re and ce and found:
+                if mend_ties(score, row, col, arcs, nodes[0], nodes[2], nodes[3], adds, drops):
+                    break
+                found = paths_compiled(score, row, col, arcs, re, ce, 1, dist, nodes[0], nodes[1], nodes[2], nodes[3])
+            if not found:
+                continue
+            ended[k] = FLOAT
             top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
             for i in range(rows):
                 for j in range(cols):
-                    arcs[i, j] &= 1
                     mask[top + i, left + j] = arcs[i, j]
-            flag = 1
-            if single:
-                for i in range(rows):
-                    near_u[i] = np.float32(u[k, i])
-                for j in range(cols):
-                    near_v[j] = np.float32(v[k, j])
-                flag, _, kept = grade_block(
-                    values[k], near_u, near_v, arcs, state, exact, r, c, row_fill, col_fill, col_count
-                )
-            if flag == 0:
-                u[k], v[k] = near_u, near_v
-            else:
-                flag, _, kept = grade_block(
-                    values[k], u[k], v[k], arcs, state, exact, r, c, row_fill, col_fill, col_count
-                )
-            flags[k] = flag
-            total += kept if flag == 0 else 0.0
+            # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
+            for turn in range(2):
+                if turn:
+                    centre_compiled(score, row, col, arcs, re, ce, nodes[1], low, high)
+                done, kept = False, 0.0
+                if single:
+                    for i in range(rows):
+                        near_u[i] = np.float32(row[i])
+                    for j in range(cols):
+                        near_v[j] = np.float32(col[j])
+                    done, kept = _proven(
+                        score, near_u, near_v, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count
+                    )
+                if done:
+                    row[:], col[:] = near_u, near_v
+                else:
+                    done, kept = _proven(score, row, col, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count)
+                if done:
+                    flags[k] = 0
+                    total += kept
+                    break
         return total
 
     i8, matrix = types.int64, types.float64[:, ::1]

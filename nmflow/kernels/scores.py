@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.core import config
 
 from nmflow.kernels.simd import F32, F64, I16, I32, I64, Emitter, vector
 
 __all__ = ["BY_CODE", "KINDS", "ScoreKind"]
 
 Value = Any
+
+
+@cache
+def converts_halves() -> bool:
+    """Whether the processor that Numba compiles for has an instruction from float16 to float32; exact, like ours."""
+    # as Numba's settings name it, if they do
+    name, features = getattr(config, "CPU_NAME", None), getattr(config, "CPU_FEATURES", None)
+    if features is None:
+        return name is None and bool(get_host_cpu_features().get("f16c"))
+    return "+f16c" in features.split(",")
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,13 @@ class ScoreKind:
             bits = builder.shl(bits, emit.splat(I32, count, 16))
             if absolute:
                 bits = builder.and_(bits, emit.splat(I32, count, 0x7FFFFFFF))
+            return builder.bitcast(bits, vector(F32, count))
+        if converts_halves():
+            halves = builder.bitcast(builder.trunc(bits, vector(I16, count)), vector(ir.HalfType(), count))
+            value = builder.fpext(halves, vector(F32, count))
+            if not absolute:
+                return value
+            bits = builder.and_(builder.bitcast(value, vector(I32, count)), emit.splat(I32, count, 0x7FFFFFFF))
             return builder.bitcast(bits, vector(F32, count))
         # float16: move the fields into place; the product by 2**112 rebiases normals and subnormals alike, exactly
         magnitude = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x7FFF)), emit.splat(I32, count, 13))

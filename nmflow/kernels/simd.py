@@ -24,6 +24,7 @@ __all__ = [
     "literal",
     "read_byte",
     "read_word",
+    "trailing_zeros",
     "write_word",
 ]
 
@@ -220,3 +221,15 @@ def write_word(typing, address, value):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(address, types.int64), codegen
+
+
+@intrinsic
+def trailing_zeros(typing, bits):  # type: ignore[no-untyped-def]
+    """Place of the lowest bit of an int64 that is set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(I64, [I64, I1])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.cttz.i64")
+        return builder.call(function, [args[0], ir.Constant(I1, 1)])
+
+    return types.int64(types.int64), codegen

@@ -19,23 +19,20 @@ from nmflow.solvers.base import ChunkSolution, Solver
 
 __all__ = ["Dual"]
 
-UNTIED_ENTRIES = 1 << 16
-"""Entries of the blocks that are untied together: half a MiB of float64, several arrays of which fit the cache."""
-MORE, FAR = (6, 12, 3), (6, 39, 3)
+ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
-and the step between; and for scores that were moved by very little."""
-OFFSETS = ((9, (3, 9)), (4, (4, 12)))
+and the step between; and the same where scores were rounded, from nothing."""
+LATTICE, AMONG = (9, (3, 9)), (4, (4, 12))
 """Bits of the offsets by which scores that repeat are moved, of 14, and step and last number of bits of the
-magnification: large offsets resolve scores on a lattice, small ones equal scores among others."""
-OFFSET_SHARE = 0.25
-"""The largest offset where scores are moved by very little, as a share of what they are multiples of."""
-ROUNDED = (0, 12, 6)
-"""The same where scores were rounded, from nothing."""
-TIED_SHARE = 0.5
-"""Share of a block's scores that must repeat before all blocks are moved."""
-MANY = {8: 64, 64: 4}
+magnification: large ones where all scores repeat, small ones for equal scores among others."""
+TIED_SHARE, MAIN_SHARE = 0.5, 0.5
+"""Share of a block's scores that must repeat before all blocks are moved, and share of one score from which on the
+others are taken to be any."""
+MANY = {8: 2000, 64: 4}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
+LANES = 32
+"""Blocks that are moved or settled once more side by side: for fewer than these a kernel is not worth compiling."""
 MOST_FREE = 64
 """Most workspaces that wait for a thread, of some MB each."""
 EXACT_BITS = 50
@@ -48,14 +45,14 @@ class Dual(Solver):
 
     Notes
     -----
-    1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles most blocks: over 99.9%
-       at 2:4 to 8:16 and 99% at 16:32 on Gaussian scores. O(M^2 log^2 M) a round and block, and a fixed
-       number of rounds. What is still open then is magnified for more rounds, three times at most. Blocks whose
-       scores repeat are solved with each score moved a little, and duals of the true scores follow
-       (`nmflow.kernels.untie`; in float64 `nmflow.kernels.recover`).
-    2. Shortest augmenting paths (`nmflow.kernels.augment`) from those duals settle the others, in float64. O(M^2) a
-       path; at most M^2 paths, on Gaussian scores about one.
-    3. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit
+    1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles and proves most blocks.
+       O(M^2 log^2 M) a round and block, and a fixed number of rounds. What is still open then is magnified for more
+       rounds, three times at most; over 99.9% of blocks of Gaussian scores are proven by then.
+    2. Blocks whose scores repeat are settled with each score moved a little, and duals of the true scores follow
+       (`nmflow.kernels.untie`).
+    3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
+       path; at most M^2 paths, on Gaussian scores about one; ties are mended without any path of some length.
+    4. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit
        integers where scores fit in 54 bits, and the last ones in Python integers: rare, milliseconds each.
 
     Ties go to the entry that comes first in the order of the paths; the mask is a function of values, dtype and
@@ -72,41 +69,36 @@ class Dual(Solver):
         """Ascend, untie or augment; see the class."""
         todo = _Todo(chunk)
         counts = {}
-        tied = self._tied(chunk)
-        if not tied and chunk.exact:
+        offsets = self._offsets(chunk)
+        if offsets is None and chunk.exact:
             counts["ascended"] = self._settle(chunk, todo)
         else:
             todo.add_all()
-            if not tied:  # sums of scores that were rounded are compared as floats, where a tie proves nothing
+            if offsets is None:  # scores that were rounded are compared as floats, where a tie proves nothing
                 counts["ascended"] = self._settle(chunk, todo, ROUNDED)
-        before = todo.count
-        few = chunk.n_blocks // next(many for side, many in MANY.items() if max(chunk.pattern.block_shape) <= side)
-        if tied or (self._movable(chunk) and todo.count > few):
-            for bits, zooms in OFFSETS:
-                if todo.count > 0:
-                    self._untie(chunk, todo, bits, zooms)
+        side = max(chunk.pattern.block_shape)
+        few = max(LANES, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
+        if offsets is None and self._movable(chunk) and todo.count > few:
+            offsets = AMONG
+        if offsets is not None and todo.count > 0:
+            before = todo.count
+            self._untie(chunk, todo, *offsets)
+            counts["tied"] = before - todo.count
         if todo.count < 0:
             return ChunkSolution(finite=False)
         start = todo.duals()
-        others = blocks = todo.blocks[: todo.count].copy()
-        if len(blocks) and (tied or (len(blocks) > few and self._tied(chunk, blocks))) and self._fits(chunk, blocks):
-            start, blocks = self._untie_exactly(chunk, blocks, start)
-        counts["tied"] = before - len(blocks)
+        blocks = todo.blocks[: todo.count].copy()
         with np.errstate(over="ignore"):
             kept = float(todo.sums.sum())
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
             return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks()), start, counts)
         if not len(blocks):
-            return ChunkSolution(start, counts=counts, proven=Proven(kept, others))
+            return ChunkSolution(start, counts=counts, proven=Proven(kept, blocks))
         counts["augmented"] = len(blocks)
         duals, proven, failed = self._finish(chunk, blocks, start)
-        if len(blocks) < len(others):
-            settled = others[np.isin(others, blocks, invert=True)]
-            others = np.union1d(settled, proven.others)
-        else:
-            others = proven.others
-        return ChunkSolution(duals, infeasible=failed, counts=counts, proven=Proven(kept + proven.objective, others))
+        proven = Proven(kept + proven.objective, proven.others)
+        return ChunkSolution(duals, infeasible=failed, counts=counts, proven=proven)
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
         """Send paths through some blocks of a chunk with fixed entries."""
@@ -136,29 +128,22 @@ class Dual(Solver):
         failed = tuple(blocks[ended == FAILED].tolist())
         return start.updated(Duals(blocks=blocks, block_row=u, block_col=v)), Proven(kept, blocks[flags != 0]), failed
 
-    def _tied(self, chunk: Chunk, blocks: Array | None = None) -> bool:
-        """Whether the scores of most blocks repeat, of all or of these: judged by a few, chosen by place alone."""
-        if not self._movable(chunk):
-            return False
+    def _offsets(self, chunk: Chunk) -> tuple[int, tuple[int, int]] | None:
+        """By how much to move all scores, where those of most blocks repeat: judged by a few, chosen by place alone."""
         # most matrices are told by a part of one line
-        if blocks is None and _repeated(chunk.scores[:1, :128]) < TIED_SHARE / 2:
-            return False
-        count = chunk.n_blocks if blocks is None else len(blocks)
-        places = np.arange(0, count, -(-count // 8))
-        sample = block_scores(chunk, places if blocks is None else blocks[places])
-        return bool(_repeated(sample.reshape(len(sample), -1)[:, :256]) >= TIED_SHARE)
+        if not self._movable(chunk) or _repeated(chunk.scores[:1, :128])[0] < TIED_SHARE / 2:
+            return None
+        places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
+        sample = block_scores(chunk, places)
+        repeated, main = _repeated(sample.reshape(len(sample), -1)[:, :256])
+        if repeated < TIED_SHARE:
+            return None
+        return AMONG if main >= MAIN_SHARE else LATTICE
 
     def _movable(self, chunk: Chunk) -> bool:
         """Whether scores can be moved a little and the mask repaired after."""
         exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
         return exact and chunk.state is None and chunk.exact
-
-    def _fits(self, chunk: Chunk, blocks: Array) -> bool:
-        """Whether scores are of so few bits that float64 holds their sums: judged by a few blocks."""
-        sample = block_scores(chunk, blocks[:: -(-len(blocks) // 8)])
-        power = int(np.frexp(np.abs(sample).max())[1])
-        scaled = np.ldexp(sample, EXACT_BITS - power) if abs(power) < 900 else np.full(1, 0.5)
-        return bool((scaled == np.floor(scaled)).all())
 
     def _untie(self, chunk: Chunk, todo: _Todo, bits: int, zooms: tuple[int, int]) -> None:
         """Settle blocks whose scores repeat; see `nmflow.kernels.untie`."""
@@ -175,55 +160,7 @@ class Dual(Solver):
             whole.ctypes.data, floats.ctypes.data, *zooms,
         )  # fmt: skip
 
-    def _untie_exactly(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Array]:
-        """Settle blocks whose scores repeat: move each score a little, solve, and repair the mask for the true scores.
-
-        A few blocks at a time, so that memory stays small. Returns the duals, and the blocks that are still open.
-        """
-        rows, cols = chunk.pattern.block_shape
-        size = max(64, UNTIED_ENTRIES // (rows * cols))
-        pieces = []
-        for first in range(0, len(blocks), size):
-            part = blocks[first : first + size].copy()
-            done, u, v = self._untie_some(chunk, part)
-            pieces.append((part[done], u[done], v[done], part[~done]))
-        numbers, u, v, still_open = (np.concatenate(side) for side in zip(*pieces, strict=True))
-        return replace(start, blocks=numbers, block_row=u, block_col=v), still_open
-
-    def _untie_some(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array, Array]:
-        """Which of the blocks are settled, and duals that prove their masks."""
-        from nmflow.kernels.recover import recover_kernel
-
-        rows, cols = chunk.pattern.block_shape
-        values = block_scores(chunk, blocks)
-        # a constant added to a block changes no best mask under exact fill; its spread then sets the scale
-        low = values.min(axis=(1, 2), keepdims=True)
-        spread = values.max(axis=(1, 2), keepdims=True) - low
-        spread[spread == 0.0] = 1.0
-        moved = values - low
-        # all scores are multiples of a grain above the lowest: offsets that add up to less decide among equals alone
-        powers = 52 - np.frexp(spread)[1]
-        bits = np.bitwise_or.reduce(np.ldexp(moved, powers).astype(np.int64), axis=(1, 2), keepdims=True)
-        grain = np.where(bits == 0, spread, np.ldexp((bits & -bits).astype(np.float64), -powers))
-        moved += grain * (_order(rows, cols) * (OFFSET_SHARE / (rows * cols)))
-        stripe = np.ascontiguousarray(moved.transpose(1, 0, 2)).reshape(rows, -1)
-        beside = replace(
-            chunk, scores=stripe, source=stripe, kind="float64", absolute=False, mask=np.empty(stripe.shape, np.bool_),
-            warm=None, duals=(np.empty((rows, len(blocks))), np.empty((1, stripe.shape[1]))),
-        )  # fmt: skip
-        todo = _Todo(beside)
-        if self._settle(beside, todo, FAR):
-            self._augment(beside, todo.blocks[: todo.count], todo.duals(), integers=False)
-        masks = np.ascontiguousarray(beside.mask.reshape(rows, len(blocks), cols).transpose(1, 0, 2))
-        assert beside.duals is not None
-        u, v = np.empty((len(blocks), rows)), beside.duals[1].reshape(len(blocks), cols)
-        done = np.zeros(len(blocks), np.bool_)
-        # where the scores as they are have another mask, the search for duals finds the exchange that leads there
-        recover_kernel()(values, u, v, masks.view(np.uint8), 4 * (rows + cols), done)
-        chunk.put(blocks[done], masks[done])
-        return done, u, v
-
-    def _settle(self, chunk: Chunk, todo: _Todo, zooms: tuple[int, int, int] = MORE) -> int:
+    def _settle(self, chunk: Chunk, todo: _Todo, zooms: tuple[int, int, int] = ZOOMS) -> int:
         """Ascend, make masks and prove them; how many blocks are open. See `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
@@ -375,25 +312,23 @@ def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
     return buffers[name][:size].view(dtype)
 
 
-def _repeated(lines: Array) -> float:
-    """Share of the numbers of a line that equal an earlier one of it: the median over lines."""
+def _repeated(lines: Array) -> tuple[float, float]:
+    """Share of the numbers of a line that equal an earlier one of it, and share of its median: medians over lines."""
     ordered = np.sort(lines, axis=1)
-    if ordered.shape[1] < 2:
-        return 0.0
+    count = ordered.shape[1]
+    if count < 2:
+        return 0.0, 1.0
     shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
-    return float(np.sort(shares)[len(shares) // 2] / lines.shape[1])
-
-
-@cache
-def _order(rows: int, cols: int) -> Array:
-    """The numbers of a block's entries in a fixed order that looks random."""
-    return np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
+    mains = np.count_nonzero(ordered == ordered[:, count // 2, None], axis=1)
+    middle = len(lines) // 2
+    return float(np.sort(shares)[middle] / count), float(np.sort(mains)[middle] / count)
 
 
 @cache
 def _steps(rows: int, cols: int, bits: int, dtype: str) -> tuple[Array, Array]:
     """Offsets for the entries of a block in whole steps, all different, as int16 and in a float dtype."""
-    steps = _order(rows, cols) * (float(1 << bits) / (rows * cols))
+    order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
+    steps = order * (float(1 << bits) / (rows * cols))
     return steps.astype(np.int16), steps.astype(dtype)
 
 

@@ -586,9 +586,9 @@ def _complete(
 ) -> tuple[list[Array], list[Array]]:
     """Put in the duals that stood apart; all are float64 then if one of them needs it."""
     apart = [(part.place, *part.apart) for part in parts if part.apart is not None]
-    if duals[0][0].dtype != np.float64 and any(
-        (side.astype(np.float32) != side).any() for _, _, *sides in apart for side in sides
-    ):
+    with np.errstate(over="ignore"):
+        wide = any((side.astype(np.float32) != side).any() for _, _, *sides in apart for side in sides)
+    if wide and duals[0][0].dtype != np.float64:
         duals = [side.astype(np.float64) for side in duals[0]], [side.astype(np.float64) for side in duals[1]]
     for place, blocks, u, v in apart:
         _put_duals(duals, place, blocks, u, v)

@@ -298,7 +298,7 @@ def _scale_of(scores):  # type: ignore[no-untyped-def]
     scale = _power(exponent)
     for value in scores.flat:
         scaled = value * scale
-        if scaled != math.floor(scaled):
+        if scaled != math.floor(scaled) or (scaled == 0.0 and value != 0.0):
             return -2000
     return exponent
 

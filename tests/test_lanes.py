@@ -1,0 +1,105 @@
+"""Masks proven in 16-bit lanes: the duals that come with them prove every block, in fractions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import families
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import nmflow
+
+Array = np.ndarray[Any, np.dtype[Any]]
+PATTERNS = ("1:4", "2:4", "3:5", "4:8", "2:8", "7:20")
+
+
+def unproven(weights: Array, solution: nmflow.Solution, *, absolute: bool) -> int:
+    """How many blocks the duals of a solution do not prove as they stand."""
+    rows, cols = solution.pattern.block_shape
+    scores = oracles.exact(weights, absolute=absolute)
+    count = 0
+    for i in range(0, weights.shape[0], rows):
+        for j in range(0, weights.shape[1], cols):
+            block = slice(i, i + rows), slice(j, j + cols)
+            u = oracles.exact(solution.row_duals[i : i + rows, j // cols], absolute=False)
+            v = oracles.exact(solution.col_duals[i // rows, j : j + cols], absolute=False)
+            assert oracles.is_feasible(solution.mask[block], solution.pattern)
+            count += not oracles.proves(scores[block], solution.mask[block], solution.pattern, u, v)
+    return count
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", [*families.FAMILIES, *families.SIGNED])
+def test_duals_prove_every_block_in_fractions(name: str, pattern: str) -> None:
+    chosen = nmflow.Pattern.parse(pattern)
+    shape = 5 * chosen.m, 7 * chosen.m
+    given_scores = name in families.SIGNED
+    weights = (families.SIGNED if given_scores else families.FAMILIES)[name](shape, 2)
+    options = {"scores": weights} if given_scores else {}
+    solution = nmflow.solve(weights, pattern=pattern, duals=True, **options)
+    assert solution.certificate.proven
+    # duals found in Python's integers are rounded on their way out
+    assert unproven(weights, solution, absolute=not given_scores) <= solution.stats.get("integers", 0)
+
+
+def test_rows_alone_are_proven_too() -> None:
+    weights = families.gaussian((12, 64), 0)
+    solution = nmflow.solve(weights, 2, 4, transposable=False, duals=True)
+    assert not solution.col_duals.any()
+    assert unproven(weights, solution, absolute=True) == 0
+
+
+def blocks(dtype: Any, bits: Any) -> st.SearchStrategy[Array]:
+    """Blocks of any finite numbers of a dtype, by their bits."""
+
+    def finite(words: Array) -> Array:
+        values = words.view(dtype)
+        return np.where(np.isfinite(values), values, np.asarray(1.0, dtype))
+
+    return hnp.arrays(bits, (4, 8)).map(finite)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@given(data=st.data())
+def test_any_bits_of_any_dtype_are_proven(data: st.DataObject, absolute: bool) -> None:
+    dtype, bits = data.draw(
+        st.sampled_from(
+            [(np.float16, np.uint16), (ml_dtypes.bfloat16, np.uint16), (np.float32, np.uint32), (np.float64, np.uint64)]
+        )
+    )
+    scores = data.draw(blocks(dtype, bits))
+    options = {} if absolute else {"scores": scores}
+    solution = nmflow.solve(scores, 2, 4, duals=True, **options)
+    assert solution.certificate.proven
+    assert unproven(scores, solution, absolute=absolute) <= solution.stats.get("integers", 0)
+    best = oracles.best_total(oracles.exact(scores, absolute=absolute), solution.pattern)
+    kept = oracles.exact(scores, absolute=absolute)[solution.mask].sum()
+    assert kept == best
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiny_negative_scores_beside_huge_ones_are_below_zero(dtype: Any) -> None:
+    """Scaled to the block's largest score they vanish, and are less than 0 all the same."""
+    huge, tiny = (1e30, 1e-30) if dtype == np.float32 else (1e300, 5e-324)
+    scores = np.full((8, 8), -tiny, dtype)
+    scores[::4, ::4] = huge
+    scores[1::4, 1::4] = -huge
+    scores[2::4, 2::4] = 0.0
+    solution = nmflow.solve(scores, 1, 4, scores=scores, duals=True)
+    assert solution.certificate.proven
+    assert unproven(scores, solution, absolute=False) <= solution.stats.get("integers", 0)
+    assert (solution.mask[2::4, 2::4]).all()
+
+
+def test_the_largest_floats_have_finite_duals() -> None:
+    weights = families.largest_float32((32, 32), 0)
+    solution = nmflow.solve(weights, 4, 8, duals=True)
+    assert np.isfinite(solution.row_duals).all()
+    assert np.isfinite(solution.col_duals).all()
+    assert nmflow.solve(weights, 4, 8, warm_start=solution).certificate.proven

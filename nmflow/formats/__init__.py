@@ -10,9 +10,10 @@ Requirement(pattern='2:4', rows=64, cols=64)
 from __future__ import annotations
 
 from nmflow.errors import UnknownFormatError
-from nmflow.formats.base import PART, Format, Place, Requirement, Spec
+from nmflow.formats.base import Format
 from nmflow.formats.cutlass_24 import Cutlass24
 from nmflow.formats.dense import Dense
+from nmflow.formats.layout import PART, Place, Requirement, Spec
 from nmflow.formats.nibble import Nibble
 
 __all__ = ["PART", "Format", "Place", "Requirement", "Spec", "get", "names"]

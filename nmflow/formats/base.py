@@ -2,67 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from nmflow.errors import FormatError, InputTypeError, InputValueError
 from nmflow.formats.given import listed, padded_to, plain, thread_count
+from nmflow.formats.layout import Area, Place, Requirement, Spec
+from nmflow.formats.room import room
 from nmflow.problem import Array
 
-__all__ = ["PART", "Area", "Format", "Place", "Requirement", "Spec"]
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """What a format asks of a matrix of one dtype.
-
-    Attributes
-    ----------
-    pattern : str or None
-        "n:m": at most n kept in every aligned group of m, along rows, and along columns if the format is two-way;
-        None: any mask.
-    rows, cols : int
-        What the numbers of rows and of columns must be multiples of.
-    """
-
-    pattern: str | None
-    rows: int
-    cols: int
-
-    def padded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The smallest shape of full multiples that holds `shape`."""
-        if (self.rows, self.cols) == (1, 1):
-            return shape
-        rows, cols = shape
-        return math.ceil(rows / self.rows) * self.rows, math.ceil(cols / self.cols) * self.cols
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """Dtype and shape of a stored array."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-PART = 128
-"""What a part of a matrix begins at multiples of: then its stored arrays are parts of those of the whole, for every
-format."""
-
-Area: TypeAlias = tuple[slice, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a part lies in a stored array: a shape of as many entries to see it in, and a slice of each axis."""
-
-    shape: tuple[int, ...]
-    area: Area
+__all__ = ["Format"]
 
 
 class Format(ABC):
@@ -114,12 +66,12 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:
-        """Encode what was checked; raise InputValueError if the mask breaks the pattern."""
+    def _encode(self, weight: Array, mask: Array, out: Mapping[str, Array], threads: int) -> None:
+        """Encode what was checked into arrays of `specs`; raise InputValueError if the mask breaks the pattern."""
 
     @abstractmethod
-    def _decode(self, arrays: Mapping[str, Array], threads: int) -> tuple[Array, Array]:
-        """Decode arrays that have the dtypes and shapes of `specs`."""
+    def _decode(self, arrays: Mapping[str, Array], weight: Array, mask: Array, threads: int) -> None:
+        """Decode arrays that have the dtypes and shapes of `specs`, into weight and mask."""
 
     @abstractmethod
     def source_of(self, arrays: Mapping[str, Spec]) -> Spec:
@@ -173,7 +125,13 @@ class Format(ABC):
         return padded
 
     def encode(
-        self, weight: object, mask: object, *, pad: bool = False, threads: int | None = None
+        self,
+        weight: object,
+        mask: object,
+        *,
+        pad: bool = False,
+        out: Mapping[str, Array] | None = None,
+        threads: int | None = None,
     ) -> dict[str, Array]:
         """Store a matrix: what the mask keeps, bit for bit, and nothing else.
 
@@ -185,20 +143,26 @@ class Format(ABC):
             True = kept. It alone decides: a kept zero is stored, a dropped number is not.
         pad : bool
             Fill rows and columns up with dropped zeros where they are no multiple of what the format needs.
+        out : mapping of str to ndarray, optional
+            Written and returned instead of new arrays, which the system must first find and clear: the arrays that
+            `specs` names, C-contiguous and writable, with memory of their own. Those of an earlier call begin at
+            multiples of 64 bytes, which is faster. If the mask keeps too many, what they hold is worth nothing; after
+            any other error they are as they were.
         threads : int, optional
             Default: the cores that this process may use. The result does not depend on it.
 
         Returns
         -------
         dict of str to ndarray
-            As `specs` says; new arrays.
+            As `specs` says; new arrays, or those of `out`.
 
         Raises
         ------
         InputTypeError
-            If a dtype cannot be held, or mask is not boolean.
+            If a dtype cannot be held, mask is not boolean, or out has other types.
         InputValueError
-            If a shape does not fit, or the mask keeps too many in a group: the first such group is named.
+            If a shape does not fit, an array of out is not as said above, or the mask keeps too many in a group: the
+            first such group is named.
 
         Notes
         -----
@@ -211,14 +175,22 @@ class Format(ABC):
             raise InputTypeError(f"mask must be boolean, not {kept.dtype}; write mask != 0 if that is meant")
         if kept.shape != values.shape:
             raise InputValueError(f"mask must have the shape of weight, {values.shape}, not {kept.shape}")
+        count = thread_count(threads)
+        arrays = room(self.specs(padded, values.dtype.newbyteorder("=")), out, (values, kept))
         if not values.dtype.isnative:
             values = values.astype(values.dtype.newbyteorder("="))
         if padded != values.shape:
             values, kept = padded_to(values, padded), padded_to(kept, padded)
-        return self._encode(plain(values), plain(kept), thread_count(threads))
+        self._encode(plain(values), plain(kept), arrays, count)
+        return arrays
 
     def decode(
-        self, arrays: Mapping[str, Array], *, shape: tuple[int, ...] | None = None, threads: int | None = None
+        self,
+        arrays: Mapping[str, Array],
+        *,
+        shape: tuple[int, ...] | None = None,
+        out: Mapping[str, Array] | None = None,
+        threads: int | None = None,
     ) -> tuple[Array, Array]:
         """Read a matrix back, from both of its sides where there are two, and check one against the other.
 
@@ -228,6 +200,10 @@ class Format(ABC):
             As `encode` returned them.
         shape : tuple of int, optional
             Shape before padding; default: as it is stored.
+        out : mapping of str to ndarray, optional
+            Two arrays "weight" and "mask" of the stored shape, written and returned (or the part of them that `shape`
+            says); otherwise as in `encode`. After a FormatError that names a tile, or padding that is kept, what they
+            hold is worth nothing; after any other error they are as they were.
         threads : int, optional
 
         Returns
@@ -242,19 +218,25 @@ class Format(ABC):
         FormatError
             If an array is missing, or has another dtype or shape, or the arrays contradict each other: the first
             tile of 4 x 4 entries at fault is named.
+        InputTypeError, InputValueError
+            If out is not as said above, or threads is no number of threads.
         """
         given = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
         source = self.check_specs(given)
-        weight, mask = self._decode({name: plain(array) for name, array in arrays.items()}, thread_count(threads))
-        if shape is None or tuple(shape) == source.shape:
+        part = source.shape if shape is None else tuple(shape)
+        if part != source.shape and self.requirement(source.dtype).padded(part) != source.shape:
+            raise FormatError(f"shape must be one that is padded to {source.shape}, not {part}")
+        count = thread_count(threads)
+        both = {"weight": source, "mask": Spec(np.dtype(np.bool_), source.shape)}
+        weight, mask = room(both, out, arrays.values()).values()
+        self._decode({name: plain(array) for name, array in arrays.items()}, weight, mask, count)
+        if part == source.shape:
             return weight, mask
-        if self.requirement(source.dtype).padded(tuple(shape)) != source.shape:
-            raise FormatError(f"shape must be one that is padded to {source.shape}, not {tuple(shape)}")
         outside = np.ones(mask.shape, np.bool_)
-        outside[: shape[0], : shape[1]] = False
+        outside[: part[0], : part[1]] = False
         if (mask & outside).any():
-            raise FormatError(f"{self.name}: padding beyond {tuple(shape)} must be dropped, and some of it is kept")
-        return weight[: shape[0], : shape[1]], mask[: shape[0], : shape[1]]
+            raise FormatError(f"{self.name}: padding beyond {part} must be dropped, and some of it is kept")
+        return weight[: part[0], : part[1]], mask[: part[0], : part[1]]
 
     def check_specs(self, given: Mapping[str, Spec]) -> Spec:
         """Check names, dtypes and shapes of stored arrays; return dtype and shape of the matrix.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from nmflow.errors import FormatError
-from nmflow.formats.base import Area, Format, Place, Requirement, Spec
-from nmflow.formats.sides import Sides, at_once, compress, expand, over, places, tile_bits
+from nmflow.formats.base import Format
+from nmflow.formats.layout import Area, Place, Requirement, Spec
+from nmflow.formats.sides import Sides, compress, expand, fault, over, places, tile_bits
 from nmflow.problem import Array
 
 __all__ = ["Cutlass24"]
+
+_ARRAYS = ("packed", "meta", "packed_t", "meta_t", "threads_masks")
 
 
 class Cutlass24(Format):
@@ -94,36 +96,41 @@ class Cutlass24(Format):
             raise FormatError("cutlass-24: array 'packed' must be there, with 2 axes")
         return Spec(packed.dtype, (packed.shape[0], 2 * packed.shape[1]))
 
-    def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:
-        sides = compress(weight, mask, threads)
-        word = _word(weight.dtype)
-        tasks = [partial(_swizzle, codes.view(word), False) for codes in (sides.codes, sides.codes_t)]
-        meta, meta_t = at_once(tasks, threads)
-        rows, cols = weight.shape
-        tall, wide = _tiles(rows, cols)
-        masks = np.zeros((tall, wide, 2, 2), np.uint16)
-        quadrants = np.pad(sides.tiles, ((0, 0), (0, 2 * wide - cols // 4))).reshape(tall, 2, wide, 2)
-        masks[...] = quadrants.transpose(0, 2, 1, 3)
-        return {
-            "packed": sides.values,
-            "meta": meta,
-            "packed_t": sides.values_t,
-            "meta_t": meta_t,
-            "threads_masks": masks.view(np.uint8).reshape(tall, wide, 8),
-        }
+    def _encode(self, weight: Array, mask: Array, out: Mapping[str, Array], threads: int) -> None:
+        out["threads_masks"][:, weight.shape[1] // 8 :] = 0
+        compress(weight, mask, _sides(out), threads)
 
-    def _decode(self, arrays: Mapping[str, Array], threads: int) -> tuple[Array, Array]:
-        packed, packed_t = arrays["packed"], arrays["packed_t"]
-        rows, cols = packed.shape[0], packed_t.shape[0]
-        tasks = [partial(_swizzle, arrays[name], True) for name in ("meta", "meta_t")]
-        codes, codes_t = (words.view(np.uint8) for words in at_once(tasks, threads))
-        tall, wide = _tiles(rows, cols)
-        quadrants = arrays["threads_masks"].view(np.uint16).reshape(tall, wide, 2, 2)
-        tiles = quadrants.transpose(0, 2, 1, 3).reshape(2 * tall, 2 * wide)
-        if tiles[:, cols // 4 :].any():
+    def _decode(self, arrays: Mapping[str, Array], weight: Array, mask: Array, threads: int) -> None:
+        cols = weight.shape[1]
+        if arrays["threads_masks"][:, cols // 8 :].any():
             raise FormatError(f"threads_masks must keep nothing beyond column {cols}; the data was changed")
-        sides = Sides(packed, codes, packed_t, codes_t, np.ascontiguousarray(tiles[:, : cols // 4]))
-        return expand(sides, ("packed and meta", "packed_t and meta_t"), threads)
+        if not expand(_sides(arrays), weight, mask, threads):
+            raise FormatError(fault(_plain_sides(arrays), "packed and meta", "packed_t and meta_t"))
+
+
+def _sides(arrays: Mapping[str, Array]) -> Sides:
+    return Sides(*(arrays[name] for name in _ARRAYS), swizzled=True)
+
+
+def _plain_sides(arrays: Mapping[str, Array]) -> Sides:
+    """The same in plain order, the slow way."""
+    packed, packed_t = arrays["packed"], arrays["packed_t"]
+    codes, codes_t = (_plain_words(arrays[name]).view(np.uint8) for name in ("meta", "meta_t"))
+    rows, cols = packed.shape[0], packed_t.shape[0]
+    tall, wide = _tiles(rows, cols)
+    quadrants = arrays["threads_masks"].view(np.uint16).reshape(tall, wide, 2, 2)
+    tiles = quadrants.transpose(0, 2, 1, 3).reshape(2 * tall, 2 * wide)
+    return Sides(packed, codes, packed_t, codes_t, tiles[: rows // 4, : cols // 4])
+
+
+def _plain_words(meta: Array) -> Array:
+    """Metadata in row-major order: the formula of `nmflow.kernels.swizzle`, word by word."""
+    group, step = (32, 4) if meta.itemsize == 2 else (16, 2)
+    row, word = np.indices(meta.shape)
+    moved = row // group * group + row % 8 * step + row % group // 8
+    odd, side = moved % 2, word % 2
+    plain: Array = meta.ravel()[word // 2 * 2 * len(meta) + 2 * (moved - odd + side) + odd]
+    return plain
 
 
 def _word(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -134,12 +141,3 @@ def _word(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _tiles(rows: int, cols: int) -> tuple[int, int]:
     """8 x 8 tiles down and across: whole thread blocks of 32 x 64."""
     return math.ceil(rows / 32) * 4, math.ceil(cols / 64) * 8
-
-
-def _swizzle(words: Array, back: bool) -> Array:
-    from nmflow.kernels.swizzle import swizzle_kernel
-
-    unsigned = words.view(f"u{words.itemsize}")
-    out = np.empty_like(unsigned)
-    swizzle_kernel(words.itemsize, back)(unsigned, out)
-    return out.view(words.dtype)

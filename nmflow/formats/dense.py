@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError
-from nmflow.formats.base import Area, Format, Place, Requirement, Spec
+from nmflow.formats.base import Format
 from nmflow.formats.given import bits_of
+from nmflow.formats.layout import Area, Place, Requirement, Spec
 from nmflow.problem import Array
 
 __all__ = ["Dense"]
@@ -50,11 +51,11 @@ class Dense(Format):
             raise FormatError("dense: array 'weight' must be there")
         return arrays["weight"]
 
-    def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:
-        out = np.zeros(weight.shape, weight.dtype)
-        np.copyto(bits_of(out), bits_of(weight), where=mask)  # as integers: no NaN or zero can change its bits
-        return {"weight": out}
+    def _encode(self, weight: Array, mask: Array, out: Mapping[str, Array], threads: int) -> None:
+        target = bits_of(out["weight"])  # as integers: no NaN or zero can change its bits
+        target[...] = 0
+        np.copyto(target, bits_of(weight), where=mask)
 
-    def _decode(self, arrays: Mapping[str, Array], threads: int) -> tuple[Array, Array]:
-        weight = arrays["weight"].copy()
-        return weight, bits_of(weight) != 0
+    def _decode(self, arrays: Mapping[str, Array], weight: Array, mask: Array, threads: int) -> None:
+        weight[...] = arrays["weight"]
+        np.not_equal(bits_of(weight), 0, out=mask)

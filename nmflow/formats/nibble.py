@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError
-from nmflow.formats.base import Area, Format, Place, Requirement, Spec
-from nmflow.formats.sides import Sides, compress, expand, places, shapes
+from nmflow.formats.base import Format
+from nmflow.formats.layout import Area, Place, Requirement, Spec
+from nmflow.formats.sides import Sides, compress, expand, fault, places, shapes
 from nmflow.problem import Array
 
 __all__ = ["Nibble"]
@@ -70,9 +71,13 @@ class Nibble(Format):
             raise FormatError("nibble: array 'values' must be there, with 2 axes")
         return Spec(values.dtype, (values.shape[0], 2 * values.shape[1]))
 
-    def _encode(self, weight: Array, mask: Array, threads: int) -> dict[str, Array]:
-        sides = compress(weight, mask, threads)
-        return dict(zip(_ARRAYS, (sides.values, sides.codes, sides.values_t, sides.codes_t, sides.tiles), strict=True))
+    def _encode(self, weight: Array, mask: Array, out: Mapping[str, Array], threads: int) -> None:
+        compress(weight, mask, _sides(out), threads)
 
-    def _decode(self, arrays: Mapping[str, Array], threads: int) -> tuple[Array, Array]:
-        return expand(Sides(*(arrays[name] for name in _ARRAYS)), ("values and meta", "values_t and meta_t"), threads)
+    def _decode(self, arrays: Mapping[str, Array], weight: Array, mask: Array, threads: int) -> None:
+        if not expand(_sides(arrays), weight, mask, threads):
+            raise FormatError(fault(_sides(arrays), "values and meta", "values_t and meta_t"))
+
+
+def _sides(arrays: Mapping[str, Array]) -> Sides:
+    return Sides(*(arrays[name] for name in _ARRAYS))

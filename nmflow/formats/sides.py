@@ -1,29 +1,28 @@
 """Both sides of a matrix in plain order: stored values and codes of W, of its transpose, and the mask in tiles.
 
-What `nibble` stores as it is and `cutlass-24` reorders. Kernels do the work, stripe by stripe in our threads; here
-are the arrays around them, and the slow search for the first fault once a kernel has said that there is one.
+What `nibble` stores as it is and `cutlass-24` in another order. Kernels do the work, stripe by stripe in our threads;
+here are the arrays around them, and the slow search for the first fault once a kernel has said that there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nmflow.errors import FormatError, InputValueError
-from nmflow.formats.base import Area, Place
+from nmflow.errors import InputValueError
 from nmflow.formats.given import bits_of, first_violation
+from nmflow.formats.layout import Area, Place
 from nmflow.problem import Array
 
 __all__ = [
     "Sides",
-    "at_once",
     "compress",
     "expand",
-    "in_stripes",
+    "fault",
     "over",
     "pattern_of",
     "places",
@@ -31,8 +30,9 @@ __all__ = [
     "tile_bits",
 ]
 
-STRIPE = 256
-"""Rows of a piece of work: enough that the columns of a piece are whole cache lines, few enough to share out."""
+STRIPES = (64, 512)
+"""Fewest and most rows of a piece of work, both powers of two. The most are enough that the codes of a column fill a
+cache line; the fewest are whole pairs of metadata words (`nmflow.kernels.swizzle`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Sides:
         PTX nibbles, the first in the lower half of a byte; b = 4 at 2:4 and 8 at 1:2.
     tiles : ndarray of uint16, shape (R / 4, C / 4)
         The mask of each tile of 4 x 4 entries, bit = column + 4 * row.
+    swizzled : bool
+        Whether codes and tiles have the order, and the shapes, of `cutlass-24` instead.
     """
 
     values: Array
@@ -54,6 +56,7 @@ class Sides:
     values_t: Array
     codes_t: Array
     tiles: Array
+    swizzled: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,8 +111,8 @@ def over(part: slice, entries: int) -> slice:
     return slice(part.start // entries, part.stop // entries)
 
 
-def compress(weight: Array, mask: Array, threads: int) -> Sides:
-    """Compress a checked, contiguous matrix both ways.
+def compress(weight: Array, mask: Array, sides: Sides, threads: int) -> None:
+    """Compress a checked, contiguous matrix both ways, into the arrays of `sides`.
 
     Raises
     ------
@@ -118,68 +121,51 @@ def compress(weight: Array, mask: Array, threads: int) -> Sides:
     """
     from nmflow.kernels.compress import compress_kernel
 
-    kinds = (weight.dtype, np.uint8, weight.dtype, np.uint8, np.uint16)
-    pairs = zip(shapes(weight.shape, weight.dtype), kinds, strict=True)
-    sides = Sides(*(np.empty(shape, kind) for shape, kind in pairs))
-    kernel = compress_kernel(weight.itemsize, tile_bits(weight.dtype))
-    rows, cols = weight.shape
-    where = (weight.ctypes.data, mask.ctypes.data)
-
-    def work(start: int, stop: int) -> int:
-        return int(kernel(*where, rows, cols, start, stop, *sides.addresses()))
-
-    if any(in_stripes(work, rows, threads)):
+    kernel = compress_kernel(weight.itemsize, tile_bits(weight.dtype), sides.swizzled)
+    if _any_stripe(kernel, weight, mask, sides, threads):
         raise InputValueError(
             f"{first_violation(mask, pattern_of(weight.dtype))}; solve for a transposable mask of this pattern first"
         )
-    return sides
 
 
-def expand(sides: Sides, names: tuple[str, str], threads: int) -> tuple[Array, Array]:
-    """Expand a compressed matrix, checking its two sides and its mask against each other.
-
-    Raises
-    ------
-    FormatError
-        If they contradict each other; `names` are what to call the two sides.
-    """
+def expand(sides: Sides, weight: Array, mask: Array, threads: int) -> bool:
+    """Expand a compressed matrix; False if its two sides and its mask contradict each other."""
     from nmflow.kernels.expand import expand_kernel
 
-    rows, cols = sides.shape
-    weight, mask = np.empty((rows, cols), sides.values.dtype), np.empty((rows, cols), np.bool_)
-    kernel = expand_kernel(weight.itemsize, tile_bits(weight.dtype))
-    where = (weight.ctypes.data, mask.ctypes.data)
-
-    def work(start: int, stop: int) -> int:
-        return int(kernel(*where, rows, cols, start, stop, *sides.addresses()))
-
-    if any(in_stripes(work, rows, threads)):
-        raise FormatError(_fault(sides, names))
-    return weight, mask
+    kernel = expand_kernel(weight.itemsize, tile_bits(weight.dtype), sides.swizzled)
+    return not _any_stripe(kernel, weight, mask, sides, threads)
 
 
-def at_once(tasks: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
-    """Run tasks that share nothing."""
-    if min(threads, len(tasks)) < 2:
-        return [task() for task in tasks]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda task: task(), tasks))
+def _any_stripe(kernel: Callable[..., int], weight: Array, mask: Array, sides: Sides, threads: int) -> bool:
+    """Run a kernel on stripes of rows, each in one of our threads; whether any returned something else than 0."""
+    from nmflow.kernels.compress import room_size
+
+    rows, cols = weight.shape
+    where = (weight.ctypes.data, mask.ctypes.data, rows, cols)
+    step = max(STRIPES[0], min(STRIPES[1], rows // (2 * threads) // STRIPES[0] * STRIPES[0]))
+    starts = iter(range(0, rows, step))  # the interpreter's lock makes taking the next one atomic
+    addresses = sides.addresses()
+
+    def run() -> int:
+        room = np.empty(room_size(weight.itemsize, tile_bits(weight.dtype), step), np.uint8)
+        more = (*addresses, room.ctypes.data)
+        return sum(kernel(*where, start, min(rows, start + step), *more) for start in starts)
+
+    helpers = min(threads, -(-rows // step)) - 1
+    if not helpers:
+        return run() != 0
+    with ThreadPoolExecutor(helpers, "nmflow") as pool:
+        others = [pool.submit(run) for _ in range(helpers)]
+        return sum((run(), *(other.result() for other in others))) != 0
 
 
-def in_stripes(work: Callable[[int, int], int], rows: int, threads: int) -> list[int]:
-    """Run work(start, stop) on stripes of rows, and give what each returned."""
-    starts = range(0, rows, STRIPE)
-    return at_once([lambda start=start: work(start, min(rows, start + STRIPE)) for start in starts], threads)  # type: ignore[misc]
-
-
-def _fault(sides: Sides, names: tuple[str, str]) -> str:
-    """The first fault of a compressed matrix that has one, in words."""
+def fault(sides: Sides, one: str, two: str) -> str:
+    """The first fault of a compressed matrix in plain order that has one, in words; the sides are called as given."""
     entries, indexed, undefined = _side(sides.values, sides.codes)
     entries_t, indexed_t, undefined_t = (part.T for part in _side(sides.values_t, sides.codes_t))
     rows, cols = sides.shape
     bits = sides.tiles[:, None, :, None] >> np.arange(16, dtype=np.uint16).reshape(1, 4, 1, 4)
     kept = (bits & 1).astype(np.bool_).reshape(rows, cols)
-    one, two = names
     for found, what in (
         (undefined, f"an index in {one} that hardware does not define"),
         (undefined_t, f"an index in {two} that hardware does not define"),

@@ -1,7 +1,12 @@
-"""Expanding what `nmflow.kernels.compress` wrote: both sides are read, and each is checked against the other."""
+"""Expanding what `nmflow.kernels.compress` wrote: both sides are read, and each is checked against the other.
+
+Units, their order and their workspace are those of compressing. What columns store is untangled first, by a transpose
+in registers, and waits in the workspace; then four rows at a time are expanded and compared with it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +14,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from nmflow.kernels.carry import LARGE, ask, drain, fill, put
 from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.compress import UNIT_ROWS, lanes_of, move
+from nmflow.kernels.compress import BLOCK, UNIT_ROWS, lanes_of
 from nmflow.kernels.lines import Lines4, any_lane, unpack_nibbles
-from nmflow.kernels.simd import I8, I16, I32, I64, Emitter, deinterleave, interleave, literal, loop, vector
+from nmflow.kernels.pairs import expand_pairs
+from nmflow.kernels.simd import I8, I16, I64, Emitter, deinterleave, interleave, literal, loop, vector
+from nmflow.kernels.swizzle import CHUNK, EMPTY, LINES, get_tiles, get_words, word_size
 
 __all__ = ["expand_kernel"]
 
@@ -21,78 +29,97 @@ Value = Any
 
 @intrinsic(prefer_literal=True)
 def expand_unit(  # type: ignore[no-untyped-def]
-    typing, weight, weight_step, mask, mask_step, values, values_step, codes, codes_step,
-    values_t, values_t_step, codes_t, codes_t_step, tiles, tiles_step, itemsize, code_bits,
+    typing, weight, mask, values, values_step, codes, tiles, values_t, values_t_step, codes_t, codes_t_step,
+    stash, itemsize, code_bits,
 ):  # fmt: skip
-    """Expand 32 rows x 128 columns; not 0 where the two sides or the mask do not agree, or a code is undefined."""
+    """Expand a unit; not 0 where the two sides or the mask do not agree, or a code is undefined."""
     size, bits = literal(itemsize), literal(code_bits)
     element, lanes = ir.IntType(8 * size), lanes_of(size)
-    wide, flags = vector(element, lanes), vector(I8, lanes)
+    width = 4 * lanes
+    stash_row = width * (2 * size + 1)  # of four rows: the two stored entries and the code of each column
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (weight_, mask_, values_, values_step_, codes_, tiles_, values_t_, values_t_step_, codes_t_, codes_t_step_,
+         stash_, *_) = args  # fmt: skip
         emit = Emitter(builder)
-        lines = Lines4(emit, bits, lanes)
-        steps = dict(
-            zip(("weight", "mask", "values", "codes", "values_t", "codes_t", "tiles"), args[1:14:2], strict=True)
-        )
-        bases = dict(zip(steps, args[0:14:2], strict=True))
-        fault = emit.variable(ir.Constant(I32, 0))
-        none = emit.splat(element, lanes, 0)
+        lines = Lines4(emit, lanes)
+        fault = emit.variable(ir.Constant(I64, 0))
 
-        def at(name: str, row: Value) -> Value:
-            return builder.add(bases[name], builder.mul(row, steps[name]))
+        def at(base: Value, number: Value, step: Value | int) -> Value:
+            by = ir.Constant(I64, step) if isinstance(step, int) else step
+            return builder.add(base, builder.mul(number, by))
 
-        def note(*found: Value) -> None:
-            builder.store(builder.or_(builder.load(fault), any_lane(emit, lines.any_of(found))), fault)
-
-        with loop(builder, UNIT_ROWS // 4) as tile_row:
-            tile = emit.load(at("tiles", tile_row.index), vector(I16, lanes))
-            for r in range(4):
-                row = builder.add(builder.mul(tile_row.index, ir.Constant(I64, 4)), ir.Constant(I64, r))
-                stored = [emit.load(emit.at(at("values", row), k * lanes * size), wide) for k in range(2)]
-                first, second = deinterleave(emit, stored, lanes)
-                code = emit.load(at("codes", row), vector(I8, lanes * bits // 8))
-                x, indexed, undefined = lines.place(first, second, unpack_nibbles(emit, code) if bits == 4 else code)
-                kept = [
-                    builder.icmp_unsigned(
-                        "!=", builder.and_(tile, emit.splat(I16, lanes, 1 << (4 * r + k))), emit.splat(I16, lanes, 0)
-                    )
-                    for k in range(4)
-                ]
-                note(undefined)
-                for k in range(4):
-                    stray = builder.and_(builder.icmp_unsigned("!=", x[k], none), builder.not_(kept[k]))
-                    note(stray, builder.and_(kept[k], builder.not_(indexed[k])))
-                for k, part in enumerate(interleave(emit, x, lanes)):
-                    emit.store(part, emit.at(at("weight", row), k * lanes * size))
-                for k, part in enumerate(interleave(emit, [lines.where(flag, 1) for flag in kept], lanes)):
-                    emit.store(part, emit.at(at("mask", row), k * lanes))
         with loop(builder, 4) as span:
             left = builder.mul(span.index, ir.Constant(I64, lanes))
             n_codes = UNIT_ROWS * bits // 32
-            stored = _load_columns(emit, element, UNIT_ROWS // 2, lanes, at("values_t", left), steps["values_t"])
-            coded = _load_columns(emit, I8, n_codes, lanes, at("codes_t", left), steps["codes_t"])
+            from_, code_from = at(values_t_, left, values_t_step_), at(codes_t_, left, codes_t_step_)
+            stored = _load_columns(emit, element, UNIT_ROWS // 2, lanes, from_, values_t_step_)
+            coded = _load_columns(emit, I8, n_codes, lanes, code_from, codes_t_step_)
             if bits == 4:
                 halves = [(builder.and_(c, lines.constant(15)), builder.lshr(c, lines.constant(4))) for c in coded]
                 coded = [half for pair in halves for half in pair]
-            offset = builder.mul(left, ir.Constant(I64, size))
             for i in range(UNIT_ROWS // 4):
-                x, indexed, undefined = lines.place(stored[2 * i], stored[2 * i + 1], coded[i])
-                note(undefined)
-                for r in range(4):
-                    row = ir.Constant(I64, 4 * i + r)
-                    along = emit.load(builder.add(at("weight", row), offset), wide)
-                    kept = emit.load(builder.add(at("mask", row), left), flags)
-                    kept = builder.icmp_unsigned("!=", kept, lines.constant(0))
-                    differs = builder.icmp_unsigned("!=", along, x[r])
-                    note(differs, builder.and_(kept, builder.not_(indexed[r])))
-        return builder.zext(builder.load(fault), I64)
+                to = emit.at(at(stash_, left, size), i * stash_row)
+                for number in range(2):
+                    emit.store(stored[2 * i + number], emit.at(to, number * width * size))
+                emit.store(coded[i], emit.at(builder.add(stash_, left), i * stash_row + 2 * width * size))
+        with loop(builder, UNIT_ROWS // 4) as tile_row:
+            numbers = [
+                builder.add(builder.mul(tile_row.index, ir.Constant(I64, 4)), ir.Constant(I64, r)) for r in range(4)
+            ]
+            rows = [
+                (
+                    at(weight_, row, BLOCK * width * size),
+                    at(mask_, row, BLOCK * width),
+                    at(values_, row, values_step_),
+                    at(codes_, row, BLOCK * width * bits // 32),
+                )
+                for row in numbers
+            ]
+            tile = emit.load(at(tiles_, tile_row.index, BLOCK * width // 2), vector(I16, lanes))
+            stash_from = at(stash_, tile_row.index, stash_row)
+            found = (_expand_lines if bits == 4 else expand_pairs)(lines, element, rows, tile, stash_from)
+            builder.store(builder.or_(builder.load(fault), found), fault)
+        return builder.load(fault)
 
     arguments = (
-        weight, weight_step, mask, mask_step, values, values_step, codes, codes_step,
-        values_t, values_t_step, codes_t, codes_t_step, tiles, tiles_step, itemsize, code_bits,
+        weight, mask, values, values_step, codes, tiles, values_t, values_t_step, codes_t, codes_t_step,
+        stash, itemsize, code_bits,
     )  # fmt: skip
     return types.int64(*arguments), codegen
+
+
+def _expand_lines(
+    lines: Lines4, element: Any, rows: Sequence[tuple[Value, Value, Value, Value]], tile: Value, stash_at: Value
+) -> Value:
+    """Expand four rows at 2:4; as `expand_pairs`."""
+    emit, b, lanes = lines.emit, lines.emit.builder, lines.count
+    size, width, wide, none = element.width // 8, 4 * lanes, vector(element, lanes), emit.splat(element, lanes, 0)
+    faults = []
+    for r, (weight, mask, values, codes) in enumerate(rows):
+        packed = [emit.load(emit.at(values, k * lanes * size), wide) for k in range(2)]
+        first, second = deinterleave(emit, packed, lanes)
+        code = unpack_nibbles(emit, emit.load(codes, vector(I8, lanes // 2)))
+        x, indexed, undefined = lines.place(first, second, code)
+        faults.append(undefined)
+        for k in range(4):
+            bit = b.and_(tile, emit.splat(I16, lanes, 1 << (4 * r + k)))
+            kept = b.icmp_unsigned("!=", bit, emit.splat(I16, lanes, 0))
+            stray = b.and_(b.icmp_unsigned("!=", x[k], none), b.not_(kept))
+            faults += [stray, b.and_(kept, b.not_(indexed[k]))]
+        for k, part in enumerate(interleave(emit, x, lanes)):
+            emit.store(part, emit.at(weight, k * lanes * size))
+        emit.store(lines.bytes_of(tile, 4 * r), mask)
+    for k in range(4):
+        first, second = (emit.load(emit.at(stash_at, (n * width + k * lanes) * size), wide) for n in range(2))
+        code = emit.load(emit.at(stash_at, 2 * width * size + k * lanes), vector(I8, lanes))
+        x, indexed, undefined = lines.place(first, second, code)
+        faults.append(undefined)
+        for r, (weight, mask, *_) in enumerate(rows):
+            kept = b.icmp_unsigned("!=", emit.load(emit.at(mask, k * lanes), vector(I8, lanes)), lines.constant(0))
+            other = emit.load(emit.at(weight, k * lanes * size), wide)
+            faults += [b.icmp_unsigned("!=", other, x[r]), b.and_(kept, b.not_(indexed[r]))]
+    return b.zext(any_lane(emit, lines.any_of(faults)), I64)
 
 
 def _load_columns(emit: Emitter, element: Any, length: int, lanes: int, address: Value, step: Value) -> list[Value]:
@@ -108,72 +135,93 @@ def _load_columns(emit: Emitter, element: Any, length: int, lanes: int, address:
 
 
 @once
-def expand_kernel(itemsize: int, code_bits: int) -> Any:
+def expand_kernel(itemsize: int, code_bits: int, swizzled: bool) -> Any:
     """Compile for entries of `itemsize` bytes and codes of 4 (2:4) or 8 (1:2) bits for four entries.
 
     Returns
     -------
-    function (weight, mask, rows, cols, start, stop, values, codes, values_t, codes_t, tiles) -> int
+    function (weight, mask, rows, cols, start, stop, values, codes, values_t, codes_t, tiles, room) -> int
         As `compress_kernel`, with weight and mask written and the others read. The result is not 0 where a code is
         undefined, a kept entry is not indexed, a value other than +0 is not kept, or the two sides differ.
     """
     size, bits, version = itemsize, code_bits, fingerprint()
     unit_rows, unit_cols = UNIT_ROWS, 4 * lanes_of(itemsize)
-    full_values, full_codes = unit_cols // 2 * size, unit_cols * bits // 32
-    full_values_t, full_codes_t = UNIT_ROWS // 2 * size, UNIT_ROWS * bits // 32
+    block_cols, word, pair = BLOCK * unit_cols, word_size(itemsize), 2 * word_size(itemsize)
+    full_values, full_codes, full_tiles = unit_cols // 2 * size, block_cols * bits // 32, block_cols // 2
+    full_values_t = unit_rows // 2 * size
 
     def expand(  # type: ignore[no-untyped-def]
-        weight, mask, rows, cols, start, stop, values, codes, values_t, codes_t, tiles
+        weight, mask, rows, cols, start, stop, values, codes, values_t, codes_t, tiles, room
     ):
-        fault = version & 0
-        item = np.int64(size)
-        values_step, codes_step = cols // 2 * item, cols * bits // 32
-        values_t_step, codes_t_step = rows // 2 * item, rows * bits // 32
-        room = np.empty(unit_rows * unit_cols * (2 * item + 3) + 64, np.uint8)
-        weight_ = room.ctypes.data
-        mask_ = weight_ + unit_rows * unit_cols * item
-        values_ = mask_ + unit_rows * unit_cols
+        fault, item = version & 0, np.int64(size)
+        large = rows * cols * item >= LARGE
+        weight_step, values_step, codes_step, tiles_step = cols * item, cols // 2 * item, cols * bits // 32, cols // 2
+        values_t_step, codes_t_step, tiles_8_step = rows // 2 * item, rows * bits // 32, -(-cols // 64) * 64
+        height = stop - start
+        full_codes_t = (height + unit_rows) * bits // 32 + 16
+        weight_ = (room + 63) // 64 * 64
+        mask_ = weight_ + unit_rows * block_cols * item
+        codes_ = mask_ + unit_rows * block_cols
+        tiles_ = codes_ + unit_rows * full_codes
+        chunk = tiles_ + unit_rows // 4 * full_tiles
+        stash = chunk + CHUNK
+        values_ = stash + unit_rows // 4 * unit_cols * (2 * item + 1)
         values_t_ = values_ + unit_rows * full_values
-        codes_ = values_t_ + unit_cols * full_values_t
-        codes_t_ = codes_ + unit_rows * full_codes
-        tiles_ = codes_t_ + unit_cols * full_codes_t
-        for left in range(0, cols, unit_cols):
-            width = min(unit_cols, cols - left)
+        codes_t_ = values_t_ + unit_cols * full_values_t
+        for edge in range(0, cols, block_cols):
+            end = min(edge + block_cols, cols)
+            span, n_codes, n_codes_t = end - edge, (end - edge) * bits // 32, height * bits // 32
+            # Where a unit sticks out of the matrix, the rest is a compressed matrix of zeros.
+            fill(codes_t_, block_cols * full_codes_t, EMPTY)
+            if swizzled:
+                for col in range(0, span, LINES):
+                    for k in range(0, n_codes_t, 16):
+                        from_ = codes_t + (start * bits // 32 + k) * cols + (edge + col) * pair
+                        to = codes_t_ + col * full_codes_t + k
+                        get_words(to, full_codes_t, chunk, from_, cols, min(16, n_codes_t - k), word)
+            else:
+                from_ = codes_t + edge * codes_t_step + start * bits // 32
+                put(from_, codes_t_step, codes_t_, full_codes_t, span, n_codes_t, False)
             for top in range(start, stop, unit_rows):
-                height = min(unit_rows, stop - top)
-                to, kept = weight + (top * cols + left) * item, mask + top * cols + left
-                from_, code = (
-                    values + top * values_step + left // 2 * item,
-                    codes + top * codes_step + left * bits // 32,
-                )
-                from_t = values_t + left * values_t_step + top // 2 * item
-                code_t = codes_t + left * codes_t_step + top * bits // 32
-                tile = tiles + (top // 4 * (cols // 4) + left // 4) * 2
-                if height == unit_rows and width == unit_cols:
+                tall = min(unit_rows, stop - top)
+                if tall < unit_rows or span % unit_cols:
+                    fill(codes_, unit_rows * full_codes, EMPTY)
+                    fill(tiles_, unit_rows // 4 * full_tiles, 0)
+                if swizzled:
+                    for k in range(0, n_codes, 16):
+                        from_ = codes + (edge * bits // 32 + k) * rows + top * pair
+                        get_words(codes_ + k, full_codes, chunk, from_, rows, min(16, n_codes - k), word)
+                    from_ = tiles + top // 8 * tiles_8_step + edge
+                    get_tiles(tiles_, full_tiles, from_, tiles_8_step, tall // 4, span // 2)
+                else:
+                    from_ = codes + top * codes_step + edge * bits // 32
+                    put(from_, codes_step, codes_, full_codes, tall, n_codes, False)
+                    from_ = tiles + top // 4 * tiles_step + edge // 2
+                    put(from_, tiles_step, tiles_, full_tiles, tall // 4, span // 2, False)
+                for left in range(edge, end, unit_cols):
+                    width = min(unit_cols, end - left)
+                    down, right = top, left + unit_cols
+                    if right >= end:
+                        down, right = (top + unit_rows, edge) if top + unit_rows < stop else (start, end)
+                    ask(values + down * values_step + right // 2 * item, values_step, unit_rows, full_values)
+                    ask(values_t + right * values_t_step + down // 2 * item, values_t_step, unit_cols, full_values_t)
+                    from_, from_step = values + top * values_step + left // 2 * item, values_step
+                    from_t, from_t_step = values_t + left * values_t_step + top // 2 * item, values_t_step
+                    if tall < unit_rows or width < unit_cols:
+                        fill(values_, unit_rows * full_values + unit_cols * full_values_t, 0)
+                        put(from_, from_step, values_, full_values, tall, width // 2 * item, False)
+                        put(from_t, from_t_step, values_t_, full_values_t, width, tall // 2 * item, False)
+                        from_, from_step, from_t, from_t_step = values_, full_values, values_t_, full_values_t
+                    col, row = left - edge, top - start
                     fault |= expand_unit(
-                        to, cols * item, kept, cols, from_, values_step, code, codes_step,
-                        from_t, values_t_step, code_t, codes_t_step, tile, cols // 4 * 2, size, bits,
+                        weight_ + col * item, mask_ + col, from_, from_step,
+                        codes_ + col * bits // 32, tiles_ + col // 2, from_t, from_t_step,
+                        codes_t_ + col * full_codes_t + row * bits // 32, full_codes_t, stash, size, bits,
                     )  # fmt: skip
-                    continue
-                # The workspace starts as a compressed matrix of zeros: 0xEE is the code of two empty groups.
-                room[:] = 0
-                for k in range(codes_ - weight_, tiles_ - weight_):
-                    room[k] = 0xEE
-                for r in range(height):
-                    move(from_ + r * values_step, values_ + r * full_values, width // 2 * item)
-                    move(code + r * codes_step, codes_ + r * full_codes, width * bits // 32)
-                for c in range(width):
-                    move(from_t + c * values_t_step, values_t_ + c * full_values_t, height // 2 * item)
-                    move(code_t + c * codes_t_step, codes_t_ + c * full_codes_t, height * bits // 32)
-                for i in range(height // 4):
-                    move(tile + i * (cols // 4) * 2, tiles_ + i * unit_cols // 2, width // 2)
-                fault |= expand_unit(
-                    weight_, unit_cols * item, mask_, unit_cols, values_, full_values, codes_, full_codes,
-                    values_t_, full_values_t, codes_t_, full_codes_t, tiles_, unit_cols // 4 * 2, size, bits,
-                )  # fmt: skip
-                for r in range(height):
-                    move(weight_ + r * unit_cols * item, to + r * cols * item, width * item)
-                    move(mask_ + r * unit_cols, kept + r * cols, width)
+                to, kept = weight + top * weight_step + edge * item, mask + top * cols + edge
+                put(weight_, block_cols * item, to, weight_step, tall, span * item, large)
+                put(mask_, block_cols, kept, cols, tall, span, large)
+        drain()
         return fault
 
-    return compiled(expand, types.int64(*[types.int64] * 11))
+    return compiled(expand, types.int64(*[types.int64] * 12))

@@ -1,9 +1,9 @@
 """Lines of four entries, many at once: which two are stored and under which code, and back.
 
-A line holds one group at 2:4, two at 1:2, so both patterns keep two of its four entries. Entry k of every line is one
-vector; a code is 4 bits a group, and at 1:2 the second group's is the upper half of a byte. Codes are those of PTX
-(mma.sp, ordered metadata). A group that keeps fewer than it may is given the code that torch 2.13 gives it
-(torch.sparse._semi_structured_conversions), and zeros.
+A line holds one group at 2:4, two at 1:2 (`nmflow.kernels.pairs`), so both patterns keep two of its four entries. Entry
+k of every line is one vector; a code is 4 bits a group, and at 1:2 the second group's is the upper half of a byte.
+Codes are those of PTX (mma.sp, ordered metadata). A group that keeps fewer than it may is given the code that torch
+2.13 gives it (torch.sparse._semi_structured_conversions), and zeros.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ Value = Any
 
 @dataclass(frozen=True)
 class Lines4:
-    """Operations on `count` lines of four entries; `code_bits` is 4 for 2:4 and 8 for 1:2."""
+    """Operations on `count` lines of four entries."""
 
     emit: Emitter
-    code_bits: int
     count: int
 
     def constant(self, value: int) -> ir.Constant:
@@ -42,16 +41,28 @@ class Lines4:
         """The union of bits."""
         return reduce(self.emit.builder.or_, values)
 
+    def flags_of(self, kept: Value) -> list[Value]:
+        """Four flags a line from four bytes, each read as one 32-bit number."""
+        b, none = self.emit.builder, self.emit.splat(I32, self.count, 0)
+        return [
+            b.icmp_unsigned("!=", b.and_(kept, self.emit.splat(I32, self.count, 0xFF << 8 * k)), none) for k in range(4)
+        ]
+
+    def bytes_of(self, tiles: Value, first: int) -> Value:
+        """Four bytes a line, 0 or 1, as one 32-bit number: bits `first` to `first` + 3 of a 16-bit number."""
+        b = self.emit.builder
+
+        def constant(value: int) -> Value:
+            return self.emit.splat(I32, self.count, value)
+
+        line = b.and_(b.lshr(b.zext(tiles, vector(I32, self.count)), constant(first)), constant(15))
+        spread = self.any_of([b.shl(line, constant(7 * k)) for k in range(4)])  # bit k to bit 8 k
+        return b.and_(spread, constant(0x01010101))
+
     def choose(self, x: Sequence[Value], kept: Sequence[Value]) -> tuple[Value, Value, Value, Value]:
-        """Compress: the two stored entries, the code, and whether the line keeps too many."""
+        """Compress at 2:4: the two stored entries, the code, and whether the line keeps too many."""
         b, zero = self.emit.builder, ir.Constant(x[0].type, None)
         k0, k1, k2, k3 = kept
-        if self.code_bits == 8:
-            first = b.select(k0, x[0], b.select(k1, x[1], zero))
-            second = b.select(k2, x[2], b.select(k3, x[3], zero))
-            low = b.select(k0, self.constant(0b0100), self.constant(0b1110))
-            high = b.select(k2, self.constant(0b0100 << 4), self.constant(0b1110 << 4))
-            return first, second, b.or_(low, high), b.or_(b.and_(k0, k1), b.and_(k2, k3))
         both, either = b.and_(k0, k1), b.or_(k0, k1)
         first = b.select(k0, x[0], b.select(k1, x[1], b.select(k2, x[2], zero)))
         second = b.select(k3, x[3], b.select(both, x[1], b.select(b.and_(k2, either), x[2], zero)))
@@ -62,17 +73,8 @@ class Lines4:
         return first, second, code, many
 
     def place(self, first: Value, second: Value, code: Value) -> tuple[list[Value], list[Value], Value]:
-        """Expand: the four entries, which of them the code indexes, and whether the code is undefined."""
+        """Expand at 2:4: the four entries, which of them the code indexes, and whether the code is undefined."""
         b, zero = self.emit.builder, ir.Constant(first.type, None)
-        if self.code_bits == 8:
-            low, high = b.and_(code, self.constant(0x0F)), b.and_(code, self.constant(0xF0))
-            at = [
-                b.icmp_unsigned("==", part, self.constant(wanted << shift))
-                for part, shift in ((low, 0), (high, 4))
-                for wanted in (0b0100, 0b1110)
-            ]
-            entries = [b.select(flag, first if k < 2 else second, zero) for k, flag in enumerate(at)]
-            return entries, at, b.not_(b.and_(b.or_(at[0], at[1]), b.or_(at[2], at[3])))
         one, two = b.and_(code, self.constant(3)), b.lshr(code, self.constant(2))
         entries, at = [], []
         for k in range(4):

@@ -47,8 +47,8 @@ lists = {"given": "*i32", "given_count": "*i32", "open_list": "*i32", "open_coun
 end = {"tall": "i32", "wide": "i32"}
 settle = {"ROUNDS": 4, "LANES": 128, "ABSOLUTE": True, "LISTED": False, "WARM": False, "KEEP": False}
 for kernel, types, constants in [
-    (kernels.settle_blocks, {**place, **lists, "bad_count": "*i32", **end}, {"M": 4, "N": 2, **settle}),
-    (kernels.settle_lines, {**place, **lists, "bad_count": "*i32", **end}, {"M": 16, "N": 8, **settle}),
+    (kernels.settle_blocks, {**place, **lists, "bad": "*i32", **end}, {"M": 4, "N": 2, **settle}),
+    (kernels.settle_lines, {**place, **lists, "bad": "*i32", **end}, {"M": 16, "N": 8, **settle}),
     (kernels.augment_blocks, {**place, **lists, **end},
      {"M": 4, "N": 2, "BLOCKS": 32, "PATHS": 8, "ABSOLUTE": True, "KEEP": False}),
 ]:

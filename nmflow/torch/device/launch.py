@@ -23,8 +23,8 @@ LANES = 128
 """Lanes of a program: four warps."""
 PROGRAMS = 8
 """Programs for each multiprocessor, where they take their blocks from a list."""
-TILE = 512
-"""Entries of the blocks that one program augments."""
+TILE = 128
+"""Entries of the blocks that one program augments, or one block: few, as its lanes wait for the slowest of them."""
 
 
 def fits(pattern: Pattern) -> bool:

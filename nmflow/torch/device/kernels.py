@@ -28,7 +28,17 @@ LARGEST_DUAL = tl.constexpr(1 << 55)
 # of blocks is no multiple of 16, or for a list that begins at another address.
 ANY_SIZE = {
     "do_not_specialize": ["tall", "wide"],
-    "do_not_specialize_on_alignment": ["u", "v", "given", "given_count", "open_list", "open_count", "bad"],
+    "do_not_specialize_on_alignment": [
+        "old_u",
+        "old_v",
+        "u",
+        "v",
+        "given",
+        "given_count",
+        "open_list",
+        "open_count",
+        "bad",
+    ],
 }
 
 
@@ -152,14 +162,15 @@ def _all_cols(numbers, row, col, relax, NETWORK: tl.constexpr, M: tl.constexpr, 
 
 @triton.jit(**ANY_SIZE)
 def settle_blocks(
-    scores, row_stride, col_stride, mask, u, v, given, given_count, open_list, open_count, bad, tall, wide,
+    scores, row_stride, col_stride, mask, old_u, old_v, u, v,
+    given, given_count, open_list, open_count, bad, tall, wide,
     M: tl.constexpr, N: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr, NETWORK: tl.constexpr,
     ABSOLUTE: tl.constexpr, LISTED: tl.constexpr, WARM: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Settle blocks by ascent, one to a lane.
 
-    LISTED: the blocks of a list, from the duals that are there; else all. WARM: start from the duals that are there.
-    KEEP: write all duals; else only those of blocks that stay open.
+    LISTED: the blocks of a list; else all. WARM: start from the duals old_u and old_v, which may be u and v. KEEP:
+    write all duals; else only those of blocks that stay open.
     """
     total = tall * wide
     if LISTED:
@@ -192,14 +203,14 @@ def settle_blocks(
             numbers = numbers + _apart(_number(raw[i], shift[:, None], ABSOLUTE))
         half = _half_units(shift)
         worth = _half_units(-2 - shift)
-        row_at = u + bi * M * wide + bj
-        col_at = v + (bi * wide + bj) * M
+        row_at = bi * M * wide + bj
+        col_at = (bi * wide + bj) * M
         row = ()
         col = ()
         for i in tl.static_range(M):
             if WARM:
-                row = row + (_given(row_at + i * wide, here, half),)
-                col = col + (_given(col_at + i, here, half),)
+                row = row + (_given(old_u + row_at + i * wide, here, half),)
+                col = col + (_given(old_v + col_at + i, here, half),)
             else:
                 row = row + (tl.zeros([LANES], tl.int32),)
                 col = col + (tl.zeros([LANES], tl.int32),)
@@ -234,8 +245,8 @@ def settle_blocks(
         else:
             store = still
         for i in tl.static_range(M):
-            tl.store(row_at + i * wide, row[i].to(tl.float64) * worth, mask=store)
-            tl.store(col_at + i, col[i].to(tl.float64) * worth, mask=store)
+            tl.store(u + row_at + i * wide, row[i].to(tl.float64) * worth, mask=store)
+            tl.store(v + col_at + i, col[i].to(tl.float64) * worth, mask=store)
         _append(block, still, open_list, open_count)
         first += tl.num_programs(0) * LANES
 
@@ -276,14 +287,15 @@ def _across(lines, across, home, M: tl.constexpr):
 
 @triton.jit(**ANY_SIZE)
 def settle_lines(
-    scores, row_stride, col_stride, mask, u, v, given, given_count, open_list, open_count, bad, tall, wide,
+    scores, row_stride, col_stride, mask, old_u, old_v, u, v,
+    given, given_count, open_list, open_count, bad, tall, wide,
     M: tl.constexpr, N: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr, NETWORK: tl.constexpr,
     ABSOLUTE: tl.constexpr, LISTED: tl.constexpr, WARM: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Settle blocks by ascent, one row and one column to a lane; M is 8, 16 or 32. See `settle_blocks`.
 
     Memory is addressed by lanes in a line, arithmetic is on (warps, 32): so that what one lane has of another is a
-    shuffle within a warp, and nothing goes through shared memory.
+    shuffle within a warp; only scores go through shared memory, once.
     """
     WARPS: tl.constexpr = LANES // 32
     total = tall * wide
@@ -327,11 +339,11 @@ def settle_lines(
             cols = cols + (tl.reshape(in_cols[k], [WARPS, 32]),)
         half = _half_units(shift)
         worth = _half_units(-2 - shift)
-        row_at = u + (bi * M + line) * wide + bj
-        col_at = v + (bi * wide + bj) * M + line
+        row_at = (bi * M + line) * wide + bj
+        col_at = (bi * wide + bj) * M + line
         if WARM:
-            row = tl.reshape(_given(row_at, here, half), [WARPS, 32])
-            col = tl.reshape(_given(col_at, here, half), [WARPS, 32])
+            row = tl.reshape(_given(old_u + row_at, here, half), [WARPS, 32])
+            col = tl.reshape(_given(old_v + col_at, here, half), [WARPS, 32])
         else:
             row = tl.zeros([WARPS, 32], tl.int32)
             col = tl.zeros([WARPS, 32], tl.int32)
@@ -358,8 +370,8 @@ def settle_lines(
             store = here
         else:
             store = still
-        tl.store(row_at, tl.reshape(row, [LANES]).to(tl.float64) * worth, mask=store)
-        tl.store(col_at, tl.reshape(col, [LANES]).to(tl.float64) * worth, mask=store)
+        tl.store(u + row_at, tl.reshape(row, [LANES]).to(tl.float64) * worth, mask=store)
+        tl.store(v + col_at, tl.reshape(col, [LANES]).to(tl.float64) * worth, mask=store)
         _append(block, still & (line == 0), open_list, open_count)
         first += tl.num_programs(0) * (LANES // M)
 

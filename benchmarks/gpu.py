@@ -5,6 +5,7 @@
     python -m benchmarks.gpu --quick     small sizes; --device cpu rehearses the program without a card
     python -m benchmarks.gpu --report    write the page from the results that are there; needs no card
     python -m benchmarks.gpu --shares    blocks open after each step; needs no card
+    python -m benchmarks.gpu --code      what the kernels compile to; needs Triton, and no card
 
 Writes benchmarks/results/gpu.json after each row (or what --out= names) and docs/gpu.md at the end. Stopped, by
 --minutes or otherwise, it goes on where it was; rows that failed are tried again. --fresh begins anew.
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 
 import nmflow
+from benchmarks.gpu_code import all_counts, code_section
 from benchmarks.gpu_peers import by_product, entropic, first_line, ninety, perceptron, timed
 from benchmarks.gpu_report import card_section, shares_section
 from benchmarks.page import fill_page
@@ -289,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--shares", action="store_true")
+    parser.add_argument("--code", action="store_true")
     parser.add_argument("--minutes", type=float, default=8.5, help="begin no row after so many; default 8.5")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -298,6 +301,11 @@ def main(arguments: list[str] | None = None) -> int:
         found = {"versions": versions(), "source": source_digest(), "rows": shares(1024)}
         RESULTS.with_name("gpu-shares.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         fill_page(PAGE, {"shares": shares_section(found)})
+        return 0
+    if args.code:
+        found = {"triton": _version("triton"), "source": source_digest(), "rows": all_counts()}
+        RESULTS.with_name("gpu-code.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        fill_page(PAGE, {"code": f"Triton {found['triton']}.\n\n{code_section(found['rows'])}"})
         return 0
     if args.report:
         fill_page(PAGE, {"card": card_section(load(args.out))})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -31,44 +31,44 @@ def test_interpreted() -> None:
 
 
 COMPILED = """
-import re, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from nmflow.torch.device import kernels, launch
+import json, re
+from benchmarks.gpu_code import compiled, counts
 
-place = {"scores": "*bf16", "row_stride": "i64", "col_stride": "i64", "mask": "*u8", "u": "*fp64", "v": "*fp64"}
-lists = {"given": "*i32", "given_count": "*i32", "open_list": "*i32", "open_count": "*i32"}
-end = {"tall": "i32", "wide": "i32"}
-settle = {"ROUNDS": 4, "LANES": 128, "ABSOLUTE": True, "LISTED": False, "WARM": False, "KEEP": False}
-for kernel, types, constants in [
-    (kernels.settle_blocks, {**place, **lists, "bad": "*i32", **end}, {"M": 4, "N": 2, **settle}),
-    (kernels.settle_lines, {**place, **lists, "bad": "*i32", **end}, {"M": 16, "N": 8, **settle}),
-    (kernels.augment_blocks, {**place, **lists, **end},
-     {"M": 4, "N": 2, "BLOCKS": 32, "PATHS": 8, "ABSOLUTE": True, "KEEP": False}),
-]:
-    if "LANES" in constants:
-        constants["NETWORK"] = launch._network(constants["M"], constants["N"])
-    source = ASTSource(fn=kernel, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
-    options = {"num_warps": 4, "enable_fp_fusion": False}
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    print(kernel.__name__, *sorted(set(re.findall(r"\\S*(?:ftz|fma|add[.\\w]*f32|add[.\\w]*f64)\\S*", ptx))))
+for what, side, options in {cases}:
+    program = compiled(what, side, **options)
+    floats = sorted(set(re.findall(r"[a-z]\\S*(?:ftz|fma|add[.\\w]*f32|add[.\\w]*f64)\\S*", program.asm["ptx"])))
+    print(json.dumps([what, side, floats, counts(program)]))
 """
+CASES = [
+    ("first", 4, {}), ("listed", 4, {"keep": True}), ("first", 4, {"warm": True, "weights": "fp32"}),
+    ("first", 8, {"weights": "fp16"}), ("first", 16, {}), ("first", 32, {}), ("listed", 32, {"keep": True}),
+    ("paths", 4, {}), ("paths", 8, {"keep": True}), ("paths", 16, {}), ("paths", 32, {}),
+]  # fmt: skip
 
 
 @needs_triton
 @pytest.mark.slow
 def test_compiled_for_hopper(tmp_path: Path) -> None:
-    """No floating-point sum decides anything, so none is there to be fused or flushed; the floor of a score may be."""
+    """What a card would run: integers decide, nothing spills, loads are wide, duals travel by shuffles."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILED], env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", COMPILED.format(cases=CASES)], cwd=Path(__file__).parent.parent,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
-    assert lines.keys() == {"settle_blocks", "settle_lines", "augment_blocks"}
-    for found in lines.values():
-        assert set(found.split()) <= {"cvt.rmi.ftz.f32.f32"}
-    assert re.search("cvt.rmi", done.stdout)  # the search would have found others
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(CASES)
+    for what, side, floats, found in rows:
+        # no floating-point sum is there to be fused, and nothing is flushed to zero
+        assert floats == []
+        assert found["stack"] <= 16
+        if what == "paths":
+            continue
+        assert found["registers"] <= 192  # 254 left a multiprocessor eight warps
+        # 16 bytes at once, or a row of a block; single entries were loaded before
+        assert found["widest_load"] >= (64 if side == 4 else 128)
+        assert found["loads"] <= 16
+        assert found["barriers"] < 64  # a row at a time through shared memory took more
+        assert found["shuffles"] >= (0 if side == 4 else 4 * side)
 
 
 def test_importing_the_adapter_loads_no_triton_kernels() -> None:

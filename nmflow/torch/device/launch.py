@@ -16,7 +16,7 @@ from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.outcome import Outcome, Pair
 from nmflow.torch.device.paths import paths_for
 
-__all__ = ["SIDES", "fits", "kept_score", "settle"]
+__all__ = ["SIDES", "fits", "kept_score", "path_options", "path_warps", "settle"]
 
 SIDES = (4, 8, 16, 32)
 """Sides of blocks that the kernels are made for."""
@@ -65,11 +65,11 @@ def settle(grid: BlockGrid, mask: torch.Tensor, duals: Pair | None, *, absolute:
             *place, u, v, u, v, lists[0], counts, lists[1], counts[1:], counts[3:], tall, wide,
             ROUNDS=more, LISTED=True, WARM=True, **common,
         )  # fmt: skip
-        blocks = max(1, TILE // (side * side))
-        kernels.augment_blocks[(min(-(-tall * wide // blocks), 4 * PROGRAMS * _processors(device)),)](
+        paths = path_options(side)
+        kernels.augment_blocks[(min(-(-tall * wide // paths["BLOCKS"]), 4 * PROGRAMS * _processors(device)),)](
             *place, u, v, lists[1], counts[1:], lists[0], counts[2:], tall, wide,
-            M=side, N=budget, BLOCKS=blocks, PATHS=paths_for(side, side), ABSOLUTE=absolute, KEEP=duals is not None,
-            num_warps=4 if side == 32 else 1, enable_fp_fusion=False,
+            M=side, N=budget, ABSOLUTE=absolute, KEEP=duals is not None, **paths,
+            num_warps=path_warps(side), enable_fp_fusion=False,
         )  # fmt: skip
     return Outcome(lists[0], counts)
 
@@ -85,6 +85,16 @@ def kept_score(scores: torch.Tensor, mask: torch.Tensor, *, absolute: bool) -> t
             ABSOLUTE=absolute, SIZE=1024, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return sums.sum()
+
+
+def path_options(side: int) -> dict[str, Any]:
+    """Blocks that one program augments, and paths that it finds before it gives one up."""
+    return {"BLOCKS": max(1, TILE // (side * side)), "PATHS": paths_for(side, side)}
+
+
+def path_warps(side: int) -> int:
+    """Warps of a program that augments: one, so that nothing waits at barriers, while its registers suffice."""
+    return 1 if side < 32 else 4
 
 
 @cache

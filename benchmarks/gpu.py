@@ -1,10 +1,14 @@
 """Masks on a GPU, timed by CUDA events: every figure of docs/gpu.md that needs a card.
 
-    python -m benchmarks.gpu             all of it, some minutes
+    python -m benchmarks.gpu --test      the tests that need a card, and then all of what is measured
+    python -m benchmarks.gpu             what is measured alone
     python -m benchmarks.gpu --quick     small sizes; --device cpu rehearses the program without a card
-    python -m benchmarks.gpu --shares    blocks open after each step, which needs no card
+    python -m benchmarks.gpu --report    write the page from the results that are there; needs no card
+    python -m benchmarks.gpu --shares    blocks open after each step; needs no card
+    python -m benchmarks.gpu --code      what the kernels compile to; needs Triton, and no card
 
-Writes benchmarks/results/gpu.json, or gpu-shares.json.
+Writes benchmarks/results/gpu.json after each row (or what --out= names) and docs/gpu.md at the end. Stopped, by
+--minutes or otherwise, it goes on where it was; rows that failed are tried again. --fresh begins anew.
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,193 +30,246 @@ from typing import Any
 import torch
 
 import nmflow
+from benchmarks.gpu_code import all_counts, code_section
+from benchmarks.gpu_peers import by_product, entropic, first_line, ninety, perceptron, timed
+from benchmarks.gpu_report import card_section, shares_section
 from benchmarks.page import fill_page
-from nmflow.bench.machine import machine, source_digest, versions
+from benchmarks.store import Store, load
+from nmflow.bench.machine import source_digest, versions
 from nmflow.torch import solve_on_device
+from nmflow.torch.device import ascent, launch, plain
+from nmflow.torch.device.grid import BlockGrid
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 TARGETS = {"2:4": 0.5, "4:8": 1.0, "8:16": 2.0, "16:32": 6.0}
 """Milliseconds for 8192 x 8192 in bfloat16, cold; a refresh is to be three times as fast."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+Row = dict[str, Any]
+Work = Callable[[], Row]
 
 
-def timed(device: torch.device, repeats: int, work: Callable[..., Any], *args: Any, **options: Any) -> float:
-    """Median milliseconds of `repeats` runs, after three that warm up."""
-    for _ in range(3):
-        work(*args, **options)
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            work(*args, **options)
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
-            started = time.perf_counter()
-            work(*args, **options)
-            times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
+class Bench:
+    """What is measured, one method a kind of row.
+
+    Parameters
+    ----------
+    device : torch.device
+    size : int
+        Side of the matrix.
+    repeats : int
+        Runs of which the median is taken.
+    """
+
+    def __init__(self, device: torch.device, size: int, repeats: int) -> None:
+        self.device, self.size, self.repeats = device, size, repeats
+
+    def weight(self, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+        """Gaussian weights, made on the CPU so that every device gets the same."""
+        normal = torch.randn(self.size, self.size, generator=torch.Generator().manual_seed(seed))
+        return normal.to(dtype).to(self.device)
+
+    def mask(self, pattern: str, dtype: torch.dtype) -> Row:
+        """Time to a proven mask, cold and from the last duals."""
+        n, m = map(int, pattern.split(":"))
+        weight = self.weight(dtype)
+        moved = (weight + 1e-3 * self.weight(dtype, 1)).to(dtype)
+        started = time.perf_counter()
+        cold = solve_on_device(weight, n, m, duals=True)
+        first = time.perf_counter() - started
+        again = solve_on_device(moved, n, m, warm_start=cold)
+        return {
+            "weights": _name(dtype), "size": self.size, "pattern": pattern,
+            "proven": bool(cold.certificate.proven and again.certificate.proven), "first_seconds": first,
+            "stats": _counts(cold.stats), "refresh_stats": _counts(again.stats),
+            "cold_ms": timed(self.device, self.repeats, solve_on_device, weight, n, m),
+            "refresh_ms": timed(self.device, self.repeats, solve_on_device, moved, n, m, warm_start=cold),
+            "target_ms": TARGETS[pattern] if self.size == 8192 and dtype == torch.bfloat16 else None,
+        }  # fmt: skip
+
+    def parts(self, pattern: str) -> Row:
+        """Where the time goes: the steps of a cold solve, beside a copy of the weights and a solve of hardly any."""
+        n, m = map(int, pattern.split(":"))
+        weight = self.weight(torch.bfloat16)
+        grid = BlockGrid.of(weight, nmflow.Pattern(n, m), None, 1)
+        mask = torch.empty(weight.shape, dtype=torch.bool, device=self.device)
+        engine = launch if self.device.type == "cuda" else plain
+        row: Row = {
+            "pattern": pattern,
+            "settle_ms": timed(
+                self.device, self.repeats, engine.settle, grid, mask, None, absolute=True, start=None
+            ),
+            "kept_score_ms": timed(self.device, self.repeats, engine.kept_score, weight, mask, absolute=True),
+            "copy_ms": timed(self.device, self.repeats, weight.clone),
+            "tiny_ms": timed(self.device, self.repeats, solve_on_device, weight[:64, :64].contiguous(), n, m),
+        }  # fmt: skip
+        if self.device.type == "cuda":
+            row["kernels_us"] = _kernels(partial(solve_on_device, weight, n, m))
+        return row
+
+    def beside(self, name: str, pattern: str, work: Callable[..., Any], *args: Any) -> Row:
+        """What another way to a mask takes, in the same run."""
+        weight = self.weight(torch.bfloat16)
+        if work is entropic:
+            weight = weight[: self.size // 4]  # 300 rounds over the whole would take most of the time there is
+        if work is by_product:
+            args = (ninety(self.device, torch.bfloat16),)
+        return {
+            "name": name,
+            "pattern": pattern,
+            "ms": timed(self.device, max(3, self.repeats // 4), work, weight, *args),
+        }
+
+    def agreement(self, pattern: str) -> Row:
+        """The objective against `dual` on the CPU, at a size that it does in seconds."""
+        n, m = map(int, pattern.split(":"))
+        size = min(self.size, 2048)
+        weight = torch.randn(size, size, generator=torch.Generator().manual_seed(1)).bfloat16()
+        found = solve_on_device(weight.to(self.device), n, m)
+        best = nmflow.solve(weight.float().numpy(), n, m)
+        return {"pattern": pattern, "size": size, "difference": found.objective - best.objective}
+
+    def rounds(self, pattern: str) -> Row:
+        """Cold times with other numbers of rounds than `nmflow.torch.device.ascent.ROUNDS`; the masks stay as good."""
+        n, m = map(int, pattern.split(":"))
+        weight = self.weight(torch.bfloat16)
+        first, more, again = ascent.rounds_for(m)
+        row: Row = {"pattern": pattern, "now": [first, more, again], "first_ms": {}, "more_ms": {}}
+        try:
+            for part, usual in (("first_ms", first), ("more_ms", more)):
+                for count in range(max(1, usual - 3), usual + 3):
+                    tried = (count, more, again) if part == "first_ms" else (first, count, again)
+                    launch.rounds_for = lambda side, tried=tried: tried  # type: ignore[assignment]
+                    row[part][count] = timed(self.device, self.repeats, solve_on_device, weight, n, m)
+        finally:
+            launch.rounds_for = ascent.rounds_for
+        return row
 
 
-def ninety(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """All 2:4 masks of a block, shape (90, 16)."""
-    rows = [row for row in itertools.product((0, 1), repeat=4) if sum(row) == 2]
-    blocks = itertools.product(rows, repeat=4)
-    found = [block for block in blocks if all(sum(col) == 2 for col in zip(*block, strict=True))]
-    return torch.tensor(found, device=device, dtype=dtype).flatten(1)
+def plan(bench: Bench, quick: bool) -> Iterator[tuple[str, Work]]:
+    """All rows in the order of what they are worth, by their key."""
+    for pattern in TARGETS:
+        yield f"mask {pattern} bfloat16", partial(bench.mask, pattern, torch.bfloat16)
+    for pattern in TARGETS:
+        yield f"parts {pattern}", partial(bench.parts, pattern)
+    peers: list[tuple[str, str, Callable[..., Any], tuple[Any, ...]]] = [
+        ("90 masks by a matrix product", "2:4", by_product, ()),
+        ("torch._sparse_semi_structured_tile", "2:4", torch._sparse_semi_structured_tile, ("", True)),
+    ]
+    for pattern in TARGETS:
+        n_m = tuple(map(int, pattern.split(":")))
+        peers.append(("entropic, a quarter of the matrix, not rounded", pattern, entropic, n_m))
+    for name, pattern, work, args in peers:
+        yield f"beside {pattern} {name}", partial(bench.beside, name, pattern, work, *args)
+    shape = (64, 128, 256) if quick else (8192, 4096, 14336)
+    yield "perceptron", partial(perceptron, bench.device, *shape, bench.repeats)
+    for pattern in TARGETS:
+        yield f"agreement {pattern}", partial(bench.agreement, pattern)
+    for dtype, pattern in itertools.product(DTYPES[1:], TARGETS):
+        yield f"mask {pattern} {_name(dtype)}", partial(bench.mask, pattern, dtype)
+    if bench.device.type == "cuda":
+        for pattern in TARGETS:
+            yield f"rounds {pattern}", partial(bench.rounds, pattern)
 
 
-def by_product(weight: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The best of the 90 masks of each block, by a matrix product (2by4-pretrain's way); its sums round."""
-    tall, wide = weight.shape[0] // 4, weight.shape[1] // 4
-    blocks = weight.abs().view(tall, 4, wide, 4).transpose(1, 2).reshape(-1, 16)
-    chosen = masks[(blocks @ masks.T).argmax(dim=1)]
-    return chosen.view(tall, wide, 4, 4).transpose(1, 2).reshape(weight.shape) != 0
+def measure(store: Store, rows: Iterator[tuple[str, Work]], until: float) -> bool:
+    """Add what is missing, and what failed; whether all is there and nothing failed."""
+    whole = True
+    for key, work in rows:
+        if key in store and "error" not in store.rows[key]:
+            continue
+        if time.monotonic() >= until:
+            print("the time is over; the same command goes on from here", flush=True)
+            return False
+        started = time.monotonic()
+        try:
+            row = work()
+        except Exception as error:  # one that fails takes none of the others with it
+            row, whole = {"error": first_line(error)}, False
+        store.add(key, {"kind": key.split(" ", 1)[0], **row})
+        print(f"{key} ({time.monotonic() - started:.0f} s): {json.dumps(row)}", flush=True)
+    return whole
 
 
-def entropic(weight: torch.Tensor, n: int, m: int, iterations: int = 300) -> torch.Tensor:
-    """The fractional mask of solver="entropic" on the device, in float32; its rounding is left out, to its favour."""
-    tall, wide = weight.shape[0] // m, weight.shape[1] // m
-    scores = weight.abs().float().view(tall, m, wide, m).transpose(1, 2).reshape(-1, m, m)
-    x = torch.exp(20.0 * (scores / scores.amax(dim=(1, 2), keepdim=True) - 1.0))
-    memory = torch.ones_like(x)
-    for _ in range(iterations):
-        x = x * (n / x.sum(dim=2, keepdim=True))
-        x = x * (n / x.sum(dim=1, keepdim=True))
-        given = x * memory
-        x = given.clamp(max=1.0)
-        memory = given / x.clamp(min=1e-30)
-    return x
+def run_tests() -> Row:
+    """Run the tests that need a card in a process of their own."""
+    # other libraries' warnings are not what is tested
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-q",
+        "-rs",
+        "-o",
+        "filterwarnings=default",
+        "tests/test_gpu.py",
+    ]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=PAGE.parent.parent, capture_output=True, text=True, check=False)
+    print(done.stdout[-8000:], done.stderr[-2000:], flush=True)
+    last = done.stdout.strip().rpartition("\n")[2]
+    counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    row: Row = {"seconds": round(time.monotonic() - started), "code": done.returncode, **counts}
+    return row if not done.returncode else {**row, "error": "\n".join(done.stdout.strip().splitlines()[-40:])}
 
 
-def masks(device: torch.device, size: int, repeats: int) -> list[dict[str, Any]]:
-    """Time to a proven mask, cold and from the last duals; and what others take for theirs, in the same run."""
-    rows = []
-    generator = torch.Generator(device).manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        weight = torch.randn(size, size, device=device, generator=generator).to(dtype)
-        step = 1e-3 * torch.randn(size, size, device=device, generator=generator).to(dtype)
-        for pattern, target in TARGETS.items():
-            n, m = map(int, pattern.split(":"))
-            cold = solve_on_device(weight, n, m, duals=True)
-            moved = (weight + step).to(dtype)
-            row = {
-                "weights": str(dtype).removeprefix("torch."), "size": size, "pattern": pattern,
-                "proven": cold.certificate.proven, "stats": {k: v for k, v in cold.stats.items() if k != "seconds"},
-                "cold_ms": timed(device, repeats, solve_on_device, weight, n, m),
-                "refresh_ms": timed(device, repeats, solve_on_device, moved, n, m, warm_start=cold),
-                "target_ms": target if size == 8192 and dtype == torch.bfloat16 else None,
-            }  # fmt: skip
-            rows.append(row)
-            peers: dict[str, tuple[Any, ...]] = {}
-            if dtype == torch.bfloat16:
-                # 300 rounds over the whole would take most of the time there is
-                peers["entropic, a quarter of the matrix, not rounded"] = (entropic, weight[: size // 4], n, m)
-            if dtype == torch.bfloat16 and pattern == "2:4":
-                peers["90 masks by a matrix product"] = (by_product, weight, ninety(device, dtype))
-                peers["torch._sparse_semi_structured_tile"] = (torch._sparse_semi_structured_tile, weight, "", True)
-            for name, work in peers.items():
-                try:
-                    row[name] = timed(device, max(3, repeats // 4), *work)
-                except (RuntimeError, NotImplementedError) as error:
-                    row[name] = f"not possible: {str(error).splitlines()[0]}"
-            print(row, flush=True)
-    return rows
-
-
-def shares(size: int) -> list[dict[str, Any]]:
+def shares(size: int) -> list[Row]:
     """How many blocks are open after each step: the same on every machine and with both engines."""
     rows = []
     normal = torch.randn(size, size, generator=torch.Generator().manual_seed(2))
     for pattern in ("1:4", *TARGETS):
         n, m = map(int, pattern.split(":"))
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for dtype in DTYPES:
             stats = solve_on_device(normal.to(dtype), n, m, engine="torch").stats
-            name = str(dtype).removeprefix("torch.")
-            row = {"pattern": pattern, "weights": name, "size": size}
+            row = {"pattern": pattern, "weights": _name(dtype), "size": size}
             rows.append(row | {key: stats[key] for key in ("blocks", "ascended", "augmented", "on_cpu")})
     return rows
 
 
-def agreement(device: torch.device, size: int) -> list[dict[str, Any]]:
-    """The objective against `dual` on the CPU, at a size that it does in seconds."""
-    rows = []
-    weight = torch.randn(size, size, generator=torch.Generator().manual_seed(1)).bfloat16()
-    for pattern in TARGETS:
-        n, m = map(int, pattern.split(":"))
-        found = solve_on_device(weight.to(device), n, m)
-        best = nmflow.solve(weight.float().numpy(), n, m)
-        rows.append({"pattern": pattern, "size": size, "difference": found.objective - best.objective})
-    return rows
-
-
-def perceptron(device: torch.device, tokens: int, width: int, hidden: int, repeats: int) -> dict[str, Any]:
-    """Forward and backward of a transformer's MLP: dense, and 2:4 both ways through torch's kernels, masks included."""
-    from torch.sparse import SparseSemiStructuredTensorCUTLASS as Sparse
-
-    def layer(rows: int, cols: int) -> torch.Tensor:
-        return (torch.randn(rows, cols, device=device) / cols**0.5).bfloat16()
-
-    up, down = layer(hidden, width), layer(width, hidden)
-    x = layer(tokens, width)
-    grad = layer(tokens, width)
-
-    def step(up: Any, down: Any, up_t: Any, down_t: Any) -> None:
-        """The products that multiply by W or its transpose; gradients of weights stay dense in both."""
-        h = torch.nn.functional.relu(x @ up_t)
-        y = h @ down_t
-        back = (grad @ down) * (h > 0)
-        _ = back @ up, back.T @ x, grad.T @ h, y
-
-    out: dict[str, Any] = {
-        "tokens": tokens, "width": width, "hidden": hidden,
-        "dense_ms": timed(device, repeats, step, up, down, up.T, down.T),
+def card(device: torch.device) -> Row:
+    """The card, and what drives it."""
+    if device.type != "cuda":
+        return {"name": None}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name, "memory": properties.total_memory, "multiprocessors": properties.multi_processor_count,
+        "capability": list(torch.cuda.get_device_capability(device)), "cuda": torch.version.cuda, "driver": _driver(),
+        "triton": _version("triton"),
     }  # fmt: skip
 
-    def packed(weight: torch.Tensor) -> Any:
-        mask = solve_on_device(weight, 2, 4).mask
-        return Sparse.prune_dense_static_sort(weight * mask)
 
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        sparse_up, sparse_down = packed(up), packed(down)
-        out["refresh_ms"] = timed(device, repeats, lambda: (packed(up), packed(down)))
-        out["sparse_ms"] = timed(device, repeats, step, sparse_up, sparse_down, sparse_up.t(), sparse_down.t())
-        out["kept_as_masked"] = bool((sparse_up.to_dense() == up * solve_on_device(up, 2, 4).mask).all())
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        out["sparse"] = f"not possible: {str(error).splitlines()[0]}"
-    print(out, flush=True)
-    return out
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().partition("\n")[0] or None
 
 
-def shares_table(found: dict[str, Any]) -> str:
-    """Percent of blocks open after each step."""
-    lines = ["| pattern | weights | after ascent % | after more of it % | after paths % |", "| --- " * 5 + "|"]
-    for row in found["rows"]:
-        parts = (f"{100 * row[key] / row['blocks']:.2f}" for key in ("ascended", "augmented", "on_cpu"))
-        lines.append(f"| {row['pattern']} | {row['weights']} | {' | '.join(parts)} |")
-    return "\n".join(lines)
+def _kernels(work: Callable[[], Any]) -> dict[str, float] | str:
+    """Microseconds of each kernel of one solve, where the profiler may look."""
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            work()
+            torch.cuda.synchronize()
+        return {
+            event.key[:60]: event.self_device_time_total
+            for event in profile.key_averages()
+            if event.self_device_time_total > 0
+        }
+    except Exception as error:  # as where counters are not for everyone
+        return first_line(error)
 
 
-def card_table(found: dict[str, Any]) -> str:
-    """Times of each pattern, and all else as it was measured."""
-    where, kit = found["card"], found["versions"]
-    on = f"{where['name']}, CUDA {where['cuda']}, driver {where['driver']}"
-    lines = [f"{on}, torch {kit['torch']}, Triton {kit['triton']}; measured {found['measured']}.", ""]
-    lines += ["| pattern | weights | cold ms | refresh ms | goal ms | beside it, ms |", "| --- " * 6 + "|"]
-    known = {"weights", "size", "pattern", "proven", "stats", "cold_ms", "refresh_ms", "target_ms"}
-    for row in found["masks"]:
-        beside = "; ".join(f"{name}: {_ms(row[name])}" for name in row if name not in known)
-        goal = "" if row["target_ms"] is None else f"{row['target_ms']:g}"
-        times = f"{_ms(row['cold_ms'])} | {_ms(row['refresh_ms'])} | {goal} | {beside}"
-        lines.append(f"| {row['pattern']} | {row['weights']} | {times} |")
-    layer = "; ".join(f"{name}: {_ms(value)}" for name, value in found["perceptron"].items())
-    return "\n".join([*lines, "", f"MLP, milliseconds: {layer}."])
+def _counts(stats: Any) -> Row:
+    return {key: value for key, value in stats.items() if key != "seconds"}
 
 
-def _ms(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _version(name: str) -> str | None:
@@ -219,45 +279,54 @@ def _version(name: str) -> str | None:
         return None
 
 
-def card(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {"name": None}
-    properties = torch.cuda.get_device_properties(device)
-    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: None)()
-    return {
-        "name": properties.name, "memory": properties.total_memory, "multiprocessors": properties.multi_processor_count,
-        "capability": torch.cuda.get_device_capability(device), "cuda": torch.version.cuda, "driver": driver,
-    }  # fmt: skip
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; 0 if all is there and nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--test", action="store_true", help="first run the tests that need a card")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--report", action="store_true")
     parser.add_argument("--shares", action="store_true")
+    parser.add_argument("--code", action="store_true")
+    parser.add_argument("--minutes", type=float, default=8.5, help="begin no row after so many; default 8.5")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    until = time.monotonic() + 60 * args.minutes
     if args.shares:
         found = {"versions": versions(), "source": source_digest(), "rows": shares(1024)}
         RESULTS.with_name("gpu-shares.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        fill_page(PAGE, {"shares": shares_table(found)})
-        return
+        fill_page(PAGE, {"shares": shares_section(found)})
+        return 0
+    if args.code:
+        found = {"triton": _version("triton"), "source": source_digest(), "rows": all_counts()}
+        RESULTS.with_name("gpu-code.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        fill_page(PAGE, {"code": f"Triton {found['triton']}.\n\n{code_section(found['rows'])}"})
+        return 0
+    if args.report:
+        fill_page(PAGE, {"card": card_section(load(args.out))})
+        return 0
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu --quick rehearses the program")
     size, repeats = (256, 4) if args.quick else (8192, 20)
-    shape = (64, 128, 256) if args.quick else (8192, 4096, 14336)
-    result = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"), "card": card(device), "machine": machine(),
-        "versions": {**versions(), "triton": _version("triton")}, "source": source_digest(),
-        "agreement": agreement(device, 256 if args.quick else 2048), "masks": masks(device, size, repeats),
-        "perceptron": perceptron(device, *shape, repeats),
-    }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options = {"quick": args.quick, "device": device.type}
+    store = Store(args.out, options, resume=not args.fresh, also={"card": card(device), "options": options})
+    rows = plan(Bench(device, size, repeats), args.quick)
+    if args.test:
+        rows = itertools.chain([("tests", run_tests)], rows)
+    with _on(device):
+        whole = measure(store, rows, until)
+    if whole:
+        store.finish()
     if args.out == RESULTS and not args.quick and device.type == "cuda":
-        fill_page(PAGE, {"card": card_table(result)})
+        fill_page(PAGE, {"card": card_section(load(args.out))})
+    return 0 if whole else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

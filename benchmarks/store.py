@@ -45,6 +45,8 @@ class Store:
     path : Path
     options : dict
         Of the run; kept in the file.
+    also : dict, optional
+        What beside source, machine and versions must be the same to go on; kept in the file.
     resume : bool
         Keep the rows that are there, if they come from the same source, machine and versions. In any other case an
         existing file is moved aside, to ``*.previous.json``, and not lost.
@@ -57,11 +59,14 @@ class Store:
         Where an existing file went.
     """
 
-    def __init__(self, path: Path, options: dict[str, Any], *, resume: bool = True) -> None:
+    def __init__(
+        self, path: Path, options: dict[str, Any], *, resume: bool = True, also: dict[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.rows: dict[str, Row] = {}
         self.moved: Path | None = None
         head = {"schema": SCHEMA, "machine": machine(), "versions": versions(), "source": source_digest()}
+        head |= also or {}
         self.head = {**head, "options": options, "complete": False, "started": _now()}
         if path.exists():
             found = load(path)

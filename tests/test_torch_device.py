@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -152,17 +153,81 @@ def test_bands_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     array = families.few_values((64, 48), 0)
     whole = plain.settle
 
-    def settle(grid: Any, **options: Any) -> Any:
+    def settle(grid: Any, *args: Any, **options: Any) -> Any:
         if grid.scores.shape[0] > 8:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return whole(grid, **options)
+        return whole(grid, *args, **options)
 
     first = solve_on_device(torch.from_numpy(array), 2, 4, duals=True)
+    again = solve_on_device(torch.from_numpy(array), 2, 4, duals=True, warm_start=first)
     monkeypatch.setattr(driver.plain, "settle", settle)
     found = solve_on_device(torch.from_numpy(array), 2, 4, duals=True, warm_start=first)
     same(found, array, 2, 4)
     assert found.stats["bands"] == 16
-    assert found.row_duals.shape == first.row_duals.shape
+    assert (found.row_duals == again.row_duals).all()
+    assert (found.col_duals == again.col_duals).all()
+
+
+def test_memory_that_never_suffices_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settle(*args: Any, **options: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(driver.plain, "settle", settle)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        solve_on_device(torch.ones(64, 8), 2, 4)
+
+
+@pytest.mark.parametrize(("most", "bands"), [(1 << 30, 1), (40, 4), (25, 6), (12, 11), (5, 11)])
+def test_no_band_has_more_blocks_than_an_index_holds(monkeypatch: pytest.MonkeyPatch, most: int, bands: int) -> None:
+    """11 rows of 12 blocks; a row is never cut, and is left to the engine that numbers in 64 bits if it is too long."""
+    monkeypatch.setattr(driver, "MOST_BLOCKS", most)
+    whole, sizes = plain.settle, []
+
+    def settle(grid: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(grid.size[0] * grid.size[1])
+        return whole(grid, *args, **options)
+
+    monkeypatch.setattr(driver.plain, "settle", settle)
+    array = families.gaussian((44, 48), 0)
+    found = solve_on_device(torch.from_numpy(array), 2, 4)
+    same(found, array, 2, 4)
+    assert (found.stats["bands"], len(sizes)) == (bands, bands)
+    assert max(sizes) <= max(most, 12)
+
+
+def test_triton_that_cannot_run_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it finds no card; so do others that lack a C compiler, or have a card it does not know."""
+    pytest.importorskip("triton")
+    driver._missing_triton.cache_clear()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    weight = torch.from_numpy(families.gaussian((16, 24), 0))
+    with pytest.warns(UserWarning, match="nmflow solves with plain torch operations, which are slower: "):
+        assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"
+    assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"  # warnings are errors
+    driver._missing_triton.cache_clear()
+
+
+def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from nmflow.torch import device
+
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    monkeypatch.delitem(sys.modules, "nmflow.torch.device.kernels", raising=False)
+    monkeypatch.delattr(device, "kernels", raising=False)
+    driver._missing_triton.cache_clear()
+    with pytest.raises(
+        InputValueError, match=r"cannot be used: ImportError: nmflow's kernels need Triton 3\.6 or newer"
+    ):
+        solve_on_device(torch.ones(4, 4), 2, 4, engine="triton")
+    driver._missing_triton.cache_clear()
+
+
+def test_where_the_first_of_many_is() -> None:
+    weights = torch.ones(6, 3, 2, 2)
+    weights[4:] = math.nan
+    with pytest.raises(NonFiniteError, match=r"at 24 of 72 entries, the first at \(4, 0, 0, 0\)") as e:
+        solve_on_device(weights, 2, 4, layout="conv")
+    assert (e.value.count, e.value.first) == (24, (4, 0, 0, 0))
 
 
 def test_numbers_keep_the_order_of_scores() -> None:

@@ -1,25 +1,19 @@
-"""The Triton kernels: interpreted on the CPU, compiled for a card that need not be there, and run where one is."""
+"""The Triton kernels: interpreted on the CPU, and compiled for a card that need not be there; test_gpu.py runs them."""
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import families
 import pytest
 
-torch = pytest.importorskip("torch")
-
-import nmflow  # noqa: E402
-from nmflow.torch import mask_for, solve_on_device  # noqa: E402
+pytest.importorskip("torch")
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; make test-gpu runs it")
 
 
 @needs_triton
@@ -37,85 +31,108 @@ def test_interpreted() -> None:
 
 
 COMPILED = """
-import re, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from nmflow.torch.device import kernels, launch
+import json, re
+from benchmarks.gpu_code import compiled, counts
 
-place = {"scores": "*bf16", "row_stride": "i64", "col_stride": "i64", "mask": "*u8", "u": "*fp64", "v": "*fp64"}
-lists = {"given": "*i32", "given_count": "*i32", "open_list": "*i32", "open_count": "*i32"}
-end = {"tall": "i32", "wide": "i32"}
-settle = {"ROUNDS": 4, "LANES": 128, "ABSOLUTE": True, "LISTED": False, "WARM": False, "KEEP": False}
-for kernel, types, constants in [
-    (kernels.settle_blocks, {**place, **lists, "bad_count": "*i32", **end}, {"M": 4, "N": 2, **settle}),
-    (kernels.settle_lines, {**place, **lists, "bad_count": "*i32", **end}, {"M": 16, "N": 8, **settle}),
-    (kernels.augment_blocks, {**place, **lists, **end},
-     {"M": 4, "N": 2, "BLOCKS": 32, "PATHS": 8, "ABSOLUTE": True, "KEEP": False}),
-]:
-    if "LANES" in constants:
-        constants["NETWORK"] = launch._network(constants["M"], constants["N"])
-    source = ASTSource(fn=kernel, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
-    options = {"num_warps": 4, "enable_fp_fusion": False}
-    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    print(kernel.__name__, *sorted(set(re.findall(r"\\S*(?:ftz|fma|add[.\\w]*f32|add[.\\w]*f64)\\S*", ptx))))
+for what, side, options in {cases}:
+    program = compiled(what, side, **options)
+    floats = sorted(set(re.findall(r"[a-z]\\S*(?:ftz|fma|add[.\\w]*f32|add[.\\w]*f64)\\S*", program.asm["ptx"])))
+    print(json.dumps([what, side, floats, counts(program)]))
 """
+CASES = [
+    ("first", 4, {}), ("listed", 4, {"keep": True}), ("first", 4, {"warm": True, "weights": "fp32"}),
+    ("first", 8, {"weights": "fp16"}), ("first", 16, {}), ("first", 32, {}), ("listed", 32, {"keep": True}),
+    ("score", 4, {}), ("paths", 4, {}), ("paths", 8, {"keep": True}), ("paths", 16, {}), ("paths", 32, {}),
+]  # fmt: skip
 
 
 @needs_triton
 @pytest.mark.slow
 def test_compiled_for_hopper(tmp_path: Path) -> None:
-    """No floating-point sum decides anything, so none is there to be fused or flushed; the floor of a score may be."""
+    """What a card would run: integers decide, nothing spills, loads are wide, duals travel by shuffles."""
     done = subprocess.run(
-        [sys.executable, "-c", COMPILED], env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", COMPILED.format(cases=CASES)], cwd=Path(__file__).parent.parent,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
-    assert lines.keys() == {"settle_blocks", "settle_lines", "augment_blocks"}
-    for found in lines.values():
-        assert set(found.split()) <= {"cvt.rmi.ftz.f32.f32"}
-    assert re.search("cvt.rmi", done.stdout)  # the search would have found others
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(CASES)
+    for what, side, floats, found in rows:
+        # no floating-point sum is there to be fused, and nothing is flushed to zero
+        assert floats == []
+        assert found["stack"] <= 16
+        if what == "paths":
+            continue
+        if what == "score":
+            assert (found["loads"], found["narrowest_load"]) == (2, 64)
+            continue
+        assert found["registers"] <= 192  # 254 left a multiprocessor eight warps
+        # 16 bytes at once, or a row of a block; single entries were loaded before
+        assert found["widest_load"] >= (64 if side == 4 else 128)
+        assert found["loads"] <= 16
+        assert found["barriers"] < 64  # a row at a time through shared memory took more
+        assert found["shuffles"] >= (0 if side == 4 else 4 * side)
+
+
+LAUNCHED = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+class Card:
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+    def get_active_torch_device(self): return torch.device("cpu")
+
+driver.set_active(Card())
+run = JITFunction.run
+JITFunction.run = lambda self, *args, grid, warmup, **options: run(self, *args, grid=grid, warmup=True, **options)
+
+from nmflow.pattern import Pattern
+from nmflow.torch.device import kernels, launch
+from nmflow.torch.device.grid import BlockGrid
+
+def programs_for(weight, m, keep=False):
+    grid = BlockGrid.of(weight, Pattern(m // 2, m), None, 1)
+    mask = torch.zeros(grid.scores.shape, dtype=torch.bool)
+    tall, wide = grid.size
+    duals = torch.zeros(tall * m, wide).double(), torch.zeros(tall, wide * m).double()
+    launch.settle(grid, mask, duals if keep else None, absolute=True, start=duals if keep else None)
+    launch.kept_score(grid.scores, mask, absolute=True)
+    four = kernels.settle_blocks, kernels.settle_lines, kernels.augment_blocks, kernels.kept_score
+    print(*(sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in four))
+
+def zeros(*shape):
+    return torch.zeros(shape, dtype=torch.bfloat16)
+
+for shape in ((64, 64), (16, 1024), (4, 160)):
+    programs_for(zeros(*shape), 4)
+for shape in ((4, 4), (8, 4), (12, 36), (100, 100)):
+    programs_for(zeros(*shape), 4)
+programs_for(zeros(64, 32).T, 4)
+programs_for(zeros(64, 64), 8, keep=True)
+programs_for(zeros(8, 16), 8, keep=True)
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+def test_launches_compile_what_they_pass(tmp_path: Path) -> None:
+    """All of a launch but the launch, under a driver that only says what card there is: and one program for all sizes.
+
+    Two for rows that are contiguous: their stride is a multiple of 16 entries, so that loads are wide, or not.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHED], cwd=Path(__file__).parent.parent,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    aligned, others, transposed = ["2 0 1 1"] * 3, ["4 0 2 2"] * 4, ["6 0 3 3"]
+    assert done.stdout.splitlines() == [*aligned, *others, *transposed, "6 2 4 3", "6 2 4 3"]
 
 
 def test_importing_the_adapter_loads_no_triton_kernels() -> None:
     code = "import sys, nmflow.torch; sys.exit('nmflow.torch.device.kernels' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.gpu
-@needs_cuda
-@pytest.mark.parametrize("engine", ["triton", "torch"])
-@pytest.mark.parametrize("pattern", [(1, 4), (2, 4), (4, 8), (8, 16), (16, 32)], ids=str)
-@pytest.mark.parametrize("family", ["gaussian", "few_values", "near_ties", "heavy_tailed", "huge_among_tiny"])
-def test_on_the_card(family: str, pattern: tuple[int, int], engine: Any) -> None:
-    array = families.FAMILIES[family]((515, 770), 1)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        weight = torch.from_numpy(array).clamp(-6e4, 6e4).to(dtype)
-        best = nmflow.solve(weight.float().numpy(), *pattern)
-        found = solve_on_device(weight.cuda(), *pattern, engine=engine, duals=True)
-        assert found.mask.is_cuda
-        assert found.objective == pytest.approx(best.objective, rel=1e-12)
-        assert nmflow.certify(weight.float().numpy(), found.mask.cpu().numpy(), *pattern, absolute=True).proven
-        again = solve_on_device(weight.cuda(), *pattern, engine=engine, warm_start=found)
-        assert again.objective == pytest.approx(best.objective, rel=1e-12)
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_one_wait_for_the_card() -> None:
-    weight = torch.randn(1024, 1024, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    found = solve_on_device(weight, 2, 4)
-    assert found.stats["on_cpu"] == 0
-    with torch.profiler.profile() as profile:
-        solve_on_device(weight, 2, 4)
-    waits = [event.count for event in profile.key_averages() if event.key == "cudaStreamSynchronize"]
-    assert sum(waits) == 1
-
-
-@pytest.mark.gpu
-@needs_cuda
-def test_mask_for_stays_on_the_card() -> None:
-    weight = torch.randn(64, 48, device="cuda", dtype=torch.bfloat16)
-    mask = mask_for(weight, 4, 8)
-    assert mask.device == weight.device
-    assert (mask.sum() * 2) == mask.numel()

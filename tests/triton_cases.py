@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from test_torch_device import as_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nmflow.pattern import Pattern
 from nmflow.torch import solve_on_device
-from nmflow.torch.device import launch, plain
+from nmflow.torch.device import driver, launch, plain
 from nmflow.torch.device.grid import BlockGrid
 
 CASES = [
@@ -31,20 +32,28 @@ def test_both_engines_do_the_same(n: int, m: int, family: str) -> None:
     """
     grid = BlockGrid.of(as_tensor(families.FAMILIES[family]((2 * m, 3 * m), 1)), Pattern(n, m), None, 1)
     other = BlockGrid.of(torch.from_numpy(families.gaussian((2 * m, 3 * m), 2)), Pattern(n, m), None, 1)
-    earlier = plain.settle(other, absolute=True, keep=True, start=None)
-    for start in (None, (earlier.u, earlier.v)) if m < 16 else (None,):
-        a = launch.settle(grid, absolute=True, keep=True, start=start)
-        b = plain.settle(grid, absolute=True, keep=True, start=start)
+    _, earlier, _ = settled(plain, other, None)
+    for start in (None, earlier) if m < 16 else (None,):
+        (mask, duals, a), (other_mask, other_duals, b) = (settled(engine, grid, start) for engine in (launch, plain))
         assert a.counts.tolist() == b.counts.tolist()
         left = int(a.counts[2])
         still = a.open_list[:left].long().sort().values
         assert (still == b.open_list.sort().values).all()
-        for outcome in (a, b):
-            grid.put(outcome.mask, still, torch.zeros((), dtype=torch.bool))
-        assert (a.mask == b.mask).all()
+        for found in (mask, other_mask):
+            grid.put(found, still, torch.zeros((), dtype=torch.bool))
+        assert (mask == other_mask).all()
         if not left:
-            assert (a.u == b.u).all()
-            assert (a.v == b.v).all()
+            assert all((mine == theirs).all() for mine, theirs in zip(duals, other_duals, strict=True))
+
+
+def settled(engine: Any, grid: BlockGrid, start: Any) -> tuple[Any, Any, Any]:
+    """Mask, duals and outcome; the duals to start from must come out as they were."""
+    mask = torch.zeros(grid.scores.shape, dtype=torch.bool)
+    duals = driver._space(grid)
+    before = start and [side.clone() for side in start]
+    outcome = engine.settle(grid, mask, duals, absolute=True, start=start)
+    assert not start or all((side == old).all() for side, old in zip(start, before, strict=True))
+    return mask, duals, outcome
 
 
 @pytest.mark.parametrize("duals", [False, True])
@@ -59,13 +68,63 @@ def test_strides_signs_and_what_is_left(duals: bool) -> None:
     assert (found.row_duals is not None) is duals
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # of the interpreter; a card saturates
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered")  # of the interpreter; a card saturates
 @pytest.mark.parametrize("m", [4, 8])
 def test_scores_that_are_not_finite(m: int) -> None:
     weights = torch.ones(2 * m, 2 * m, dtype=torch.float16)
     weights[m, 1] = np.inf
     with pytest.raises(ValueError, match="at 1 of"):
         solve_on_device(weights, m // 2, m, engine="triton")
+
+
+class Waits(TorchDispatchMode):
+    """Operations for which the host would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masked = name.startswith("index") and any(
+            part is not None and part.dtype == torch.bool for part in args[1] if isinstance(args[1], (list, tuple))
+        )
+        if masked or name in ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_engine_waits_for_nothing() -> None:
+    grid = BlockGrid.of(torch.from_numpy(families.few_values((8, 12), 0)), Pattern(2, 4), None, 1)
+    mask = torch.zeros(grid.scores.shape, dtype=torch.bool)
+    for engine, waits in ((launch, False), (plain, True)):
+        with Waits() as seen:
+            engine.settle(grid, mask, None, absolute=True, start=None)
+            engine.kept_score(grid.scores, mask, absolute=True)
+        assert bool(seen.found) is waits, seen.found
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (8, 4), (4, 64), (5, 70)], ids=str)
+def test_one_block_wide_or_tall(shape: tuple[int, int]) -> None:
+    array = families.gaussian(shape, 0)
+    for weight in (torch.from_numpy(array), torch.from_numpy(array).T, torch.from_numpy(array).T[:, ::2]):
+        a, b = (solve_on_device(weight, 2, 4, engine=engine, duals=True) for engine in ("triton", "torch"))
+        assert (a.mask == b.mask).all()
+        assert (a.row_duals == b.row_duals).all()
+
+
+@pytest.mark.parametrize("m", [4, 8])
+def test_rows_too_far_apart_for_32_bits(m: int) -> None:
+    """The last row of a block is 2**31 entries from the first; memory that nothing touches takes none."""
+    stride = (1 << 31) // (m - 1) + 16
+    values = torch.from_numpy(families.few_values((m, 3 * m), 0)).bfloat16()
+    far = torch.empty((m - 1) * stride + 3 * m, dtype=torch.bfloat16).as_strided((m, 3 * m), (stride, 1))
+    far.copy_(values)
+    for weight, near in ((far, values), (far.T, values.T)):
+        a = solve_on_device(weight, m // 2, m, engine="triton")
+        b = solve_on_device(near, m // 2, m, engine="torch")
+        assert (a.mask == b.mask).all()
+        assert a.objective == b.objective
 
 
 def test_kept_score() -> None:

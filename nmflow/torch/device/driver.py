@@ -20,12 +20,13 @@ from nmflow.solution import Certificate, Solution
 from nmflow.torch.convert import checked, to_array, to_mask
 from nmflow.torch.device import plain
 from nmflow.torch.device.grid import BlockGrid
+from nmflow.torch.device.outcome import Pair
 
 __all__ = ["on_device", "solve_on_device"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_BLOCKS = 1 << 30
-"""Blocks of a band; the kernels number them in 32 bits."""
+"""Blocks of a band; the kernels number them in 32 bits, and step beyond the last."""
 Engine = Literal["auto", "triton", "torch"]
 
 
@@ -134,13 +135,19 @@ def solve_on_device(
     start = None if warm_start is None else _start(warm_start, grid)
     chosen_engine = _engine(engine, grid)
     tall, wide = grid.size
-    bands = -(-tall * wide // MOST_BLOCKS)
+    bands = -(-tall // max(1, MOST_BLOCKS // wide))
+    # what is handed back, whole: each band writes its part, so that nothing is there twice
+    flat = torch.empty(grid.scores.shape, dtype=torch.bool, device=values.device)
+    kept = _space(grid) if duals else None
     while True:
         try:
             parts = [
-                _solve_band(grid.band(i, bands), chosen_engine, absolute, duals, _cut(start, grid, i, bands), threads)
+                _solve_band(
+                    grid.band(i, bands), grid.cut_rows(flat, i, bands), chosen_engine, absolute,
+                    _cut(kept, grid, i, bands), _cut(start, grid, i, bands), threads,
+                )
                 for i in range(bands)
-            ]
+            ]  # fmt: skip
             break
         except torch.cuda.OutOfMemoryError:
             if bands >= tall:
@@ -148,16 +155,15 @@ def solve_on_device(
             bands = min(tall, 4 * bands)
         except NonFiniteError:
             _raise_non_finite(values, "weights" if absolute else "scores")
-    masks, sums, us, vs, counts = zip(*parts, strict=True)
-    flat = masks[0] if bands == 1 else torch.cat(masks)
+    sums, counts = zip(*parts, strict=True)
     objective = math.fsum(sums)
-    status = np.zeros(tall * wide, np.uint8)
+    # all proven, said by one byte: an array of them took longer to fill than some solves on a device
+    status = np.broadcast_to(np.zeros((), np.uint8), tall * wide)
     none = np.empty(0, np.int64)
     certificate = Certificate(chosen, objective, 0.0, objective, status, none, np.empty(0), grid.grids)
     row = col = None
-    if duals:
-        row = grid.per_matrix(us[0] if bands == 1 else torch.cat(us))
-        col = grid.per_matrix(vs[0] if bands == 1 else torch.cat(vs))
+    if kept is not None:
+        row, col = (grid.per_matrix(side) for side in kept)
     first, more, rest = (sum(part[k] for part in counts) for k in range(3))
     stats = {
         "blocks": tall * wide, "ascended": first, "augmented": more, "on_cpu": rest, "bands": bands,
@@ -176,15 +182,16 @@ def _fits(values: torch.Tensor, pattern: Pattern) -> bool:
 
 def _solve_band(
     grid: BlockGrid,
+    mask: torch.Tensor,
     engine: ModuleType,
     absolute: bool,
-    duals: bool,
-    start: tuple[torch.Tensor, torch.Tensor] | None,
+    duals: Pair | None,
+    start: Pair | None,
     threads: int | None,
-) -> tuple[torch.Tensor, float, torch.Tensor, torch.Tensor, list[int]]:
-    """Mask, kept score, duals, and how many blocks were open when."""
-    outcome = engine.settle(grid, absolute=absolute, keep=duals, start=start)
-    total = engine.kept_score(grid.scores, outcome.mask, absolute=absolute)
+) -> tuple[float, list[int]]:
+    """Write mask and, if asked, duals; the kept score, and how many blocks were open when."""
+    outcome = engine.settle(grid, mask, duals, absolute=absolute, start=start)
+    total = engine.kept_score(grid.scores, mask, absolute=absolute)
     # the one time that the host waits: counts are small, so float64 holds them
     *counts, bad, objective = torch.cat([outcome.counts.double(), total[None]]).tolist()
     if bad:
@@ -192,19 +199,17 @@ def _solve_band(
     counts = [int(count) for count in counts]
     if counts[2]:
         blocks = outcome.open_list[: counts[2]].long()
-        _finish(grid, outcome.mask, outcome.u, outcome.v, blocks, absolute, duals, threads)
-        objective = float(engine.kept_score(grid.scores, outcome.mask, absolute=absolute))
-    return outcome.mask, objective, outcome.u, outcome.v, counts
+        _finish(grid, mask, duals, blocks, absolute, threads)
+        objective = float(engine.kept_score(grid.scores, mask, absolute=absolute))
+    return objective, counts
 
 
 def _finish(
     grid: BlockGrid,
     mask: torch.Tensor,
-    u: torch.Tensor,
-    v: torch.Tensor,
+    duals: Pair | None,
     blocks: torch.Tensor,
     absolute: bool,
-    duals: bool,
     threads: int | None,
 ) -> None:
     """Solve the blocks that are left on the CPU, side by side in one matrix."""
@@ -212,12 +217,16 @@ def _finish(
     blocks = blocks.sort().values  # lists come in any order, and chunks of the CPU depend on it
     values = grid.blocks(blocks)
     stripe = to_array(values.transpose(0, 1).reshape(rows, -1))
-    solution = solve(stripe, pattern=grid.pattern, scores=None if absolute else stripe, threads=threads, duals=duals)
+    solution = solve(
+        stripe, pattern=grid.pattern, scores=None if absolute else stripe, threads=threads,
+        duals=duals is not None,
+    )  # fmt: skip
     assert solution.certificate is not None
     assert solution.certificate.proven  # as the contract of an exact solver says
     found = to_mask(solution.mask, mask.device).reshape(rows, len(blocks), cols).transpose(0, 1)
     grid.put(mask, blocks, found)
-    if duals:
+    if duals is not None:
+        u, v = duals
         tall, wide = grid.size
         i, j = blocks // wide, blocks % wide
         u.view(tall, rows, wide)[i, :, j] = torch.from_numpy(solution.row_duals).to(u.device).T
@@ -253,7 +262,16 @@ def _on_cpu(
     return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))
 
 
-def _start(earlier: Solution, grid: BlockGrid) -> tuple[torch.Tensor, torch.Tensor]:
+def _space(grid: BlockGrid) -> Pair:
+    """Space for the duals of all blocks."""
+    rows, cols = grid.pattern.block_shape
+    tall, wide = grid.size
+    device = grid.scores.device
+    u = torch.empty((tall * rows, wide), dtype=torch.float64, device=device)
+    return u, torch.empty((tall, wide * cols), dtype=torch.float64, device=device)
+
+
+def _start(earlier: Solution, grid: BlockGrid) -> Pair:
     """The duals of an earlier solution, each side in one tensor."""
     if earlier.row_duals is None or earlier.col_duals is None:
         raise InputValueError("warm_start must hold duals, not None; call solve_on_device with duals=True for it")
@@ -275,14 +293,13 @@ def _start(earlier: Solution, grid: BlockGrid) -> tuple[torch.Tensor, torch.Tens
     return sides[0].double(), sides[1].double()
 
 
-def _cut(
-    start: tuple[torch.Tensor, torch.Tensor] | None, grid: BlockGrid, band: int, bands: int
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if start is None:
+def _cut(duals: Pair | None, grid: BlockGrid, band: int, bands: int) -> Pair | None:
+    """Those of a band."""
+    if duals is None:
         return None
     first, last = grid.edges(band, bands)
     rows = grid.pattern.block_shape[0]
-    return start[0][first * rows : last * rows], start[1][first:last]
+    return duals[0][first * rows : last * rows], duals[1][first:last]
 
 
 def _engine(name: str, grid: BlockGrid) -> ModuleType:
@@ -298,21 +315,31 @@ def _engine(name: str, grid: BlockGrid) -> ModuleType:
                 f"blocks of side {', '.join(map(str, launch.SIDES))}, the same n both ways, below m"
             )
         return plain
+    if name == "auto":
+        # a single row of blocks cannot be cut into bands
+        return plain if grid.size[1] > MOST_BLOCKS or _missing_triton(grid.scores.device) else launch
     missing = _missing_triton()
-    if missing and name == "triton":
+    if missing:
         raise InputValueError(f'engine must be "auto" or "torch", not "triton", which cannot be used: {missing}')
-    return plain if missing else launch
+    return launch
 
 
 @cache
-def _missing_triton() -> str:
-    """Why Triton cannot be used, said once; empty if it can."""
+def _missing_triton(device: torch.device | None = None) -> str:
+    """Why Triton cannot be used, said once; empty if it can. On a device, that takes a launch of the least kernel."""
     try:
-        from nmflow.torch.device import kernels  # noqa: F401
-    except ImportError as error:
-        if torch.cuda.is_available():
-            warnings.warn(f"nmflow solves with plain torch operations, which are slower: {error}", stacklevel=4)
-        return str(error)
+        from nmflow.torch.device import kernels, launch  # noqa: F401
+
+        if device is not None:
+            one = torch.ones((1, 4), device=device)
+            launch.kept_score(one, one > 0, absolute=True)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # no Triton, one that is too old, no C compiler, a card it does not know
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if device is not None:
+            warnings.warn(f"nmflow solves with plain torch operations, which are slower: {reason}", stacklevel=4)
+        return reason
     return ""
 
 
@@ -320,7 +347,11 @@ def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:
     """The error for scores that are NaN or infinite: how many, and where the first is."""
     bad = ~torch.isfinite(values)
     count = int(bad.sum())
-    first = tuple(int(i) for i in bad.nonzero()[0])
+    # row by row, as a list of all of them would take eight bytes an index
+    bad = bad.reshape(len(bad), -1)
+    row = int(bad.any(dim=1).nonzero()[0])
+    rest = np.unravel_index(int(bad[row].nonzero()[0]), values.shape[1:])
+    first = (row, *(int(i) for i in rest))
     raise NonFiniteError(
         f"{name} must be finite, not NaN or infinite at {count} of {values.numel()} entries, the first at {first}; "
         f"repair them, or give finite scores= that say how they rank",

@@ -72,9 +72,13 @@ class BlockGrid:
 
     def band(self, number: int, count: int) -> BlockGrid:
         """One of `count` bands of rows of blocks; only its scores mean something."""
+        return self if count == 1 else replace(self, scores=self.cut_rows(self.scores, number, count))
+
+    def cut_rows(self, flat: torch.Tensor, number: int, count: int) -> torch.Tensor:
+        """View a band of a matrix like `scores`."""
         first, last = self.edges(number, count)
         rows = self.pattern.block_shape[0]
-        return self if count == 1 else replace(self, scores=self.scores[first * rows : last * rows])
+        return flat[first * rows : last * rows]
 
     def per_matrix(self, duals: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Duals of all matrices as a Solution holds them: a tensor for each, or the only one."""

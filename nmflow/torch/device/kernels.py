@@ -19,15 +19,37 @@ import triton.language as tl
 
 __all__ = ["augment_blocks", "kept_score", "settle_blocks", "settle_lines"]
 
+LEAST = (3, 6)
+"""Triton of torch 2.10. Those before stop at our kernels, some in a failed assertion of their compiler."""
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LEAST:
+    raise ImportError(f"nmflow's kernels need Triton {LEAST[0]}.{LEAST[1]} or newer, not {triton.__version__}")
+
 NARROW = tl.constexpr(25)
 WIDE = tl.constexpr(54)
 FAR = tl.constexpr(1 << 61)
 LARGEST_DUAL = tl.constexpr(1 << 55)
 
+# One program for all sizes and places: else Triton compiles again for a matrix that is one block wide, or whose number
+# of blocks is no multiple of 16, or for a list that begins at another address.
+ANY_SIZE = {
+    "do_not_specialize": ["tall", "wide"],
+    "do_not_specialize_on_alignment": [
+        "old_u",
+        "old_v",
+        "u",
+        "v",
+        "given",
+        "given_count",
+        "open_list",
+        "open_count",
+        "bad",
+    ],
+}
+
 
 @triton.jit
-def _line_step(w, old, relax, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
-    """New duals of lines, from their scores less the duals across. relax: 0, or -1 to step past the midpoint.
+def _middle(w, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
+    """The BUDGET-th and the next largest of a line, the larger first.
 
     What no wanted wire of the network needs, the compiler drops.
     """
@@ -40,7 +62,14 @@ def _line_step(w, old, relax, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
             + (tl.minimum(w[NETWORK[k][0]], w[NETWORK[k][1]]),)
             + w[NETWORK[k][1] + 1 :]
         )
-    target = (w[BUDGET - 1] + w[BUDGET]) >> 1
+    return w[BUDGET - 1], w[BUDGET]
+
+
+@triton.jit
+def _line_step(w, old, relax, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
+    """New duals of lines, from their scores less the duals across. relax: 0, or -1 to step past the midpoint."""
+    one, other = _middle(w, NETWORK, BUDGET)
+    target = (one + other) >> 1
     step = (target - old) & relax
     target += step >> 2
     if len(w) > 8:
@@ -49,24 +78,34 @@ def _line_step(w, old, relax, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
 
 
 @triton.jit
-def _bits(values, ABSOLUTE: tl.constexpr):
-    """Scores as the bits of float32."""
-    raw = values.to(tl.float32).to(tl.int32, bitcast=True)
-    if ABSOLUTE:
-        raw &= 0x7FFFFFFF
-    return raw
+def _last_step(w, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
+    """New duals of lines, on the midpoint; and whether a line does not keep BUDGET of what is above them."""
+    one, other = _middle(w, NETWORK, BUDGET)
+    target = ((one + other) >> 1) & -2
+    # all before these two are above the midpoint, and all after them are not
+    return target, ((one > target) == (other > target)).to(tl.int32)
 
 
 @triton.jit
-def _number(raw, scale):
-    """A score, rounded to odd, in half units; `scale` is a power of two."""
-    value = raw.to(tl.float32, bitcast=True)
-    scaled = value * scale
-    floor = tl.floor(scaled)
-    number = 2 * floor.to(tl.int32) + (scaled != floor).to(tl.int32)
-    # below one unit: said without the product, which may have been flushed to zero
-    small = tl.where((raw & 0x7FFFFFFF) != 0, 1 + 2 * (raw >> 31), 0)
-    return tl.where(tl.abs(scaled) < 1.0, small, number)
+def _bits(values):
+    """Scores as the bits of float32."""
+    return values.to(tl.float32).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _number(raw, shift, ABSOLUTE: tl.constexpr):
+    """A score, rounded to odd, in half units; one unit is 2**-shift.
+
+    Whole units go to an integer and back. A product that was flushed to zero was below one unit, and does not come
+    back as the score; so no flushing can hide that there is more of it.
+    """
+    size = raw & 0x7FFFFFFF
+    whole = (size.to(tl.float32, bitcast=True) * _scale(shift)).to(tl.int32)
+    back = (whole.to(tl.float32) * _scale(-shift)).to(tl.int32, bitcast=True)
+    number = 2 * whole + (back != size).to(tl.int32)
+    if not ABSOLUTE:
+        number = tl.where(raw < 0, -number, number)
+    return number
 
 
 @triton.jit
@@ -85,6 +124,13 @@ def _scale(shift):
 def _half_units(shift):
     """2.0**(shift + 1) as float64: half units in 1; and for -2 - shift the inverse of that."""
     return ((shift.to(tl.int64) + 1024) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _report(size, bad):
+    """Say that scores are not finite, if the magnitudes of some are not: a flag, which no number of them wraps."""
+    found = tl.max((size >= 0x7F800000).to(tl.int32), axis=0)
+    tl.atomic_max(bad, found, mask=found != 0)
 
 
 @triton.jit
@@ -119,20 +165,24 @@ def _all_cols(numbers, row, col, relax, NETWORK: tl.constexpr, M: tl.constexpr, 
     return fresh
 
 
-@triton.jit
+@triton.jit(**ANY_SIZE)
 def settle_blocks(
-    scores, row_stride, col_stride, mask, u, v, given, given_count, open_list, open_count, bad_count, tall, wide,
+    scores, row_stride, col_stride, mask, old_u, old_v, u, v,
+    given, given_count, open_list, open_count, bad, tall, wide,
     M: tl.constexpr, N: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr, NETWORK: tl.constexpr,
     ABSOLUTE: tl.constexpr, LISTED: tl.constexpr, WARM: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Settle blocks by ascent, one to a lane.
 
-    LISTED: the blocks of a list, from the duals that are there; else all. WARM: start from the duals that are there.
-    KEEP: write all duals; else only those of blocks that stay open.
+    LISTED: the blocks of a list; else all. WARM: start from the duals old_u and old_v, which may be u and v. KEEP:
+    write all duals; else only those of blocks that stay open.
     """
     total = tall * wide
     if LISTED:
         total = tl.load(given_count)
+    across = tl.arange(0, M).to(tl.int64)
+    per_row = wide
+    wide = wide.to(tl.int64)  # so that no offset leaves 32 bits
     first = tl.program_id(0) * LANES
     while first < total:
         lane = first + tl.arange(0, LANES)
@@ -140,32 +190,32 @@ def settle_blocks(
         block = lane
         if LISTED:
             block = tl.load(given + lane, mask=here, other=0)
-        bi = (block // wide).to(tl.int64)
-        bj = (block % wide).to(tl.int64)
-        base = scores + bi * M * row_stride + bj * M * col_stride
-        t = ()
-        size = tl.zeros([LANES], tl.int32)
-        for k in tl.static_range(M * M):
-            at = base + (k // M) * row_stride + (k % M) * col_stride
-            t = t + (_bits(tl.load(at, mask=here, other=0.0), ABSOLUTE),)
-            size = tl.maximum(size, t[k] & 0x7FFFFFFF)
+        bi = (block // per_row).to(tl.int64)
+        bj = (block % per_row).to(tl.int64)
+        at = (scores + bi * M * row_stride + bj * M * col_stride)[:, None] + across[None, :] * col_stride
+        raw = ()
+        largest = tl.zeros([LANES, M], tl.int32)
+        for i in tl.static_range(M):
+            raw = raw + (_bits(tl.load(at, mask=here[:, None], other=0.0)),)
+            largest = tl.maximum(largest, raw[i] & 0x7FFFFFFF)
+            at += row_stride
+        size = tl.max(largest, axis=1)
         if not LISTED:
-            tl.atomic_add(bad_count, tl.sum((size >= 0x7F800000).to(tl.int32), axis=0))
+            _report(size, bad)
         shift = _shift(size, NARROW)
-        scale = _scale(shift)
         numbers = ()
-        for k in tl.static_range(M * M):
-            numbers = numbers + (_number(t[k], scale),)
+        for i in tl.static_range(M):
+            numbers = numbers + _apart(_number(raw[i], shift[:, None], ABSOLUTE))
         half = _half_units(shift)
         worth = _half_units(-2 - shift)
-        row_at = u + bi * M * wide + bj
-        col_at = v + (bi * wide + bj) * M
+        row_at = bi * M * wide + bj
+        col_at = (bi * wide + bj) * M
         row = ()
         col = ()
         for i in tl.static_range(M):
             if WARM:
-                row = row + (_given(row_at + i * wide, here, half),)
-                col = col + (_given(col_at + i, here, half),)
+                row = row + (_given(old_u + row_at + i * wide, here, half),)
+                col = col + (_given(old_v + col_at + i, here, half),)
             else:
                 row = row + (tl.zeros([LANES], tl.int32),)
                 col = col + (tl.zeros([LANES], tl.int32),)
@@ -200,8 +250,8 @@ def settle_blocks(
         else:
             store = still
         for i in tl.static_range(M):
-            tl.store(row_at + i * wide, row[i].to(tl.float64) * worth, mask=store)
-            tl.store(col_at + i, col[i].to(tl.float64) * worth, mask=store)
+            tl.store(u + row_at + i * wide, row[i].to(tl.float64) * worth, mask=store)
+            tl.store(v + col_at + i, col[i].to(tl.float64) * worth, mask=store)
         _append(block, still, open_list, open_count)
         first += tl.num_programs(0) * LANES
 
@@ -214,104 +264,124 @@ def _given(at, here, half):
 
 
 @triton.jit
-def _of_block(values, slot, k: tl.constexpr, M: tl.constexpr):
-    """What lane k of each block holds, in all lanes of the block."""
-    return tl.gather(values, slot * M + k, axis=1)
+def _apart(table):
+    """The columns of a table of shape (lanes, 4 to 32), one by one."""
+    LANES: tl.constexpr = table.shape[0]
+    parts = (table,)
+    for level in tl.static_range(1, 6):
+        if table.shape[1] >> level > 0:
+            halves = ()
+            for k in tl.static_range(len(parts)):
+                pair = parts[k]
+                if table.shape[1] >> level > 1:
+                    pair = tl.permute(tl.reshape(pair, [LANES, 2, table.shape[1] >> level]), (0, 2, 1))
+                first, second = tl.split(pair)
+                halves = halves + (first, second)
+            parts = halves
+    return parts
 
 
 @triton.jit
-def _all_lines(lines, old, across, slot, relax, NETWORK: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """New duals of the line that each lane holds."""
+def _across(lines, across, home, M: tl.constexpr):
+    """The scores of lines less the duals across, which other lanes hold: those from `home` on."""
     w = ()
     for k in tl.static_range(M):
-        w = w + (lines[k] - _of_block(across, slot, k, M),)
-    return _line_step(w, old, relax, NETWORK, N)
+        w = w + (lines[k] - tl.gather(across, home + k, axis=1),)
+    return w
 
 
-@triton.jit
+@triton.jit(**ANY_SIZE)
 def settle_lines(
-    scores, row_stride, col_stride, mask, u, v, given, given_count, open_list, open_count, bad_count, tall, wide,
+    scores, row_stride, col_stride, mask, old_u, old_v, u, v,
+    given, given_count, open_list, open_count, bad, tall, wide,
     M: tl.constexpr, N: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr, NETWORK: tl.constexpr,
     ABSOLUTE: tl.constexpr, LISTED: tl.constexpr, WARM: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Settle blocks by ascent, one row and one column to a lane; M is 8, 16 or 32. See `settle_blocks`."""
-    GROUPS: tl.constexpr = LANES // 32
-    EACH: tl.constexpr = LANES // M
+    """Settle blocks by ascent, one row and one column to a lane; M is 8, 16 or 32. See `settle_blocks`.
+
+    Memory is addressed by lanes in a line, arithmetic is on (warps, 32): so that what one lane has of another is a
+    shuffle within a warp; only scores go through shared memory, once.
+    """
+    WARPS: tl.constexpr = LANES // 32
     total = tall * wide
     if LISTED:
         total = tl.load(given_count)
-    lane = tl.arange(0, 32)[None, :]
-    line = (lane % M) + tl.zeros([GROUPS, 1], tl.int32)
-    slot = (lane // M) + tl.zeros([GROUPS, 1], tl.int32)
-    first = tl.program_id(0) * EACH
+    lane = tl.arange(0, LANES)
+    line = lane % M
+    in_warp = tl.arange(0, 32)[None, :] + tl.zeros([WARPS, 1], tl.int32)
+    home = in_warp // M * M  # the first lane of the same block
+    down = tl.arange(0, M).to(tl.int64)
+    per_row = wide
+    wide = wide.to(tl.int64)  # so that no offset leaves 32 bits
+    first = tl.program_id(0) * (LANES // M)
     while first < total:
-        number = first + tl.arange(0, GROUPS)[:, None] * (32 // M) + slot
+        number = first + lane // M
         here = number < total
         block = number
         if LISTED:
             block = tl.load(given + number, mask=here, other=0)
-        bi = (block // wide).to(tl.int64)
-        bj = (block % wide).to(tl.int64)
+        bi = (block // per_row).to(tl.int64)
+        bj = (block % per_row).to(tl.int64)
         base = scores + bi * M * row_stride + bj * M * col_stride
-        across = ()
-        size = tl.zeros([GROUPS, 32], tl.int32)
-        for k in tl.static_range(M):
-            at = base + line * row_stride + k * col_stride
-            across = across + (_bits(tl.load(at, mask=here, other=0.0), ABSOLUTE),)
-            size = tl.maximum(size, across[k] & 0x7FFFFFFF)
+        at = (base + line.to(tl.int64) * row_stride)[:, None] + down[None, :] * col_stride
+        in_rows = _bits(tl.load(at, mask=here[:, None], other=0.0))
+        at = (base + line.to(tl.int64) * col_stride)[:, None] + down[None, :] * row_stride
+        in_cols = _bits(tl.load(at, mask=here[:, None], other=0.0))
+        size = tl.max(in_rows & 0x7FFFFFFF, axis=1)
         if not LISTED:
-            bad = (size >= 0x7F800000).to(tl.int32)
-            tl.atomic_add(bad_count, tl.sum(tl.sum(bad, axis=1), axis=0))
+            _report(size, bad)
+        size = tl.reshape(size, [WARPS, 32])
         for k in tl.static_range(5):
             if (1 << k) < M:
-                size = tl.maximum(size, tl.gather(size, lane + tl.zeros([GROUPS, 1], tl.int32) ^ (1 << k), axis=1))
-        shift = _shift(size, NARROW)
-        scale = _scale(shift)
+                size = tl.maximum(size, tl.gather(size, in_warp ^ (1 << k), axis=1))
+        shift = tl.reshape(_shift(size, NARROW), [LANES])
+        in_rows = _apart(_number(in_rows, shift[:, None], ABSOLUTE))
+        in_cols = _apart(_number(in_cols, shift[:, None], ABSOLUTE))
         rows = ()
         cols = ()
         for k in tl.static_range(M):
-            rows = rows + (_number(across[k], scale),)
-            at = base + k * row_stride + line * col_stride
-            cols = cols + (_number(_bits(tl.load(at, mask=here, other=0.0), ABSOLUTE), scale),)
+            rows = rows + (tl.reshape(in_rows[k], [WARPS, 32]),)
+            cols = cols + (tl.reshape(in_cols[k], [WARPS, 32]),)
         half = _half_units(shift)
         worth = _half_units(-2 - shift)
-        row_at = u + (bi * M + line) * wide + bj
-        col_at = v + (bi * wide + bj) * M + line
+        row_at = (bi * M + line) * wide + bj
+        col_at = (bi * wide + bj) * M + line
         if WARM:
-            row = _given(row_at, here, half)
-            col = _given(col_at, here, half)
+            row = tl.reshape(_given(old_u + row_at, here, half), [WARPS, 32])
+            col = tl.reshape(_given(old_v + col_at, here, half), [WARPS, 32])
         else:
-            row = tl.zeros([GROUPS, 32], tl.int32)
-            col = tl.zeros([GROUPS, 32], tl.int32)
+            row = tl.zeros([WARPS, 32], tl.int32)
+            col = tl.zeros([WARPS, 32], tl.int32)
         for k in range(ROUNDS):
             relax = tl.where(k > 0, -1, 0)
-            row = _all_lines(rows, row, col, slot, relax, NETWORK, M, N)
-            col = _all_lines(cols, col, row, slot, relax, NETWORK, M, N)
-        row = _all_lines(rows, row, col, slot, 0, NETWORK, M, N)
-        in_row = tl.zeros([GROUPS, 32], tl.int32)
-        in_col = tl.zeros([GROUPS, 32], tl.int32)
-        out = mask + (bi * M * wide + bj) * M + line
+            row = _line_step(_across(rows, col, home, M), row, relax, NETWORK, N)
+            col = _line_step(_across(cols, row, home, M), col, relax, NETWORK, N)
+        row, wrong = _last_step(_across(rows, col, home, M), NETWORK, N)
+        in_col = tl.zeros([WARPS, 32], tl.int32)
+        bits = tl.zeros([WARPS, 32], tl.int32)
+        w = _across(cols, row, home, M)
         for k in tl.static_range(M):
-            in_row += (rows[k] > row + _of_block(col, slot, k, M)).to(tl.int32)
-            kept = (cols[k] > col + _of_block(row, slot, k, M)).to(tl.int32)
-            in_col += kept
-            tl.store(out + k * wide * M, kept.to(tl.uint8), mask=here)
-        wrong = (in_row ^ N) | (in_col ^ N)
+            kept = w[k] > col
+            in_col += kept.to(tl.int32)
+            bits |= tl.where(kept, 1 << k, 0)
+        out = (mask + (bi * M * wide + bj) * M + line)[:, None] + down[None, :] * (wide * M)
+        tl.store(out, (tl.reshape(bits, [LANES])[:, None] >> down[None, :]).to(tl.uint8) & 1, mask=here[:, None])
+        wrong |= in_col ^ N
         for k in tl.static_range(5):
             if (1 << k) < M:
-                wrong |= tl.gather(wrong, lane + tl.zeros([GROUPS, 1], tl.int32) ^ (1 << k), axis=1)
-        still = here & (wrong != 0)
+                wrong |= tl.gather(wrong, in_warp ^ (1 << k), axis=1)
+        still = here & (tl.reshape(wrong, [LANES]) != 0)
         if KEEP:
             store = here
         else:
             store = still
-        tl.store(row_at, row.to(tl.float64) * worth, mask=store)
-        tl.store(col_at, col.to(tl.float64) * worth, mask=store)
-        _append(tl.reshape(block, [LANES]), tl.reshape(still & (line == 0), [LANES]), open_list, open_count)
-        first += tl.num_programs(0) * EACH
+        tl.store(u + row_at, tl.reshape(row, [LANES]).to(tl.float64) * worth, mask=store)
+        tl.store(v + col_at, tl.reshape(col, [LANES]).to(tl.float64) * worth, mask=store)
+        _append(block, still & (line == 0), open_list, open_count)
+        first += tl.num_programs(0) * (LANES // M)
 
 
-@triton.jit
+@triton.jit(**ANY_SIZE)
 def augment_blocks(
     scores, row_stride, col_stride, mask, u, v, given, given_count, open_list, open_count, tall, wide,
     M: tl.constexpr, N: tl.constexpr, BLOCKS: tl.constexpr, PATHS: tl.constexpr, ABSOLUTE: tl.constexpr,
@@ -322,16 +392,20 @@ def augment_blocks(
     ar = tl.arange(0, M)
     ri = ar[None, :, None]
     ci = ar[None, None, :]
+    per_row = wide
+    wide = wide.to(tl.int64)  # so that no offset leaves 32 bits
     first = tl.program_id(0) * BLOCKS
     while first < total:
         place = first + tl.arange(0, BLOCKS)
         here = place < total
         block = tl.load(given + place, mask=here, other=0)
-        bi = (block // wide).to(tl.int64)
-        bj = (block % wide).to(tl.int64)
+        bi = (block // per_row).to(tl.int64)
+        bj = (block % per_row).to(tl.int64)
         live = here[:, None, None]
         at = scores + (bi[:, None, None] * M + ri) * row_stride + (bj[:, None, None] * M + ci) * col_stride
-        raw = _bits(tl.load(at, mask=live, other=0.0), ABSOLUTE)
+        raw = _bits(tl.load(at, mask=live, other=0.0))
+        if ABSOLUTE:
+            raw &= 0x7FFFFFFF
         size = raw & 0x7FFFFFFF
         shift = _shift(tl.max(tl.max(size, axis=2), axis=1), WIDE)
         half = _half_units(shift)
@@ -455,19 +529,22 @@ def _one_path(t, kept, row, col, row_lacks, col_lacks, active, M: tl.constexpr):
     return kept, row, col
 
 
-@triton.jit
+# a width that is a multiple of 16 is worth a program of its own: only then are wide loads whole
+@triton.jit(do_not_specialize=["height"])
 def kept_score(scores, row_stride, col_stride, mask, sums, height, width, ABSOLUTE: tl.constexpr, SIZE: tl.constexpr):
     """Sum what the mask keeps of a band of rows in float64, in a fixed order: one program a band, one sum each."""
     total = tl.zeros([SIZE], tl.float64)
     row = tl.program_id(0).to(tl.int64)
+    width = width.to(tl.int64)
     while row < height:
-        first = 0
+        first = tl.cast(0, tl.int64)
         while first < width:
             col = first + tl.arange(0, SIZE)
             here = col < width
             kept = tl.load(mask + row * width + col, mask=here, other=0)
-            value = tl.load(scores + row * row_stride + col.to(tl.int64) * col_stride, mask=here, other=0.0)
-            value = _bits(value, ABSOLUTE).to(tl.float32, bitcast=True)
+            value = tl.load(scores + row * row_stride + col * col_stride, mask=here, other=0.0).to(tl.float32)
+            if ABSOLUTE:
+                value = tl.abs(value)
             total += tl.where(kept != 0, value, 0.0).to(tl.float64)
             first += SIZE
         row += tl.num_programs(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -12,10 +13,10 @@ from nmflow.kernels.networks import selection_network
 from nmflow.pattern import Pattern
 from nmflow.torch.device.ascent import rounds_for
 from nmflow.torch.device.grid import BlockGrid
-from nmflow.torch.device.outcome import Outcome
+from nmflow.torch.device.outcome import Outcome, Pair
 from nmflow.torch.device.paths import paths_for
 
-__all__ = ["SIDES", "fits", "kept_score", "settle"]
+__all__ = ["SIDES", "fits", "kept_score", "path_options", "path_warps", "settle"]
 
 SIDES = (4, 8, 16, 32)
 """Sides of blocks that the kernels are made for."""
@@ -23,8 +24,8 @@ LANES = 128
 """Lanes of a program: four warps."""
 PROGRAMS = 8
 """Programs for each multiprocessor, where they take their blocks from a list."""
-TILE = 512
-"""Entries of the blocks that one program augments."""
+TILE = 128
+"""Entries of the blocks that one program augments, or one block: few, as its lanes wait for the slowest of them."""
 
 
 def fits(pattern: Pattern) -> bool:
@@ -33,49 +34,44 @@ def fits(pattern: Pattern) -> bool:
     return rows == cols and rows in SIDES and pattern.row_budget == pattern.col_budget < rows
 
 
-def settle(grid: BlockGrid, *, absolute: bool, keep: bool, start: tuple[torch.Tensor, torch.Tensor] | None) -> Outcome:
-    """Settle all blocks of a matrix; see `nmflow.torch.device.plain.settle`.
-
-    Without `keep` only the duals of blocks that stay open are written. `start` is not modified.
-    """
+def settle(grid: BlockGrid, mask: torch.Tensor, duals: Pair | None, *, absolute: bool, start: Pair | None) -> Outcome:
+    """Settle all blocks of a matrix; see `nmflow.torch.device.plain.settle`."""
     from nmflow.torch.device import kernels
 
     scores, side, budget = grid.scores, grid.pattern.m, grid.pattern.n
     tall, wide = grid.size
     device = scores.device
-    mask = torch.empty(scores.shape, dtype=torch.uint8, device=device)
-    if start is None:
-        u = torch.empty((tall * side, wide), dtype=torch.float64, device=device)
-        v = torch.empty((tall, wide * side), dtype=torch.float64, device=device)
-    else:
-        u, v = (part.clone(memory_format=torch.contiguous_format) for part in start)
+    # between launches, the duals of blocks that are open
+    shapes = (tall * side, wide), (tall, wide * side)
+    u, v = duals or (torch.empty(shape, dtype=torch.float64, device=device) for shape in shapes)
+    old_u, old_v = (u, v) if start is None else (side.contiguous() for side in start)
     counts = torch.zeros(4, dtype=torch.int32, device=device)
     lists = torch.empty((2, tall * wide), dtype=torch.int32, device=device)
     first, more, again = rounds_for(side)
     kernel = kernels.settle_blocks if side < 8 else kernels.settle_lines
     each = LANES if side < 8 else LANES // side
     listed = min(-(-tall * wide // each), PROGRAMS * _processors(device))
-    place = (scores, scores.stride(0), scores.stride(1), mask, u, v)
+    place = (scores, scores.stride(0), scores.stride(1), mask.view(torch.uint8))
     common: dict[str, Any] = {
-        "M": side, "N": budget, "LANES": LANES, "NETWORK": _network(side, budget), "ABSOLUTE": absolute, "KEEP": keep,
-        "num_warps": LANES // 32, "enable_fp_fusion": False,
+        "M": side, "N": budget, "LANES": LANES, "NETWORK": _network(side, budget), "ABSOLUTE": absolute,
+        "KEEP": duals is not None, "num_warps": LANES // 32, "enable_fp_fusion": False,
     }  # fmt: skip
     with _on(device):
         kernel[(-(-tall * wide // each),)](
-            *place, lists[1], counts[3:], lists[0], counts, counts[3:], tall, wide,
+            *place, old_u, old_v, u, v, lists[1], counts[3:], lists[0], counts, counts[3:], tall, wide,
             ROUNDS=first if start is None else again, LISTED=False, WARM=start is not None, **common,
         )  # fmt: skip
         kernel[(listed,)](
-            *place, lists[0], counts, lists[1], counts[1:], counts[3:], tall, wide,
+            *place, u, v, u, v, lists[0], counts, lists[1], counts[1:], counts[3:], tall, wide,
             ROUNDS=more, LISTED=True, WARM=True, **common,
         )  # fmt: skip
-        blocks = max(1, TILE // (side * side))
-        kernels.augment_blocks[(min(-(-tall * wide // blocks), 4 * PROGRAMS * _processors(device)),)](
-            *place, lists[1], counts[1:], lists[0], counts[2:], tall, wide,
-            M=side, N=budget, BLOCKS=blocks, PATHS=paths_for(side, side), ABSOLUTE=absolute, KEEP=keep,
-            num_warps=4 if side == 32 else 1, enable_fp_fusion=False,
+        paths = path_options(side)
+        kernels.augment_blocks[(min(-(-tall * wide // paths["BLOCKS"]), 4 * PROGRAMS * _processors(device)),)](
+            *place, u, v, lists[1], counts[1:], lists[0], counts[2:], tall, wide,
+            M=side, N=budget, ABSOLUTE=absolute, KEEP=duals is not None, **paths,
+            num_warps=path_warps(side), enable_fp_fusion=False,
         )  # fmt: skip
-    return Outcome(mask.view(torch.bool), u, v, lists[0], counts)
+    return Outcome(lists[0], counts)
 
 
 def kept_score(scores: torch.Tensor, mask: torch.Tensor, *, absolute: bool) -> torch.Tensor:
@@ -89,6 +85,16 @@ def kept_score(scores: torch.Tensor, mask: torch.Tensor, *, absolute: bool) -> t
             ABSOLUTE=absolute, SIZE=1024, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return sums.sum()
+
+
+def path_options(side: int) -> dict[str, Any]:
+    """Blocks that one program augments, and paths that it finds before it gives one up."""
+    return {"BLOCKS": max(1, TILE // (side * side)), "PATHS": paths_for(side, side)}
+
+
+def path_warps(side: int) -> int:
+    """Warps of a program that augments: one, so that nothing waits at barriers, while its registers suffice."""
+    return 1 if side < 32 else 4
 
 
 @cache
@@ -107,4 +113,4 @@ def _processors(device: torch.device) -> int:
 
 def _on(device: torch.device) -> Any:
     """Launch on this device."""
-    return torch.cuda.device(device) if device.type == "cuda" else torch.autograd.profiler.record_function("nmflow")
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
-__all__ = ["Outcome"]
+__all__ = ["Outcome", "Pair"]
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Duals of rows and of columns, in the layout of a Solution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Masks of all blocks of a matrix, all but a few of them proven.
+    """Which blocks of a matrix are settled, so proven: all but a few of them.
 
     Attributes
     ----------
-    mask : Tensor of bool, shape (tall * R, wide * C)
-        Undefined in blocks that are open, or where scores are not finite.
-    u, v : Tensor of float64, shapes (tall * R, wide) and (tall, wide * C)
-        Duals in units of the scores: of all blocks if they were asked for, else undefined.
     open_list : Tensor of integers
         Numbers of the blocks that are open, in any order, and then whatever.
     counts : Tensor of int32, shape (4,)
@@ -26,8 +26,5 @@ class Outcome:
         finite: 0 if all are.
     """
 
-    mask: torch.Tensor
-    u: torch.Tensor
-    v: torch.Tensor
     open_list: torch.Tensor
     counts: torch.Tensor

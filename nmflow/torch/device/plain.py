@@ -7,7 +7,7 @@ import torch
 from nmflow.torch.device.ascent import ascend, rounds_for, threshold
 from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers
-from nmflow.torch.device.outcome import Outcome
+from nmflow.torch.device.outcome import Outcome, Pair
 from nmflow.torch.device.paths import LARGEST_DUAL, augment
 
 __all__ = ["kept_score", "settle"]
@@ -16,25 +16,24 @@ SLICE = 1 << 22
 """Entries that are worked on together: some 200 MB of workspace, and enough to fill a device."""
 
 
-def settle(grid: BlockGrid, *, absolute: bool, keep: bool, start: tuple[torch.Tensor, torch.Tensor] | None) -> Outcome:
+def settle(grid: BlockGrid, mask: torch.Tensor, duals: Pair | None, *, absolute: bool, start: Pair | None) -> Outcome:
     """Settle all blocks of a matrix.
 
     Parameters
     ----------
     grid : BlockGrid
+    mask : Tensor of bool, shape (tall * R, wide * C), contiguous
+        Written; undefined in blocks that are left open, or where scores are not finite.
+    duals : pair of Tensor of float64, shapes (tall * R, wide) and (tall, wide * C), contiguous, or None
+        Written, in units of the scores; undefined in blocks that are left open.
     absolute : bool
         Whether the score is the absolute value of the entry.
-    keep : bool
-        Ignored: duals are kept.
     start : pair of Tensor of float64, or None
-        Duals to start from, in the layout of the Outcome's; not modified.
+        Duals to start from, shaped like `duals`; not modified.
     """
     rows, cols = grid.pattern.block_shape
     tall, wide = grid.size
     device = grid.scores.device
-    mask = torch.empty(grid.scores.shape, dtype=torch.bool, device=device)
-    u = torch.empty((tall * rows, wide), dtype=torch.float64, device=device)
-    v = torch.empty((tall, wide * cols), dtype=torch.float64, device=device)
     counts = torch.zeros(4, dtype=torch.int32, device=device)
     rest = []
     step = max(1, SLICE // (rows * cols))
@@ -45,11 +44,12 @@ def settle(grid: BlockGrid, *, absolute: bool, keep: bool, start: tuple[torch.Te
         found, row, col, still, left = _settle_some(values, grid, absolute, given)
         grid.put(mask, numbers, found)
         i, j = numbers // wide, numbers % wide
-        u.view(tall, rows, wide)[i, :, j] = row
-        v.view(tall, wide, cols)[i, j] = col
+        if duals is not None:
+            duals[0].view(tall, rows, wide)[i, :, j] = row
+            duals[1].view(tall, wide, cols)[i, j] = col
         rest.append(numbers[still])
         counts += torch.stack([*left, still.sum(), ~torch.isfinite(values).all()]).int()
-    return Outcome(mask, u, v, torch.cat(rest), counts)
+    return Outcome(torch.cat(rest), counts)
 
 
 def kept_score(scores: torch.Tensor, mask: torch.Tensor, *, absolute: bool) -> torch.Tensor:
@@ -64,7 +64,7 @@ def kept_score(scores: torch.Tensor, mask: torch.Tensor, *, absolute: bool) -> t
 
 
 def _settle_some(
-    values: torch.Tensor, grid: BlockGrid, absolute: bool, start: tuple[torch.Tensor, torch.Tensor] | None
+    values: torch.Tensor, grid: BlockGrid, absolute: bool, start: Pair | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Masks, duals, which blocks are still open, and how many were after each ascent."""
     pattern = grid.pattern

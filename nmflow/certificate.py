@@ -195,9 +195,9 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
     tall, wide = chunk.grid
     r, c = pattern.row_budget, pattern.col_budget
     row_fill, col_fill = fills(pattern)
-    flags = np.zeros(chunk.n_blocks, np.uint8)
     if proven is not None and not len(proven.others) and chunk.state is None:
-        return ChunkGrade(proven.objective, flags, proven.others, np.zeros(0))
+        return ChunkGrade(proven.objective, np.broadcast_to(np.uint8(0), chunk.n_blocks), proven.others, np.zeros(0))
+    flags = np.zeros(chunk.n_blocks, np.uint8)
     sums = np.zeros(128)
     if proven is None:
         row, col = duals.row, duals.col

@@ -453,6 +453,8 @@ def _feasible(work: Callable[[Place], _Part]) -> Callable[[Place], _Part]:
 
 def _check_feasible(problem: Problem, parts: Sequence[_Part]) -> None:
     """Raise InfeasibleError if some block has no mask."""
+    if not any(part.infeasible for part in parts):
+        return
     all_grids = grids(problem)
     numbers = sorted(
         int(number)
@@ -460,8 +462,6 @@ def _check_feasible(problem: Problem, parts: Sequence[_Part]) -> None:
         if part.infeasible
         for number in block_numbers(part.place, all_grids[part.place.matrix])[list(part.infeasible)]
     )
-    if not numbers:
-        return
     matrix = next(k for k, grid in enumerate(all_grids) if numbers[0] < grid.start + grid.rows * grid.cols)
     i, j = divmod(numbers[0] - all_grids[matrix].start, all_grids[matrix].cols)
     rows, cols = problem.pattern.block_shape
@@ -521,18 +521,18 @@ def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:
     """Put the grades of all chunks together; sums are taken in a fixed order."""
     all_grids = grids(problem)
     last = all_grids[-1]
-    status = np.empty(last.start + last.rows * last.cols, np.uint8)
+    # untouched where all is proven: then the system gives it no memory
+    status = np.zeros(last.start + last.rows * last.cols, np.uint8)
     numbers, gaps = [], []
     for part in parts:
-        if part.grade is None:
+        if part.grade is None or not len(part.grade.unproven):
             continue
         place, grid = part.place, all_grids[part.place.matrix]
         view = status[grid.start : grid.start + grid.rows * grid.cols].reshape(grid.rows, grid.cols)
         target = view[place.block_rows, place.block_cols]
         target[...] = part.grade.status.reshape(target.shape)
-        if len(part.grade.unproven):
-            numbers.append(block_numbers(place, grid)[part.grade.unproven])
-            gaps.append(part.grade.gaps)
+        numbers.append(block_numbers(place, grid)[part.grade.unproven])
+        gaps.append(part.grade.gaps)
     unproven = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
     all_gaps = np.concatenate(gaps) if gaps else np.empty(0)
     order = np.argsort(unproven, kind="stable")

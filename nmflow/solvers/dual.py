@@ -86,13 +86,14 @@ class Dual(Solver):
             counts["tied"] = before - todo.count
         if todo.count < 0:
             return ChunkSolution(finite=False)
-        start = todo.duals()
-        blocks = todo.blocks[: todo.count].copy()
         with np.errstate(over="ignore"):
             kept = float(todo.sums.sum())
+        start = todo.duals()
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
-            return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks()), start, counts)
+            blocks = np.union1d(todo.blocks[: todo.count], chunk.fixed_blocks())
+            return self._augmented(chunk, blocks, start, counts)
+        blocks = todo.blocks[: todo.count].copy()
         if not len(blocks):
             return ChunkSolution(start, counts=counts, proven=Proven(kept, blocks))
         counts["augmented"] = len(blocks)
@@ -130,8 +131,10 @@ class Dual(Solver):
 
     def _offsets(self, chunk: Chunk) -> tuple[int, tuple[int, int]] | None:
         """By how much to move all scores, where those of most blocks repeat: judged by a few, chosen by place alone."""
-        # most matrices are told by a part of one line
-        if not self._movable(chunk) or _repeated(chunk.scores[:1, :128])[0] < TIED_SHARE / 2:
+        if not self._movable(chunk):
+            return None
+        some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
+        if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
             return None
         places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
         sample = block_scores(chunk, places)
@@ -277,6 +280,8 @@ class _Todo:
     def duals(self) -> Duals:
         """What is known of all duals; a copy, but for the dense ones."""
         row, col = self.dense or (None, None)
+        if not self.count:
+            return Duals(row, col)
         u, v = (side[: self.count].astype(np.float64) for side in (self.u, self.v))
         return Duals(row, col, self.blocks[: self.count].copy(), u, v)
 

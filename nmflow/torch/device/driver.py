@@ -229,8 +229,8 @@ def _finish(
         u, v = duals
         tall, wide = grid.size
         i, j = blocks // wide, blocks % wide
-        u.view(tall, rows, wide)[i, :, j] = torch.from_numpy(solution.row_duals).to(u.device).T
-        v.view(tall, wide, cols)[i, j] = torch.from_numpy(solution.col_duals).to(v.device).reshape(-1, cols)
+        u.view(tall, rows, wide)[i, :, j] = torch.from_numpy(solution.row_duals).to(u).T
+        v.view(tall, wide, cols)[i, j] = torch.from_numpy(solution.col_duals).to(v).reshape(-1, cols)
 
 
 def _on_cpu(
@@ -256,7 +256,7 @@ def _on_cpu(
             return None
         if isinstance(side, tuple):
             return tuple(back(part) for part in side)
-        return torch.from_numpy(side).to(values.device)
+        return torch.from_numpy(side).to(values.device, torch.float64)
 
     mask: Any = to_mask(solution.mask, values.device)
     return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))

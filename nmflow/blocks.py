@@ -227,7 +227,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
             stripe = rows * full_cols * cols
             wide = full_cols
             if stripe > WIDEST_STRIPE:
-                wide = max(LANE_BLOCKS, CHUNK_ENTRIES // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
+                wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
             i = 0
             while i < full_rows:
                 entries = min(CHUNK_ENTRIES, max(LEAST_ENTRIES, (full_rows - i) * stripe // 4))

@@ -102,14 +102,14 @@ class Ranks:
         """
         if self.group is None:
             return [found[number] for number in range(len(owners))]
-        shapes: list[Any] = [None] * self.count
-        mine = {number: [(u.shape, v.shape) for u, v in one.duals] for number, one in found.items()}
-        distributed.all_gather_object(shapes, mine, group=self.group)
+        forms: list[Any] = [None] * self.count
+        mine = {n: [(side.shape, side.dtype.str) for pair in one.duals for side in pair] for n, one in found.items()}
+        distributed.all_gather_object(forms, mine, group=self.group)
         out = []
         for number, (owner, template) in enumerate(zip(owners, templates, strict=True)):
             one = found.get(number) or Found(np.empty(tuple(template.shape), np.bool_))
             duals = [array for pair in one.duals for array in pair] or [
-                np.empty(shape) for pair in shapes[owner][number] for shape in pair
+                np.empty(shape, dtype) for shape, dtype in forms[owner][number]
             ]
             mask = self._sent(np.ascontiguousarray(one.mask).view(np.uint8), owner, template.device).view(np.bool_)
             sent = [self._sent(array, owner, template.device) for array in duals]

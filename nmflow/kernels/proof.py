@@ -35,8 +35,7 @@ def grade_span(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Grade `groups` blocks side by side: 0 proven, 1 not proven, 2 infeasible; add kept scores to `sums`.
 
-    make : 0 the mask is read; 1 it is written; 2 it is read; 3 it is written, and u + v is known to be exact, so that
-    S = u + v proves as much as an inequality. With 1 to 3 only proven blocks are added to `sums`.
+    make : 0 the mask is read; 1 it is written; 2 it is read. With 1 and 2 only proven blocks are added to `sums`.
     """
     kind_, rows_, absolute_, make_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute)), literal(make)
     lines = Lines(literal(groups), literal(cols), literal(r), literal(c), literal(row_fill), literal(col_fill))
@@ -70,11 +69,10 @@ def grade_span(  # type: ignore[no-untyped-def]
             score, row_duals = each_row()
             threshold = builder.fadd(row_duals, col_duals)
             above = builder.fcmp_ordered(">", score, threshold)
-            if make_ in (1, 3):
+            if make_ == 1:
                 kept = above
                 emit.store(lines.bytes_of(emit, kept), builder.load(of))
-                if make_ == 1:  # not above and not below
-                    note(builder.fcmp_unordered("==", score, threshold))
+                note(builder.fcmp_unordered("==", score, threshold))  # not above and not below
             else:
                 kept = lines.truths(emit, builder.load(of))
                 below = builder.fcmp_ordered("<", score, threshold)

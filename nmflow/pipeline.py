@@ -381,9 +381,15 @@ def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[Array, .
     if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
     for side in sides:
-        if not all(np.isfinite(part.max()) and np.isfinite(part.min()) for part in side):
+        if not all(_finite(part) for part in side):
             raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
     return sides[1]
+
+
+def _finite(values: Array) -> bool:
+    """Whether all numbers are finite: told by their sum, unless that overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def _best_duals(problem: Problem, chunk: Chunk) -> Duals:

@@ -48,21 +48,25 @@ def finish_kernel() -> Any:
         arcs, state = np.empty((rows, cols), np.uint8), np.zeros((rows, cols), np.int8)
         sums, col_count = np.empty(cols), np.empty(cols, np.int64)
         adds, drops = np.empty(rows, np.int64), np.empty(cols, np.int64)
-        near_u, near_v = np.empty(rows), np.empty(cols)
+        try_u, try_v = np.empty(rows), np.empty(cols)
         total = 0.0
         for k in range(count if version else 0):
             score, row, col = values[k], u[k], v[k]
-            arcs[:] = OUT
+            for i in range(rows):
+                for j in range(cols):
+                    arcs[i, j] = OUT
             ended[k], flags[k] = FAILED, 1
             if not start_compiled(score, row, col, arcs, r, room, re, ce, nodes[0], nodes[1]):
                 continue
             # a path of some length moves the duals onto scores; all that are no longer then go along ties
-            most = 1 if re and ce else MOST_PATHS
-            found = paths_compiled(score, row, col, arcs, re, ce, most, dist, nodes[0], nodes[1], nodes[2], nodes[3])
-            while re and ce and found:
-                if mend_ties(score, row, col, arcs, nodes[0], nodes[2], nodes[3], adds, drops):
-                    break
-                found = paths_compiled(score, row, col, arcs, re, ce, 1, dist, nodes[0], nodes[1], nodes[2], nodes[3])
+            most, found, going = 1 if re and ce else MOST_PATHS, True, True
+            while going:
+                found = paths_compiled(
+                    score, row, col, arcs, re, ce, most, dist, nodes[0], nodes[1], nodes[2], nodes[3]
+                )
+                going = most == 1 and found
+                if going:
+                    going = not mend_ties(score, row, col, arcs, nodes[0], nodes[2], nodes[3], adds, drops)
             if not found:
                 continue
             ended[k] = FLOAT
@@ -71,23 +75,22 @@ def finish_kernel() -> Any:
                 for j in range(cols):
                     mask[top + i, left + j] = arcs[i, j]
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
-            for turn in range(2):
-                if turn:
+            for turn in range(4):
+                near = turn % 2 == 0
+                if near and not single:
+                    continue
+                if turn == 2 or (turn == 3 and not single):
                     centre_compiled(score, row, col, arcs, re, ce, nodes[1], low, high)
-                done, kept = False, 0.0
-                if single:
+                for i in range(rows):
+                    try_u[i] = np.float32(row[i]) if near else row[i]
+                for j in range(cols):
+                    try_v[j] = np.float32(col[j]) if near else col[j]
+                done, kept = _proven(score, try_u, try_v, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count)
+                if done:
                     for i in range(rows):
-                        near_u[i] = np.float32(row[i])
+                        row[i] = try_u[i]
                     for j in range(cols):
-                        near_v[j] = np.float32(col[j])
-                    done, kept = _proven(
-                        score, near_u, near_v, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count
-                    )
-                if done:
-                    row[:], col[:] = near_u, near_v
-                else:
-                    done, kept = _proven(score, row, col, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count)
-                if done:
+                        col[j] = try_v[j]
                     flags[k] = 0
                     total += kept
                     break

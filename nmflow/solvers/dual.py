@@ -31,12 +31,10 @@ others are taken to be any."""
 MANY = {8: 2000, 64: 4}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
-LANES = 32
+FEWEST = 32
 """Blocks that are moved or settled once more side by side: for fewer than these a kernel is not worth compiling."""
 MOST_FREE = 64
 """Most workspaces that wait for a thread, of some MB each."""
-EXACT_BITS = 50
-"""Scores of at most so many bits leave sums along short paths exact in float64."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Dual(Solver):
             if offsets is None:  # scores that were rounded are compared as floats, where a tie proves nothing
                 counts["ascended"] = self._settle(chunk, todo, ROUNDED)
         side = max(chunk.pattern.block_shape)
-        few = max(LANES, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
+        few = max(FEWEST, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
         if offsets is None and self._movable(chunk) and todo.count > few:
             offsets = AMONG
         if offsets is not None and todo.count > 0:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.solvers.open_blocks import OpenBlocks, workspace
 
 __all__ = ["Dual"]
 
@@ -33,8 +32,6 @@ MANY = {8: 2000, 64: 4}
 larger blocks take longer to move than to augment."""
 FEWEST = 32
 """Blocks that are moved or settled once more side by side: for fewer than these a kernel is not worth compiling."""
-MOST_FREE = 64
-"""Most workspaces that wait for a thread, of some MB each."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        todo = _Todo(chunk)
+        todo = OpenBlocks(chunk)
         counts = {}
         offsets = self._offsets(chunk)
         if offsets is None and chunk.exact:
@@ -146,13 +143,13 @@ class Dual(Solver):
         exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
         return exact and chunk.state is None and chunk.exact
 
-    def _untie(self, chunk: Chunk, todo: _Todo, bits: int, zooms: tuple[int, int]) -> None:
+    def _untie(self, chunk: Chunk, todo: OpenBlocks, bits: int, zooms: tuple[int, int]) -> None:
         """Settle blocks whose scores repeat; see `nmflow.kernels.untie`."""
         from nmflow.kernels.untie import untie_kernel, untie_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
         shape = pattern.block_shape
-        scratch = _workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
+        scratch = workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
         whole, floats = _steps(*shape, bits, todo.u.dtype.name)
         kernel = untie_kernel(chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute)
         todo.count = kernel(
@@ -161,13 +158,13 @@ class Dual(Solver):
             whole.ctypes.data, floats.ctypes.data, *zooms,
         )  # fmt: skip
 
-    def _settle(self, chunk: Chunk, todo: _Todo, zooms: tuple[int, int, int] = ZOOMS) -> int:
+    def _settle(self, chunk: Chunk, todo: OpenBlocks, zooms: tuple[int, int, int] = ZOOMS) -> int:
         """Ascend, make masks and prove them; how many blocks are open. See `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
         shape = pattern.block_shape
-        scratch = _workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
+        scratch = workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
         kernel = settle_kernel(
             chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
             chunk.warm is not None,
@@ -235,84 +232,6 @@ class Dual(Solver):
             chunk.mask[chunk.corner(block)] = arc & 1
             out[block] = BlockDuals(row, col, exponent)
         return out
-
-
-class _Todo:
-    """The blocks of a chunk that are still open, with their duals, and room for all of them.
-
-    Attributes
-    ----------
-    count : int
-        How many they are; below 0 if a score was not finite.
-    blocks : ndarray of int64, shape (n_blocks,)
-        Their numbers; those from `count` on are room.
-    u, v : ndarray of the work dtype, shapes (n_blocks, R) and (n_blocks, C)
-        Their duals.
-    sums : ndarray of float64, shape (128,)
-        Adds up to what the other blocks keep.
-    dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
-        Where the duals of all blocks are written.
-    """
-
-    def __init__(self, chunk: Chunk) -> None:
-        rows, cols = chunk.pattern.block_shape
-        dtype = np.float64 if chunk.kind == "float64" else np.float32
-        n_blocks = chunk.n_blocks
-        self.count = 0
-        self.blocks = _workspace("blocks", n_blocks, np.int64)
-        self.u = _workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
-        self.v = _workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
-        self.sums = np.zeros(128)
-        self.dense = chunk.duals
-        if self.dense is None and chunk.state is not None:
-            self.dense = chunk.room_for_duals()
-        self.dense_addresses = (0, 0) if self.dense is None else tuple(side.ctypes.data for side in self.dense)
-        self.addresses = self.blocks.ctypes.data, self.u.ctypes.data, self.v.ctypes.data
-
-    def add_all(self) -> None:
-        """Open all blocks, with duals of 0."""
-        self.count = len(self.blocks)
-        self.blocks[:] = np.arange(self.count)
-        self.u[:] = self.v[:] = 0.0
-
-    def duals(self) -> Duals:
-        """What is known of all duals; a copy, but for the dense ones."""
-        row, col = self.dense or (None, None)
-        if not self.count:
-            return Duals(row, col)
-        u, v = (side[: self.count].astype(np.float64) for side in (self.u, self.v))
-        return Duals(row, col, self.blocks[: self.count].copy(), u, v)
-
-
-_free: list[dict[str, Array]] = []
-"""Workspaces of threads that have ended: fresh memory costs as much as the ascent at small m."""
-_kept = threading.local()
-
-
-class _Lease:
-    """A workspace for as long as its thread lives."""
-
-    def __init__(self) -> None:
-        try:
-            self.buffers = _free.pop()
-        except IndexError:
-            self.buffers = {}
-
-    def __del__(self, free: list[dict[str, Array]] = _free, most: int = MOST_FREE) -> None:
-        # named here, since a module's names are gone when the interpreter ends
-        if len(free) < most:
-            free.append(self.buffers)
-
-
-def _workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
-    """An array that the thread keeps from chunk to chunk."""
-    if not hasattr(_kept, "lease"):
-        _kept.lease = _Lease()
-    buffers: dict[str, Array] = _kept.lease.buffers
-    size = count * np.dtype(dtype).itemsize
-    if name not in buffers or buffers[name].size < size:
-        buffers[name] = np.empty(size, np.uint8)
-    return buffers[name][:size].view(dtype)
 
 
 def _repeated(lines: Array) -> tuple[float, float]:

@@ -1,0 +1,95 @@
+"""What the dual solver works on: the blocks that are still open, in memory that a thread keeps."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+from nmflow.blocks import Chunk, work_dtype
+from nmflow.certificate import Duals
+from nmflow.problem import Array
+
+__all__ = ["OpenBlocks", "workspace"]
+
+MOST_FREE = 64
+"""Most workspaces that wait for a thread, of some MB each."""
+
+
+class OpenBlocks:
+    """The blocks of a chunk that are still open, with their duals, and room for all of them.
+
+    Attributes
+    ----------
+    count : int
+        How many they are; below 0 if a score was not finite.
+    blocks : ndarray of int64, shape (n_blocks,)
+        Their numbers; those from `count` on are room.
+    u, v : ndarray of the work dtype, shapes (n_blocks, R) and (n_blocks, C)
+        Their duals.
+    sums : ndarray of float64, shape (128,)
+        Adds up to what the other blocks keep.
+    dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
+        Where the duals of all blocks are written.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        rows, cols = chunk.pattern.block_shape
+        dtype = work_dtype(chunk.kind)
+        n_blocks = chunk.n_blocks
+        self.count = 0
+        self.blocks = workspace("blocks", n_blocks, np.int64)
+        self.u = workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
+        self.v = workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
+        self.sums = np.zeros(128)
+        self.dense = chunk.duals
+        if self.dense is None and chunk.state is not None:
+            self.dense = chunk.room_for_duals()
+        self.dense_addresses = (0, 0) if self.dense is None else tuple(side.ctypes.data for side in self.dense)
+        self.addresses = self.blocks.ctypes.data, self.u.ctypes.data, self.v.ctypes.data
+
+    def add_all(self) -> None:
+        """Open all blocks, with duals of 0."""
+        self.count = len(self.blocks)
+        self.blocks[:] = np.arange(self.count)
+        self.u[:] = self.v[:] = 0.0
+
+    def duals(self) -> Duals:
+        """What is known of all duals; a copy, but for the dense ones."""
+        row, col = self.dense or (None, None)
+        if not self.count:
+            return Duals(row, col)
+        u, v = (side[: self.count].astype(np.float64) for side in (self.u, self.v))
+        return Duals(row, col, self.blocks[: self.count].copy(), u, v)
+
+
+_free: list[dict[str, Array]] = []
+"""Workspaces of threads that have ended: fresh memory costs as much as the ascent at small m."""
+_kept = threading.local()
+
+
+class _Lease:
+    """A workspace for as long as its thread lives."""
+
+    def __init__(self) -> None:
+        try:
+            self.buffers = _free.pop()
+        except IndexError:
+            self.buffers = {}
+
+    def __del__(self, free: list[dict[str, Array]] = _free, most: int = MOST_FREE) -> None:
+        # named here, since a module's names are gone when the interpreter ends
+        if len(free) < most:
+            free.append(self.buffers)
+
+
+def workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
+    """An array that the thread keeps from chunk to chunk."""
+    if not hasattr(_kept, "lease"):
+        _kept.lease = _Lease()
+    buffers: dict[str, Array] = _kept.lease.buffers
+    size = count * np.dtype(dtype).itemsize
+    if name not in buffers or buffers[name].size < size:
+        buffers[name] = np.empty(size, np.uint8)
+    return buffers[name][:size].view(dtype)

@@ -29,12 +29,17 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
     """
     path = folder / NAME
     while True:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:  # another process has just removed the folder
-            continue
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:  # another process has just removed the folder
+                continue
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which only succeeds if it is empty
+            raise
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -112,26 +112,33 @@ def staged(
         if not resume:
             _check_free(dst, is_folder, overwrite)
             _clear(folder)
-        with Journal(folder / JOURNAL, asked, resume=resume) as journal:
-            finished = journal.published is not None and journal.published == _identity(dst)
-            try:
-                if not finished:
-                    _check_free(dst, is_folder, overwrite)
-                yield Stage(new, journal, finished)
-                if not finished:
-                    sync(new)
-                    journal.publish(new)
-                    put_in_place(new, dst, old, overwrite)
-                    sync_folder(dst.parent)
-            except BaseException as error:
-                if not journal.done or (isinstance(error, NmflowError) and not isinstance(error, PASSING)):
-                    _clear(folder)
-                else:
-                    error.add_note(
-                        f"{len(journal.done)} tensors are done and kept in {folder}; the same with resume=True "
-                        f"(--resume) goes on from there"
-                    )
-                raise
+        begun = False
+        try:
+            with Journal(folder / JOURNAL, asked, resume=resume) as journal:
+                begun = True
+                finished = journal.published is not None and journal.published == _identity(dst)
+                try:
+                    if not finished:
+                        _check_free(dst, is_folder, overwrite)
+                    yield Stage(new, journal, finished)
+                    if not finished:
+                        sync(new)
+                        journal.publish(new)
+                        put_in_place(new, dst, old, overwrite)
+                        sync_folder(dst.parent)
+                except BaseException as error:
+                    if not journal.done or (isinstance(error, NmflowError) and not isinstance(error, PASSING)):
+                        _clear(folder)
+                    else:
+                        error.add_note(
+                            f"{len(journal.done)} tensors are done and kept in {folder}; the same with resume=True "
+                            f"(--resume) goes on from there"
+                        )
+                    raise
+        except BaseException:
+            if not (begun or resume):  # interrupted while the journal was made
+                _clear(folder)
+            raise
         _clear(folder)
 
 

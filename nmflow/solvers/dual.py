@@ -113,9 +113,7 @@ class Dual(Solver):
         from nmflow.kernels.finish import finish_kernel
 
         pattern = chunk.pattern
-        u, v = start.gather(chunk, blocks)
-        u[~np.isfinite(u)] = 0.0
-        v[~np.isfinite(v)] = 0.0
+        u, v = _finite_duals(chunk, blocks, start)
         ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
         kept = finish_kernel()(
             block_scores(chunk, blocks), u, v, chunk.mask.view(np.uint8), blocks, pattern.row_budget,
@@ -181,9 +179,7 @@ class Dual(Solver):
         from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, LOOSE, OUT, augment_kernel
 
         pattern = chunk.pattern
-        u, v = start.gather(chunk, blocks)
-        u[~np.isfinite(u)] = 0.0
-        v[~np.isfinite(v)] = 0.0
+        u, v = _finite_duals(chunk, blocks, start)
         arcs = np.full((len(blocks), *pattern.block_shape), OUT, np.uint8)
         if chunk.state is not None:
             state = chunk.gather_state(blocks)
@@ -232,6 +228,14 @@ class Dual(Solver):
             chunk.mask[chunk.corner(block)] = arc & 1
             out[block] = BlockDuals(row, col, exponent)
         return out
+
+
+def _finite_duals(chunk: Chunk, blocks: Array, start: Duals) -> tuple[Array, Array]:
+    """Duals for paths to start from, as float64: 0 where none are known or they are beyond the work dtype."""
+    u, v = start.gather(chunk, blocks)
+    u[~np.isfinite(u)] = 0.0
+    v[~np.isfinite(v)] = 0.0
+    return u, v
 
 
 def _repeated(lines: Array) -> tuple[float, float]:

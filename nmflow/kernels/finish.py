@@ -7,26 +7,45 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.augment import FAILED, FLOAT, MOST_PATHS, OUT, centre_compiled, paths_compiled, start_compiled
+from nmflow.kernels.augment import FAILED, FLOAT, IN, MOST_PATHS, OUT, centre_compiled, paths_compiled, start_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.grade import grade_block, proves
-from nmflow.kernels.ties import mend_ties
+from nmflow.kernels.grade import grade_block
+from nmflow.kernels.repair import fill_lines, send_along_ties, send_shortest
+from nmflow.kernels.simd import count_ones
+from nmflow.kernels.words import WIDTH, prove_line
 
 __all__ = ["finish_kernel"]
 
 
 @njit(nogil=True, error_model="numpy")
-def _proven(values, u, v, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count):  # type: ignore[no-untyped-def]
-    """Whether duals prove a mask, and what it keeps."""
-    if exact and row_fill == 2 and col_fill == 2:
-        return proves(values, u, v, arcs, r, c, sums, col_count)
-    flag, _, kept = grade_block(values, u, v, arcs, state, exact, r, c, row_fill, col_fill, col_count)
-    return flag == 0, kept
+def _proven(lines, u, at_v, row_words, col_words, ties, r, c, rows, cols, sums, at_sums):  # type: ignore[no-untyped-def]
+    """Whether duals prove the mask that words hold, and what it keeps."""
+    across = -(-cols // WIDTH)
+    in_row = -1 if cols == 64 else (1 << cols) - 1
+    sums[:] = 0.0
+    wrong = 0
+    for i in range(rows):
+        row = lines + i * (8 * WIDTH) * across
+        wrong |= prove_line(row, u[i], at_v, across, row_words[i], ties, at_sums) & in_row
+        wrong |= count_ones(row_words[i]) ^ r
+    for j in range(cols):
+        wrong |= count_ones(col_words[j]) ^ c
+    total = 0.0
+    for j in range(cols):
+        total += sums[j]
+    return wrong == 0, total
+
+
+@njit(nogil=True, error_model="numpy")
+def _round_to(values, exact, near):  # type: ignore[no-untyped-def]
+    """Copy duals, to numbers of float32 where `near`."""
+    for k in range(len(exact)):
+        values[k] = np.float32(exact[k]) if near else exact[k]
 
 
 @once
-def finish_kernel() -> Any:
-    """Compile the finishing of blocks, in float64.
+def finish_kernel(exact_fill: bool) -> Any:
+    """Compile the finishing of blocks, in float64: under exact fill in both directions, or under any.
 
     Returns
     -------
@@ -34,20 +53,103 @@ def finish_kernel() -> Any:
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
         mask : (h, w) uint8, in which the masks of the blocks are written. blocks : (k,) int64, their numbers. r, c :
         budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact : whether scores are not
-        rounded. single : whether duals are to be numbers of float32, where those prove as much. ended, flags : (k,)
-        uint8, output: FAILED or FLOAT, and 0 where the mask is proven. Returns the kept score of those that are proven.
+        rounded. single : whether duals are to be numbers of float32, where those prove as much. floats, words :
+        workspace, as many numbers as `finish_scratch` says. ended, flags : (k,) uint8, output: FAILED or FLOAT, and 0
+        where the mask is proven. Returns the kept score of those that are proven.
     """
     version = fingerprint()
 
-    def finish(values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, ended, flags):  # type: ignore[no-untyped-def]
+    def finish_exact(  # type: ignore[no-untyped-def]
+        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, floats, words, ended, flags
+    ):
+        count, rows, cols = values.shape
+        grid_cols = mask.shape[1] // cols
+        first, wide = -(-rows // WIDTH) * WIDTH, -(-cols // WIDTH) * WIDTH
+        nodes = first + wide
+        # the workspace, part by part
+        start = rows * wide
+        line, turned = floats[:start].reshape(rows, wide), floats[start : start + cols * first].reshape(cols, first)
+        start += cols * first
+        row, col = floats[start : start + first], floats[start + first : start + nodes]
+        try_row, try_col = (
+            floats[start + nodes : start + nodes + first],
+            floats[start + nodes + first : start + 2 * nodes],
+        )
+        start += 2 * nodes
+        keys, dist, sums = (
+            floats[start : start + nodes],
+            floats[start + nodes : start + 2 * nodes],
+            floats[start + 2 * nodes :],
+        )
+        need, previous, queue = words[:nodes], words[nodes : 2 * nodes], words[2 * nodes : 3 * nodes]
+        row_words, col_words = words[3 * nodes : 3 * nodes + first], words[3 * nodes + first : 4 * nodes]
+        adds, drops = words[4 * nodes : 4 * nodes + first], words[4 * nodes + first : 5 * nodes]
+        at_line, at_turned, at_u, at_v = line.ctypes.data, turned.ctypes.data, row.ctypes.data, col.ctypes.data
+        at_keys, at_dist, at_previous = keys.ctypes.data, dist.ctypes.data, previous.ctypes.data
+        at_sums, at_try = sums.ctypes.data, try_col.ctypes.data
+        floats[:] = 0.0
+        total = 0.0
+        for k in range(count if version else 0):
+            score = values[k]
+            for i in range(rows):
+                for j in range(cols):
+                    line[i, j] = score[i, j]
+            for i in range(rows):
+                for j in range(cols):
+                    turned[j, i] = score[i, j]
+            row[:rows], col[:cols] = u[k], v[k]
+            ended[k], flags[k] = FLOAT, 1
+            fill_lines(at_line, at_turned, row, col, at_u, at_v, row_words, col_words, adds, need, r, c, rows, cols)
+            found = True
+            while found and not send_along_ties(
+                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, previous, queue, adds, drops,
+                rows, cols,
+            ):  # fmt: skip
+                # a path of some length moves the duals onto scores; all that are no longer then go along ties
+                found = send_shortest(
+                    at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, keys, dist, previous,
+                    at_keys, at_dist, at_previous, rows, cols,
+                )  # fmt: skip
+            top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
+            for i in range(rows):
+                word = row_words[i]
+                for j in range(cols):
+                    mask[top + i, left + j] = (word >> j) & 1
+            # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
+            for turn in range(4):
+                near = turn % 2 == 0
+                if near and not single:
+                    continue
+                if turn == 2 or (turn == 3 and not single):
+                    arcs = np.empty((rows, cols), np.uint8)
+                    for i in range(rows):
+                        for j in range(cols):
+                            arcs[i, j] = IN if (row_words[i] >> j) & 1 else OUT
+                    low, high = np.empty((2, max(rows, cols)))
+                    centre_compiled(score, row, col, arcs, True, True, need, low, high)
+                _round_to(try_row, row, near)
+                _round_to(try_col, col, near)
+                done, kept = _proven(
+                    at_line, try_row, at_try, row_words, col_words, exact, r, c, rows, cols, sums, at_sums
+                )
+                if done:
+                    row[:], col[:] = try_row, try_col
+                    flags[k] = 0
+                    total += kept
+                    break
+            u[k], v[k] = row[:rows], col[:cols]
+        return total
+
+    def finish_any(  # type: ignore[no-untyped-def]
+        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, floats, words, ended, flags
+    ):
         count, rows, cols = values.shape
         grid_cols = mask.shape[1] // cols
         re, ce = row_fill == 2, col_fill == 2
         dist, nodes = np.empty(rows + cols + 1, np.float64), np.empty((4, rows + cols + 1), np.int64)
         low, high = np.empty((2, max(rows, cols)))
         arcs, state = np.empty((rows, cols), np.uint8), np.zeros((rows, cols), np.int8)
-        sums, col_count = np.empty(cols), np.empty(cols, np.int64)
-        adds, drops = np.empty(rows, np.int64), np.empty(cols, np.int64)
+        col_count = np.empty(cols, np.int64)
         try_u, try_v = np.empty(rows), np.empty(cols)
         total = 0.0
         for k in range(count if version else 0):
@@ -58,39 +160,28 @@ def finish_kernel() -> Any:
             ended[k], flags[k] = FAILED, 1
             if not start_compiled(score, row, col, arcs, r, room, re, ce, nodes[0], nodes[1]):
                 continue
-            # a path of some length moves the duals onto scores; all that are no longer then go along ties
-            most, found, going = 1 if re and ce else MOST_PATHS, True, True
-            while going:
-                found = paths_compiled(
-                    score, row, col, arcs, re, ce, most, dist, nodes[0], nodes[1], nodes[2], nodes[3]
-                )
-                going = most == 1 and found
-                if going:
-                    going = not mend_ties(score, row, col, arcs, nodes[0], nodes[2], nodes[3], adds, drops)
-            if not found:
+            if not paths_compiled(
+                score, row, col, arcs, re, ce, MOST_PATHS, dist, nodes[0], nodes[1], nodes[2], nodes[3]
+            ):
                 continue
             ended[k] = FLOAT
             top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
             for i in range(rows):
                 for j in range(cols):
                     mask[top + i, left + j] = arcs[i, j]
-            # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
-            for turn in range(4):
+            for turn in range(4):  # as above
                 near = turn % 2 == 0
                 if near and not single:
                     continue
                 if turn == 2 or (turn == 3 and not single):
                     centre_compiled(score, row, col, arcs, re, ce, nodes[1], low, high)
-                for i in range(rows):
-                    try_u[i] = np.float32(row[i]) if near else row[i]
-                for j in range(cols):
-                    try_v[j] = np.float32(col[j]) if near else col[j]
-                done, kept = _proven(score, try_u, try_v, arcs, state, exact, r, c, row_fill, col_fill, sums, col_count)
-                if done:
-                    for i in range(rows):
-                        row[i] = try_u[i]
-                    for j in range(cols):
-                        col[j] = try_v[j]
+                _round_to(try_u, row, near)
+                _round_to(try_v, col, near)
+                flag, _, kept = grade_block(
+                    score, try_u, try_v, arcs, state, exact, r, c, row_fill, col_fill, col_count
+                )
+                if flag == 0:
+                    row[:], col[:] = try_u, try_v
                     flags[k] = 0
                     total += kept
                     break
@@ -99,6 +190,13 @@ def finish_kernel() -> Any:
     i8, matrix = types.int64, types.float64[:, ::1]
     signature = types.float64(
         types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :], types.int64[::1], i8, i8, i8, i8, i8,
-        types.boolean, types.boolean, types.uint8[::1], types.uint8[::1],
+        types.boolean, types.boolean, types.float64[::1], types.int64[::1], types.uint8[::1], types.uint8[::1],
     )  # fmt: skip
-    return compiled(finish, signature)
+    return compiled(finish_exact if exact_fill else finish_any, signature)
+
+
+def finish_scratch(block_shape: tuple[int, int]) -> tuple[int, int]:
+    """How many float64 and how many int64 of workspace the kernel needs."""
+    rows, cols = block_shape
+    first, wide = (-(-side // WIDTH) * WIDTH for side in block_shape)
+    return rows * wide + cols * first + 4 * (first + wide) + wide, 5 * (first + wide)

@@ -13,7 +13,7 @@ from numba import njit, types
 
 from nmflow.kernels.compile import compiled, fingerprint, once
 
-__all__ = ["grade_block", "grade_kernel", "proves"]
+__all__ = ["grade_block", "grade_kernel"]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -23,38 +23,6 @@ def _reduced(score, u, v):  # type: ignore[no-untyped-def]
     part = high - u
     low = (u - (high - part)) + (v - part)
     return (score - high) - low if score != high else -low
-
-
-@njit(nogil=True, error_model="numpy")
-def proves(values, u, v, mask, r, c, sums, col_count):  # type: ignore[no-untyped-def]
-    """Whether duals prove a mask under exact fill, and the kept score; in loops that become vector code.
-
-    mask : (R, C) uint8 of 0 and 1. sums : (C,) float64 and col_count : (C,) int64, workspace.
-    """
-    rows, cols = values.shape
-    sums[:], col_count[:] = 0.0, 0
-    wrong = 0
-    for i in range(rows):
-        row_count, ui = 0, u[i]
-        for j in range(cols):
-            score, vj, kept = values[i, j], v[j], np.int64(mask[i, j])
-            high = ui + vj
-            part = high - ui
-            low = (ui - (high - part)) + (vj - part)
-            # with the rounding error of u + v where the score lies on it; NaN compares as false, and is wrong
-            above = (score > high) | ((score == high) & (low <= 0.0))
-            below = (score < high) | ((score == high) & (low >= 0.0))
-            wrong |= 1 - (kept & np.int64(above) | (1 - kept) & np.int64(below))
-            row_count += kept
-            col_count[j] += kept
-            sums[j] += score * kept
-        wrong |= np.int64(row_count != r)
-    for j in range(cols):
-        wrong |= np.int64(col_count[j] != c)
-    total = 0.0
-    for j in range(cols):
-        total += sums[j]
-    return wrong == 0, total
 
 
 @njit(nogil=True, error_model="numpy")

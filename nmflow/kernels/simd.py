@@ -19,6 +19,7 @@ __all__ = [
     "LANES",
     "Emitter",
     "copy_bytes",
+    "count_ones",
     "deinterleave",
     "interleave",
     "literal",
@@ -82,6 +83,12 @@ class Emitter:
         """Call an LLVM intrinsic on one number, by its full name, such as llvm.ctpop.i64."""
         kind = ir.FunctionType(value.type, [value.type])
         return self.builder.call(cgutils.get_or_insert_function(self.module, kind, full_name), [value])
+
+    def trailing_zeros(self, bits: Value) -> Value:
+        """Place of the lowest bit of an int64 that is set; any number where none is."""
+        kind = ir.FunctionType(I64, [I64, I1])
+        function = cgutils.get_or_insert_function(self.module, kind, "llvm.cttz.i64")
+        return self.builder.call(function, [bits, ir.Constant(I1, 1)])
 
     def load(self, address: Value, kind: ir.Type, align: int = 1) -> Value:
         """Load from an integer address."""
@@ -228,8 +235,16 @@ def trailing_zeros(typing, bits):  # type: ignore[no-untyped-def]
     """Place of the lowest bit of an int64 that is set."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(I64, [I64, I1])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.cttz.i64")
-        return builder.call(function, [args[0], ir.Constant(I1, 1)])
+        return Emitter(builder).trailing_zeros(args[0])
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def count_ones(typing, bits):  # type: ignore[no-untyped-def]
+    """Number of bits of an int64 that are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Emitter(builder).scalar("llvm.ctpop.i64", args[0])
 
     return types.int64(types.int64), codegen

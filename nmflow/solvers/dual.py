@@ -110,14 +110,16 @@ class Dual(Solver):
     def _finish(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Proven, tuple[int, ...]]:
         """Send paths through some blocks and prove them; duals, which are proven, which have no mask."""
         from nmflow.kernels.augment import FAILED
-        from nmflow.kernels.finish import finish_kernel
+        from nmflow.kernels.finish import finish_kernel, finish_scratch
 
         pattern = chunk.pattern
         u, v = _finite_duals(chunk, blocks, start)
         ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
-        kept = finish_kernel()(
+        floats, words = finish_scratch(pattern.block_shape)
+        kept = finish_kernel(pattern.row_exact and pattern.col_exact)(
             block_scores(chunk, blocks), u, v, chunk.mask.view(np.uint8), blocks, pattern.row_budget,
-            pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, chunk.kind != "float64", ended, flags,
+            pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, chunk.kind != "float64",
+            np.empty(floats), np.empty(words, np.int64), ended, flags,
         )  # fmt: skip
         failed = tuple(blocks[ended == FAILED].tolist())
         return start.updated(Duals(blocks=blocks, block_row=u, block_col=v)), Proven(kept, blocks[flags != 0]), failed

@@ -1,0 +1,188 @@
+"""Repairing one block under exact fill: what its duals do not settle is sent along paths, first those of no length.
+
+The arcs that a block keeps are the bits of words, of each row and of each column. Among entries on the threshold paths
+are found breadth first, a word operation for each node; where scores repeat that mends most. What is left needs paths
+of some length, found by Dijkstra's method in lines of a dense block.
+
+The same network as in `nmflow.kernels.augment`, which has the other fills and arithmetics. Nodes are rows, then columns
+from the number of rows, padded to whole vectors, on.
+
+References
+----------
+R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 6.5 (augmenting paths), section 9.7 (successive
+shortest paths), section 9.8 (primal-dual).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from nmflow.kernels.simd import count_ones, trailing_zeros
+from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
+
+__all__ = ["fill_lines", "send_along_ties", "send_shortest"]
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_lines(lines, turned, u, v, at_u, at_v, row_words, col_words, ties, need, r, c, rows, cols):  # type: ignore[no-untyped-def]
+    """Keep what lies above the duals, and of what lies on them what fits; what nodes then have or lack.
+
+    lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. row_words, col_words,
+    ties, need : output.
+    """
+    first = -(-rows // WIDTH) * WIDTH
+    down, across = first // WIDTH, -(-cols // WIDTH)
+    in_row = -1 if cols == 64 else (1 << cols) - 1
+    in_col = -1 if rows == 64 else (1 << rows) - 1
+    room, some = 0, 0
+    need[:] = 0
+    for j in range(cols):
+        above, _ = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
+        col_words[j] = above & in_col
+        need[first + j] = count_ones(col_words[j]) - c
+        if need[first + j] < 0:
+            room |= 1 << j
+    for i in range(rows):
+        above, on = compare_line(lines + i * (8 * WIDTH) * across, u[i], at_v, across, 1)
+        row_words[i], ties[i] = above & in_row, on & in_row
+        need[i] = r - count_ones(row_words[i])
+        some |= ties[i]
+    if some == 0:
+        return
+    for i in range(rows):
+        wanted = ties[i] & room
+        while need[i] > 0 and wanted != 0:
+            j = trailing_zeros(wanted)
+            wanted &= wanted - 1
+            row_words[i] |= 1 << j
+            col_words[j] |= 1 << i
+            need[i] -= 1
+            need[first + j] += 1
+            if need[first + j] == 0:
+                room &= ~(1 << j)
+
+
+@njit(nogil=True, error_model="numpy")
+def send_along_ties(  # type: ignore[no-untyped-def]
+    lines, turned, u, v, at_u, at_v, row_words, col_words, need, previous, queue, adds, drops, rows, cols
+):
+    """Send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
+
+    adds, drops : the columns that a row may add at no cost, and the rows that a column may drop. These and queue are
+    workspace.
+    """
+    first = -(-rows // WIDTH) * WIDTH
+    down, across = first // WIDTH, -(-cols // WIDTH)
+    left = 0
+    for node in range(first + cols):
+        left += need[node] > 0
+    if left == 0:
+        return True
+    in_row = -1 if cols == 64 else (1 << cols) - 1
+    for i in range(rows):
+        _, on = compare_line(lines + i * (8 * WIDTH) * across, u[i], at_v, across, 1)
+        adds[i] = on & ~row_words[i] & in_row
+    for j in range(cols):
+        _, on = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
+        drops[j] = on & col_words[j]
+    while True:
+        reached_rows, reached_cols, tail = 0, 0, 0
+        for node in range(first + cols):
+            if need[node] > 0:
+                queue[tail] = node
+                tail += 1
+                previous[node] = -1
+                if node < first:
+                    reached_rows |= 1 << node
+                else:
+                    reached_cols |= 1 << (node - first)
+        if tail == 0:
+            return True
+        head, end = 0, -1
+        while head < tail and end < 0:
+            node = queue[head]
+            head += 1
+            if node < first:
+                fresh, base = adds[node] & ~reached_cols, first
+                reached_cols |= fresh
+            else:
+                fresh, base = drops[node - first] & ~reached_rows, 0
+                reached_rows |= fresh
+            while fresh != 0:
+                other = base + trailing_zeros(fresh)
+                fresh &= fresh - 1
+                previous[other] = node
+                if need[other] < 0:
+                    end = other
+                    break
+                queue[tail] = other
+                tail += 1
+        if end < 0:
+            return False
+        need[end] += 1
+        node = end
+        while previous[node] >= 0:
+            before = previous[node]
+            if before < first:
+                i, j = before, node - first
+                adds[i] &= ~(1 << j)
+                drops[j] |= 1 << i
+            else:
+                i, j = node, before - first
+                adds[i] |= 1 << j
+                drops[j] &= ~(1 << i)
+            row_words[i] ^= 1 << j
+            col_words[j] ^= 1 << i
+            node = before
+        need[node] -= 1
+
+
+@njit(nogil=True, error_model="numpy")
+def send_shortest(  # type: ignore[no-untyped-def]
+    lines, turned, u, v, at_u, at_v, row_words, col_words, need, keys, dist, previous, at_keys, at_dist, at_previous,
+    rows, cols,
+):  # fmt: skip
+    """Send a unit along a shortest path, and move the duals by the distances; False if none is found.
+
+    There is one whenever something is left, unless distances are beyond float64. keys, dist, previous : workspace.
+    """
+    first = -(-rows // WIDTH) * WIDTH
+    down, across = first // WIDTH, -(-cols // WIDTH)
+    in_row = -1 if cols == 64 else (1 << cols) - 1
+    for node in range(len(keys)):
+        keys[node] = 0.0 if need[node] > 0 else np.inf
+        previous[node] = -1
+    row_done, col_done = 0, 0
+    while True:
+        length, node = nearest_node(at_keys, down + across)
+        if not length < np.inf:
+            return False
+        keys[node], dist[node] = np.inf, length
+        if need[node] < 0:
+            break
+        if node < first:
+            row_done |= 1 << node
+            relax_line(
+                lines + node * (8 * WIDTH) * across, u[node], at_v, across, length, at_keys + 8 * first,
+                at_previous + 8 * first, node, in_row & ~(row_words[node] | col_done), 1,
+            )  # fmt: skip
+        else:
+            j = node - first
+            col_done |= 1 << j
+            relax_line(
+                turned + j * (8 * WIDTH) * down, v[j], at_u, down, length, at_keys, at_previous, node,
+                col_words[j] & ~row_done, 0,
+            )  # fmt: skip
+    # settled nodes move by how much nearer than the end they are
+    move_line(at_u, at_dist, down, row_done, length, 1)
+    move_line(at_v, at_dist + 8 * first, across, col_done, length, 0)
+    need[node] += 1
+    while previous[node] >= 0:
+        before = previous[node]
+        i, j = (before, node - first) if before < first else (node, before - first)
+        row_words[i] ^= 1 << j
+        col_words[j] ^= 1 << i
+        node = before
+    need[node] -= 1
+    return True

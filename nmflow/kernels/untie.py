@@ -188,13 +188,13 @@ def read_rest(  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def round_duals(typing, v, scales, lattice, kind, cols):  # type: ignore[no-untyped-def]
-    """Round column duals of 32 blocks to the nearest multiple of the lowest bit that some entry has."""
+def round_duals(typing, v, scales, lattice, least, kind, cols):  # type: ignore[no-untyped-def]
+    """Round column duals of 32 blocks to the nearest multiple of the lowest bit that some entry has, at least `least`."""
     kind_, cols_ = BY_CODE[literal(kind)], literal(cols)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        v, scales, lattice = args[:3]
+        v, scales, lattice, least = args[:4]
         shape = vector(kind_.work, LANES)
         bits, zero = emit.load(lattice, vector(I16, LANES)), emit.splat(I16, LANES, 0)
         lowest = builder.zext(builder.and_(bits, builder.sub(zero, bits)), vector(I32, LANES))
@@ -202,6 +202,7 @@ def round_duals(typing, v, scales, lattice, kind, cols):  # type: ignore[no-unty
         none = builder.icmp_unsigned("==", lowest, emit.splat(I32, LANES, 0))
         lowest = builder.select(none, emit.splat(I32, LANES, 1 << 20), lowest)
         grain = builder.fmul(builder.sitofp(lowest, shape), emit.load(scales, shape))
+        grain = emit.better(emit.broadcast(builder.sitofp(least, kind_.work), LANES), grain, ">")
         back = inverse(emit, grain, kind_)
         for k in range(cols_):
             at = emit.at(v, k * LANES * kind_.work_size)
@@ -209,7 +210,7 @@ def round_duals(typing, v, scales, lattice, kind, cols):  # type: ignore[no-unty
             emit.store(builder.fmul(steps, spread_over(emit, grain, k, cols_)), at)
         return context.get_dummy_value()
 
-    return types.none(v, scales, lattice, kind, cols), codegen
+    return types.none(v, scales, lattice, least, kind, cols), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -315,9 +316,10 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
     Returns
     -------
     function (scores, stride, mask, mask_stride, u, v, grid_cols, scratch, blocks, block_u, block_v, count, sums,
-    exact, offsets, float_offsets, zoom_step, last_zoom) -> int
+    exact, offsets, float_offsets, grain, zoom_step, last_zoom) -> int
         As `nmflow.kernels.settle`, for the `count` blocks that `blocks` names, whatever their duals; offsets: rows x
-        cols int16, in steps of 14 bits below a block's spread, and the same with fractions in the work dtype;
+        cols int16, in steps of 14 bits below a block's spread, and the same with fractions in the work dtype; grain: a
+        power of two, of which column duals are multiples before they are corrected, or 0;
         zoom_step, last_zoom: bits by which what is left is magnified, time after time. Returns how many blocks are
         open, or -1 if a score is not finite.
     """
@@ -326,6 +328,7 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
     rounds, again_rounds, _ = rounds_for(max(rows, cols))
     row_bytes, block_bytes = cols * VECTOR, cols * item
     segment_bytes, col_bytes = LANES * cols * item, cols * work
+    all_rows, all_cols = LANES * work, LANES * col_bytes
     many = blocks_in_span(cols)
     while LANES % many:
         many -= 1
@@ -334,7 +337,7 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
 
     def untie(  # type: ignore[no-untyped-def]
         scores, stride, mask, mask_stride, u, v, grid_cols, scratch, blocks, block_u, block_v, count, sums,
-        exact, offsets, float_offsets, zoom_step, last_zoom,
+        exact, offsets, float_offsets, grain, zoom_step, last_zoom,
     ):  # fmt: skip
         if version == 0:
             return -2
@@ -349,25 +352,35 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
         cols_out = rows_out + rows * lane_count * work
         masks = cols_out + lane_count * col_bytes
         flags = masks + rows * lane_count * cols
-        u_stride, out_stride, mask_step = grid_cols * work, lane_count * work, lane_count * cols
+        u_stride, out_stride, masks_stride = grid_cols * work, lane_count * work, lane_count * cols
         left = 0
         for first in range(0, count, lane_count):
             here = min(lane_count, count - first)
-            for lane in range(lane_count):
-                b = read_word(blocks + (first + min(lane, here - 1)) * 8)
-                s = b // grid_cols
-                source = scores + s * rows * stride + (b - s * grid_cols) * block_bytes
-                for i in range(rows):
-                    copy_bytes(source + i * stride, gathered + i * segment_bytes + lane * block_bytes, block_bytes)
-            if measure_spread(gathered, segment_bytes, scales, lows, code, rows, cols, magnitude) >= 0:
+            b = read_word(blocks + first * 8)
+            s = b // grid_cols
+            j = b - s * grid_cols
+            whole = here == lane_count and j + lane_count <= grid_cols
+            whole = whole and read_word(blocks + (first + lane_count - 1) * 8) == b + lane_count - 1
+            if whole:
+                base, step = scores + s * rows * stride + j * block_bytes, stride
+                to, to_step = mask + s * rows * mask_stride + j * cols, mask_stride
+            else:  # side by side in a copy; lanes beyond the last block hold it again
+                base, step, to, to_step = gathered, segment_bytes, masks, masks_stride
+                for lane in range(lane_count):
+                    b = read_word(blocks + (first + min(lane, here - 1)) * 8)
+                    s = b // grid_cols
+                    source = scores + s * rows * stride + (b - s * grid_cols) * block_bytes
+                    for i in range(rows):
+                        copy_bytes(source + i * stride, gathered + i * segment_bytes + lane * block_bytes, block_bytes)
+            if measure_spread(base, step, scales, lows, code, rows, cols, magnitude) >= 0:
                 return -1
-            read_moved(gathered, segment_bytes, lanes, scales, lows, lattice, offsets, code, rows, cols, magnitude)
+            read_moved(base, step, lanes, scales, lows, lattice, offsets, code, rows, cols, magnitude)
             clear_lanes(cols_at, cols)
             ascend(lanes, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, rounds, 0, 0, 0)
             store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, 0, code, rows, cols, BIAS, 0)
             for zoom in range(zoom_step, last_zoom + 1, zoom_step):
                 read_rest(
-                    gathered, segment_bytes, lanes, scales, lows, rows_out, out_stride, cols_out, float_offsets, zoom,
+                    base, step, lanes, scales, lows, rows_out, out_stride, cols_out, float_offsets, zoom,
                     code, rows, cols, magnitude,
                 )  # fmt: skip
                 clear_lanes(rows_at, lines)
@@ -375,53 +388,58 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
                     lanes, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, again_rounds, 0, 0, 1
                 )
                 store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, BIAS, 1)
-            for j in range(0, lane_count, many):
+            for k in range(0, lane_count, many):
                 choose_span(
-                    gathered + j * block_bytes, segment_bytes, masks + j * cols, mask_step, rows_out + j * work,
-                    out_stride, cols_out + j * col_bytes, scales + j * work, lows + j * work, float_offsets,
+                    base + k * block_bytes, step, to + k * cols, to_step, rows_out + k * work,
+                    out_stride, cols_out + k * col_bytes, scales + k * work, lows + k * work, float_offsets,
                     code, rows, cols, many, row_budget, col_budget, magnitude,
                 )  # fmt: skip
-            round_duals(cols_out, scales, lattice, code, cols)
-            for j in range(0, lane_count, many):
+            round_duals(cols_out, scales, lattice, grain, code, cols)
+            for k in range(0, lane_count, many):
                 for _ in range(most):
                     if correct_span(
-                        gathered + j * block_bytes, segment_bytes, masks + j * cols, mask_step, rows_out + j * work,
-                        out_stride, cols_out + j * col_bytes, lows + j * work, code, rows, cols, many, magnitude,
+                        base + k * block_bytes, step, to + k * cols, to_step, rows_out + k * work,
+                        out_stride, cols_out + k * col_bytes, lows + k * work, code, rows, cols, many, magnitude,
                     ) == 0:  # fmt: skip
                         break
             # lanes beyond the last block hold it again
             even = lane_count if here == lane_count else 0
-            for j in range(0, even, many):
+            for k in range(0, even, many):
                 grade_span(
-                    gathered + j * block_bytes, segment_bytes, masks + j * cols, mask_step, rows_out + j * work,
-                    out_stride, cols_out + j * col_bytes, flags + j, sums, exact,
+                    base + k * block_bytes, step, to + k * cols, to_step, rows_out + k * work,
+                    out_stride, cols_out + k * col_bytes, flags + k, sums, exact,
                     code, rows, cols, many, row_budget, col_budget, 2, 2, magnitude, 2,
                 )  # fmt: skip
-            for j in range(even, here):
+            for k in range(even, here):
                 grade_span(
-                    gathered + j * block_bytes, segment_bytes, masks + j * cols, mask_step, rows_out + j * work,
-                    out_stride, cols_out + j * col_bytes, flags + j, sums + 512, exact,
+                    base + k * block_bytes, step, to + k * cols, to_step, rows_out + k * work,
+                    out_stride, cols_out + k * col_bytes, flags + k, sums + 512, exact,
                     code, rows, cols, 1, row_budget, col_budget, 2, 2, magnitude, 2,
                 )  # fmt: skip
+            if u and whole:
+                for i in range(rows):
+                    copy_bytes(rows_out + i * out_stride, u + (s * rows + i) * u_stride + j * work, all_rows)
+                copy_bytes(cols_out, v + b * col_bytes, all_cols)
             for lane in range(here):
                 b = read_word(blocks + (first + lane) * 8)
                 s = b // grid_cols
                 j = b - s * grid_cols
-                for i in range(rows):
-                    to = mask + (s * rows + i) * mask_stride + j * cols
-                    copy_bytes(masks + (i * lane_count + lane) * cols, to, cols)
-                if u:
+                if not whole:
+                    target = mask + s * rows * mask_stride + j * cols
                     for i in range(rows):
-                        to = u + (s * rows + i) * u_stride + j * work
-                        copy_bytes(rows_out + (i * lane_count + lane) * work, to, work)
+                        copy_bytes(masks + i * masks_stride + lane * cols, target + i * mask_stride, cols)
+                if u and not whole:
+                    for i in range(rows):
+                        at_u = u + (s * rows + i) * u_stride + j * work
+                        copy_bytes(rows_out + i * out_stride + lane * work, at_u, work)
                     copy_bytes(cols_out + lane * col_bytes, v + b * col_bytes, col_bytes)
                 if read_byte(flags + lane) != 0:
                     write_word(blocks + left * 8, b)
                     for i in range(rows):
-                        to = block_u + (left * rows + i) * work
-                        copy_bytes(rows_out + (i * lane_count + lane) * work, to, work)
+                        at_u = block_u + (left * rows + i) * work
+                        copy_bytes(rows_out + i * out_stride + lane * work, at_u, work)
                     copy_bytes(cols_out + lane * col_bytes, block_v + left * col_bytes, col_bytes)
                     left += 1
         return left
 
-    return compiled(untie, types.int64(*[types.int64] * 18))
+    return compiled(untie, types.int64(*[types.int64] * 19))

@@ -14,6 +14,7 @@ from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.solvers.levels import Levels, lattice_of, levels_of
 from nmflow.solvers.open_blocks import OpenBlocks, workspace
 
 __all__ = ["Dual"]
@@ -21,15 +22,20 @@ __all__ = ["Dual"]
 ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
 and the step between; and the same where scores were rounded, from nothing."""
-LATTICE, AMONG = (9, (3, 9)), (4, (4, 12))
-"""Bits of the offsets by which scores that repeat are moved, of 14, and step and last number of bits of the
-magnification: large ones where all scores repeat, small ones for equal scores among others."""
-TIED_SHARE, MAIN_SHARE = 0.5, 0.5
-"""Share of a block's scores that must repeat before all blocks are moved, and share of one score from which on the
-others are taken to be any."""
+AMONG, MOST = 4, 9
+"""Bits of the offsets by which scores that repeat are moved, of the 14 of a block's spread: for equal scores among
+others, and at most."""
+BELOW = 2
+"""Bits by which the offsets are smaller than the grain of a lattice."""
+ZOOM = 6
+"""Bits by which what is left of moved scores is magnified: once for large offsets or small blocks, else twice."""
+TIED_SHARE = 0.5
+"""Share of a block's scores that must repeat before all blocks are moved."""
 MANY = {8: 2000, 64: 4}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
+BITS = 14
+"""Bits of a spread in 16-bit lanes (`nmflow.kernels.segments`)."""
 FEWEST = 32
 """Blocks that are moved or settled once more side by side: for fewer than these a kernel is not worth compiling."""
 
@@ -62,14 +68,21 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
+        offsets, levels = self._plan(chunk)
+        if levels is not None:
+            return levels.back(chunk, self._solved(levels.chunk, offsets, levels.lattice.step))
+        return self._solved(chunk, offsets)
+
+    def _solved(self, chunk: Chunk, offsets: int | None, step: int = 0) -> ChunkSolution:
+        """Solve a chunk, whose scores are all moved by so many bits, if by any; its duals lie near multiples of `step`."""
         todo = OpenBlocks(chunk)
         counts = {}
-        offsets = self._offsets(chunk)
         if offsets is None and chunk.exact:
             counts["ascended"] = self._settle(chunk, todo)
         else:
             todo.add_all()
             if offsets is None:  # scores that were rounded are compared as floats, where a tie proves nothing
+                todo.u[:] = todo.v[:] = 0.0
                 counts["ascended"] = self._settle(chunk, todo, ROUNDED)
         side = max(chunk.pattern.block_shape)
         few = max(FEWEST, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
@@ -77,7 +90,7 @@ class Dual(Solver):
             offsets = AMONG
         if offsets is not None and todo.count > 0:
             before = todo.count
-            self._untie(chunk, todo, *offsets)
+            self._untie(chunk, todo, offsets, step)
             counts["tied"] = before - todo.count
         if todo.count < 0:
             return ChunkSolution(finite=False)
@@ -124,26 +137,31 @@ class Dual(Solver):
         failed = tuple(blocks[ended == FAILED].tolist())
         return start.updated(Duals(blocks=blocks, block_row=u, block_col=v)), Proven(kept, blocks[flags != 0]), failed
 
-    def _offsets(self, chunk: Chunk) -> tuple[int, tuple[int, int]] | None:
-        """By how much to move all scores, where those of most blocks repeat: judged by a few, chosen by place alone."""
+    def _plan(self, chunk: Chunk) -> tuple[int | None, Levels | None]:
+        """By how many bits to move all scores, and those that stand for them, where most repeat: judged by a few."""
         if not self._movable(chunk):
-            return None
+            return None, None
         some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
         if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
-            return None
+            return None, None
         places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
         sample = block_scores(chunk, places)
-        repeated, main = _repeated(sample.reshape(len(sample), -1)[:, :256])
-        if repeated < TIED_SHARE:
-            return None
-        return AMONG if main >= MAIN_SHARE else LATTICE
+        if not np.isfinite(sample).all() or _repeated(sample.reshape(len(sample), -1)[:, :256]) < TIED_SHARE:
+            return None, None
+        lattice = lattice_of(sample)
+        if lattice is None:
+            return AMONG, None
+        levels = levels_of(chunk, lattice) if lattice.largest else None
+        if lattice.largest and levels is None:
+            return AMONG, None
+        return min(MOST, BITS - BELOW - max(1, lattice.spread).bit_length()), levels
 
     def _movable(self, chunk: Chunk) -> bool:
         """Whether scores can be moved a little and the mask repaired after."""
         exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
         return exact and chunk.state is None and chunk.exact
 
-    def _untie(self, chunk: Chunk, todo: OpenBlocks, bits: int, zooms: tuple[int, int]) -> None:
+    def _untie(self, chunk: Chunk, todo: OpenBlocks, bits: int, step: int) -> None:
         """Settle blocks whose scores repeat; see `nmflow.kernels.untie`."""
         from nmflow.kernels.untie import untie_kernel, untie_scratch
 
@@ -155,7 +173,7 @@ class Dual(Solver):
         todo.count = kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             chunk.grid[1], scratch.ctypes.data, *todo.addresses, todo.count, todo.sums.ctypes.data, int(chunk.exact),
-            whole.ctypes.data, floats.ctypes.data, *zooms,
+            whole.ctypes.data, floats.ctypes.data, step, ZOOM, ZOOM if bits > AMONG or max(shape) <= 8 else 2 * ZOOM,
         )  # fmt: skip
 
     def _settle(self, chunk: Chunk, todo: OpenBlocks, zooms: tuple[int, int, int] = ZOOMS) -> int:
@@ -240,23 +258,18 @@ def _finite_duals(chunk: Chunk, blocks: Array, start: Duals) -> tuple[Array, Arr
     return u, v
 
 
-def _repeated(lines: Array) -> tuple[float, float]:
-    """Share of the numbers of a line that equal an earlier one of it, and share of its median: medians over lines."""
+def _repeated(lines: Array) -> float:
+    """Share of the numbers of a line that equal an earlier one of it: the median over lines."""
     ordered = np.sort(lines, axis=1)
-    count = ordered.shape[1]
-    if count < 2:
-        return 0.0, 1.0
     shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
-    mains = np.count_nonzero(ordered == ordered[:, count // 2, None], axis=1)
-    middle = len(lines) // 2
-    return float(np.sort(shares)[middle] / count), float(np.sort(mains)[middle] / count)
+    return float(np.sort(shares)[len(lines) // 2] / ordered.shape[1])
 
 
 @cache
 def _steps(rows: int, cols: int, bits: int, dtype: str) -> tuple[Array, Array]:
     """Offsets for the entries of a block in whole steps, all different, as int16 and in a float dtype."""
     order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
-    steps = order * (float(1 << bits) / (rows * cols))
+    steps = order * (2.0**bits / (rows * cols))
     return steps.astype(np.int16), steps.astype(dtype)
 
 

@@ -50,10 +50,9 @@ class OpenBlocks:
         self.addresses = self.blocks.ctypes.data, self.u.ctypes.data, self.v.ctypes.data
 
     def add_all(self) -> None:
-        """Open all blocks, with duals of 0."""
+        """Open all blocks; their duals are any."""
         self.count = len(self.blocks)
         self.blocks[:] = np.arange(self.count)
-        self.u[:] = self.v[:] = 0.0
 
     def duals(self) -> Duals:
         """What is known of all duals; a copy, but for the dense ones."""

@@ -1,0 +1,157 @@
+"""Scores near a lattice, such as whole numbers times a scale that rounds: solved as small whole numbers.
+
+Each score is S = coarse * L + fine * d, exactly, with whole L and small whole d: what rounding left beside the lattice.
+Which mask is best is decided by the L and, where they tie, by the d; how much coarse is larger than fine does not matter
+beyond that. So T = step * L + d, with a step that is small, stands for S: it has few bits, and what hides in the last
+bits of S is in its middle.
+
+What proves a mask of T proves it of S. Write the duals of T as U = step * a + x and V = step * b + y, with whole a and b
+and the least |x| and |y|; those of S are u = coarse * a + fine * x and v = coarse * b + fine * y. Then with A = L - a - b
+and B = d - x - y
+
+    T - U - V = step * A + B    and    S - u - v = coarse * A + fine * B,
+
+which have the same sign if |B| < step <= coarse / fine, A being whole. Blocks where |d| + |x| + |y| may reach a step stay
+open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nmflow.blocks import Chunk, integers_of
+from nmflow.certificate import Duals, Proven, block_scores
+from nmflow.problem import Array
+from nmflow.solvers.base import ChunkSolution
+from nmflow.solvers.open_blocks import workspace
+
+__all__ = ["Lattice", "Levels", "lattice_of", "levels_of"]
+
+MOST_LEVELS = 1 << 11
+"""Most levels of a lattice that is worth it: more are no ties."""
+ROOM = 6
+"""Steps are so many times as large as any d: duals of blocks take some of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """Numbers are coarse * L + fine * d; `largest` bounds |d|, `spread` the numbers' spread as T, in whole numbers."""
+
+    coarse: float
+    fine: float
+    largest: int
+    step: int
+    spread: int
+
+
+def lattice_of(values: Array) -> Lattice | None:
+    """The lattice on which some finite float64 lie, or near which, if there is one that is coarse.
+
+    Examples
+    --------
+    >>> lattice_of(np.array([0.0, 0.5, 2.0, 1.0])).spread
+    4
+    >>> near = lattice_of(np.arange(5) * np.float64(np.float32(0.1)) + np.array([0, 0, 0, 2.0**-27, 0]))
+    >>> near.largest, near.step, near.spread
+    (1, 8, 32)
+    """
+    distinct = np.unique(values)
+    if len(distinct) == 1:
+        return Lattice(1.0, 1.0, 0, 1, 0)
+    least, low, high = float(np.diff(distinct).min()), float(distinct[0]), float(distinct[-1])
+    top = max(abs(low), abs(high))
+    if high - low > MOST_LEVELS * least:
+        return None
+    levels = np.rint((distinct - low) / least)
+    if (levels * least == distinct - low).all():
+        return Lattice(least, least, 0, 1, int(levels[-1]))
+    count = round(top / least)
+    if count > MOST_LEVELS:
+        return None
+    coarse = float(np.float32(top / count))
+    numbers, exponent = integers_of(np.append(distinct, coarse))
+    if not -120 < exponent < 60:  # one over any of these is a float32 too
+        return None
+    whole = np.rint(distinct / coarse).astype(np.int64).astype(object)
+    largest = int(max(abs(numbers[:-1] - whole * numbers[-1])))
+    step = 1 << (ROOM * largest - 1).bit_length()
+    if largest == 0 or step * count >= 1 << 22 or step * 4 > numbers[-1]:
+        return None
+    spread = int(whole[-1] - whole[0]) * step
+    return Lattice(coarse, 2.0**exponent, largest, step, spread)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A chunk as whole numbers: `chunk` holds T, `worst` is the largest |d| in it."""
+
+    lattice: Lattice
+    worst: float
+    chunk: Chunk
+
+    def back(self, true: Chunk, solution: ChunkSolution) -> ChunkSolution:
+        """What a solution of T says of the true scores; its mask is theirs."""
+        from nmflow.kernels.levels import beyond_kernel, kept_kernel
+
+        duals, proven = solution.duals, solution.proven
+        if proven is None or duals.row is None or duals.col is None:
+            raise AssertionError("a solution of whole numbers must have dense duals, and say what it proves")
+        beyond = np.empty(true.grid, np.uint8)
+        beyond_kernel()(duals.row, duals.col, float(self.lattice.step), self.worst, beyond)
+        beyond = beyond.reshape(-1)
+        apart = duals.apart()
+        rests = sum(np.abs(self._parts(side)[1]).max(axis=1, initial=0.0) for side in duals.gather(self.chunk, apart))
+        beyond[apart] = ~(rests + self.worst < self.lattice.step)
+        beyond[proven.others] = 1
+        if true.duals is not None:
+            blocks = np.arange(true.n_blocks)
+            found = [self._dual(side) for side in duals.gather(self.chunk, blocks)]
+            for _, rounded in found:
+                beyond |= rounded.any(axis=1)
+        others = np.flatnonzero(beyond)
+        if true.duals is None:  # only those to go on from
+            blocks, found = others, [self._dual(side) for side in duals.gather(self.chunk, others)]
+        kept = kept_kernel(true.kind, true.absolute)(
+            true.scores.ctypes.data, true.scores.strides[0], true.mask.ctypes.data, true.mask.strides[0],
+            *true.mask.shape,
+        )  # fmt: skip
+        kept -= float(np.sum(block_scores(true, others), where=true.gather(true.mask, others)))
+        (u, _), (v, _) = found
+        return replace(solution, duals=Duals(blocks=blocks, block_row=u, block_col=v), proven=Proven(kept, others))
+
+    def _parts(self, duals: Array) -> tuple[Array, Array]:
+        """Whole steps of duals of T, and what is left of them."""
+        steps = np.rint(duals / self.lattice.step)
+        return steps, duals - steps * self.lattice.step
+
+    def _dual(self, duals: Array) -> tuple[Array, Array]:
+        """Duals of S from those of T, and where they are rounded."""
+        steps, rest = self._parts(duals)
+        large, small = steps * self.lattice.coarse, rest * self.lattice.fine
+        both = large + small
+        return both, both - large != small
+
+
+def levels_of(chunk: Chunk, lattice: Lattice) -> Levels | None:
+    """A chunk as whole numbers; None if some score is not near the lattice."""
+    from nmflow.kernels.levels import LEAST_WIDTH, level_kernel
+
+    height, width = chunk.mask.shape
+    if width < LEAST_WIDTH:
+        return None
+    whole = workspace("levels", height * width, np.float32).reshape(height, width)
+    worst = level_kernel(chunk.kind, chunk.absolute)(
+        chunk.scores.ctypes.data, chunk.scores.strides[0], height, width, lattice.coarse, lattice.fine,
+        float(lattice.step), whole.ctypes.data, lattice.step / 2,
+    )  # fmt: skip
+    if not worst <= lattice.step / 2:
+        return None
+    tall, wide = chunk.grid
+    room = (
+        workspace("level rows", height * wide, np.float32).reshape(height, wide),
+        workspace("level cols", tall * width, np.float32).reshape(tall, width),
+    )
+    as_whole = replace(chunk, scores=whole, source=whole, kind="float32", absolute=False, warm=None, duals=room)
+    return Levels(lattice, worst, as_whole)

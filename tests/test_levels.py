@@ -1,0 +1,146 @@
+"""Scores near a lattice, solved as small whole numbers: what is proven is proven of the scores themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_lanes import unproven
+
+import nmflow
+from nmflow.errors import NonFiniteError
+from nmflow.solvers import levels
+from nmflow.solvers.levels import Levels, lattice_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def scaled(shape: tuple[int, int], most: int, scale: float, dtype: Any = np.float32, seed: int = 0) -> Array:
+    """Whole numbers times a scale, rounded: what dequantised weights are."""
+    whole = np.random.default_rng(seed).integers(-most, most + 1, shape)
+    return (whole.astype(np.float32) * np.float32(scale)).astype(dtype)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many blocks of each chunk that was solved as whole numbers were proven by them."""
+    counts: list[int] = []
+    back = Levels.back
+
+    def counted(self: Levels, true: Any, solution: Any) -> Any:
+        result = back(self, true, solution)
+        counts.append(true.n_blocks - len(result.proven.others))
+        return result
+
+    monkeypatch.setattr(Levels, "back", counted)
+    return counts
+
+
+def check(weights: Array, pattern: str, *, absolute: bool = True) -> nmflow.Solution:
+    """Every block is proven in fractions, and no better mask is known to a solver that shares no code."""
+    options = {} if absolute else {"scores": weights}
+    solution = nmflow.solve(weights, pattern=pattern, duals=True, **options)
+    assert solution.certificate.proven
+    assert unproven(weights, solution, absolute=absolute) <= solution.stats.get("integers", 0)
+    without = nmflow.solve(weights, pattern=pattern, **options)
+    assert np.array_equal(without.mask, solution.mask)
+    assert without.objective == pytest.approx(solution.objective, rel=1e-12)
+    kept = np.abs(weights.astype(np.float64)) if absolute else weights.astype(np.float64)
+    assert solution.objective == pytest.approx(kept[solution.mask].sum(), rel=1e-12)
+    return solution
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_every_dtype_is_proven_in_fractions(dtype: Any, absolute: bool, taken: list[int]) -> None:
+    solution = check(scaled((64, 64), 4, 0.1, dtype), "4:8", absolute=absolute)
+    assert sum(taken) >= 0.9 * 2 * solution.certificate.n_blocks
+
+
+@pytest.mark.parametrize("pattern", ["3:5", "4:8"])
+@pytest.mark.parametrize(("most", "scale"), [(4, 0.1), (7, 1 / 3), (6, 1.3e-14), (5, 1.1e9)])
+def test_every_scale_is_proven_in_fractions(most: int, scale: float, pattern: str, taken: list[int]) -> None:
+    check(scaled((40, 80), most, scale), pattern)
+    assert sum(taken) > 0
+
+
+def test_many_levels_are_proven_too(taken: list[int]) -> None:
+    """Eight bits: what rounding leaves of each is up to 63 times the smallest."""
+    weights = (np.round(np.random.default_rng(1).standard_normal((128, 128)) * 30) * 0.0137).astype(np.float32)
+    check(weights, "8:16")
+    assert sum(taken) > 0
+
+
+def test_blocks_that_steps_do_not_prove_are_solved_again(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
+    monkeypatch.setattr(levels, "ROOM", 2)
+    solution = check(scaled((96, 96), 4, 0.1), "4:8")
+    assert sum(taken) < 2 * solution.certificate.n_blocks
+
+
+def test_a_score_off_the_lattice_is_seen(taken: list[int]) -> None:
+    """One that a sample of the matrix does not hold."""
+    weights = scaled((64, 64), 4, 0.1)
+    for odd in (0.05, 1e30, 0.3 + 2.0**-24, -7e-39):
+        weights[37, 41] = odd
+        check(weights, "4:8")
+    assert not taken
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_an_error(bad: float) -> None:
+    weights = scaled((64, 64), 4, 0.1)
+    weights[37, 41] = bad
+    with pytest.raises(NonFiniteError):
+        nmflow.solve(weights, 4, 8)
+
+
+def test_ragged_edges_and_batches_are_proven() -> None:
+    weights = scaled((3 * 30, 45), 4, 0.1).reshape(3, 30, 45)
+    solution = nmflow.solve(weights, 4, 8, layout="batch")
+    assert solution.certificate.proven
+    for matrix, mask in zip(weights, solution.mask, strict=True):
+        assert nmflow.solve(matrix, 4, 8).objective == pytest.approx(
+            float(np.abs(matrix.astype(np.float64))[mask].sum()), rel=1e-12
+        )
+
+
+@given(
+    st.integers(1, 40),
+    st.floats(2.0**-70, 2.0**40, width=32),
+    st.sampled_from(["float32", "float16", "bfloat16", "float64"]),
+)
+def test_a_lattice_holds_what_it_was_found_for(most: int, scale: float, dtype: str) -> None:
+    numbers = np.arange(most + 1) * np.float32(scale)
+    with np.errstate(over="ignore"):
+        values = numbers.astype(getattr(ml_dtypes, dtype, dtype)).astype(np.float64)
+    if not np.isfinite(values).all():
+        return
+    lattice = lattice_of(values)
+    if lattice is None or not lattice.largest:
+        return
+    from fractions import Fraction
+
+    coarse, fine = Fraction(lattice.coarse), Fraction(lattice.fine)
+    assert coarse >= lattice.step * fine
+    for value in values:
+        level = round(Fraction(value) / coarse)
+        rest = (Fraction(value) - level * coarse) / fine
+        assert rest.denominator == 1
+        assert abs(rest) <= lattice.largest
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).standard_normal(100),
+        np.array([0.0, 1.0, 1e-6]),
+        np.array([0.0, 1e300, 5e-324]),
+        np.array([0.0, 0.1, 0.1 + 1e-16, 0.2]),
+    ],
+)
+def test_numbers_without_a_coarse_lattice_have_none(values: Array) -> None:
+    assert lattice_of(values) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +37,7 @@ CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
 LEAST_ENTRIES = 1 << 19
 """Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this: to hand a smaller
-one to a thread takes longer than to solve it."""
+one to a thread takes longer than to solve it. For blocks of up to 4 lines; larger ones take longer an entry."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
@@ -223,6 +224,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
     rows, cols = problem.pattern.block_shape
     for number, (matrix, grid) in enumerate(zip(problem.matrices(problem.scores), grids(problem), strict=True)):
         full_rows, full_cols = matrix.shape[0] // rows, matrix.shape[1] // cols
+        least = 4 * LEAST_ENTRIES // min(max(rows, cols, 4), 8)
         if full_rows and full_cols:
             stripe = rows * full_cols * cols
             wide = full_cols
@@ -230,7 +232,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
                 wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
             i = 0
             while i < full_rows:
-                entries = min(CHUNK_ENTRIES, max(LEAST_ENTRIES, (full_rows - i) * stripe // 4))
+                entries = min(CHUNK_ENTRIES, max(least, (full_rows - i) * stripe // 4))
                 tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)
@@ -268,6 +270,7 @@ def kind_of(problem: Problem) -> Kind:
     return "float64" if problem.previous is not None and problem.bonus else _kind(problem.scores.dtype)
 
 
+@cache
 def _kind(dtype: np.dtype[Any]) -> Kind:
     if dtype.kind in "iu":
         return "float32" if dtype.itemsize <= 2 else "float64"

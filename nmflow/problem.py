@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ Layout = Literal["conv", "batch"]
 _SIZES = {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}
 
 
+@cache
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether `dtype` is ml_dtypes' bfloat16, without importing ml_dtypes."""
     return dtype.name == "bfloat16" and dtype.itemsize == 2

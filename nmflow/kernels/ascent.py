@@ -221,7 +221,7 @@ def clear_lanes(typing, address, count):  # type: ignore[no-untyped-def]
     return types.none(address, count), codegen
 
 
-ROUNDS = {4: (4, 3, 1), 8: (5, 6, 2), 16: (7, 6, 3), 32: (8, 8, 5), 64: (12, 14, 7)}
+ROUNDS = {4: (4, 3, 1), 8: (5, 6, 2), 16: (7, 6, 3), 32: (9, 6, 5), 64: (12, 14, 7)}
 """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask, by the longer side
 of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of the second cost more
 than augmenting paths."""

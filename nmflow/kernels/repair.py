@@ -28,8 +28,8 @@ __all__ = ["fill_lines", "send_along_ties", "send_shortest"]
 def fill_lines(lines, turned, u, v, at_u, at_v, row_words, col_words, ties, need, r, c, rows, cols):  # type: ignore[no-untyped-def]
     """Keep what lies above the duals, and of what lies on them what fits; what nodes then have or lack.
 
-    lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. row_words, col_words,
-    ties, need : output.
+    lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. row_words,
+    col_words, ties, need : output.
     """
     first = -(-rows // WIDTH) * WIDTH
     down, across = first // WIDTH, -(-cols // WIDTH)

@@ -18,6 +18,10 @@ from nmflow.kernels.spans import blocks_in_span
 
 __all__ = ["settle_kernel", "settle_scratch"]
 
+LARGE, ENOUGH = 16, 8
+"""Blocks of more lines than this take longer to settle once more than to augment, unless they need many paths: they are
+left when less than one in so many is open."""
+
 
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs."""
@@ -47,7 +51,8 @@ def settle_kernel(
         blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of the blocks that
         are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then blocks must be
         named. What is left of the scores, S - u - v, is magnified by `zoom` bits where blocks are settled once more,
-        and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else).
+        and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or until
+        that settles no more.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
     kind = KINDS[kind_name]
@@ -64,7 +69,7 @@ def settle_kernel(
     many = blocks_in_span(cols)
     version = fingerprint()
     lane_count, vector_bytes, in_row, lines = LANES, VECTOR, words_in_row(cols), rows + cols
-    whole_spans = LANES // many * many
+    whole_spans, enough = LANES // many * many, ENOUGH if max(rows, cols) > LARGE else 1 << 20
 
     def settle(  # type: ignore[no-untyped-def]
         scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
@@ -93,6 +98,11 @@ def settle_kernel(
             again = tail - head >= lane_count or (first >= total and head < tail)
             if not again and first >= total:
                 if left == 0 or zoom >= last_zoom:
+                    break
+                # few enough for paths, or ties, which more bits do not tell apart
+                if total and (
+                    left * enough < total or (2 * left > tail and (2 * left < total or 16 * left > 15 * tail))
+                ):
                     break
                 # what is still open, magnified further
                 zoom += zoom_step

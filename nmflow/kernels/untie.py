@@ -189,7 +189,7 @@ def read_rest(  # type: ignore[no-untyped-def]
 
 @intrinsic(prefer_literal=True)
 def round_duals(typing, v, scales, lattice, least, kind, cols):  # type: ignore[no-untyped-def]
-    """Round column duals of 32 blocks to the nearest multiple of the lowest bit that some entry has, at least `least`."""
+    """Round column duals of 32 blocks to multiples of the lowest bit that some entry has, or of `least` if larger."""
     kind_, cols_ = BY_CODE[literal(kind)], literal(cols)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -31,7 +31,7 @@ ZOOM = 6
 """Bits by which what is left of moved scores is magnified: once for large offsets or small blocks, else twice."""
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
-MANY = {8: 2000, 64: 4}
+MANY = {8: 2000, 64: 2}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
 BITS = 14
@@ -74,7 +74,7 @@ class Dual(Solver):
         return self._solved(chunk, offsets)
 
     def _solved(self, chunk: Chunk, offsets: int | None, step: int = 0) -> ChunkSolution:
-        """Solve a chunk, whose scores are all moved by so many bits, if by any; its duals lie near multiples of `step`."""
+        """Solve a chunk, whose scores are all moved by so many bits, if by any; duals are to lie near a `step`."""
         todo = OpenBlocks(chunk)
         counts = {}
         if offsets is None and chunk.exact:
@@ -101,13 +101,12 @@ class Dual(Solver):
             # blocks with fixed entries were settled without them, so all are graded anew
             blocks = np.union1d(todo.blocks[: todo.count], chunk.fixed_blocks())
             return self._augmented(chunk, blocks, start, counts)
-        blocks = todo.blocks[: todo.count].copy()
-        if not len(blocks):
-            return ChunkSolution(start, counts=counts, proven=Proven(kept, blocks))
-        counts["augmented"] = len(blocks)
-        duals, proven, failed = self._finish(chunk, blocks, start)
+        if not todo.count:
+            return ChunkSolution(start, counts=counts, proven=Proven(kept, np.empty(0, np.int64)))
+        counts["augmented"] = todo.count
+        proven, failed = self._finish(chunk, start)
         proven = Proven(kept + proven.objective, proven.others)
-        return ChunkSolution(duals, infeasible=failed, counts=counts, proven=proven)
+        return ChunkSolution(start, infeasible=failed, counts=counts, proven=proven)
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
         """Send paths through some blocks of a chunk with fixed entries."""
@@ -120,13 +119,15 @@ class Dual(Solver):
         failed = tuple(int(b) for b in blocks[ended == FAILED])
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts)
 
-    def _finish(self, chunk: Chunk, blocks: Array, start: Duals) -> tuple[Duals, Proven, tuple[int, ...]]:
-        """Send paths through some blocks and prove them; duals, which are proven, which have no mask."""
+    def _finish(self, chunk: Chunk, open_: Duals) -> tuple[Proven, tuple[int, ...]]:
+        """Send paths through blocks that stand apart; their duals become optimal. Which are proven, which have no mask."""
         from nmflow.kernels.augment import FAILED
         from nmflow.kernels.finish import finish_kernel, finish_scratch
 
-        pattern = chunk.pattern
-        u, v = _finite_duals(chunk, blocks, start)
+        pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
+        if blocks is None or u is None or v is None:
+            raise AssertionError("open blocks must have duals of their own")
+        _make_finite(u, v)
         ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
         floats, words = finish_scratch(pattern.block_shape)
         kept = finish_kernel(pattern.row_exact and pattern.col_exact)(
@@ -134,8 +135,7 @@ class Dual(Solver):
             pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, chunk.kind != "float64",
             np.empty(floats), np.empty(words, np.int64), ended, flags,
         )  # fmt: skip
-        failed = tuple(blocks[ended == FAILED].tolist())
-        return start.updated(Duals(blocks=blocks, block_row=u, block_col=v)), Proven(kept, blocks[flags != 0]), failed
+        return Proven(kept, blocks[flags != 0]), tuple(blocks[ended == FAILED].tolist())
 
     def _plan(self, chunk: Chunk) -> tuple[int | None, Levels | None]:
         """By how many bits to move all scores, and those that stand for them, where most repeat: judged by a few."""
@@ -199,7 +199,8 @@ class Dual(Solver):
         from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, LOOSE, OUT, augment_kernel
 
         pattern = chunk.pattern
-        u, v = _finite_duals(chunk, blocks, start)
+        u, v = start.gather(chunk, blocks)
+        _make_finite(u, v)
         arcs = np.full((len(blocks), *pattern.block_shape), OUT, np.uint8)
         if chunk.state is not None:
             state = chunk.gather_state(blocks)
@@ -250,12 +251,10 @@ class Dual(Solver):
         return out
 
 
-def _finite_duals(chunk: Chunk, blocks: Array, start: Duals) -> tuple[Array, Array]:
-    """Duals for paths to start from, as float64: 0 where none are known or they are beyond the work dtype."""
-    u, v = start.gather(chunk, blocks)
-    u[~np.isfinite(u)] = 0.0
-    v[~np.isfinite(v)] = 0.0
-    return u, v
+def _make_finite(*duals: Array) -> None:
+    """0 where duals are beyond the work dtype: paths start from finite ones."""
+    for side in duals:
+        side[~np.isfinite(side)] = 0.0
 
 
 def _repeated(lines: Array) -> float:

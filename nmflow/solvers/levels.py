@@ -1,18 +1,18 @@
 """Scores near a lattice, such as whole numbers times a scale that rounds: solved as small whole numbers.
 
 Each score is S = coarse * L + fine * d, exactly, with whole L and small whole d: what rounding left beside the lattice.
-Which mask is best is decided by the L and, where they tie, by the d; how much coarse is larger than fine does not matter
-beyond that. So T = step * L + d, with a step that is small, stands for S: it has few bits, and what hides in the last
-bits of S is in its middle.
+Which mask is best is decided by the L and, where they tie, by the d; how much coarse is larger than fine matters no
+more than that. So T = step * L + d, with a step that is small, stands for S: it has few bits, and what hides in the
+last bits of S is in its middle.
 
-What proves a mask of T proves it of S. Write the duals of T as U = step * a + x and V = step * b + y, with whole a and b
-and the least |x| and |y|; those of S are u = coarse * a + fine * x and v = coarse * b + fine * y. Then with A = L - a - b
-and B = d - x - y
+What proves a mask of T proves it of S. Write the duals of T as U = step * a + x and V = step * b + y, with whole a and
+b and the least |x| and |y|; those of S are u = coarse * a + fine * x and v = coarse * b + fine * y. Then with
+A = L - a - b and B = d - x - y
 
     T - U - V = step * A + B    and    S - u - v = coarse * A + fine * B,
 
-which have the same sign if |B| < step <= coarse / fine, A being whole. Blocks where |d| + |x| + |y| may reach a step stay
-open.
+which have the same sign if |B| < step <= coarse / fine, A being whole. Blocks where |d| + |x| + |y| may reach a step
+stay open.
 """
 
 from __future__ import annotations
@@ -98,9 +98,8 @@ class Levels:
         duals, proven = solution.duals, solution.proven
         if proven is None or duals.row is None or duals.col is None:
             raise AssertionError("a solution of whole numbers must have dense duals, and say what it proves")
-        beyond = np.empty(true.grid, np.uint8)
-        beyond_kernel()(duals.row, duals.col, float(self.lattice.step), self.worst, beyond)
-        beyond = beyond.reshape(-1)
+        beyond = np.empty(true.n_blocks, np.uint8)
+        beyond_kernel()(duals.row, duals.col, float(self.lattice.step), self.worst, beyond.reshape(true.grid))
         apart = duals.apart()
         rests = sum(np.abs(self._parts(side)[1]).max(axis=1, initial=0.0) for side in duals.gather(self.chunk, apart))
         beyond[apart] = ~(rests + self.worst < self.lattice.step)

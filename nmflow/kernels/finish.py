@@ -10,7 +10,7 @@ from numba import njit, types
 from nmflow.kernels.augment import FAILED, FLOAT, IN, MOST_PATHS, OUT, centre_compiled, paths_compiled, start_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.grade import grade_block
-from nmflow.kernels.repair import fill_lines, send_along_ties, send_shortest
+from nmflow.kernels.repair import fill_lines, send_along_ties, send_shortest, separate
 from nmflow.kernels.simd import count_ones
 from nmflow.kernels.words import WIDTH, prove_line
 
@@ -116,11 +116,13 @@ def finish_kernel(exact_fill: bool) -> Any:
                 for j in range(cols):
                     mask[top + i, left + j] = (word >> j) & 1
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
-            for turn in range(4):
-                near = turn % 2 == 0
+            for turn in range(5):
+                near = turn % 2 == 0 and turn < 4
                 if near and not single:
                     continue
-                if turn == 2 or (turn == 3 and not single):
+                if turn == 4:
+                    separate(score, row, col, row_words)
+                elif turn == 2 or (turn == 3 and not single):
                     arcs = np.empty((rows, cols), np.uint8)
                     for i in range(rows):
                         for j in range(cols):

@@ -21,7 +21,10 @@ from numba import njit
 from nmflow.kernels.simd import count_ones, trailing_zeros
 from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
 
-__all__ = ["fill_lines", "send_along_ties", "send_shortest"]
+__all__ = ["fill_lines", "send_along_ties", "send_shortest", "separate"]
+
+SWEEPS = 64
+"""Most sweeps over the rows of a block in search of duals between its scores."""
 
 
 @njit(nogil=True, error_model="numpy")
@@ -186,3 +189,36 @@ def send_shortest(  # type: ignore[no-untyped-def]
         node = before
     need[node] -= 1
     return True
+
+
+@njit(nogil=True, error_model="numpy")
+def separate(scores, u, v, row_words):  # type: ignore[no-untyped-def]
+    """Move duals between the scores: what is kept lies a little above u + v, what is not a little below.
+
+    By Bellman-Ford, row by row, with a margin of some rounding errors: where a mask is the only best one, by more than
+    the margins of a cycle, no sum of duals is left to round onto a score.
+    """
+    rows, cols = scores.shape
+    top = 0.0
+    for i in range(rows):
+        for j in range(cols):
+            top = max(top, abs(scores[i, j]))
+    margin = top * 2.0**-50
+    for _ in range(SWEEPS):
+        changed = False
+        for i in range(rows):
+            least = np.inf
+            for j in range(cols):
+                if (row_words[i] >> j) & 1:
+                    least = min(least, scores[i, j] - v[j])
+            if not least < np.inf:
+                return
+            u[i] = least - margin
+            for j in range(cols):
+                if not (row_words[i] >> j) & 1:
+                    lowest = scores[i, j] - u[i] + margin
+                    if lowest > v[j]:
+                        v[j] = lowest
+                        changed = True
+        if not changed:
+            return

@@ -51,8 +51,8 @@ def settle_kernel(
         blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of the blocks that
         are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then blocks must be
         named. What is left of the scores, S - u - v, is magnified by `zoom` bits where blocks are settled once more,
-        and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or until
-        that settles no more.
+        and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or
+        until that settles few more.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
     kind = KINDS[kind_name]

@@ -120,7 +120,7 @@ class Dual(Solver):
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts)
 
     def _finish(self, chunk: Chunk, open_: Duals) -> tuple[Proven, tuple[int, ...]]:
-        """Send paths through blocks that stand apart; their duals become optimal. Which are proven, which have no mask."""
+        """Send paths through blocks that stand apart, to optimal duals; which are proven, which have no mask."""
         from nmflow.kernels.augment import FAILED
         from nmflow.kernels.finish import finish_kernel, finish_scratch
 

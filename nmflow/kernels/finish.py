@@ -14,7 +14,7 @@ from nmflow.kernels.repair import fill_lines, send_along_ties, send_shortest, se
 from nmflow.kernels.simd import count_ones
 from nmflow.kernels.words import WIDTH, prove_line
 
-__all__ = ["finish_kernel"]
+__all__ = ["finish_kernel", "finish_scratch"]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -197,8 +197,7 @@ def finish_kernel(exact_fill: bool) -> Any:
     return compiled(finish_exact if exact_fill else finish_any, signature)
 
 
-def finish_scratch(block_shape: tuple[int, int]) -> tuple[int, int]:
+def finish_scratch(rows: int, cols: int) -> tuple[int, int]:
     """How many float64 and how many int64 of workspace the kernel needs."""
-    rows, cols = block_shape
-    first, wide = (-(-side // WIDTH) * WIDTH for side in block_shape)
+    first, wide = (-(-side // WIDTH) * WIDTH for side in (rows, cols))
     return rows * wide + cols * first + 4 * (first + wide) + wide, 5 * (first + wide)

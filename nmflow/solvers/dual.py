@@ -36,6 +36,8 @@ MANY = {8: 2000, 64: 2}
 larger blocks take longer to move than to augment."""
 BITS = 14
 """Bits of a spread in 16-bit lanes (`nmflow.kernels.segments`)."""
+BATCH_ENTRIES = 1 << 17
+"""Scores of blocks that are finished at a time, as float64: they stay in a cache."""
 FEWEST = 32
 """Blocks that are moved or settled once more side by side: for fewer than these a kernel is not worth compiling."""
 
@@ -129,12 +131,19 @@ class Dual(Solver):
             raise AssertionError("open blocks must have duals of their own")
         _make_finite(u, v)
         ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
-        floats, words = finish_scratch(pattern.block_shape)
-        kept = finish_kernel(pattern.row_exact and pattern.col_exact)(
-            block_scores(chunk, blocks), u, v, chunk.mask.view(np.uint8), blocks, pattern.row_budget,
-            pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, chunk.kind != "float64",
-            np.empty(floats), np.empty(words, np.int64), ended, flags,
-        )  # fmt: skip
+        rows, cols = pattern.block_shape
+        size = max(1, BATCH_ENTRIES // (rows * cols))
+        values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
+        floats, words = finish_scratch(rows, cols)
+        scratch = np.empty(floats), np.empty(words, np.int64)
+        finish, mask, kept = finish_kernel(pattern.row_exact and pattern.col_exact), chunk.mask.view(np.uint8), 0.0
+        for first in range(0, len(blocks), size):
+            part = slice(first, first + size)
+            kept += finish(
+                block_scores(chunk, blocks[part], values[: len(blocks[part])]), u[part], v[part], mask, blocks[part],
+                pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact,
+                chunk.kind != "float64", *scratch, ended[part], flags[part],
+            )  # fmt: skip
         return Proven(kept, blocks[flags != 0]), tuple(blocks[ended == FAILED].tolist())
 
     def _plan(self, chunk: Chunk) -> tuple[int | None, Levels | None]:

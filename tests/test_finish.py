@@ -20,10 +20,8 @@ def finish(values: Array, u: Array, v: Array, r: int, c: int, *, exact: bool = T
     count, rows, cols = values.shape
     mask = np.full((count * rows, cols), 7, np.uint8)
     ended, flags = np.empty(count, np.uint8), np.empty(count, np.uint8)
-    floats, words = finish_scratch(rows, cols)
     kept = finish_kernel(True)(
-        values, u, v, mask, np.arange(count), r, c, c, 2, 2, exact, False, np.empty(floats), np.empty(words, np.int64),
-        ended, flags,
+        values, u, v, mask, np.arange(count), r, c, c, 2, 2, exact, False, *finish_scratch(rows, cols), ended, flags
     )  # fmt: skip
     assert (ended == FLOAT).all()
     return mask.reshape(values.shape), flags, kept

@@ -37,10 +37,22 @@ def _proven(lines, u, at_v, row_words, col_words, ties, r, c, rows, cols, sums, 
 
 
 @njit(nogil=True, error_model="numpy")
-def _round_to(values, exact, near):  # type: ignore[no-untyped-def]
-    """Copy duals, to numbers of float32 where `near`."""
-    for k in range(len(exact)):
-        values[k] = np.float32(exact[k]) if near else exact[k]
+def _copy(source, target, near):  # type: ignore[no-untyped-def]
+    """Copy numbers, to those of float32 where `near`."""
+    for k in range(min(len(source), len(target))):
+        target[k] = np.float32(source[k]) if near else source[k]
+
+
+@njit(nogil=True, error_model="numpy")
+def _centre(score, row, col, row_words, need):  # type: ignore[no-untyped-def]
+    """Move duals to the middle of what the mask leaves open for them."""
+    rows, cols = score.shape
+    arcs = np.empty((rows, cols), np.uint8)
+    for i in range(rows):
+        for j in range(cols):
+            arcs[i, j] = IN if (row_words[i] >> j) & 1 else OUT
+    bounds = np.empty((2, max(rows, cols)))
+    centre_compiled(score, row, col, arcs, True, True, need, bounds[0], bounds[1])
 
 
 @once
@@ -49,45 +61,30 @@ def finish_kernel(exact_fill: bool) -> Any:
 
     Returns
     -------
-    function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, ended, flags) -> float
+    function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, *scratch, ended, flags)
+    -> float
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
         mask : (h, w) uint8, in which the masks of the blocks are written. blocks : (k,) int64, their numbers. r, c :
         budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact : whether scores are not
-        rounded. single : whether duals are to be numbers of float32, where those prove as much. floats, words :
-        workspace, as many numbers as `finish_scratch` says. ended, flags : (k,) uint8, output: FAILED or FLOAT, and 0
-        where the mask is proven. Returns the kept score of those that are proven.
+        rounded. single : whether duals are to be numbers of float32, where those prove as much. scratch : what
+        `finish_scratch` gives. ended, flags : (k,) uint8, output: FAILED or FLOAT, and 0 where the mask is proven.
+        Returns the kept score of those that are proven.
     """
     version = fingerprint()
 
     def finish_exact(  # type: ignore[no-untyped-def]
-        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, floats, words, ended, flags
-    ):
+        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, line, turned, duals, floats, words,
+        ended, flags,
+    ):  # fmt: skip
         count, rows, cols = values.shape
         grid_cols = mask.shape[1] // cols
-        first, wide = -(-rows // WIDTH) * WIDTH, -(-cols // WIDTH) * WIDTH
-        nodes = first + wide
-        # the workspace, part by part
-        start = rows * wide
-        line, turned = floats[:start].reshape(rows, wide), floats[start : start + cols * first].reshape(cols, first)
-        start += cols * first
-        row, col = floats[start : start + first], floats[start + first : start + nodes]
-        try_row, try_col = (
-            floats[start + nodes : start + nodes + first],
-            floats[start + nodes + first : start + 2 * nodes],
-        )
-        start += 2 * nodes
-        keys, dist, sums = (
-            floats[start : start + nodes],
-            floats[start + nodes : start + 2 * nodes],
-            floats[start + 2 * nodes :],
-        )
-        need, previous, queue = words[:nodes], words[nodes : 2 * nodes], words[2 * nodes : 3 * nodes]
-        row_words, col_words = words[3 * nodes : 3 * nodes + first], words[3 * nodes + first : 4 * nodes]
-        adds, drops = words[4 * nodes : 4 * nodes + first], words[4 * nodes + first : 5 * nodes]
+        row, col, try_row, try_col = duals[0], duals[1], duals[2], duals[3]
+        keys, dist, sums = floats[0], floats[1], floats[2]
+        need, previous, queue = words[0], words[1], words[2]
+        row_words, col_words, adds, drops = words[3], words[4], words[5], words[6]
         at_line, at_turned, at_u, at_v = line.ctypes.data, turned.ctypes.data, row.ctypes.data, col.ctypes.data
         at_keys, at_dist, at_previous = keys.ctypes.data, dist.ctypes.data, previous.ctypes.data
         at_sums, at_try = sums.ctypes.data, try_col.ctypes.data
-        floats[:] = 0.0
         total = 0.0
         for k in range(count if version else 0):
             score = values[k]
@@ -97,7 +94,8 @@ def finish_kernel(exact_fill: bool) -> Any:
             for i in range(rows):
                 for j in range(cols):
                     turned[j, i] = score[i, j]
-            row[:rows], col[:cols] = u[k], v[k]
+            _copy(u[k], row, False)
+            _copy(v[k], col, False)
             ended[k], flags[k] = FLOAT, 1
             fill_lines(at_line, at_turned, row, col, at_u, at_v, row_words, col_words, adds, need, r, c, rows, cols)
             found = True
@@ -123,28 +121,26 @@ def finish_kernel(exact_fill: bool) -> Any:
                 if turn == 4:
                     separate(score, row, col, row_words)
                 elif turn == 2 or (turn == 3 and not single):
-                    arcs = np.empty((rows, cols), np.uint8)
-                    for i in range(rows):
-                        for j in range(cols):
-                            arcs[i, j] = IN if (row_words[i] >> j) & 1 else OUT
-                    low, high = np.empty((2, max(rows, cols)))
-                    centre_compiled(score, row, col, arcs, True, True, need, low, high)
-                _round_to(try_row, row, near)
-                _round_to(try_col, col, near)
+                    _centre(score, row, col, row_words, need)
+                _copy(row, try_row, near)
+                _copy(col, try_col, near)
                 done, kept = _proven(
                     at_line, try_row, at_try, row_words, col_words, exact, r, c, rows, cols, sums, at_sums
                 )
                 if done:
-                    row[:], col[:] = try_row, try_col
+                    _copy(try_row, row, False)
+                    _copy(try_col, col, False)
                     flags[k] = 0
                     total += kept
                     break
-            u[k], v[k] = row[:rows], col[:cols]
+            _copy(row, u[k], False)
+            _copy(col, v[k], False)
         return total
 
     def finish_any(  # type: ignore[no-untyped-def]
-        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, floats, words, ended, flags
-    ):
+        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, line, turned, duals, floats, words,
+        ended, flags,
+    ):  # fmt: skip
         count, rows, cols = values.shape
         grid_cols = mask.shape[1] // cols
         re, ce = row_fill == 2, col_fill == 2
@@ -177,13 +173,14 @@ def finish_kernel(exact_fill: bool) -> Any:
                     continue
                 if turn == 2 or (turn == 3 and not single):
                     centre_compiled(score, row, col, arcs, re, ce, nodes[1], low, high)
-                _round_to(try_u, row, near)
-                _round_to(try_v, col, near)
+                _copy(row, try_u, near)
+                _copy(col, try_v, near)
                 flag, _, kept = grade_block(
                     score, try_u, try_v, arcs, state, exact, r, c, row_fill, col_fill, col_count
                 )
                 if flag == 0:
-                    row[:], col[:] = try_u, try_v
+                    _copy(try_u, row, False)
+                    _copy(try_v, col, False)
                     flags[k] = 0
                     total += kept
                     break
@@ -192,12 +189,14 @@ def finish_kernel(exact_fill: bool) -> Any:
     i8, matrix = types.int64, types.float64[:, ::1]
     signature = types.float64(
         types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :], types.int64[::1], i8, i8, i8, i8, i8,
-        types.boolean, types.boolean, types.float64[::1], types.int64[::1], types.uint8[::1], types.uint8[::1],
+        types.boolean, types.boolean, matrix, matrix, matrix, matrix, types.int64[:, ::1], types.uint8[::1],
+        types.uint8[::1],
     )  # fmt: skip
     return compiled(finish_exact if exact_fill else finish_any, signature)
 
 
-def finish_scratch(rows: int, cols: int) -> tuple[int, int]:
-    """How many float64 and how many int64 of workspace the kernel needs."""
+def finish_scratch(rows: int, cols: int) -> tuple[Any, ...]:
+    """Workspace of the kernel: a block's lines, padded, and transposed; duals; numbers and words of nodes."""
     first, wide = (-(-side // WIDTH) * WIDTH for side in (rows, cols))
-    return rows * wide + cols * first + 4 * (first + wide) + wide, 5 * (first + wide)
+    shapes = (rows, wide), (cols, first), (4, max(first, wide)), (3, first + wide)
+    return *(np.zeros(shape) for shape in shapes), np.zeros((7, first + wide), np.int64)

@@ -134,8 +134,7 @@ class Dual(Solver):
         rows, cols = pattern.block_shape
         size = max(1, BATCH_ENTRIES // (rows * cols))
         values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
-        floats, words = finish_scratch(rows, cols)
-        scratch = np.empty(floats), np.empty(words, np.int64)
+        scratch = finish_scratch(rows, cols)
         finish, mask, kept = finish_kernel(pattern.row_exact and pattern.col_exact), chunk.mask.view(np.uint8), 0.0
         for first in range(0, len(blocks), size):
             part = slice(first, first + size)

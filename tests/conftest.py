@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+
 from hypothesis import settings
 
 # a slow machine must not fail a test: benchmarks measure time, tests do not
 settings.register_profile("nmflow", deadline=None)
 settings.load_profile("nmflow")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and the libraries they import stay to the end: the garbage collector need not look at them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count what is left at the end find it collected."""
+    gc.unfreeze()

@@ -164,6 +164,7 @@ def test_kernels_return_numbers_only() -> None:
     from numba.core.types import Boolean, NoneType, Number
 
     assert nmflow.solve(families.few_values((32, 32), 0), 2, 4).certificate.proven
+    gc.unfreeze()  # or it lists nothing that was there when tests were collected
     kernels = [
         made
         for made in gc.get_objects()
@@ -172,6 +173,7 @@ def test_kernels_return_numbers_only() -> None:
         and made.__module__.startswith("nmflow.kernels")
         and not isinstance(made._cache, NullCache)
     ]
+    gc.freeze()
     assert kernels
     for kernel in kernels:
         for signature in kernel.nopython_signatures:

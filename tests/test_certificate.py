@@ -61,7 +61,7 @@ def graded_blocks(draw: st.DrawFn) -> tuple[Pattern, Array, Array]:
     pattern = draw(st.sampled_from(PATTERNS))
     rows, cols = pattern.block_shape
     shape = draw(st.integers(1, rows)), draw(st.integers(1, cols))
-    scores = draw(hnp.arrays(np.int16, shape, elements=small_integers))
+    scores = draw(hnp.arrays(np.int64, shape, elements=small_integers))
     if draw(st.booleans()):
         raw = draw(st.sampled_from(feasible_at(pattern, shape)))
         return pattern, scores, np.frombuffer(raw, bool).reshape(shape)

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,10 @@ Array = npt.NDArray[Any]
 
 def exact(array: Array, *, absolute: bool = True) -> Array:
     """Scores as an object array of Fractions, without loss."""
-    out = np.empty(array.shape, object)
-    for index in np.ndindex(array.shape):
-        value = array[index]
-        number = Fraction(int(value)) if array.dtype.kind in "iuO" else Fraction(float(value))
-        out[index] = abs(number) if absolute else number
-    return out
+    numbers = map(int, array.flat) if array.dtype.kind in "iuO" else array.astype(np.float64).ravel().tolist()
+    out = np.empty(array.size, object)
+    out[:] = [Fraction(abs(number) if absolute else number) for number in numbers]
+    return out.reshape(array.shape)
 
 
 def budgets(pattern: Any) -> tuple[int, int, int, bool, int, bool]:
@@ -60,9 +59,16 @@ def best_score(scores: Array, pattern: Any, keep: Array | None = None, drop: Arr
     Goes through all rows and remembers, for each vector of column sums, the best way to reach it: an enumeration of
     all masks in which beginnings that leave the same to do are compared at once.
     """
-    rows, cols, r, rows_full, c, cols_full = budgets(pattern)
     denominator = math.lcm(*(Fraction(x).denominator for x in scores.ravel()))
-    numbers = [[int(x * denominator) for x in row] for row in scores]
+    numbers = tuple(tuple(int(x * denominator) for x in row) for row in scores)
+    kept, dropped = (None if state is None else tuple(map(tuple, state.tolist())) for state in (keep, drop))
+    best = _best(numbers, budgets(pattern), kept, dropped)
+    return None if best is None else Fraction(best, denominator)
+
+
+@lru_cache(1 << 12)
+def _best(numbers: Any, limits: tuple[int, int, int, bool, int, bool], keep: Any, drop: Any) -> int | None:
+    rows, cols, r, rows_full, c, cols_full = limits
     best: dict[tuple[int, ...], int] = {(0,) * cols: 0}
     choices = row_choices(cols, r, rows_full)
     for i in range(rows):
@@ -80,7 +86,7 @@ def best_score(scores: Array, pattern: Any, keep: Array | None = None, drop: Arr
                     after[new] = score + gain
         best = after
     done = [score for sums, score in best.items() if not cols_full or min(sums) == c]
-    return Fraction(max(done), denominator) if done else None
+    return max(done, default=None)
 
 
 def is_feasible(mask: Array, pattern: Any, keep: Array | None = None, drop: Array | None = None) -> bool:

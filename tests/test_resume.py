@@ -414,9 +414,9 @@ def large(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_a_tensor(large: Path) -> None:
-    """1 GB in one bfloat16 tensor, and a tall and a wide one: 400 MB at most over what the libraries take."""
+    """0.5 GB in one bfloat16 tensor, and a tall and a wide one: 200 MB at most over what the libraries take."""
     header, data = {}, 0
-    for name, shape in (("big.weight", (16384, 30720)), ("wide.weight", (4, 1 << 22)), ("tall.weight", (1 << 22, 4))):
+    for name, shape in (("big.weight", (8192, 30720)), ("wide.weight", (4, 1 << 21)), ("tall.weight", (1 << 21, 4))):
         size = 2 * shape[0] * shape[1]
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [data, data + size]}
         data += size
@@ -436,9 +436,10 @@ src, out, packed = sys.argv[1:]
 for rows in (True, False):
     nmflow.solve(np.zeros((8, 8), ml_dtypes.bfloat16), 2, 4, transposable=rows)
 base = peak()
-steps = [lambda: prune_checkpoint(src, out, "2:4"), lambda: verify_checkpoint(out, "2:4"),
-         lambda: diff_checkpoints(src, out), lambda: export_checkpoint(out, packed, "nibble", pad=True),
-         lambda: verify_packed(packed)]
+two = {"threads": 2}  # each has tiles of its own
+steps = [lambda: prune_checkpoint(src, out, "2:4", **two), lambda: verify_checkpoint(out, "2:4", **two),
+         lambda: diff_checkpoints(src, out, **two),
+         lambda: export_checkpoint(out, packed, "nibble", pad=True, **two), lambda: verify_packed(packed, **two)]
 for step in steps:
     assert getattr(step(), "ok", True)
     print(peak() - base)
@@ -448,6 +449,6 @@ for step in steps:
     assert done.returncode == 0, done.stderr
     found = [int(line) for line in done.stdout.split()]
     assert len(found) == 5
-    assert max(found) <= 400, found
-    assert os.path.getsize(large / "x.safetensors") >= 1 << 30
+    assert max(found) <= 200, found
+    assert os.path.getsize(large / "x.safetensors") >= 1 << 29
     assert tiles.TILE_BYTES < 1 << 24

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,31 +62,45 @@ def best_score(scores: Array, pattern: Any, keep: Array | None = None, drop: Arr
     denominator = math.lcm(*(Fraction(x).denominator for x in scores.ravel()))
     numbers = tuple(tuple(int(x * denominator) for x in row) for row in scores)
     kept, dropped = (None if state is None else tuple(map(tuple, state.tolist())) for state in (keep, drop))
-    best = _best(numbers, budgets(pattern), kept, dropped)
+    best = _best_sum(numbers, budgets(pattern), kept, dropped)
     return None if best is None else Fraction(best, denominator)
 
 
 @lru_cache(1 << 12)
-def _best(numbers: Any, limits: tuple[int, int, int, bool, int, bool], keep: Any, drop: Any) -> int | None:
+def _best_sum(numbers: Any, limits: tuple[int, int, int, bool, int, bool], keep: Any, drop: Any) -> int | None:
     rows, cols, r, rows_full, c, cols_full = limits
-    best: dict[tuple[int, ...], int] = {(0,) * cols: 0}
-    choices = row_choices(cols, r, rows_full)
+    moves, full = _moves(cols, r, rows_full, c)
+    total = sum(abs(x) for row in numbers for x in row)
+    out_of_reach = -4 * total - 1  # stays below -total, whatever is added
+    best = np.full((c + 1) ** cols, out_of_reach, np.int64 if total < 1 << 58 else object)
+    best[0] = 0
     for i in range(rows):
-        allowed = [
-            (choice, sum(x for x, kept in zip(numbers[i], choice, strict=True) if kept))
-            for choice in choices
-            if (keep is None or all(kept for kept, must in zip(choice, keep[i], strict=True) if must))
-            and (drop is None or not any(kept for kept, must in zip(choice, drop[i], strict=True) if must))
-        ]
-        after: dict[tuple[int, ...], int] = {}
-        for sums, score in best.items():
-            for choice, gain in allowed:
-                new = tuple(map(sum, zip(sums, choice, strict=True)))
-                if max(new) <= c and after.get(new, score + gain - 1) < score + gain:
-                    after[new] = score + gain
+        after = np.full_like(best, out_of_reach)
+        for choice, before, then in moves:
+            if keep and any(must and not kept for kept, must in zip(choice, keep[i], strict=True)):
+                continue
+            if drop and any(must and kept for kept, must in zip(choice, drop[i], strict=True)):
+                continue
+            gain = sum(x for x, kept in zip(numbers[i], choice, strict=True) if kept)
+            after[then] = np.maximum(after[then], best[before] + gain)
         best = after
-    done = [score for sums, score in best.items() if not cols_full or min(sums) == c]
-    return max(done, default=None)
+    highest = int(best[full] if cols_full else best.max())
+    return highest if highest >= -total else None
+
+
+@cache
+def _moves(cols: int, budget: int, rows_full: bool, c: int) -> tuple[list[tuple[tuple[int, ...], Array, Array]], int]:
+    """What one more row does to the column sums, which are the digits of a number: by choice, from where to where.
+
+    And the number of columns that are all full.
+    """
+    sums = np.indices((c + 1,) * cols).reshape(cols, -1)
+    place = (c + 1) ** np.arange(cols)[::-1]
+    moves = []
+    for choice in row_choices(cols, budget, rows_full):
+        room = np.flatnonzero((sums + np.array(choice)[:, None] <= c).all(axis=0))
+        moves.append((choice, room, room + int(place @ np.array(choice))))
+    return moves, (c + 1) ** cols - 1
 
 
 def is_feasible(mask: Array, pattern: Any, keep: Array | None = None, drop: Array | None = None) -> bool:

@@ -27,11 +27,13 @@ def first(path: Path, pattern: str | Pattern = "2:4", **options: Any) -> Violati
 
 
 @pytest.mark.parametrize("fill", ["exact", "at-most"])
-@pytest.mark.parametrize("pattern", ["2:4", "1:4", "1:2", "2:3", "4:4"])
-def test_what_is_pruned_verifies(tmp_path: Path, pattern: str, fill: str) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "solver"), [("2:4", "dual"), ("2:4", "greedy"), *((n, "greedy") for n in ("1:4", "1:2", "2:3", "4:4"))]
+)
+def test_what_is_pruned_verifies(tmp_path: Path, pattern: str, solver: str, fill: str) -> None:
     source, out = write(tmp_path / "model.safetensors"), tmp_path / "out.safetensors"
     assert verify_checkpoint(source, pattern).ok == (pattern == "4:4")
-    prune_checkpoint(source, out, pattern, fill=fill)
+    prune_checkpoint(source, out, pattern, fill=fill, solver=solver)
     found = verify_checkpoint(out, pattern)
     assert found.ok
     assert found.first is None

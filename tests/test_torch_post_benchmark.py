@@ -32,10 +32,17 @@ def test_the_grammar_says_as_many_as_the_page_does() -> None:
     assert f"some {round(total, -2):,} different ones" in report.PAGE.read_text(encoding="utf-8")
 
 
+class FewDigits(run.Digit):
+    def __init__(self, seed: int, epochs: int) -> None:
+        super().__init__(seed, epochs)
+        del self.batches[3:]
+
+
 def test_a_small_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PATTERNS", ("2:4",))
+    monkeypatch.setattr(run, "Digit", FewDigits)
     out = tmp_path / "rows.json"
-    options = ["--only", "CNN", "--seeds", "1", "--epochs", "3", "--out", str(out)]
+    options = ["--only", "CNN", "--seeds", "1", "--epochs", "1", "--out", str(out)]
     assert run.main(options) == 0
     found = json.loads(out.read_text())
     rows = {tuple(row["key"]): row for row in found["rows"]}

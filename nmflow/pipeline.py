@@ -592,10 +592,11 @@ def _complete(
 ) -> tuple[list[Array], list[Array]]:
     """Put in the duals that stood apart; all are float64 then if one of them needs it."""
     apart = [(part.place, *part.apart) for part in parts if part.apart is not None]
-    with np.errstate(over="ignore"):
+    # where all blocks of a chunk stand apart nothing was written, and what lies there can be any bits
+    with np.errstate(over="ignore", invalid="ignore"):
         wide = any((side.astype(np.float32) != side).any() for _, _, *sides in apart for side in sides)
-    if wide and duals[0][0].dtype != np.float64:
-        duals = [side.astype(np.float64) for side in duals[0]], [side.astype(np.float64) for side in duals[1]]
+        if wide and duals[0][0].dtype != np.float64:
+            duals = [side.astype(np.float64) for side in duals[0]], [side.astype(np.float64) for side in duals[1]]
     for place, blocks, u, v in apart:
         _put_duals(duals, place, blocks, u, v)
     return duals

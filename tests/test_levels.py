@@ -139,6 +139,7 @@ def test_a_lattice_holds_what_it_was_found_for(most: int, scale: float, dtype: s
         np.random.default_rng(0).standard_normal(100),
         np.array([0.0, 1.0, 1e-6]),
         np.array([0.0, 1e300, 5e-324]),
+        np.array([-1.7e308, 0.0, 1.7e308]),
         np.array([0.0, 0.1, 0.1 + 1e-16, 0.2]),
     ],
 )

@@ -79,6 +79,7 @@ def finish_kernel(exact_fill: bool) -> Any:
         count, rows, cols = values.shape
         grid_cols = mask.shape[1] // cols
         row, col, try_row, try_col = duals[0], duals[1], duals[2], duals[3]
+        mid_row, mid_col = duals[4], duals[5]
         keys, dist, sums = floats[0], floats[1], floats[2]
         need, previous, queue = words[0], words[1], words[2]
         row_words, col_words, adds, drops = words[3], words[4], words[5], words[6]
@@ -114,16 +115,16 @@ def finish_kernel(exact_fill: bool) -> Any:
                 for j in range(cols):
                     mask[top + i, left + j] = (word >> j) & 1
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
-            for turn in range(5):
-                near = turn % 2 == 0 and turn < 4
-                if near and not single:
-                    continue
-                if turn == 4:
-                    separate(score, row, col, row_words)
-                elif turn == 2 or (turn == 3 and not single):
-                    _centre(score, row, col, row_words, need)
-                _copy(row, try_row, near)
-                _copy(col, try_col, near)
+            _copy(row, mid_row, False)
+            _copy(col, mid_col, False)
+            for turn in range(0 if single else 2, 5):
+                near, between = turn < 2, turn % 2 == 1 or turn == 4
+                if turn == 1 or (turn == 3 and not single):
+                    _centre(score, mid_row, mid_col, row_words, need)
+                elif turn == 4:
+                    separate(score, mid_row, mid_col, row_words)
+                _copy(mid_row if between else row, try_row, near)
+                _copy(mid_col if between else col, try_col, near)
                 done, kept = _proven(
                     at_line, try_row, at_try, row_words, col_words, exact, r, c, rows, cols, sums, at_sums
                 )
@@ -148,7 +149,7 @@ def finish_kernel(exact_fill: bool) -> Any:
         low, high = np.empty((2, max(rows, cols)))
         arcs, state = np.empty((rows, cols), np.uint8), np.zeros((rows, cols), np.int8)
         col_count = np.empty(cols, np.int64)
-        try_u, try_v = np.empty(rows), np.empty(cols)
+        try_u, try_v, mid_u, mid_v = np.empty(rows), np.empty(cols), np.empty(rows), np.empty(cols)
         total = 0.0
         for k in range(count if version else 0):
             score, row, col = values[k], u[k], v[k]
@@ -167,14 +168,14 @@ def finish_kernel(exact_fill: bool) -> Any:
             for i in range(rows):
                 for j in range(cols):
                     mask[top + i, left + j] = arcs[i, j]
-            for turn in range(4):  # as above
-                near = turn % 2 == 0
-                if near and not single:
-                    continue
-                if turn == 2 or (turn == 3 and not single):
-                    centre_compiled(score, row, col, arcs, re, ce, nodes[1], low, high)
-                _copy(row, try_u, near)
-                _copy(col, try_v, near)
+            _copy(row, mid_u, False)
+            _copy(col, mid_v, False)
+            for turn in range(0 if single else 2, 4):  # as above
+                near, between = turn < 2, turn % 2 == 1
+                if turn == 1 or (turn == 3 and not single):
+                    centre_compiled(score, mid_u, mid_v, arcs, re, ce, nodes[1], low, high)
+                _copy(mid_u if between else row, try_u, near)
+                _copy(mid_v if between else col, try_v, near)
                 flag, _, kept = grade_block(
                     score, try_u, try_v, arcs, state, exact, r, c, row_fill, col_fill, col_count
                 )
@@ -198,5 +199,5 @@ def finish_kernel(exact_fill: bool) -> Any:
 def finish_scratch(rows: int, cols: int) -> tuple[Any, ...]:
     """Workspace of the kernel: a block's lines, padded, and transposed; duals; numbers and words of nodes."""
     first, wide = (-(-side // WIDTH) * WIDTH for side in (rows, cols))
-    shapes = (rows, wide), (cols, first), (4, max(first, wide)), (3, first + wide)
+    shapes = (rows, wide), (cols, first), (6, max(first, wide)), (3, first + wide)
     return *(np.zeros(shape) for shape in shapes), np.zeros((7, first + wide), np.int64)

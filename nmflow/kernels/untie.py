@@ -47,6 +47,8 @@ __all__ = ["untie_kernel", "untie_scratch"]
 
 SWEEPS = 12
 """Most sweeps over the rows in search of duals."""
+MORE_ROUNDS = 2
+"""Rounds beside those of other scores: what is open then takes longer than to ascend, but in the smallest blocks."""
 
 
 @intrinsic(prefer_literal=True)
@@ -326,6 +328,7 @@ def untie_kernel(kind_name: str, rows: int, cols: int, row_budget: int, col_budg
     kind = KINDS[kind_name]
     code, item, work, magnitude = kind.code, kind.itemsize, kind.work_size, int(absolute)
     rounds, again_rounds, _ = rounds_for(max(rows, cols))
+    rounds += MORE_ROUNDS if max(rows, cols) > 4 else 0
     row_bytes, block_bytes = cols * VECTOR, cols * item
     segment_bytes, col_bytes = LANES * cols * item, cols * work
     all_rows, all_cols = LANES * work, LANES * col_bytes

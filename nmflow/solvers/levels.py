@@ -17,6 +17,7 @@ stay open.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,8 +61,11 @@ def lattice_of(values: Array) -> Lattice | None:
     distinct = np.unique(values)
     if len(distinct) == 1:
         return Lattice(1.0, 1.0, 0, 1, 0)
-    least, low, high = float(np.diff(distinct).min()), float(distinct[0]), float(distinct[-1])
+    low, high = float(distinct[0]), float(distinct[-1])
     top = max(abs(low), abs(high))
+    if not math.isfinite(high - low):
+        return None
+    least = float(np.diff(distinct).min())
     if high - low > MOST_LEVELS * least:
         return None
     levels = np.rint((distinct - low) / least)

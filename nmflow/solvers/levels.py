@@ -72,11 +72,11 @@ def lattice_of(values: Array) -> Lattice | None:
     if (levels * least == distinct - low).all():
         return Lattice(least, least, 0, 1, int(levels[-1]))
     count = round(top / least)
-    if count > MOST_LEVELS:
+    if count > MOST_LEVELS or not 2.0**-100 < top / count < 2.0**100:  # powers of two as large are float32 too
         return None
     coarse = float(np.float32(top / count))
     numbers, exponent = integers_of(np.append(distinct, coarse))
-    if not -120 < exponent < 60:  # one over any of these is a float32 too
+    if not -120 < exponent < 100:
         return None
     whole = np.rint(distinct / coarse).astype(np.int64).astype(object)
     largest = int(max(abs(numbers[:-1] - whole * numbers[-1])))

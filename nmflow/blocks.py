@@ -35,7 +35,7 @@ __all__ = [
 
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
-LEAST_ENTRIES = 1 << 19
+LEAST_ENTRIES = 1 << 20
 """Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this: to hand a smaller
 one to a thread takes longer than to solve it. For blocks of up to 4 lines; larger ones take longer an entry."""
 WIDEST_STRIPE = 1 << 21
@@ -232,7 +232,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
                 wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
             i = 0
             while i < full_rows:
-                entries = min(CHUNK_ENTRIES, max(least, (full_rows - i) * stripe // 4))
+                entries = min(CHUNK_ENTRIES, max(least, (full_rows - i) * stripe // 3))
                 tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)

@@ -18,10 +18,6 @@ from nmflow.kernels.spans import blocks_in_span
 
 __all__ = ["settle_kernel", "settle_scratch"]
 
-LARGE, ENOUGH = 16, 8
-"""Blocks of more lines than this take longer to settle once more than to augment, unless they need many paths: they are
-left when less than one in so many is open."""
-
 
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs."""
@@ -69,7 +65,7 @@ def settle_kernel(
     many = blocks_in_span(cols)
     version = fingerprint()
     lane_count, vector_bytes, in_row, lines = LANES, VECTOR, words_in_row(cols), rows + cols
-    whole_spans, enough = LANES // many * many, ENOUGH if max(rows, cols) > LARGE else 1 << 20
+    whole_spans = LANES // many * many
 
     def settle(  # type: ignore[no-untyped-def]
         scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
@@ -99,10 +95,8 @@ def settle_kernel(
             if not again and first >= total:
                 if left == 0 or zoom >= last_zoom:
                     break
-                # few enough for paths, or ties, which more bits do not tell apart
-                if total and (
-                    left * enough < total or (2 * left > tail and (2 * left < total or 16 * left > 15 * tail))
-                ):
+                # ties, which more bits do not tell apart
+                if total and 2 * left > tail and (2 * left < total or 16 * left > 15 * tail):
                     break
                 # what is still open, magnified further
                 zoom += zoom_step

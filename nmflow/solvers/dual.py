@@ -31,7 +31,7 @@ ZOOM = 6
 """Bits by which what is left of moved scores is magnified: once for large offsets or small blocks, else twice."""
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
-MANY = {8: 2000, 64: 2}
+MANY = {8: 200, 64: 2}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
 BITS = 14

@@ -35,9 +35,10 @@ __all__ = [
 
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
-LEAST_ENTRIES = 1 << 20
-"""Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this: to hand a smaller
-one to a thread takes longer than to solve it. For blocks of up to 4 lines; larger ones take longer an entry."""
+LEAST_ENTRIES = 1 << 19
+"""Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this, or twice this in
+a large one: to hand a smaller one to a thread takes longer than to solve it. For blocks of up to 4 lines; larger ones
+take longer an entry."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
@@ -223,8 +224,10 @@ def iter_places(problem: Problem) -> Iterator[Place]:
     """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
     rows, cols = problem.pattern.block_shape
     for number, (matrix, grid) in enumerate(zip(problem.matrices(problem.scores), grids(problem), strict=True)):
-        full_rows, full_cols = matrix.shape[0] // rows, matrix.shape[1] // cols
+        shape = matrix.shape
+        full_rows, full_cols = shape[0] // rows, shape[1] // cols
         least = 4 * LEAST_ENTRIES // min(max(rows, cols, 4), 8)
+        least = max(least, min(2 * least, shape[0] * shape[1] // 8))
         if full_rows and full_cols:
             stripe = rows * full_cols * cols
             wide = full_cols

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -502,24 +501,33 @@ def _map(work: Callable[[Item], Result], items: Sequence[Item], threads: int) ->
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
     numbers, lock, stop = iter(range(len(items))), threading.Lock(), threading.Event()
+    errors: list[BaseException] = []
 
     def run() -> None:
-        while not stop.is_set():
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
+        try:
+            while not stop.is_set():
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
                 results[number] = work(items[number])
-            except BaseException:
-                stop.set()
-                raise
+        except BaseException as error:
+            stop.set()
+            errors.append(error)
 
-    with ThreadPoolExecutor(threads - 1, "nmflow") as pool:
-        futures = [pool.submit(run) for _ in range(threads - 1)]
+    # plain threads start in half the time of an executor's
+    others = [threading.Thread(target=run, name=f"nmflow-{number}") for number in range(1, threads)]
+    try:
+        for other in others:
+            other.start()
         run()
-        for future in futures:
-            future.result()
+    finally:
+        stop.set()
+        for other in others:
+            if other.ident is not None:
+                other.join()
+    if errors:
+        raise errors[0]
     return results
 
 

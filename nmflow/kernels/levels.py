@@ -19,8 +19,10 @@ from nmflow.kernels.simd import F32, F64, I1, I8, I32, I64, Emitter, literal, ve
 
 __all__ = ["LEAST_WIDTH", "beyond_kernel", "kept_kernel", "level_kernel"]
 
-LEAST_WIDTH = 8
+LEAST_WIDTH = 16
 """Scores of a vector, and so of a row."""
+FOLDS = (8, 4, 2, 1)
+"""Distances between lanes that are folded, until one lane holds what all did."""
 
 
 def _over_row(emit: Emitter, width: Any, body: Any) -> None:
@@ -69,7 +71,7 @@ def level_row(typing, scores, width, coarse, fine, step, to, kind, absolute):  #
 
         _over_row(emit, width, convert)
         largest = builder.load(worst)
-        for turn in (4, 2, 1):
+        for turn in FOLDS:
             largest = emit.better(largest, emit.pick(largest, [t ^ turn for t in range(LEAST_WIDTH)]), ">")
         largest = builder.extract_element(largest, ir.Constant(I32, 0))
         return largest if kind_.work == F64 else builder.fpext(largest, F64)
@@ -129,7 +131,7 @@ def kept_row(typing, scores, mask, width, kind, absolute):  # type: ignore[no-un
 
         _over_row(emit, width, add)
         every = builder.load(total)
-        for turn in (4, 2, 1):
+        for turn in FOLDS:
             every = builder.fadd(every, emit.pick(every, [t ^ turn for t in range(LEAST_WIDTH)]))
         return builder.extract_element(every, ir.Constant(I32, 0))
 

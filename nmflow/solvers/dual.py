@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from nmflow.blocks import DROP, KEEP, Chunk
+from nmflow.blocks import DROP, KEEP, Chunk, work_dtype
 from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
@@ -156,7 +156,7 @@ class Dual(Solver):
         sample = block_scores(chunk, places)
         if not np.isfinite(sample).all() or _repeated(sample.reshape(len(sample), -1)[:, :256]) < TIED_SHARE:
             return None, None
-        lattice = lattice_of(sample)
+        lattice = lattice_of(sample, work_dtype(chunk.kind))
         if lattice is None:
             return AMONG, None
         levels = levels_of(chunk, lattice) if lattice.largest else None

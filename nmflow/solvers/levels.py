@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from nmflow.blocks import Chunk, integers_of
 from nmflow.certificate import Duals, Proven, block_scores
@@ -32,6 +33,8 @@ __all__ = ["Lattice", "Levels", "lattice_of", "levels_of"]
 
 MOST_LEVELS = 1 << 11
 """Most levels of a lattice that is worth it: more are no ties."""
+LARGEST = {4: 120, 8: 900}
+"""Bits of the largest scale, and of the smallest, whose inverse is a number of that many bytes too."""
 ROOM = 6
 """Steps are so many times as large as any d: duals of blocks take some of it."""
 
@@ -47,14 +50,16 @@ class Lattice:
     spread: int
 
 
-def lattice_of(values: Array) -> Lattice | None:
+def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
     """The lattice on which some finite float64 lie, or near which, if there is one that is coarse.
+
+    dtype : float32 or float64, of which `coarse` is a number.
 
     Examples
     --------
-    >>> lattice_of(np.array([0.0, 0.5, 2.0, 1.0])).spread
+    >>> lattice_of(np.array([0.0, 0.5, 2.0, 1.0]), np.float64).spread
     4
-    >>> near = lattice_of(np.arange(5) * np.float64(np.float32(0.1)) + np.array([0, 0, 0, 2.0**-27, 0]))
+    >>> near = lattice_of((np.arange(5, dtype=np.float32) * np.float32(0.1)).astype(np.float64), np.float32)
     >>> near.largest, near.step, near.spread
     (1, 8, 32)
     """
@@ -71,12 +76,12 @@ def lattice_of(values: Array) -> Lattice | None:
     levels = np.rint((distinct - low) / least)
     if (levels * least == distinct - low).all():
         return Lattice(least, least, 0, 1, int(levels[-1]))
-    count = round(top / least)
-    if count > MOST_LEVELS or not 2.0**-100 < top / count < 2.0**100:  # powers of two as large are float32 too
+    count, bits = round(top / least), LARGEST[np.dtype(dtype).itemsize]
+    if count > MOST_LEVELS or not 2.0**-bits < top / count < 2.0**bits:
         return None
-    coarse = float(np.float32(top / count))
+    coarse = float(np.array(top / count, dtype))
     numbers, exponent = integers_of(np.append(distinct, coarse))
-    if not -120 < exponent < 100:
+    if not -bits < exponent < bits:
         return None
     whole = np.rint(distinct / coarse).astype(np.int64).astype(object)
     largest = int(max(abs(numbers[:-1] - whole * numbers[-1])))
@@ -108,21 +113,19 @@ class Levels:
         rests = sum(np.abs(self._parts(side)[1]).max(axis=1, initial=0.0) for side in duals.gather(self.chunk, apart))
         beyond[apart] = ~(rests + self.worst < self.lattice.step)
         beyond[proven.others] = 1
-        if true.duals is not None:
-            blocks = np.arange(true.n_blocks)
-            found = [self._dual(side) for side in duals.gather(self.chunk, blocks)]
-            for _, rounded in found:
-                beyond |= rounded.any(axis=1)
         others = np.flatnonzero(beyond)
-        if true.duals is None:  # only those to go on from
-            blocks, found = others, [self._dual(side) for side in duals.gather(self.chunk, others)]
+        # where nobody asks for duals, only those to go on from
+        blocks = others if true.duals is None else np.arange(true.n_blocks)
+        (u, u_rounded), (v, v_rounded) = (self._dual(side) for side in duals.gather(self.chunk, blocks))
+        rounded = int((u_rounded.any(axis=1) | v_rounded.any(axis=1)).sum())
         kept = kept_kernel(true.kind, true.absolute)(
             true.scores.ctypes.data, true.scores.strides[0], true.mask.ctypes.data, true.mask.strides[0],
             *true.mask.shape,
         )  # fmt: skip
         kept -= float(np.sum(block_scores(true, others), where=true.gather(true.mask, others)))
-        (u, _), (v, _) = found
-        return replace(solution, duals=Duals(blocks=blocks, block_row=u, block_col=v), proven=Proven(kept, others))
+        counts = {**solution.counts, "rounded": rounded} if rounded else solution.counts
+        duals = Duals(blocks=blocks, block_row=u, block_col=v)
+        return replace(solution, duals=duals, proven=Proven(kept, others), counts=counts)
 
     def _parts(self, duals: Array) -> tuple[Array, Array]:
         """Whole steps of duals of T, and what is left of them."""
@@ -132,9 +135,18 @@ class Levels:
     def _dual(self, duals: Array) -> tuple[Array, Array]:
         """Duals of S from those of T, and where they are rounded."""
         steps, rest = self._parts(duals)
-        large, small = steps * self.lattice.coarse, rest * self.lattice.fine
-        both = large + small
-        return both, both - large != small
+        fraction, exponent = math.frexp(self.lattice.coarse)
+        high = math.ldexp(round(math.ldexp(fraction, 26)), exponent - 26)  # halves of so few bits have exact products
+        both, lost = _two_sum(steps * (self.lattice.coarse - high), rest * self.lattice.fine)
+        total, lost_too = _two_sum(steps * high, both)
+        return total, (lost != 0) | (lost_too != 0)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Sum, and its rounding error, exactly (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
 
 def levels_of(chunk: Chunk, lattice: Lattice) -> Levels | None:

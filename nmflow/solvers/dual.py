@@ -50,9 +50,9 @@ class Dual(Solver):
     -----
     1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles and proves most blocks.
        O(M^2 log^2 M) a round and block, and a fixed number of rounds. What is still open then is magnified for more
-       rounds, three times at most; over 99.9% of blocks of Gaussian scores are proven by then.
+       rounds, three times at most; over 99% of blocks of Gaussian scores are proven by then.
     2. Blocks whose scores repeat are settled with each score moved a little, and duals of the true scores follow
-       (`nmflow.kernels.untie`).
+       (`nmflow.kernels.untie`). Scores near a lattice are solved as small whole numbers (`nmflow.solvers.levels`).
     3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
        path; at most M^2 paths, on Gaussian scores about one; ties are mended without any path of some length.
     4. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit

@@ -290,9 +290,11 @@ def correct_span(  # type: ignore[no-untyped-def]
             rise = builder.and_(builder.not_(kept), builder.fcmp_ordered(">", ahead, old))
             builder.store(builder.select(rise, ahead, old), duals)
             sums = builder.fadd(least, low)
-            for g in range(lines.groups):
-                first = builder.extract_element(sums, ir.Constant(I32, g * lines.cols))
-                emit.store(first, emit.at(builder.load(to), g * kind_.work_size), kind_.work_size)
+            if lines.groups == 1:
+                firsts = builder.extract_element(sums, ir.Constant(I32, 0))
+            else:
+                firsts = emit.pick(sums, [g * lines.cols for g in range(lines.groups)])
+            emit.store(firsts, builder.load(to), kind_.work_size)
             for place, step in ((at, stride), (of, mask_stride), (to, u_stride)):
                 builder.store(builder.add(builder.load(place), step), place)
         changed = builder.fcmp_unordered("!=", builder.load(duals), emit.load(v, shape))

@@ -9,27 +9,27 @@ import oracles
 import pytest
 
 from nmflow import Pattern
-from nmflow.kernels.augment import FLOAT
 from nmflow.kernels.finish import finish_kernel, finish_scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def finish(values: Array, u: Array, v: Array, r: int, c: int, *, exact: bool = True) -> tuple[Array, Array, float]:
-    """Masks, flags and the kept score of blocks under exact fill; their duals are changed in place."""
+def finish(
+    values: Array, u: Array, v: Array, r: int, c: int, *, fill: int = 2, exact: bool = True
+) -> tuple[Array, Array, float]:
+    """Masks, flags and the kept score of blocks; their duals are changed in place."""
     count, rows, cols = values.shape
     mask = np.full((count * rows, cols), 7, np.uint8)
-    ended, flags = np.empty(count, np.uint8), np.empty(count, np.uint8)
-    kept = finish_kernel(True)(
-        values, u, v, mask, np.arange(count), r, c, c, 2, 2, exact, False, *finish_scratch(rows, cols), ended, flags
+    flags = np.empty(count, np.uint8)
+    kept = finish_kernel()(
+        values, u, v, mask, np.arange(count), r, c, c, fill, fill, exact, False, *finish_scratch(rows, cols), flags
     )  # fmt: skip
-    assert (ended == FLOAT).all()
     return mask.reshape(values.shape), flags, kept
 
 
 def scores_of(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if kind == "gaussian":
-        return rng.standard_normal(shape)
+        return rng.standard_normal(shape).astype(np.float32).astype(np.float64)
     if kind == "few":
         return (rng.integers(0, 3, shape) * np.float32(0.1)).astype(np.float32).astype(np.float64)
     if kind == "zero":
@@ -40,14 +40,17 @@ def scores_of(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Ar
 @pytest.mark.parametrize("kind", ["gaussian", "few", "zero", "wide"])
 @pytest.mark.parametrize(("rows", "cols", "r", "c"), [(4, 4, 2, 2), (5, 5, 3, 3), (8, 4, 2, 4), (12, 24, 10, 5)])
 @pytest.mark.parametrize("start", ["zero", "noise"])
-def test_every_block_is_proven_in_fractions(kind: str, rows: int, cols: int, r: int, c: int, start: str) -> None:
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_every_block_is_proven_in_fractions(
+    kind: str, rows: int, cols: int, r: int, c: int, start: str, fill: str
+) -> None:
     rng = np.random.default_rng(rows)
     values = scores_of(kind, (30, rows, cols), rng)
     # of few bits, as where they come from is
     u, v = (np.round(rng.standard_normal((30, side)) * 1024) / 1024 * (start == "noise") for side in (rows, cols))
-    mask, flags, kept = finish(values, u, v, r, c)
+    mask, flags, kept = finish(values, u, v, r, c, fill=2 if fill == "exact" else 1)
     row, col = (f"{budget}:{length}" for budget, length in ((r, cols), (c, rows)))
-    pattern = Pattern(row=row, col=col)
+    pattern = Pattern(row=row, col=col, fill=fill)
     for k in np.flatnonzero(flags == 0):
         args = [oracles.exact(x[k], absolute=False) for x in (values, u, v)]
         assert oracles.proves(args[0], mask[k].astype(bool), pattern, *args[1:])

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.augment import FAILED, FLOAT, IN, MOST_PATHS, OUT, centre_compiled, paths_compiled, start_compiled
+from nmflow.kernels.augment import IN, OUT, centre_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.grade import grade_block
 from nmflow.kernels.repair import fill_lines, send_along_ties, send_shortest, separate
 from nmflow.kernels.simd import count_ones
 from nmflow.kernels.words import WIDTH, prove_line
@@ -18,7 +17,9 @@ __all__ = ["finish_kernel", "finish_scratch"]
 
 
 @njit(nogil=True, error_model="numpy")
-def _proven(lines, u, at_v, row_words, col_words, ties, r, c, rows, cols, sums, at_sums):  # type: ignore[no-untyped-def]
+def _proven(  # type: ignore[no-untyped-def]
+    lines, u, v, at_v, row_words, col_words, ties, r, c, row_fill, col_fill, rows, cols, sums, at_sums
+):
     """Whether duals prove the mask that words hold, and what it keeps."""
     across = -(-cols // WIDTH)
     in_row = -1 if cols == 64 else (1 << cols) - 1
@@ -27,13 +28,22 @@ def _proven(lines, u, at_v, row_words, col_words, ties, r, c, rows, cols, sums, 
     for i in range(rows):
         row = lines + i * (8 * WIDTH) * across
         wrong |= prove_line(row, u[i], at_v, across, row_words[i], ties, at_sums) & in_row
-        wrong |= count_ones(row_words[i]) ^ r
+        wrong |= _line_wrong(count_ones(row_words[i]), r, u[i], row_fill)
     for j in range(cols):
-        wrong |= count_ones(col_words[j]) ^ c
+        wrong |= _line_wrong(count_ones(col_words[j]), c, v[j], col_fill)
     total = 0.0
     for j in range(cols):
         total += sums[j]
     return wrong == 0, total
+
+
+@njit(nogil=True, error_model="numpy")
+def _line_wrong(count, budget, dual, fill):  # type: ignore[no-untyped-def]
+    """Whether a line breaks its budget, or its dual is none: at least 0, and 0 where it is free or has room."""
+    if fill == 2:
+        return np.int64(count != budget)
+    least = 0.0 if fill == 0 or count < budget else np.inf
+    return np.int64(count > budget or not 0.0 <= dual <= least)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -44,45 +54,57 @@ def _copy(source, target, near):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _centre(score, row, col, row_words, need):  # type: ignore[no-untyped-def]
+def _centre(score, row, col, row_words, loose, first, row_exact, col_exact):  # type: ignore[no-untyped-def]
     """Move duals to the middle of what the mask leaves open for them."""
     rows, cols = score.shape
-    arcs = np.empty((rows, cols), np.uint8)
+    arcs, slack = np.empty((rows, cols), np.uint8), np.empty(rows + cols, np.int64)
     for i in range(rows):
+        slack[i] = loose[i]
         for j in range(cols):
             arcs[i, j] = IN if (row_words[i] >> j) & 1 else OUT
+    for j in range(cols):
+        slack[rows + j] = loose[first + j]
     bounds = np.empty((2, max(rows, cols)))
-    centre_compiled(score, row, col, arcs, True, True, need, bounds[0], bounds[1])
+    centre_compiled(score, row, col, arcs, row_exact, col_exact, slack, bounds[0], bounds[1])
+
+
+@njit(nogil=True, error_model="numpy")
+def _some_left(need):  # type: ignore[no-untyped-def]
+    """Whether some node has something to send."""
+    left = 0
+    for node in range(len(need)):
+        left += need[node] > 0
+    return left > 0
 
 
 @once
-def finish_kernel(exact_fill: bool) -> Any:
-    """Compile the finishing of blocks, in float64: under exact fill in both directions, or under any.
+def finish_kernel() -> Any:
+    """Compile the finishing of blocks, in float64.
 
     Returns
     -------
-    function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, *scratch, ended, flags)
-    -> float
+    function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, *scratch, flags) -> float
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
         mask : (h, w) uint8, in which the masks of the blocks are written. blocks : (k,) int64, their numbers. r, c :
         budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact : whether scores are not
         rounded. single : whether duals are to be numbers of float32, where those prove as much. scratch : what
-        `finish_scratch` gives. ended, flags : (k,) uint8, output: FAILED or FLOAT, and 0 where the mask is proven.
-        Returns the kept score of those that are proven.
+        `finish_scratch` gives. flags : (k,) uint8, output: 0 where the mask is proven. Returns the kept score of those
+        that are.
     """
     version = fingerprint()
 
-    def finish_exact(  # type: ignore[no-untyped-def]
+    def finish(  # type: ignore[no-untyped-def]
         values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, line, turned, duals, floats, words,
-        ended, flags,
+        flags,
     ):  # fmt: skip
         count, rows, cols = values.shape
-        grid_cols = mask.shape[1] // cols
+        grid_cols, first = mask.shape[1] // cols, turned.shape[1]
+        re, ce = row_fill == 2, col_fill == 2
         row, col, try_row, try_col = duals[0], duals[1], duals[2], duals[3]
         mid_row, mid_col = duals[4], duals[5]
         keys, dist, sums = floats[0], floats[1], floats[2]
-        need, previous, queue = words[0], words[1], words[2]
-        row_words, col_words, adds, drops = words[3], words[4], words[5], words[6]
+        need, loose, previous, queue = words[0], words[1], words[2], words[3]
+        row_words, col_words, adds, drops = words[4], words[5], words[6], words[7]
         at_line, at_turned, at_u, at_v = line.ctypes.data, turned.ctypes.data, row.ctypes.data, col.ctypes.data
         at_keys, at_dist, at_previous = keys.ctypes.data, dist.ctypes.data, previous.ctypes.data
         at_sums, at_try = sums.ctypes.data, try_col.ctypes.data
@@ -97,18 +119,26 @@ def finish_kernel(exact_fill: bool) -> Any:
                     turned[j, i] = score[i, j]
             _copy(u[k], row, False)
             _copy(v[k], col, False)
-            ended[k], flags[k] = FLOAT, 1
-            fill_lines(at_line, at_turned, row, col, at_u, at_v, row_words, col_words, adds, need, r, c, rows, cols)
-            found = True
-            while found and not send_along_ties(
-                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, previous, queue, adds, drops,
-                rows, cols,
-            ):  # fmt: skip
+            flags[k] = 1
+            fill_lines(
+                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, adds, need, loose, r, room, rows, cols,
+                re, ce,
+            )  # fmt: skip
+            while True:
                 # a path of some length moves the duals onto scores; all that are no longer then go along ties
-                found = send_shortest(
-                    at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, keys, dist, previous,
-                    at_keys, at_dist, at_previous, rows, cols,
-                )  # fmt: skip
+                if re and ce:
+                    if send_along_ties(
+                        at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, previous, queue, adds,
+                        drops, rows, cols,
+                    ):  # fmt: skip
+                        break
+                elif not _some_left(need):
+                    break
+                if not send_shortest(
+                    at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, loose, keys, dist, previous,
+                    at_keys, at_dist, at_previous, rows, cols, re, ce,
+                ):  # fmt: skip
+                    break
             top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
             for i in range(rows):
                 word = row_words[i]
@@ -117,17 +147,18 @@ def finish_kernel(exact_fill: bool) -> Any:
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
             _copy(row, mid_row, False)
             _copy(col, mid_col, False)
-            for turn in range(0 if single else 2, 5):
+            for turn in range(0 if single else 2, 5 if re and ce else 4):
                 near, between = turn < 2, turn % 2 == 1 or turn == 4
                 if turn == 1 or (turn == 3 and not single):
-                    _centre(score, mid_row, mid_col, row_words, need)
+                    _centre(score, mid_row, mid_col, row_words, loose, first, re, ce)
                 elif turn == 4:
                     separate(score, mid_row, mid_col, row_words)
                 _copy(mid_row if between else row, try_row, near)
                 _copy(mid_col if between else col, try_col, near)
                 done, kept = _proven(
-                    at_line, try_row, at_try, row_words, col_words, exact, r, c, rows, cols, sums, at_sums
-                )
+                    at_line, try_row, try_col, at_try, row_words, col_words, exact, r, c, row_fill, col_fill, rows,
+                    cols, sums, at_sums,
+                )  # fmt: skip
                 if done:
                     _copy(try_row, row, False)
                     _copy(try_col, col, False)
@@ -138,66 +169,17 @@ def finish_kernel(exact_fill: bool) -> Any:
             _copy(col, v[k], False)
         return total
 
-    def finish_any(  # type: ignore[no-untyped-def]
-        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, line, turned, duals, floats, words,
-        ended, flags,
-    ):  # fmt: skip
-        count, rows, cols = values.shape
-        grid_cols = mask.shape[1] // cols
-        re, ce = row_fill == 2, col_fill == 2
-        dist, nodes = np.empty(rows + cols + 1, np.float64), np.empty((4, rows + cols + 1), np.int64)
-        low, high = np.empty((2, max(rows, cols)))
-        arcs, state = np.empty((rows, cols), np.uint8), np.zeros((rows, cols), np.int8)
-        col_count = np.empty(cols, np.int64)
-        try_u, try_v, mid_u, mid_v = np.empty(rows), np.empty(cols), np.empty(rows), np.empty(cols)
-        total = 0.0
-        for k in range(count if version else 0):
-            score, row, col = values[k], u[k], v[k]
-            for i in range(rows):
-                for j in range(cols):
-                    arcs[i, j] = OUT
-            ended[k], flags[k] = FAILED, 1
-            if not start_compiled(score, row, col, arcs, r, room, re, ce, nodes[0], nodes[1]):
-                continue
-            if not paths_compiled(
-                score, row, col, arcs, re, ce, MOST_PATHS, dist, nodes[0], nodes[1], nodes[2], nodes[3]
-            ):
-                continue
-            ended[k] = FLOAT
-            top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
-            for i in range(rows):
-                for j in range(cols):
-                    mask[top + i, left + j] = arcs[i, j]
-            _copy(row, mid_u, False)
-            _copy(col, mid_v, False)
-            for turn in range(0 if single else 2, 4):  # as above
-                near, between = turn < 2, turn % 2 == 1
-                if turn == 1 or (turn == 3 and not single):
-                    centre_compiled(score, mid_u, mid_v, arcs, re, ce, nodes[1], low, high)
-                _copy(mid_u if between else row, try_u, near)
-                _copy(mid_v if between else col, try_v, near)
-                flag, _, kept = grade_block(
-                    score, try_u, try_v, arcs, state, exact, r, c, row_fill, col_fill, col_count
-                )
-                if flag == 0:
-                    _copy(try_u, row, False)
-                    _copy(try_v, col, False)
-                    flags[k] = 0
-                    total += kept
-                    break
-        return total
-
     i8, matrix = types.int64, types.float64[:, ::1]
     signature = types.float64(
         types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :], types.int64[::1], i8, i8, i8, i8, i8,
         types.boolean, types.boolean, matrix, matrix, matrix, matrix, types.int64[:, ::1], types.uint8[::1],
-        types.uint8[::1],
     )  # fmt: skip
-    return compiled(finish_exact if exact_fill else finish_any, signature)
+    return compiled(finish, signature)
 
 
 def finish_scratch(rows: int, cols: int) -> tuple[Any, ...]:
     """Workspace of the kernel: a block's lines, padded, and transposed; duals; numbers and words of nodes."""
     first, wide = (-(-side // WIDTH) * WIDTH for side in (rows, cols))
-    shapes = (rows, wide), (cols, first), (6, max(first, wide)), (3, first + wide)
-    return *(np.zeros(shape) for shape in shapes), np.zeros((7, first + wide), np.int64)
+    nodes = first + wide + WIDTH
+    shapes = (rows, wide), (cols, first), (6, max(first, wide)), (3, nodes)
+    return *(np.zeros(shape) for shape in shapes), np.zeros((8, nodes), np.int64)

@@ -1,11 +1,11 @@
-"""Repairing one block under exact fill: what its duals do not settle is sent along paths, first those of no length.
+"""Repairing one block: what its duals do not settle is sent along paths, first those of no length.
 
 The arcs that a block keeps are the bits of words, of each row and of each column. Among entries on the threshold paths
 are found breadth first, a word operation for each node; where scores repeat that mends most. What is left needs paths
 of some length, found by Dijkstra's method in lines of a dense block.
 
-The same network as in `nmflow.kernels.augment`, which has the other fills and arithmetics. Nodes are rows, then columns
-from the number of rows, padded to whole vectors, on.
+The same network as in `nmflow.kernels.augment`, which has other arithmetics and fixed entries. Nodes are rows, then
+columns from the number of rows, padded to whole vectors, on; then the slack node of fills that are not exact.
 
 References
 ----------
@@ -28,33 +28,44 @@ SWEEPS = 64
 
 
 @njit(nogil=True, error_model="numpy")
-def fill_lines(lines, turned, u, v, at_u, at_v, row_words, col_words, ties, need, r, c, rows, cols):  # type: ignore[no-untyped-def]
+def fill_lines(  # type: ignore[no-untyped-def]
+    lines, turned, u, v, at_u, at_v, row_words, col_words, ties, need, loose, r, c, rows, cols, row_exact, col_exact
+):
     """Keep what lies above the duals, and of what lies on them what fits; what nodes then have or lack.
 
     lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. row_words,
-    col_words, ties, need : output.
+    col_words, ties, need, loose : output; loose : what lines that need not be full leave to the slack node.
     """
     first = -(-rows // WIDTH) * WIDTH
     down, across = first // WIDTH, -(-cols // WIDTH)
+    slack = first + across * WIDTH
     in_row = -1 if cols == 64 else (1 << cols) - 1
     in_col = -1 if rows == 64 else (1 << rows) - 1
-    room, some = 0, 0
-    need[:] = 0
+    if not row_exact:
+        for i in range(rows):
+            u[i] = max(u[i], 0.0)
+    if not col_exact:
+        for j in range(cols):
+            v[j] = max(v[j], 0.0)
+    room, paid, some = 0, 0, 0
+    for node in range(slack + 1):
+        need[node], loose[node] = 0, 0
     for j in range(cols):
         above, _ = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
         col_words[j] = above & in_col
         need[first + j] = count_ones(col_words[j]) - c
         if need[first + j] < 0:
             room |= 1 << j
+        if row_exact or col_exact or v[j] > 0:
+            paid |= 1 << j
     for i in range(rows):
         above, on = compare_line(lines + i * (8 * WIDTH) * across, u[i], at_v, across, 1)
         row_words[i], ties[i] = above & in_row, on & in_row
         need[i] = r - count_ones(row_words[i])
         some |= ties[i]
-    if some == 0:
-        return
-    for i in range(rows):
-        wanted = ties[i] & room
+    for i in range(rows if some != 0 else 0):
+        # entries on the threshold cost nothing either way: what still has room on both sides
+        wanted = ties[i] & room & (-1 if u[i] > 0 else paid)
         while need[i] > 0 and wanted != 0:
             j = trailing_zeros(wanted)
             wanted &= wanted - 1
@@ -64,13 +75,24 @@ def fill_lines(lines, turned, u, v, at_u, at_v, row_words, col_words, ties, need
             need[first + j] += 1
             if need[first + j] == 0:
                 room &= ~(1 << j)
+    rest = 0
+    for i in range(rows):
+        if not row_exact and need[i] > 0 and u[i] == 0:
+            loose[i], need[i] = need[i], 0
+        rest += need[i]
+    for j in range(cols):
+        node = first + j
+        if not col_exact and need[node] < 0 and v[j] == 0:
+            loose[node], need[node] = -need[node], 0
+        rest += need[node]
+    need[slack] = -rest
 
 
 @njit(nogil=True, error_model="numpy")
 def send_along_ties(  # type: ignore[no-untyped-def]
     lines, turned, u, v, at_u, at_v, row_words, col_words, need, previous, queue, adds, drops, rows, cols
 ):
-    """Send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
+    """Under exact fill, send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
 
     adds, drops : the columns that a row may add at no cost, and the rows that a column may drop. These and queue are
     workspace.
@@ -143,8 +165,8 @@ def send_along_ties(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, error_model="numpy")
 def send_shortest(  # type: ignore[no-untyped-def]
-    lines, turned, u, v, at_u, at_v, row_words, col_words, need, keys, dist, previous, at_keys, at_dist, at_previous,
-    rows, cols,
+    lines, turned, u, v, at_u, at_v, row_words, col_words, need, loose, keys, dist, previous, at_keys, at_dist,
+    at_previous, rows, cols, row_exact, col_exact,
 ):  # fmt: skip
     """Send a unit along a shortest path, and move the duals by the distances; False if none is found.
 
@@ -152,13 +174,16 @@ def send_shortest(  # type: ignore[no-untyped-def]
     """
     first = -(-rows // WIDTH) * WIDTH
     down, across = first // WIDTH, -(-cols // WIDTH)
+    slack = first + across * WIDTH
     in_row = -1 if cols == 64 else (1 << cols) - 1
-    for node in range(len(keys)):
+    for node in range(slack + 1):
         keys[node] = 0.0 if need[node] > 0 else np.inf
         previous[node] = -1
-    row_done, col_done = 0, 0
+    row_done, col_done, slack_done = 0, 0, False
     while True:
         length, node = nearest_node(at_keys, down + across)
+        if keys[slack] < length:
+            length, node = keys[slack], slack
         if not length < np.inf:
             return False
         keys[node], dist[node] = np.inf, length
@@ -170,22 +195,46 @@ def send_shortest(  # type: ignore[no-untyped-def]
                 lines + node * (8 * WIDTH) * across, u[node], at_v, across, length, at_keys + 8 * first,
                 at_previous + 8 * first, node, in_row & ~(row_words[node] | col_done), 1,
             )  # fmt: skip
-        else:
+            if not (row_exact or slack_done) and length + max(u[node], 0.0) < keys[slack]:
+                keys[slack], previous[slack] = length + max(u[node], 0.0), node
+        elif node < slack:
             j = node - first
             col_done |= 1 << j
             relax_line(
                 turned + j * (8 * WIDTH) * down, v[j], at_u, down, length, at_keys, at_previous, node,
                 col_words[j] & ~row_done, 0,
             )  # fmt: skip
-    # settled nodes move by how much nearer than the end they are
+            if loose[node] > 0 and not slack_done and length < keys[slack]:
+                keys[slack], previous[slack] = length, node
+        else:
+            slack_done = True
+            for i in range(rows):
+                if loose[i] > 0 and not (row_done >> i) & 1 and length < keys[i]:
+                    keys[i], previous[i] = length, slack
+            for j in range(0 if col_exact else cols):
+                longer = length + max(v[j], 0.0)
+                if not (col_done >> j) & 1 and longer < keys[first + j]:
+                    keys[first + j], previous[first + j] = longer, slack
+    # settled nodes move by how much nearer than the end they are; the slack node's dual stays 0
     move_line(at_u, at_dist, down, row_done, length, 1)
     move_line(at_v, at_dist + 8 * first, across, col_done, length, 0)
+    if slack_done:
+        shift = dist[slack] - length
+        for i in range(rows):
+            u[i] -= shift
+        for j in range(cols):
+            v[j] += shift
     need[node] += 1
     while previous[node] >= 0:
         before = previous[node]
-        i, j = (before, node - first) if before < first else (node, before - first)
-        row_words[i] ^= 1 << j
-        col_words[j] ^= 1 << i
+        if node == slack:
+            loose[before] += 1 if before < first else -1
+        elif before == slack:
+            loose[node] += -1 if node < first else 1
+        else:
+            i, j = (before, node - first) if before < first else (node, before - first)
+            row_words[i] ^= 1 << j
+            col_words[j] ^= 1 << i
         node = before
     need[node] -= 1
     return True

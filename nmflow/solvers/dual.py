@@ -106,9 +106,8 @@ class Dual(Solver):
         if not todo.count:
             return ChunkSolution(start, counts=counts, proven=Proven(kept, np.empty(0, np.int64)))
         counts["augmented"] = todo.count
-        proven, failed = self._finish(chunk, start)
-        proven = Proven(kept + proven.objective, proven.others)
-        return ChunkSolution(start, infeasible=failed, counts=counts, proven=proven)
+        proven = self._finish(chunk, start)
+        return ChunkSolution(start, counts=counts, proven=replace(proven, objective=kept + proven.objective))
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
         """Send paths through some blocks of a chunk with fixed entries."""
@@ -121,29 +120,27 @@ class Dual(Solver):
         failed = tuple(int(b) for b in blocks[ended == FAILED])
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts)
 
-    def _finish(self, chunk: Chunk, open_: Duals) -> tuple[Proven, tuple[int, ...]]:
-        """Send paths through blocks that stand apart, to optimal duals; which are proven, which have no mask."""
-        from nmflow.kernels.augment import FAILED
+    def _finish(self, chunk: Chunk, open_: Duals) -> Proven:
+        """Send paths through blocks that stand apart, to optimal duals; which of them are proven."""
         from nmflow.kernels.finish import finish_kernel, finish_scratch
 
         pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
         if blocks is None or u is None or v is None:
             raise AssertionError("open blocks must have duals of their own")
         _make_finite(u, v)
-        ended, flags = np.empty(len(blocks), np.uint8), np.empty(len(blocks), np.uint8)
+        flags = np.empty(len(blocks), np.uint8)
         rows, cols = pattern.block_shape
         size = max(1, BATCH_ENTRIES // (rows * cols))
         values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
-        scratch = finish_scratch(rows, cols)
-        finish, mask, kept = finish_kernel(pattern.row_exact and pattern.col_exact), chunk.mask.view(np.uint8), 0.0
+        finish, scratch, mask, kept = finish_kernel(), finish_scratch(rows, cols), chunk.mask.view(np.uint8), 0.0
         for first in range(0, len(blocks), size):
             part = slice(first, first + size)
             kept += finish(
                 block_scores(chunk, blocks[part], values[: len(blocks[part])]), u[part], v[part], mask, blocks[part],
                 pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact,
-                chunk.kind != "float64", *scratch, ended[part], flags[part],
+                chunk.kind != "float64", *scratch, flags[part],
             )  # fmt: skip
-        return Proven(kept, blocks[flags != 0]), tuple(blocks[ended == FAILED].tolist())
+        return Proven(kept, blocks[flags != 0])
 
     def _plan(self, chunk: Chunk) -> tuple[int | None, Levels | None]:
         """By how many bits to move all scores, and those that stand for them, where most repeat: judged by a few."""

@@ -9,9 +9,9 @@ from numba import njit, types
 
 from nmflow.kernels.augment import IN, OUT, centre_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.repair import fill_lines, send_along_ties, send_shortest, separate
+from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest, separate
 from nmflow.kernels.simd import count_ones
-from nmflow.kernels.words import WIDTH, prove_line
+from nmflow.kernels.words import WIDTH, prove_line, write_bits
 
 __all__ = ["finish_kernel", "finish_scratch"]
 
@@ -85,11 +85,11 @@ def finish_kernel() -> Any:
     -------
     function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, *scratch, flags) -> float
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
-        mask : (h, w) uint8, in which the masks of the blocks are written. blocks : (k,) int64, their numbers. r, c :
-        budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact : whether scores are not
-        rounded. single : whether duals are to be numbers of float32, where those prove as much. scratch : what
-        `finish_scratch` gives. flags : (k,) uint8, output: 0 where the mask is proven. Returns the kept score of those
-        that are.
+        mask : (h, w) uint8, each row contiguous, in which the masks of the blocks are written. blocks : (k,) int64,
+        their numbers. r, c : budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact :
+        whether scores are not rounded. single : whether duals are to be numbers of float32, where those prove as much.
+        scratch : what `finish_scratch` gives. flags : (k,) uint8, output: 0 where the mask is proven. Returns the kept
+        score of those that are.
     """
     version = fingerprint()
 
@@ -104,10 +104,10 @@ def finish_kernel() -> Any:
         mid_row, mid_col = duals[4], duals[5]
         keys, dist, sums = floats[0], floats[1], floats[2]
         need, loose, previous, queue = words[0], words[1], words[2], words[3]
-        row_words, col_words, adds, drops = words[4], words[5], words[6], words[7]
+        row_words, col_words, row_ties, col_ties = words[4], words[5], words[6], words[7]
         at_line, at_turned, at_u, at_v = line.ctypes.data, turned.ctypes.data, row.ctypes.data, col.ctypes.data
         at_keys, at_dist, at_previous = keys.ctypes.data, dist.ctypes.data, previous.ctypes.data
-        at_sums, at_try = sums.ctypes.data, try_col.ctypes.data
+        at_sums, at_try, at_mask = sums.ctypes.data, try_col.ctypes.data, mask.ctypes.data
         total = 0.0
         for k in range(count if version else 0):
             score = values[k]
@@ -121,29 +121,25 @@ def finish_kernel() -> Any:
             _copy(v[k], col, False)
             flags[k] = 1
             fill_lines(
-                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, adds, need, loose, r, room, rows, cols,
-                re, ce,
+                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, need, loose, r,
+                room, rows, cols, re, ce,
             )  # fmt: skip
-            while True:
+            while _some_left(need):
                 # a path of some length moves the duals onto scores; all that are no longer then go along ties
-                if re and ce:
-                    if send_along_ties(
-                        at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, previous, queue, adds,
-                        drops, rows, cols,
-                    ):  # fmt: skip
-                        break
-                elif not _some_left(need):
+                if re and ce and send_along_ties(
+                    row_words, col_words, row_ties, col_ties, need, previous, queue, rows, cols
+                ):  # fmt: skip
                     break
                 if not send_shortest(
                     at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, loose, keys, dist, previous,
                     at_keys, at_dist, at_previous, rows, cols, re, ce,
                 ):  # fmt: skip
                     break
+                if re and ce:
+                    find_ties(at_line, at_turned, row, col, at_u, at_v, row_ties, col_ties, rows, cols)
             top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
             for i in range(rows):
-                word = row_words[i]
-                for j in range(cols):
-                    mask[top + i, left + j] = (word >> j) & 1
+                write_bits(row_words[i], at_mask + (top + i) * mask.strides[0] + left, cols)
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
             _copy(row, mid_row, False)
             _copy(col, mid_col, False)

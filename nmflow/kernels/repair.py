@@ -21,7 +21,7 @@ from numba import njit
 from nmflow.kernels.simd import count_ones, trailing_zeros
 from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
 
-__all__ = ["fill_lines", "send_along_ties", "send_shortest", "separate"]
+__all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest", "separate"]
 
 SWEEPS = 64
 """Most sweeps over the rows of a block in search of duals between its scores."""
@@ -29,12 +29,14 @@ SWEEPS = 64
 
 @njit(nogil=True, error_model="numpy")
 def fill_lines(  # type: ignore[no-untyped-def]
-    lines, turned, u, v, at_u, at_v, row_words, col_words, ties, need, loose, r, c, rows, cols, row_exact, col_exact
-):
+    lines, turned, u, v, at_u, at_v, row_words, col_words, row_ties, col_ties, need, loose, r, c, rows, cols, row_exact,
+    col_exact,
+):  # fmt: skip
     """Keep what lies above the duals, and of what lies on them what fits; what nodes then have or lack.
 
-    lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. row_words,
-    col_words, ties, need, loose : output; loose : what lines that need not be full leave to the slack node.
+    lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. Words of what lines
+    keep and of what lies on their thresholds, need, loose : output; loose : what lines that need not be full leave to
+    the slack node.
     """
     first = -(-rows // WIDTH) * WIDTH
     down, across = first // WIDTH, -(-cols // WIDTH)
@@ -51,8 +53,8 @@ def fill_lines(  # type: ignore[no-untyped-def]
     for node in range(slack + 1):
         need[node], loose[node] = 0, 0
     for j in range(cols):
-        above, _ = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
-        col_words[j] = above & in_col
+        above, on = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
+        col_words[j], col_ties[j] = above & in_col, on & in_col
         need[first + j] = count_ones(col_words[j]) - c
         if need[first + j] < 0:
             room |= 1 << j
@@ -60,12 +62,12 @@ def fill_lines(  # type: ignore[no-untyped-def]
             paid |= 1 << j
     for i in range(rows):
         above, on = compare_line(lines + i * (8 * WIDTH) * across, u[i], at_v, across, 1)
-        row_words[i], ties[i] = above & in_row, on & in_row
+        row_words[i], row_ties[i] = above & in_row, on & in_row
         need[i] = r - count_ones(row_words[i])
-        some |= ties[i]
+        some |= row_ties[i]
     for i in range(rows if some != 0 else 0):
         # entries on the threshold cost nothing either way: what still has room on both sides
-        wanted = ties[i] & room & (-1 if u[i] > 0 else paid)
+        wanted = row_ties[i] & room & (-1 if u[i] > 0 else paid)
         while need[i] > 0 and wanted != 0:
             j = trailing_zeros(wanted)
             wanted &= wanted - 1
@@ -89,28 +91,31 @@ def fill_lines(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def send_along_ties(  # type: ignore[no-untyped-def]
-    lines, turned, u, v, at_u, at_v, row_words, col_words, need, previous, queue, adds, drops, rows, cols
-):
-    """Under exact fill, send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
-
-    adds, drops : the columns that a row may add at no cost, and the rows that a column may drop. These and queue are
-    workspace.
-    """
-    first = -(-rows // WIDTH) * WIDTH
-    down, across = first // WIDTH, -(-cols // WIDTH)
-    left = 0
-    for node in range(first + cols):
-        left += need[node] > 0
-    if left == 0:
-        return True
+def find_ties(lines, turned, u, v, at_u, at_v, row_ties, col_ties, rows, cols):  # type: ignore[no-untyped-def]
+    """Words of what lies on the thresholds of each line."""
+    down, across = -(-rows // WIDTH), -(-cols // WIDTH)
     in_row = -1 if cols == 64 else (1 << cols) - 1
+    in_col = -1 if rows == 64 else (1 << rows) - 1
     for i in range(rows):
         _, on = compare_line(lines + i * (8 * WIDTH) * across, u[i], at_v, across, 1)
-        adds[i] = on & ~row_words[i] & in_row
+        row_ties[i] = on & in_row
     for j in range(cols):
         _, on = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
-        drops[j] = on & col_words[j]
+        col_ties[j] = on & in_col
+
+
+@njit(nogil=True, error_model="numpy")
+def send_along_ties(row_words, col_words, row_ties, col_ties, need, previous, queue, rows, cols):  # type: ignore[no-untyped-def]
+    """Under exact fill, send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
+
+    Ties that a line keeps already, or not yet, are dropped from the words. previous, queue : workspace.
+    """
+    first = -(-rows // WIDTH) * WIDTH
+    adds, drops = row_ties, col_ties  # the columns that a row may add at no cost, and the rows that a column may drop
+    for i in range(rows):
+        adds[i] &= ~row_words[i]
+    for j in range(cols):
+        drops[j] &= col_words[j]
     while True:
         reached_rows, reached_cols, tail = 0, 0, 0
         for node in range(first + cols):

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal, vector
 
-__all__ = ["WIDTH", "compare_line", "move_line", "nearest_node", "prove_line", "relax_line"]
+__all__ = ["WIDTH", "compare_line", "move_line", "nearest_node", "prove_line", "relax_line", "write_bits"]
 
 WIDTH = 8
 """float64 of a vector."""
@@ -213,3 +213,26 @@ def prove_line(typing, line, base, across, chunks, kept, ties, sums):  # type: i
 
     i8, f8 = types.int64, types.float64
     return i8(i8, f8, i8, i8, i8, types.boolean, i8), codegen
+
+
+@intrinsic
+def write_bits(typing, word, address, count):  # type: ignore[no-untyped-def]
+    """Store the lowest bits of a word as so many bytes of 0 and 1."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        word, address, count = args
+        whole = builder.udiv(count, ir.Constant(I64, WIDTH))
+
+        def write(number: Any, _: Any) -> None:
+            truths = builder.zext(_truths_of(builder, word, number), vector(I8, WIDTH))
+            emit.store(truths, builder.add(address, builder.mul(number, ir.Constant(I64, WIDTH))))
+
+        _each_vector(builder, whole, write)
+        with cgutils.for_range(builder, builder.urem(count, ir.Constant(I64, WIDTH))) as turn:
+            place = builder.add(builder.mul(whole, ir.Constant(I64, WIDTH)), turn.index)
+            bit = builder.and_(builder.lshr(word, place), ir.Constant(I64, 1))
+            emit.store(builder.trunc(bit, I8), builder.add(address, place))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64), codegen

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +65,13 @@ def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
     >>> near.largest, near.step, near.spread
     (1, 8, 32)
     """
-    distinct = np.unique(values)
+    return _lattice(np.unique(values).tobytes(), np.dtype(dtype), ROOM)
+
+
+@lru_cache(64)
+def _lattice(values: bytes, dtype: np.dtype[Any], room: int) -> Lattice | None:
+    """The same of numbers that are distinct and ascending; chunks of a matrix have the same ones again and again."""
+    distinct = np.frombuffer(values)
     if len(distinct) == 1:
         return Lattice(1.0, 1.0, 0, 1, 0)
     low, high = float(distinct[0]), float(distinct[-1])
@@ -76,7 +84,7 @@ def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
     levels = np.rint((distinct - low) / least)
     if (levels * least == distinct - low).all():
         return Lattice(least, least, 0, 1, int(levels[-1]))
-    count, bits = round(top / least), LARGEST[np.dtype(dtype).itemsize]
+    count, bits = round(top / least), LARGEST[dtype.itemsize]
     if count > MOST_LEVELS or not 2.0**-bits < top / count < 2.0**bits:
         return None
     coarse = float(np.array(top / count, dtype))
@@ -85,7 +93,7 @@ def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
         return None
     whole = np.rint(distinct / coarse).astype(np.int64).astype(object)
     largest = int(max(abs(numbers[:-1] - whole * numbers[-1])))
-    step = 1 << (ROOM * largest - 1).bit_length()
+    step = 1 << (room * largest - 1).bit_length()
     if largest == 0 or step * count >= 1 << 22 or step * 4 > numbers[-1]:
         return None
     spread = int(whole[-1] - whole[0]) * step
@@ -109,20 +117,24 @@ class Levels:
             raise AssertionError("a solution of whole numbers must have dense duals, and say what it proves")
         beyond = np.empty(true.n_blocks, np.uint8)
         beyond_kernel()(duals.row, duals.col, float(self.lattice.step), self.worst, beyond.reshape(true.grid))
-        apart = duals.apart()
-        rests = sum(np.abs(self._parts(side)[1]).max(axis=1, initial=0.0) for side in duals.gather(self.chunk, apart))
-        beyond[apart] = ~(rests + self.worst < self.lattice.step)
+        if duals.blocks is not None and duals.block_row is not None and duals.block_col is not None:
+            sides = duals.block_row, duals.block_col
+            rests = sum(np.abs(self._parts(side)[1]).max(axis=1, initial=0.0) for side in sides)
+            beyond[duals.blocks] = ~(rests + self.worst < self.lattice.step)
         beyond[proven.others] = 1
         others = np.flatnonzero(beyond)
-        # where nobody asks for duals, only those to go on from
-        blocks = others if true.duals is None else np.arange(true.n_blocks)
-        (u, u_rounded), (v, v_rounded) = (self._dual(side) for side in duals.gather(self.chunk, blocks))
-        rounded = int((u_rounded.any(axis=1) | v_rounded.any(axis=1)).sum())
         kept = kept_kernel(true.kind, true.absolute)(
             true.scores.ctypes.data, true.scores.strides[0], true.mask.ctypes.data, true.mask.strides[0],
             *true.mask.shape,
         )  # fmt: skip
-        kept -= float(np.sum(block_scores(true, others), where=true.gather(true.mask, others)))
+        if len(others):
+            kept -= float(np.sum(block_scores(true, others), where=true.gather(true.mask, others)))
+        elif true.duals is None:
+            return replace(solution, duals=Duals(), proven=Proven(kept, others))
+        # where nobody asks for duals, only those to go on from
+        blocks = others if true.duals is None else np.arange(true.n_blocks)
+        (u, u_rounded), (v, v_rounded) = (self._dual(side) for side in duals.gather(self.chunk, blocks))
+        rounded = int((u_rounded.any(axis=1) | v_rounded.any(axis=1)).sum())
         counts = {**solution.counts, "rounded": rounded} if rounded else solution.counts
         duals = Duals(blocks=blocks, block_row=u, block_col=v)
         return replace(solution, duals=duals, proven=Proven(kept, others), counts=counts)

@@ -28,14 +28,11 @@ __all__ = [
     "FAILED",
     "FIXED_IN",
     "FIXED_OUT",
-    "FLOAT",
     "LOOSE",
     "WIDE",
     "augment_block",
     "augment_kernel",
     "centre_compiled",
-    "paths_compiled",
-    "start_compiled",
 ]
 
 FAILED, EXACT, FLOAT, WIDE, LOOSE = 0, 1, 2, 3, 4
@@ -46,8 +43,6 @@ SCALED_BITS = 54
 """Scores are scaled to below 2**54: path sums over the 2 * 64 + 1 nodes of the largest block stay below 2**62."""
 
 
-MOST_PATHS = 1 << 30
-"""All that are needed: each moves a unit."""
 OUT, IN, FIXED_OUT, FIXED_IN = 0, 1, 2, 3
 """State of an arc: whether it carries a unit is its last bit; one that is fixed never changes."""
 
@@ -112,13 +107,13 @@ def start(scores, u, v, arc, r, c, row_exact, col_exact, need, loose):  # type: 
     return rest == 0 or not (row_exact and col_exact)
 
 
-def paths(scores, u, v, arc, row_exact, col_exact, most, dist, need, loose, previous, mark):  # type: ignore[no-untyped-def]
-    """Send what nodes have to where it lacks along at most `most` shortest paths. Returns False if there is none."""
+def paths(scores, u, v, arc, row_exact, col_exact, dist, need, loose, previous, mark):  # type: ignore[no-untyped-def]
+    """Send what nodes have to where it lacks along shortest paths, a unit each. Returns False if there is none."""
     rows, cols = scores.shape
     slack = rows + cols
     total = slack if row_exact and col_exact else slack + 1
     zero = scores[0, 0] - scores[0, 0]
-    for _ in range(most):
+    while True:
         # Dijkstra; mark: 0 unseen, 1 reached, 2 settled
         reached = False
         for node in range(slack + 1):
@@ -208,7 +203,6 @@ def paths(scores, u, v, arc, row_exact, col_exact, most, dist, need, loose, prev
                 loose[node] += -1 if node < rows else 1
             node = tail
         need[node] -= 1
-    return True
 
 
 def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignore[no-untyped-def]
@@ -232,7 +226,7 @@ def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignor
     nodes = np.zeros((4, total), np.int64)
     if not start(scores, u, v, arc, r, c, row_exact, col_exact, nodes[0], nodes[1]):
         return False
-    return paths(scores, u, v, arc, row_exact, col_exact, MOST_PATHS, np.zeros(total, scores.dtype), *nodes)
+    return paths(scores, u, v, arc, row_exact, col_exact, np.zeros(total, scores.dtype), *nodes)
 
 
 def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: ignore[no-untyped-def]
@@ -325,7 +319,7 @@ def augment_kernel(integers: bool) -> Any:
         for k in range(count if version else 0):
             if not start_compiled(values[k], u[k], v[k], arcs[k], r, c, re, ce, need, loose):
                 continue
-            if paths_compiled(values[k], u[k], v[k], arcs[k], re, ce, MOST_PATHS, dist, need, loose, previous, mark):
+            if paths_compiled(values[k], u[k], v[k], arcs[k], re, ce, dist, need, loose, previous, mark):
                 centre_compiled(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
                 ended[k] = FLOAT
 
@@ -350,7 +344,7 @@ def augment_kernel(integers: bool) -> Any:
                 iv[j] = np.int64(min(max(v[k, j] * up, -9e15), 9e15))
             if not start_compiled(numbers, iu, iv, arcs[k], r, c, re, ce, need, loose):
                 continue
-            if not paths_compiled(numbers, iu, iv, arcs[k], re, ce, MOST_PATHS, dist, need, loose, previous, mark):
+            if not paths_compiled(numbers, iu, iv, arcs[k], re, ce, dist, need, loose, previous, mark):
                 continue
             ended[k] = EXACT
             for i in range(rows):

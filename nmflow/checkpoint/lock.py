@@ -14,6 +14,7 @@ from nmflow.errors import DestinationBusyError
 __all__ = ["locked"]
 
 NAME = "lock"
+OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What file systems say that have no locks, as Lustre without its option: there nothing is held."""
 
@@ -27,42 +28,52 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
     DestinationBusyError
         If another process holds it. The system releases the lock of a process that ends, however it ends.
     """
-    path = folder / NAME
-    while True:
-        try:
+    path, file = folder / NAME, None
+    try:
+        while True:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
             try:
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                file = os.open(path, OPEN, 0o600)
             except FileNotFoundError:  # another process has just removed the folder
                 continue
-        except KeyboardInterrupt:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # which only succeeds if it is empty
-            raise
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DestinationBusyError(
+                    f"dst must be written by one process at a time, and another is at work on {dst}; "
+                    f"wait until it is done"
+                ) from None
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+            # Another process may have finished and removed the file between opening and locking: it locks nothing then.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    break
             os.close(file)
-            raise DestinationBusyError(
-                f"dst must be written by one process at a time, and another is at work on {dst}; wait until it is done"
-            ) from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                os.close(file)
-                raise
-        # Another process may have finished and removed the file between opening and locking: then it locks nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), path.stat()):
-                break
-        os.close(file)
-    try:
+            file = None
         yield
     finally:
-        with contextlib.suppress(
-            OSError
-        ):  # who comes after the lock is gone makes one of its own, and keeps the folder
-            if os.listdir(folder) == [NAME]:
-                path.unlink()  # while it is held: who opened it meanwhile finds out above
-                folder.rmdir()
-        os.close(file)
+        _leave(folder, path, file)
+
+
+def _leave(folder: Path, path: Path, file: int | None) -> None:
+    """Remove the folder if nothing but our lock is left in it, whenever we were interrupted; close the lock."""
+    # an OSError: who comes after the lock is gone makes one of its own, and keeps the folder
+    with contextlib.suppress(OSError):
+        if file is None:  # interrupted before we had it, or while nobody did
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which only succeeds if it is empty
+            file = os.open(path, OPEN & ~os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours already, unless we were interrupted or it is busy
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        if os.listdir(folder) == [NAME]:
+            path.unlink()  # while it is held: who opened it meanwhile finds out above
+            folder.rmdir()
+    if file is not None:
+        with contextlib.suppress(OSError):
+            os.close(file)

@@ -112,12 +112,12 @@ def staged(
         if not resume:
             _check_free(dst, is_folder, overwrite)
             _clear(folder)
-        begun = False
+        begun = clearing = False
         try:
             with Journal(folder / JOURNAL, asked, resume=resume) as journal:
-                begun = True
-                finished = journal.published is not None and journal.published == _identity(dst)
                 try:
+                    begun = True
+                    finished = journal.published is not None and journal.published == _identity(dst)
                     if not finished:
                         _check_free(dst, is_folder, overwrite)
                     yield Stage(new, journal, finished)
@@ -128,6 +128,7 @@ def staged(
                         sync_folder(dst.parent)
                 except BaseException as error:
                     if not journal.done or (isinstance(error, NmflowError) and not isinstance(error, PASSING)):
+                        clearing = True
                         _clear(folder)
                     else:
                         error.add_note(
@@ -136,7 +137,7 @@ def staged(
                         )
                     raise
         except BaseException:
-            if not (begun or resume):  # interrupted while the journal was made
+            if clearing or not (begun or resume):  # interrupted while the journal was made, or removed
                 _clear(folder)
             raise
         _clear(folder)

@@ -71,7 +71,8 @@ def _leave(folder: Path, path: Path, file: int | None) -> None:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-        if os.listdir(folder) == [NAME]:
+        # not the lock of who came after the one that kept us out
+        if os.path.samestat(os.fstat(file), path.stat()) and os.listdir(folder) == [NAME]:
             path.unlink()  # while it is held: who opened it meanwhile finds out above
             folder.rmdir()
     if file is not None:

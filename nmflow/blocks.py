@@ -36,9 +36,8 @@ __all__ = [
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
 LEAST_ENTRIES = 1 << 19
-"""Chunks grow smaller towards the end of a matrix, so that threads end together, but not below this, or twice this in
-a large one: to hand a smaller one to a thread takes longer than to solve it. For blocks of up to 4 lines; larger ones
-take longer an entry."""
+"""Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in a
+large one: to hand a smaller one to a thread takes longer than to solve it."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
 LANE_BLOCKS = 64
@@ -226,8 +225,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
     for number, (matrix, grid) in enumerate(zip(problem.matrices(problem.scores), grids(problem), strict=True)):
         shape = matrix.shape
         full_rows, full_cols = shape[0] // rows, shape[1] // cols
-        least = 4 * LEAST_ENTRIES // min(max(rows, cols, 4), 8)
-        least = max(least, min(2 * least, shape[0] * shape[1] // 8))
+        least = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, shape[0] * shape[1] // 8))
         if full_rows and full_cols:
             stripe = rows * full_cols * cols
             wide = full_cols
@@ -235,7 +233,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
                 wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
             i = 0
             while i < full_rows:
-                entries = min(CHUNK_ENTRIES, max(least, (full_rows - i) * stripe // 3))
+                entries = min(CHUNK_ENTRIES, max(least, (full_rows - i) * stripe // 2))
                 tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)

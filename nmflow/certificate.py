@@ -166,6 +166,11 @@ def block_scores(chunk: Chunk, blocks: Array, out: Array | None = None) -> Array
     return values
 
 
+def _all_proven(count: int) -> npt.NDArray[np.uint8]:
+    """Zeros that take no memory, and cannot be written; in a tenth of the time of np.broadcast_to."""
+    return np.ndarray(count, np.uint8, b"\0", 0, (0,))
+
+
 def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrade:
     """Grade ``chunk.mask`` against `duals`.
 
@@ -196,7 +201,7 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
     r, c = pattern.row_budget, pattern.col_budget
     row_fill, col_fill = fills(pattern)
     if proven is not None and not len(proven.others) and chunk.state is None:
-        return ChunkGrade(proven.objective, np.broadcast_to(np.uint8(0), chunk.n_blocks), proven.others, np.zeros(0))
+        return ChunkGrade(proven.objective, _all_proven(chunk.n_blocks), proven.others, np.zeros(0))
     flags = np.zeros(chunk.n_blocks, np.uint8)
     sums = np.zeros(128)
     if proven is None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 import operator
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +32,7 @@ from nmflow.blocks import (
     work_dtype,
 )
 from nmflow.certificate import ChunkGrade, Duals, grade
+from nmflow.crew import map_on_threads
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
 from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Array, Problem, as_mask
@@ -42,9 +41,6 @@ from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
 
 __all__ = ["as_pattern", "certify", "solve"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def solve(
@@ -225,7 +221,7 @@ def certify(
         return _Part(place, grade(chunk, _best_duals(problem, chunk)), {})
 
     matrices = problem.matrices(problem.scores)
-    parts = _map(_feasible(work), list(iter_places(problem)), _threads(threads))
+    parts = map_on_threads(_feasible(work), list(iter_places(problem)), _threads(threads))
     _check_feasible(problem, parts)
     return _certificate(problem, parts)
 
@@ -302,7 +298,7 @@ def _run(
         store(chunk, masks)
         return part
 
-    parts = _map(_feasible(work), list(iter_places(problem)), threads)
+    parts = map_on_threads(_feasible(work), list(iter_places(problem)), threads)
     _check_feasible(problem, parts)
     if duals is not None:
         duals = _complete(problem, duals, parts)
@@ -489,46 +485,6 @@ def _threads(threads: int | None) -> int:
     if count < 1:
         raise InputValueError(f"threads must be at least 1, not {count}")
     return count
-
-
-def _map(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
-    """Apply `work` to all items on our own threads, in any order; results in the items' order.
-
-    A pool for each call: one kept for later would be dead in a forked child.
-    """
-    threads = min(threads, len(items))
-    if threads == 1:
-        return [work(item) for item in items]
-    results: list[Any] = [None] * len(items)
-    numbers, lock, stop = iter(range(len(items))), threading.Lock(), threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            while not stop.is_set():
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                results[number] = work(items[number])
-        except BaseException as error:
-            stop.set()
-            errors.append(error)
-
-    # plain threads start in half the time of an executor's
-    others = [threading.Thread(target=run, name=f"nmflow-{number}") for number in range(1, threads)]
-    try:
-        for other in others:
-            other.start()
-        run()
-    finally:
-        stop.set()
-        for other in others:
-            if other.ident is not None:
-                other.join()
-    if errors:
-        raise errors[0]
-    return results
 
 
 def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:

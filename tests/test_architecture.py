@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "diversity": BASE | {"problem", "blocks", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE | {"problem", "blocks", "kernels", "network", "certificate"},
-    "pipeline": BASE | {"problem", "blocks", "certificate", "solvers"},
+    "crew": set(),
+    "pipeline": BASE | {"problem", "blocks", "certificate", "solvers", "crew"},
     "checkpoint": BASE | {"problem", "blocks", "kernels", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
     "bench": BASE | {"", "problem", "kernels", "solvers", "pipeline", "checkpoint"},

@@ -10,7 +10,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba.core import config
 
-from nmflow.kernels.simd import F32, F64, I16, I32, I64, Emitter, vector
+from nmflow.kernels.simd import F32, F64, I16, I32, I64, LANES, Emitter, vector
 
 __all__ = ["BY_CODE", "KINDS", "ScoreKind"]
 
@@ -107,6 +107,23 @@ class ScoreKind:
             return value
         sign = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x8000)), emit.splat(I32, count, 16))
         return builder.bitcast(builder.or_(builder.bitcast(value, vector(I32, count)), sign), vector(F32, count))
+
+    def load_pairs(self, emit: Emitter, address: Value, count: int, absolute: bool) -> list[Value]:
+        """Load `count` times 64 scores of bfloat16 as words of two: vectors of the even ones, then of the odd ones.
+
+        To tell the halves of a word apart takes an operation each, less than to widen 16 bits.
+        """
+        builder = emit.builder
+        even, odd = [], []
+        for k in range(count):
+            words = emit.load(emit.at(address, k * LANES * 4), vector(I32, LANES))
+            low = builder.shl(words, emit.splat(I32, LANES, 16))
+            if absolute:
+                low = builder.and_(low, emit.splat(I32, LANES, 0x7FFFFFFF))
+            high = builder.and_(words, emit.splat(I32, LANES, 0x7FFF0000 if absolute else 0xFFFF0000 - (1 << 32)))
+            even.append(builder.bitcast(low, vector(F32, LANES)))
+            odd.append(builder.bitcast(high, vector(F32, LANES)))
+        return even + odd
 
 
 KINDS = {

@@ -124,9 +124,9 @@ def magnified(emit: Emitter, unit: Any, kind: ScoreKind, zoom: Any) -> Any:
     return builder.bitcast(builder.sub(builder.bitcast(unit, vector(raw, LANES)), less), vector(kind.work, LANES))
 
 
-def spread_over(emit: Emitter, numbers: Any, part: int, cols: int) -> Any:
-    """Repeat a number for each of 32 blocks over its columns: vector `part` of `cols`."""
-    return emit.pick(numbers, [(part * LANES + t) // cols for t in range(LANES)])
+def spread_over(emit: Emitter, numbers: Any, part: int, cols: int, step: int = 1) -> Any:
+    """Repeat a number for each of 32 blocks over its columns: vector `part` of `cols`, or of each `step`-th one."""
+    return emit.pick(numbers, [(part * LANES + t) * step // cols for t in range(LANES)])
 
 
 @intrinsic(prefer_literal=True)
@@ -146,7 +146,8 @@ def read_segment(  # type: ignore[no-untyped-def]
         work, item, size = kind_.work, kind_.itemsize, kind_.work_size
         unit = emit.load(scales, vector(work, LANES))
         scale = inverse(emit, magnified(emit, unit, kind_, zoom) if given_ else unit, kind_)
-        wide = [spread_over(emit, scale, k, cols_) for k in range(cols_)]
+        pairs = not given_ and kind_.mantissa == 7 and cols_ % 2 == 0
+        wide = [spread_over(emit, scale, k, cols_, 1 + pairs) for k in range(cols_ // (1 + pairs))] * (1 + pairs)
         # adding 2**15 before cutting makes it a floor
         half, top = emit.splat(work, LANES, 32768.0), emit.splat(work, LANES, 65535.0)
         zero = emit.splat(work, LANES, 0.0)
@@ -155,8 +156,11 @@ def read_segment(  # type: ignore[no-untyped-def]
             base = builder.load(at)
             row_duals = emit.load(builder.load(row_at), vector(work, LANES)) if given_ else None
             parts = []
-            for k in range(cols_):
-                value = kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_)
+            if pairs:
+                values = kind_.load_pairs(emit, base, cols_ // 2, absolute_)
+            else:
+                values = [kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_) for k in range(cols_)]
+            for k, value in enumerate(values):
                 if given_:
                     col_duals = emit.load(emit.at(v, k * LANES * size), vector(work, LANES))
                     threshold = builder.fadd(spread_over(emit, row_duals, k, cols_), col_duals)
@@ -176,8 +180,12 @@ def read_segment(  # type: ignore[no-untyped-def]
                     number = builder.sub(number, emit.splat(I32, LANES, offset))
                 parts.append(builder.trunc(number, vector(I16, LANES)))
             out = builder.load(target)
-            for j, part in enumerate(deinterleave(emit, parts)):
-                emit.store(part, emit.at(out, j * VECTOR), VECTOR)
+            step = 1 + pairs
+            for first in range(step):  # every column, or the even ones and the odd ones apart
+                for j, part in enumerate(
+                    deinterleave(emit, parts[first * cols_ // step : (first + 1) * cols_ // step])
+                ):
+                    emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
             builder.store(emit.at(out, cols_ * VECTOR), target)
             builder.store(builder.add(base, stride), at)
             builder.store(builder.add(builder.load(row_at), u_stride), row_at)

@@ -15,14 +15,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def finish(
-    values: Array, u: Array, v: Array, r: int, c: int, *, fill: int = 2, exact: bool = True
-) -> tuple[Array, Array, float]:
-    """Masks, flags and the kept score of blocks; their duals are changed in place."""
+    values: Array, u: Array, v: Array, r: int, c: int, *, fill: int = 2, exact: bool = True, begun: Array | None = None,
+    single: int = 0,
+) -> tuple[Array, Array, float]:  # fmt: skip
+    """Masks, flags and the kept score of blocks; their duals are changed in place. begun : masks to begin with."""
     count, rows, cols = values.shape
-    mask = np.full((count * rows, cols), 7, np.uint8)
+    mask = np.full((count * rows, cols), 7, np.uint8) if begun is None else begun.reshape(-1, cols).copy()
     flags = np.empty(count, np.uint8)
     kept = finish_kernel()(
-        values, u, v, mask, np.arange(count), r, c, c, fill, fill, exact, False, *finish_scratch(rows, cols), flags
+        values, u, v, mask, np.arange(count), r, c, c, fill, fill, exact, single, begun is not None,
+        *finish_scratch(rows, cols), flags,
     )  # fmt: skip
     return mask.reshape(values.shape), flags, kept
 
@@ -95,3 +97,38 @@ def test_ties_of_rounded_scores_prove_nothing() -> None:
     values[1] = np.array([[4, 3, 1, 1], [4, 3, 1, 1], [1, 1, 4, 3], [1, 1, 4, 3]])
     _, flags, _ = finish(values, np.zeros((2, 4)), np.zeros((2, 4)), 2, 2, exact=False)
     assert flags.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "few", "zero"])
+@pytest.mark.parametrize("fill", [2, 1])
+def test_masks_to_begin_with_may_be_any(kind: str, fill: int) -> None:
+    """They decide among ties at most."""
+    rng = np.random.default_rng(1)
+    values = scores_of(kind, (40, 6, 10), rng)
+    zeros = np.zeros((40, 6)), np.zeros((40, 10))
+    _, flags, kept = finish(values, *(side.copy() for side in zeros), 5, 3, fill=fill)
+    begun = rng.integers(0, 2, values.shape, np.uint8)
+    mask, other_flags, as_much = finish(values, *zeros, 5, 3, fill=fill, begun=begun)
+    assert not flags.any()
+    assert not other_flags.any()
+    assert as_much == pytest.approx(kept, rel=1e-12)
+    assert (mask.sum(axis=2) <= 5).all()
+    assert (mask.sum(axis=1) <= 3).all()
+
+
+def test_ties_that_a_mask_keeps_are_kept() -> None:
+    begun = np.random.default_rng(0).permuted(np.tile(np.array([1, 1, 0, 0], np.uint8), (3, 1)), axis=1)
+    begun = np.stack([begun[0], begun[0], 1 - begun[0], 1 - begun[0]])[None]
+    mask, flags, _ = finish(np.ones((1, 4, 4)), np.ones((1, 4)), np.zeros((1, 4)), 2, 2, begun=begun)
+    assert np.array_equal(mask, begun)
+    assert not flags.any()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "few", "wide"])
+def test_the_same_blocks_are_proven_whatever_their_duals_are_for(kind: str) -> None:
+    """A number of float32 can prove by luck what a longer one does not."""
+    values = scores_of(kind, (200, 4, 8), np.random.default_rng(2))
+    one, other = (finish(values, np.zeros((200, 4)), np.zeros((200, 8)), 4, 2, single=single) for single in (1, 2))
+    assert np.array_equal(one[0], other[0])
+    assert np.array_equal(one[1], other[1])
+    assert one[2] == pytest.approx(other[2], rel=1e-12)

@@ -14,7 +14,8 @@ from test_lanes import unproven
 import nmflow
 from nmflow.errors import NonFiniteError
 from nmflow.solvers import levels
-from nmflow.solvers.levels import Levels, lattice_of
+from nmflow.solvers.dual import Dual
+from nmflow.solvers.levels import lattice_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,14 +30,15 @@ def scaled(shape: tuple[int, int], most: int, scale: float, dtype: Any = np.floa
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many blocks of each chunk that was solved as whole numbers were proven by them."""
     counts: list[int] = []
-    back = Levels.back
+    numbered = Dual._numbered
 
-    def counted(self: Levels, true: Any, solution: Any) -> Any:
-        result = back(self, true, solution)
-        counts.append(true.n_blocks - len(result.proven.others))
+    def counted(self: Dual, chunk: Any, *others: Any) -> Any:
+        result = numbered(self, chunk, *others)
+        assert result.proven is not None
+        counts.append(chunk.n_blocks - len(result.proven.others))
         return result
 
-    monkeypatch.setattr(Levels, "back", counted)
+    monkeypatch.setattr(Dual, "_numbered", counted)
     return counts
 
 
@@ -150,8 +152,19 @@ def test_a_lattice_holds_what_it_was_found_for(most: int, scale: float, dtype: s
         np.array([0.0, 1.0, 1e-6]),
         np.array([0.0, 1e300, 5e-324]),
         np.array([-1.7e308, 0.0, 1.7e308]),
+        np.array([1e-250, 3e-250, 1e300]),
         np.array([0.0, 0.1, 0.1 + 1e-16, 0.2]),
     ],
 )
 def test_numbers_without_a_coarse_lattice_have_none(values: Array) -> None:
     assert lattice_of(values, np.float32) is lattice_of(values, np.float64) is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_neighbours_of_a_number_are_whole_numbers_of_its_last_bit(dtype: Any, absolute: bool, taken: list[int]) -> None:
+    """As large as floats hold, nearly; negative ones too."""
+    steps = np.random.default_rng(3).integers(-2, 3, (64, 64)) * 4.0
+    weights = (dtype(1.1) + steps * np.finfo(dtype).eps).astype(dtype)
+    check(weights if absolute else -weights, "4:8", absolute=absolute)
+    assert sum(taken) > 0

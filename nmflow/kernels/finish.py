@@ -11,7 +11,7 @@ from nmflow.kernels.augment import IN, OUT, centre_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest, separate
 from nmflow.kernels.simd import count_ones
-from nmflow.kernels.words import WIDTH, prove_line, write_bits
+from nmflow.kernels.words import WIDTH, prove_line, read_bits, write_bits
 
 __all__ = ["finish_kernel", "finish_scratch"]
 
@@ -83,19 +83,22 @@ def finish_kernel() -> Any:
 
     Returns
     -------
-    function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, *scratch, flags) -> float
+    function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, begun, *scratch, flags)
+    -> float
         values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
         mask : (h, w) uint8, each row contiguous, in which the masks of the blocks are written. blocks : (k,) int64,
         their numbers. r, c : budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact :
-        whether scores are not rounded. single : whether duals are to be numbers of float32, where those prove as much.
+        whether scores are not rounded. single : 1 if duals are to be numbers of float32 where those prove as much; 2 if
+        they need not be, but the same blocks are to be proven; 0 if scores have more bits.
+        begun : whether the mask says already which ties to keep, if that can be.
         scratch : what `finish_scratch` gives. flags : (k,) uint8, output: 0 where the mask is proven. Returns the kept
         score of those that are.
     """
     version = fingerprint()
 
     def finish(  # type: ignore[no-untyped-def]
-        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, line, turned, duals, floats, words,
-        flags,
+        values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, begun, line, turned, duals, floats,
+        words, flags,
     ):  # fmt: skip
         count, rows, cols = values.shape
         grid_cols, first = mask.shape[1] // cols, turned.shape[1]
@@ -104,7 +107,7 @@ def finish_kernel() -> Any:
         mid_row, mid_col = duals[4], duals[5]
         keys, dist, sums = floats[0], floats[1], floats[2]
         need, loose, previous, queue = words[0], words[1], words[2], words[3]
-        row_words, col_words, row_ties, col_ties = words[4], words[5], words[6], words[7]
+        row_words, col_words, row_ties, col_ties, given = words[4], words[5], words[6], words[7], words[8]
         at_line, at_turned, at_u, at_v = line.ctypes.data, turned.ctypes.data, row.ctypes.data, col.ctypes.data
         at_keys, at_dist, at_previous = keys.ctypes.data, dist.ctypes.data, previous.ctypes.data
         at_sums, at_try, at_mask = sums.ctypes.data, try_col.ctypes.data, mask.ctypes.data
@@ -120,9 +123,12 @@ def finish_kernel() -> Any:
             _copy(u[k], row, False)
             _copy(v[k], col, False)
             flags[k] = 1
+            top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
+            for i in range(rows):
+                given[i] = read_bits(at_mask + (top + i) * mask.strides[0] + left, cols) if begun else 0
             fill_lines(
-                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, need, loose, r,
-                room, rows, cols, re, ce,
+                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need, loose,
+                r, room, rows, cols, re, ce,
             )  # fmt: skip
             while _some_left(need):
                 # a path of some length moves the duals onto scores; all that are no longer then go along ties
@@ -137,15 +143,16 @@ def finish_kernel() -> Any:
                     break
                 if re and ce:
                     find_ties(at_line, at_turned, row, col, at_u, at_v, row_ties, col_ties, rows, cols)
-            top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
             for i in range(rows):
                 write_bits(row_words[i], at_mask + (top + i) * mask.strides[0] + left, cols)
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
             _copy(row, mid_row, False)
             _copy(col, mid_col, False)
             for turn in range(0 if single else 2, 5 if re and ce else 4):
+                if single == 2 and turn < 3:  # the nearest at hand first, then the same as ever
+                    turn = (turn + 2) % 3
                 near, between = turn < 2, turn % 2 == 1 or turn == 4
-                if turn == 1 or (turn == 3 and not single):
+                if turn == 1 or (turn == 3 and single == 0):
                     _centre(score, mid_row, mid_col, row_words, loose, first, re, ce)
                 elif turn == 4:
                     separate(score, mid_row, mid_col, row_words)
@@ -168,7 +175,8 @@ def finish_kernel() -> Any:
     i8, matrix = types.int64, types.float64[:, ::1]
     signature = types.float64(
         types.float64[:, :, ::1], matrix, matrix, types.uint8[:, :], types.int64[::1], i8, i8, i8, i8, i8,
-        types.boolean, types.boolean, matrix, matrix, matrix, matrix, types.int64[:, ::1], types.uint8[::1],
+        types.boolean, i8, types.boolean, matrix, matrix, matrix, matrix, types.int64[:, ::1],
+        types.uint8[::1],
     )  # fmt: skip
     return compiled(finish, signature)
 
@@ -178,4 +186,4 @@ def finish_scratch(rows: int, cols: int) -> tuple[Any, ...]:
     first, wide = (-(-side // WIDTH) * WIDTH for side in (rows, cols))
     nodes = first + wide + WIDTH
     shapes = (rows, wide), (cols, first), (6, max(first, wide)), (3, nodes)
-    return *(np.zeros(shape) for shape in shapes), np.zeros((8, nodes), np.int64)
+    return *(np.zeros(shape) for shape in shapes), np.zeros((9, nodes), np.int64)

@@ -22,7 +22,7 @@ from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR
 from nmflow.kernels.simd import F64, I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
 
-__all__ = ["prove_lanes", "words_in_row"]
+__all__ = ["WORD", "first_lanes", "place_bit", "prove_lanes", "words_in_row", "write_masks", "write_words"]
 
 WORD = 16
 """Entries of a row whose places in the mask are the bits of one lane."""
@@ -45,55 +45,20 @@ def prove_lanes(  # type: ignore[no-untyped-def]
     A block whose duals may be too large for the work type is not proven.
     """
     kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
-    r_, c_, col_fill_ = literal(r), literal(c), literal(col_fill)
-    parts = words_in_row(cols_)
-    widths = [min(WORD, cols_ - WORD * p) for p in range(parts)]
-    digits = rows_.bit_length()
+    r_, c_ = literal(r), literal(c) if literal(col_fill) else None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here = args[:11]
         shape, none = vector(I16, LANES), emit.splat(I16, LANES, 0)
-        faults = emit.variable(_too_large(emit, emit.load(scales, vector(kind_.work, LANES)), kind_))
-        counts = [[emit.variable(none) for _ in range(digits)] for _ in range(parts)]
-        with loop(builder, rows_) as turn:
-            ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
-            line = builder.add(lanes, builder.mul(turn.index, ir.Constant(I64, cols_ * VECTOR)))
-            place = builder.add(rows_at, ahead)
-            dual = emit.call("llvm.smax", emit.load(place, shape, VECTOR), emit.splat(I16, LANES, -32767))
-            emit.store(dual, place, VECTOR)
-            row_count = none
-            for p in range(parts):
-                word = none
-                for t in range(widths[p]):
-                    at = (WORD * p + t) * VECTOR
-                    across = emit.load(emit.at(cols_at, at), shape, VECTOR)
-                    rest = emit.call("llvm.ssub.sat", emit.load(emit.at(line, at), shape, VECTOR), across)
-                    bit = emit.splat(I16, LANES, (1 << t) - (1 << 16 if t == 15 else 0))
-                    kept = builder.icmp_signed(">=", rest, dual)
-                    word = builder.select(kept, builder.add(word, bit), word)
-                to = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
-                emit.store(word, emit.at(to, p * VECTOR), VECTOR)
-                row_count = builder.add(row_count, emit.call("llvm.ctpop", word))
-                carry = word  # the columns' counts, a bit of all of them at a time
-                for digit in counts[p]:
-                    old = builder.load(digit)
-                    builder.store(builder.xor(old, carry), digit)
-                    carry = builder.and_(old, carry)
-            wrong = builder.xor(row_count, emit.splat(I16, LANES, r_))
-            builder.store(builder.or_(builder.load(faults), wrong), faults)
-        if col_fill_:
-            for p, width in enumerate(widths):
-                for d, digit in enumerate(counts[p]):
-                    wanted = (1 << width) - 1 if c_ >> d & 1 else 0
-                    wanted -= 1 << 16 if wanted >> 15 else 0
-                    wrong = builder.xor(builder.load(digit), emit.splat(I16, LANES, wanted))
-                    builder.store(builder.or_(builder.load(faults), wrong), faults)
-        number = ir.Constant(shape, list(range(LANES)))
-        real = builder.icmp_signed("<", number, emit.broadcast(builder.trunc(here, I16), LANES))
-        proven = builder.icmp_signed("==", builder.load(faults), none)
+        faults = builder.or_(
+            _too_large(emit, emit.load(scales, vector(kind_.work, LANES)), kind_),
+            write_words(emit, lanes, rows_at, cols_at, words, rows_, cols_, r_, c_),
+        )
+        proven = builder.icmp_signed("==", faults, none)
+        real = first_lanes(emit, here)
         good = builder.sext(builder.and_(proven, real), shape)
-        _write(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
+        write_masks(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
         left = builder.and_(builder.not_(proven), real)
         return builder.zext(builder.bitcast(left, I32), I64)
 
@@ -102,6 +67,66 @@ def prove_lanes(  # type: ignore[no-untyped-def]
         kind, rows, cols, r, c, col_fill, absolute,
     )  # fmt: skip
     return types.int64(*arguments), codegen
+
+
+def write_words(
+    emit: Emitter, lanes: Any, rows_at: Any, cols_at: Any, words: Any, rows: int, cols: int, r: int, c: int | None
+) -> Any:
+    """Write as bits what lies on or above the duals; lanes that are not 0 where a line does not keep its budget.
+
+    c : None where columns are free. Row duals that are the least of 16 bits become the next: see above.
+    """
+    builder = emit.builder
+    parts = words_in_row(cols)
+    widths = [min(WORD, cols - WORD * p) for p in range(parts)]
+    shape, none = vector(I16, LANES), emit.splat(I16, LANES, 0)
+    faults = emit.variable(none)
+    counts = [[emit.variable(none) for _ in range(rows.bit_length())] for _ in range(parts)]
+    with loop(builder, rows) as turn:
+        ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
+        line = builder.add(lanes, builder.mul(turn.index, ir.Constant(I64, cols * VECTOR)))
+        place = builder.add(rows_at, ahead)
+        dual = emit.call("llvm.smax", emit.load(place, shape, VECTOR), emit.splat(I16, LANES, -32767))
+        emit.store(dual, place, VECTOR)
+        row_count = none
+        for p in range(parts):
+            word = none
+            for t in range(widths[p]):
+                at = (WORD * p + t) * VECTOR
+                across = emit.load(emit.at(cols_at, at), shape, VECTOR)
+                rest = emit.call("llvm.ssub.sat", emit.load(emit.at(line, at), shape, VECTOR), across)
+                kept = builder.icmp_signed(">=", rest, dual)
+                word = builder.select(kept, builder.add(word, place_bit(emit, t)), word)
+            to = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+            emit.store(word, emit.at(to, p * VECTOR), VECTOR)
+            row_count = builder.add(row_count, emit.call("llvm.ctpop", word))
+            carry = word  # the columns' counts, a bit of all of them at a time
+            for digit in counts[p]:
+                old = builder.load(digit)
+                builder.store(builder.xor(old, carry), digit)
+                carry = builder.and_(old, carry)
+        wrong = builder.xor(row_count, emit.splat(I16, LANES, r))
+        builder.store(builder.or_(builder.load(faults), wrong), faults)
+    for p, width in enumerate(widths):
+        if c is None:
+            break
+        for d, digit in enumerate(counts[p]):
+            wanted = (1 << width) - 1 if c >> d & 1 else 0
+            wanted -= 1 << 16 if wanted >> 15 else 0
+            wrong = builder.xor(builder.load(digit), emit.splat(I16, LANES, wanted))
+            builder.store(builder.or_(builder.load(faults), wrong), faults)
+    return builder.load(faults)
+
+
+def place_bit(emit: Emitter, place: int) -> Any:
+    """The bit of an entry in the word of its row, in every lane."""
+    return emit.splat(I16, LANES, (1 << place) - (1 << 16 if place == 15 else 0))
+
+
+def first_lanes(emit: Emitter, count: Any) -> Any:
+    """Truth values of the first lanes."""
+    number = ir.Constant(vector(I16, LANES), list(range(LANES)))
+    return emit.builder.icmp_signed("<", number, emit.broadcast(emit.builder.trunc(count, I16), LANES))
 
 
 def _too_large(emit: Emitter, unit: Any, kind: Any) -> Any:
@@ -113,7 +138,7 @@ def _too_large(emit: Emitter, unit: Any, kind: Any) -> Any:
     return builder.zext(beyond, vector(I16, LANES))
 
 
-def _write(
+def write_masks(
     emit: Emitter, scores: Any, stride: Any, mask: Any, mask_stride: Any, words: Any, sums: Any, good: Any,
     kind: Any, rows: int, cols: int, absolute: bool,
 ) -> None:  # fmt: skip

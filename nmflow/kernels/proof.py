@@ -35,7 +35,7 @@ def grade_span(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Grade `groups` blocks side by side: 0 proven, 1 not proven, 2 infeasible; add kept scores to `sums`.
 
-    make : 0 the mask is read; 1 it is written; 2 it is read. With 1 and 2 only proven blocks are added to `sums`.
+    make : 0 the mask is read; 1 it is written, and only proven blocks are added to `sums`.
     """
     kind_, rows_, absolute_, make_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute)), literal(make)
     lines = Lines(literal(groups), literal(cols), literal(r), literal(c), literal(row_fill), literal(col_fill))
@@ -69,7 +69,7 @@ def grade_span(  # type: ignore[no-untyped-def]
             score, row_duals = each_row()
             threshold = builder.fadd(row_duals, col_duals)
             above = builder.fcmp_ordered(">", score, threshold)
-            if make_ == 1:
+            if make_:
                 kept = above
                 emit.store(lines.bytes_of(emit, kept), builder.load(of))
                 note(builder.fcmp_unordered("==", score, threshold))  # not above and not below

@@ -29,14 +29,14 @@ SWEEPS = 64
 
 @njit(nogil=True, error_model="numpy")
 def fill_lines(  # type: ignore[no-untyped-def]
-    lines, turned, u, v, at_u, at_v, row_words, col_words, row_ties, col_ties, need, loose, r, c, rows, cols, row_exact,
-    col_exact,
+    lines, turned, u, v, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need, loose, r, c, rows, cols,
+    row_exact, col_exact,
 ):  # fmt: skip
-    """Keep what lies above the duals, and of what lies on them what fits; what nodes then have or lack.
+    """Keep what lies above the duals, and of what lies on them what is `given` and what fits; what nodes have or lack.
 
     lines, turned : addresses of the block's rows and of its columns, each padded to whole vectors. Words of what lines
     keep and of what lies on their thresholds, need, loose : output; loose : what lines that need not be full leave to
-    the slack node.
+    the slack node. given : words of rows.
     """
     first = -(-rows // WIDTH) * WIDTH
     down, across = first // WIDTH, -(-cols // WIDTH)
@@ -56,18 +56,26 @@ def fill_lines(  # type: ignore[no-untyped-def]
         above, on = compare_line(turned + j * (8 * WIDTH) * down, v[j], at_u, down, 0)
         col_words[j], col_ties[j] = above & in_col, on & in_col
         need[first + j] = count_ones(col_words[j]) - c
-        if need[first + j] < 0:
-            room |= 1 << j
         if row_exact or col_exact or v[j] > 0:
             paid |= 1 << j
     for i in range(rows):
         above, on = compare_line(lines + i * (8 * WIDTH) * across, u[i], at_v, across, 1)
         row_words[i], row_ties[i] = above & in_row, on & in_row
-        need[i] = r - count_ones(row_words[i])
         some |= row_ties[i]
+        chosen = row_ties[i] & given[i]
+        row_words[i] |= chosen
+        need[i] = r - count_ones(row_words[i])
+        while chosen != 0:
+            j = trailing_zeros(chosen)
+            chosen &= chosen - 1
+            col_words[j] |= 1 << i
+            need[first + j] += 1
+    for j in range(cols):
+        if need[first + j] < 0:
+            room |= 1 << j
     for i in range(rows if some != 0 else 0):
         # entries on the threshold cost nothing either way: what still has room on both sides
-        wanted = row_ties[i] & room & (-1 if u[i] > 0 else paid)
+        wanted = row_ties[i] & ~row_words[i] & room & (-1 if u[i] > 0 else paid)
         while need[i] > 0 and wanted != 0:
             j = trailing_zeros(wanted)
             wanted &= wanted - 1

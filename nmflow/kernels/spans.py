@@ -134,16 +134,6 @@ class Lines:
                 flag = builder.select(two, ir.Constant(I8, 2), builder.zext(one, I8))
                 emit.store(flag, emit.at(address, g))
 
-    def least(self, emit: Emitter, values: Value) -> Value:
-        """The least of each block's floats, in all of its places."""
-        done = 1
-        while done < self.cols:
-            # each place sees twice as many of its block, going round
-            turned = [t // self.cols * self.cols + (t % self.cols + done) % self.cols for t in range(self.width)]
-            values = emit.better(values, emit.pick(values, turned), "<")
-            done *= 2
-        return values
-
     def proven(self, emit: Emitter, faults: Value) -> Value:
         """Truth values of the entries whose block's field in `faults` is 0."""
         builder = emit.builder

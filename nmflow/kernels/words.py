@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal, vector
 
-__all__ = ["WIDTH", "compare_line", "move_line", "nearest_node", "prove_line", "relax_line", "write_bits"]
+__all__ = ["WIDTH", "compare_line", "move_line", "nearest_node", "prove_line", "read_bits", "relax_line", "write_bits"]
 
 WIDTH = 8
 """float64 of a vector."""
@@ -236,3 +236,31 @@ def write_bits(typing, word, address, count):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def read_bits(typing, address, count):  # type: ignore[no-untyped-def]
+    """The lowest bits of so many bytes as a word."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        address, count = args
+        whole = builder.udiv(count, ir.Constant(I64, WIDTH))
+        word = emit.variable(ir.Constant(I64, 0))
+
+        def add(bits: Any) -> None:
+            builder.store(builder.or_(builder.load(word), bits), word)
+
+        def read(number: Any, _: Any) -> None:
+            at = builder.add(address, builder.mul(number, ir.Constant(I64, WIDTH)))
+            truths = builder.trunc(emit.load(at, vector(I8, WIDTH)), vector(ir.IntType(1), WIDTH))
+            add(_bits_of(builder, truths, number))
+
+        _each_vector(builder, whole, read)
+        with cgutils.for_range(builder, builder.urem(count, ir.Constant(I64, WIDTH))) as turn:
+            place = builder.add(builder.mul(whole, ir.Constant(I64, WIDTH)), turn.index)
+            bit = builder.and_(emit.load(builder.add(address, place), I8), ir.Constant(I8, 1))
+            add(builder.shl(builder.zext(bit, I64), place))
+        return builder.load(word)
+
+    return types.int64(types.int64, types.int64), codegen

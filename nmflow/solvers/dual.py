@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -14,28 +13,20 @@ from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
-from nmflow.solvers.levels import Levels, lattice_of, levels_of
+from nmflow.solvers.levels import Lattice, lattice_of
 from nmflow.solvers.open_blocks import OpenBlocks, workspace
+from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
 
 ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
 and the step between; and the same where scores were rounded, from nothing."""
-AMONG, MOST = 4, 9
-"""Bits of the offsets by which scores that repeat are moved, of the 14 of a block's spread: for equal scores among
-others, and at most."""
-BELOW = 2
-"""Bits by which the offsets are smaller than the grain of a lattice."""
-ZOOM = 6
-"""Bits by which what is left of moved scores is magnified: once for large offsets or small blocks, else twice."""
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
-MANY = {8: 200, 64: 2}
+MANY = {8: 1000, 16: 400, 64: 2}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
-BITS = 14
-"""Bits of a spread in 16-bit lanes (`nmflow.kernels.segments`)."""
 BATCH_ENTRIES = 1 << 17
 """Scores of blocks that are finished at a time, as float64: they stay in a cache."""
 FEWEST = 32
@@ -70,44 +61,77 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        offsets, levels = self._plan(chunk)
-        if levels is not None:
-            return levels.back(chunk, self._solved(levels.chunk, offsets, levels.lattice.step))
-        return self._solved(chunk, offsets)
+        tied, lattice = self._plan(chunk)
+        if lattice is not None:
+            untied = untie_on(lattice, chunk)
+            if untied is not None:
+                return self._numbered(chunk, lattice, untied)
+        return self._solved(chunk, tied=tied)
 
-    def _solved(self, chunk: Chunk, offsets: int | None, step: int = 0) -> ChunkSolution:
-        """Solve a chunk, whose scores are all moved by so many bits, if by any; duals are to lie near a `step`."""
+    def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied) -> ChunkSolution:
+        """Send paths through what whole numbers left open, in these numbers; what that proves of the scores."""
+        from nmflow.kernels.kept import kept_kernel
+
+        open_ = Duals(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
+        counts, kept, others = {"tied": chunk.n_blocks - len(untied.blocks)}, untied.kept, untied.blocks
+        if len(untied.blocks):
+            counts["augmented"] = len(untied.blocks)
+            others = self._finish(chunk, open_, untied.numbers).others
+            others = np.union1d(others, untied.blocks[~lattice.near(untied.u, untied.v, untied.largest)])
+            done, sums = np.setdiff1d(untied.blocks, others), np.zeros(chunk.pattern.block_shape[1])
+            kept_kernel(chunk.kind, *chunk.pattern.block_shape, chunk.absolute)(
+                chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
+                chunk.grid[1], done.ctypes.data, len(done), sums.ctypes.data,
+            )  # fmt: skip
+            kept += float(sums.sum())
+        # where nobody asks for duals, only those to go on from
+        blocks = others if chunk.duals is None else np.arange(chunk.n_blocks)
+        u, v = untied.every.updated(open_).gather(chunk, blocks)
+        (u, u_lost), (v, v_lost) = lattice.dual(u, lattice.low), lattice.dual(v)
+        rounded = int((u_lost.any(axis=1) | v_lost.any(axis=1)).sum())
+        if rounded:
+            counts["rounded"] = rounded
+        return ChunkSolution(Duals(blocks=blocks, block_row=u, block_col=v), counts=counts, proven=Proven(kept, others))
+
+    def _solved(self, chunk: Chunk, *, tied: bool) -> ChunkSolution:
+        """Solve a chunk by its scores; where it is `tied` all of them are moved."""
         todo = OpenBlocks(chunk)
         counts = {}
-        if offsets is None and chunk.exact:
+        if chunk.exact and not tied:
             counts["ascended"] = self._settle(chunk, todo)
         else:
             todo.add_all()
-            if offsets is None:  # scores that were rounded are compared as floats, where a tie proves nothing
+            if not tied:  # scores that were rounded are compared as floats, where a tie proves nothing
                 todo.u[:] = todo.v[:] = 0.0
                 counts["ascended"] = self._settle(chunk, todo, ROUNDED)
-        side = max(chunk.pattern.block_shape)
-        few = max(FEWEST, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
-        if offsets is None and self._movable(chunk) and todo.count > few:
-            offsets = AMONG
-        if offsets is not None and todo.count > 0:
-            before = todo.count
-            self._untie(chunk, todo, offsets, step)
-            counts["tied"] = before - todo.count
         if todo.count < 0:
             return ChunkSolution(finite=False)
         with np.errstate(over="ignore"):
             kept = float(todo.sums.sum())
-        start = todo.duals()
+        side = max(chunk.pattern.block_shape)
+        few = max(FEWEST, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
+        begun = todo.count > (0 if tied else few) and self._movable(chunk)
+        if begun:
+            untied = untie(chunk, todo.blocks[: todo.count].copy(), None if tied else (todo.u, todo.v))
+            if untied is None:
+                return ChunkSolution(finite=False)
+            counts["tied"] = todo.count - len(untied.blocks)
+            kept += untied.kept
+            row, col = todo.dense or (None, None)
+            known = replace(untied.every, row=row, col=col)
+            start = replace(known, blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
+        else:
+            known = start = todo.duals()
+        blocks = start.blocks if start.blocks is not None else np.empty(0, np.int64)
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
-            blocks = np.union1d(todo.blocks[: todo.count], chunk.fixed_blocks())
-            return self._augmented(chunk, blocks, start, counts)
-        if not todo.count:
-            return ChunkSolution(start, counts=counts, proven=Proven(kept, np.empty(0, np.int64)))
-        counts["augmented"] = todo.count
-        proven = self._finish(chunk, start)
-        return ChunkSolution(start, counts=counts, proven=replace(proven, objective=kept + proven.objective))
+            return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks()), start, counts)
+        if not len(blocks):
+            return ChunkSolution(known, counts=counts, proven=Proven(kept, blocks))
+        counts["augmented"] = len(blocks)
+        proven = self._finish(chunk, start, begun=begun)
+        proven = replace(proven, objective=kept + proven.objective)
+        return ChunkSolution(known.updated(start), counts=counts, proven=proven)
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
         """Send paths through some blocks of a chunk with fixed entries."""
@@ -120,8 +144,11 @@ class Dual(Solver):
         failed = tuple(int(b) for b in blocks[ended == FAILED])
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts)
 
-    def _finish(self, chunk: Chunk, open_: Duals) -> Proven:
-        """Send paths through blocks that stand apart, to optimal duals; which of them are proven."""
+    def _finish(self, chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: bool = True) -> Proven:
+        """Send paths through blocks that stand apart, to optimal duals; which of them are proven.
+
+        numbers : shape (k, R, C), what to read instead of the scores. begun : whether masks say which ties to keep.
+        """
         from nmflow.kernels.finish import finish_kernel, finish_scratch
 
         pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
@@ -131,55 +158,39 @@ class Dual(Solver):
         flags = np.empty(len(blocks), np.uint8)
         rows, cols = pattern.block_shape
         size = max(1, BATCH_ENTRIES // (rows * cols))
+        single = 0 if chunk.kind == "float64" else 1 if chunk.duals is not None else 2
         values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
         finish, scratch, mask, kept = finish_kernel(), finish_scratch(rows, cols), chunk.mask.view(np.uint8), 0.0
         for first in range(0, len(blocks), size):
             part = slice(first, first + size)
+            some = values[: len(blocks[part])]
+            if numbers is None:
+                block_scores(chunk, blocks[part], some)
+            else:
+                some[...] = numbers[part]
             kept += finish(
-                block_scores(chunk, blocks[part], values[: len(blocks[part])]), u[part], v[part], mask, blocks[part],
-                pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact,
-                chunk.kind != "float64", *scratch, flags[part],
+                some, u[part], v[part], mask, blocks[part], pattern.row_budget, pattern.col_budget, _room(pattern),
+                *fills(pattern), chunk.exact, single, begun, *scratch, flags[part],
             )  # fmt: skip
         return Proven(kept, blocks[flags != 0])
 
-    def _plan(self, chunk: Chunk) -> tuple[int | None, Levels | None]:
-        """By how many bits to move all scores, and those that stand for them, where most repeat: judged by a few."""
+    def _plan(self, chunk: Chunk) -> tuple[bool, Lattice | None]:
+        """Whether most scores repeat, and the lattice on which they lie: judged by a few."""
         if not self._movable(chunk):
-            return None, None
+            return False, None
         some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
         if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
-            return None, None
+            return False, None
         places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
         sample = block_scores(chunk, places)
         if not np.isfinite(sample).all() or _repeated(sample.reshape(len(sample), -1)[:, :256]) < TIED_SHARE:
-            return None, None
-        lattice = lattice_of(sample, work_dtype(chunk.kind))
-        if lattice is None:
-            return AMONG, None
-        levels = levels_of(chunk, lattice) if lattice.largest else None
-        if lattice.largest and levels is None:
-            return AMONG, None
-        return min(MOST, BITS - BELOW - max(1, lattice.spread).bit_length()), levels
+            return False, None
+        return True, lattice_of(sample, work_dtype(chunk.kind))
 
     def _movable(self, chunk: Chunk) -> bool:
         """Whether scores can be moved a little and the mask repaired after."""
         exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
         return exact and chunk.state is None and chunk.exact
-
-    def _untie(self, chunk: Chunk, todo: OpenBlocks, bits: int, step: int) -> None:
-        """Settle blocks whose scores repeat; see `nmflow.kernels.untie`."""
-        from nmflow.kernels.untie import untie_kernel, untie_scratch
-
-        pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
-        shape = pattern.block_shape
-        scratch = workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
-        whole, floats = _steps(*shape, bits, todo.u.dtype.name)
-        kernel = untie_kernel(chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute)
-        todo.count = kernel(
-            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
-            chunk.grid[1], scratch.ctypes.data, *todo.addresses, todo.count, todo.sums.ctypes.data, int(chunk.exact),
-            whole.ctypes.data, floats.ctypes.data, step, ZOOM, ZOOM if bits > AMONG or max(shape) <= 8 else 2 * ZOOM,
-        )  # fmt: skip
 
     def _settle(self, chunk: Chunk, todo: OpenBlocks, zooms: tuple[int, int, int] = ZOOMS) -> int:
         """Ascend, make masks and prove them; how many blocks are open. See `nmflow.kernels.settle`."""
@@ -267,14 +278,6 @@ def _repeated(lines: Array) -> float:
     ordered = np.sort(lines, axis=1)
     shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
     return float(np.sort(shares)[len(lines) // 2] / ordered.shape[1])
-
-
-@cache
-def _steps(rows: int, cols: int, bits: int, dtype: str) -> tuple[Array, Array]:
-    """Offsets for the entries of a block in whole steps, all different, as int16 and in a float dtype."""
-    order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
-    steps = order * (2.0**bits / (rows * cols))
-    return steps.astype(np.int16), steps.astype(dtype)
 
 
 def _room(pattern: Pattern) -> int:

@@ -1,4 +1,4 @@
-"""Scores near a lattice, such as whole numbers times a scale that rounds: solved as small whole numbers.
+"""Scores on a lattice or near one, such as whole numbers times a scale that rounds: solved as small whole numbers.
 
 Each score is S = coarse * L + fine * d, exactly, with whole L and small whole d: what rounding left beside the lattice.
 Which mask is best is decided by the L and, where they tie, by the d; how much coarse is larger than fine matters no
@@ -12,29 +12,30 @@ A = L - a - b and B = d - x - y
     T - U - V = step * A + B    and    S - u - v = coarse * A + fine * B,
 
 which have the same sign if |B| < step <= coarse / fine, A being whole. Blocks where |d| + |x| + |y| may reach a step
-stay open.
+stay open. Where coarse = step * fine the second line is the first one times fine, and nothing has to be small.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.blocks import Chunk, integers_of
-from nmflow.certificate import Duals, Proven, block_scores
+from nmflow.blocks import integers_of
 from nmflow.problem import Array
-from nmflow.solvers.base import ChunkSolution
-from nmflow.solvers.open_blocks import workspace
 
-__all__ = ["Lattice", "Levels", "lattice_of", "levels_of"]
+__all__ = ["Lattice", "lattice_of"]
 
 MOST_LEVELS = 1 << 11
 """Most levels of a lattice that is worth it: more are no ties."""
+WHOLE = 1 << 22
+"""Whole numbers below it have room for a fraction, and for a sum, in float32."""
+EXACT = {4: 1 << 24, 8: 1 << 52}
+"""Whole numbers below it are floats of that many bytes, and so are sums with the duals of some that are near."""
 LARGEST = {4: 120, 8: 900}
 """Bits of the largest scale, and of the smallest, whose inverse is a number of that many bytes too."""
 ROOM = 6
@@ -43,13 +44,51 @@ ROOM = 6
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """Numbers are coarse * L + fine * d; `largest` bounds |d|, `spread` the numbers' spread as T, in whole numbers."""
+    """Numbers are coarse * L + fine * d with |d| <= `largest`; as T = step * L + d they lie from `low` on.
+
+    `low` is a multiple of `step`; the largest T is at most low + spread.
+    """
 
     coarse: float
     fine: float
     largest: int
     step: int
+    low: int
     spread: int
+
+    @property
+    def linear(self) -> bool:
+        """Whether the numbers are their T times `fine`."""
+        return self.coarse == self.step * self.fine
+
+    def dual(self, duals: Array, low: int = 0) -> tuple[Array, Array]:
+        """Duals of S from those of T - low, as float64, and where they are rounded."""
+        duals = duals.astype(np.float64) + low
+        if self.linear:
+            return duals * self.fine, np.zeros(duals.shape, np.bool_)
+        steps = np.rint(duals / self.step)
+        rest = duals - steps * self.step
+        fraction, exponent = math.frexp(self.coarse)
+        high = math.ldexp(round(math.ldexp(fraction, 26)), exponent - 26)  # halves of so few bits have exact products
+        both, lost = _two_sum(steps * (self.coarse - high), rest * self.fine)
+        total, lost_too = _two_sum(steps * high, both)
+        return total, (lost != 0) | (lost_too != 0)
+
+    def near(self, u: Array, v: Array, largest: int) -> Array:
+        """Whether what duals of T prove is proven of S, shape (k,); a shift from u to v may see to it, in place."""
+        shifts = np.arange(0, self.step, max(1, self.step // 16))
+        found = np.ones(len(u), np.bool_) if self.linear else self._rests(u) + self._rests(v) + largest < self.step
+        for k in np.flatnonzero(~found):
+            moved_u, moved_v = u[k] - shifts[:, None], v[k] + shifts[:, None]
+            rests = self._rests(moved_u) + self._rests(moved_v)
+            best = int(rests.argmin())
+            u[k], v[k], found[k] = moved_u[best], moved_v[best], rests[best] + largest < self.step
+        return found
+
+    def _rests(self, duals: Array) -> Array:
+        """The largest remainder of the duals of each block, shape (k, lines), to a multiple of a step."""
+        rests: Array = np.abs(duals - np.rint(duals / self.step) * self.step).max(axis=1, initial=0.0)
+        return rests
 
 
 def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
@@ -59,8 +98,8 @@ def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
 
     Examples
     --------
-    >>> lattice_of(np.array([0.0, 0.5, 2.0, 1.0]), np.float64).spread
-    4
+    >>> lattice_of(np.array([0.0, 0.5, 2.0, 1.0]), np.float64)
+    Lattice(coarse=0.5, fine=0.5, largest=0, step=1, low=0, spread=4)
     >>> near = lattice_of((np.arange(5, dtype=np.float32) * np.float32(0.1)).astype(np.float64), np.float32)
     >>> near.largest, near.step, near.spread
     (1, 8, 32)
@@ -71,87 +110,35 @@ def lattice_of(values: Array, dtype: npt.DTypeLike) -> Lattice | None:
 @lru_cache(64)
 def _lattice(values: bytes, dtype: np.dtype[Any], room: int) -> Lattice | None:
     """The same of numbers that are distinct and ascending; chunks of a matrix have the same ones again and again."""
-    distinct = np.frombuffer(values)
-    if len(distinct) == 1:
-        return Lattice(1.0, 1.0, 0, 1, 0)
-    low, high = float(distinct[0]), float(distinct[-1])
-    top = max(abs(low), abs(high))
-    if not math.isfinite(high - low):
+    distinct, bits = np.frombuffer(values), LARGEST[dtype.itemsize]
+    numbers, exponent = integers_of(distinct)
+    top = max(abs(int(numbers[0])), abs(int(numbers[-1])))
+    if not -bits < exponent < bits:
         return None
-    least = float(np.diff(distinct).min())
-    if high - low > MOST_LEVELS * least:
+    if top < EXACT[dtype.itemsize] and numbers[-1] - numbers[0] <= MOST_LEVELS:
+        fine = 2.0**exponent
+        return Lattice(fine, fine, 0, 1, int(numbers[0]), int(numbers[-1] - numbers[0]))
+    least = int(np.diff(numbers).min()) if len(numbers) > 1 else top
+    count = (2 * top + least) // (2 * least)  # rounded; of any size
+    if count > MOST_LEVELS:
         return None
-    levels = np.rint((distinct - low) / least)
-    if (levels * least == distinct - low).all():
-        return Lattice(least, least, 0, 1, int(levels[-1]))
-    count, bits = round(top / least), LARGEST[dtype.itemsize]
-    if count > MOST_LEVELS or not 2.0**-bits < top / count < 2.0**bits:
+    largest_number = max(abs(float(distinct[0])), abs(float(distinct[-1])))
+    coarse = float(np.array(largest_number / count, dtype))
+    if not 2.0**-bits < coarse < 2.0**bits:
         return None
-    coarse = float(np.array(top / count, dtype))
     numbers, exponent = integers_of(np.append(distinct, coarse))
     if not -bits < exponent < bits:
         return None
-    whole = np.rint(distinct / coarse).astype(np.int64).astype(object)
-    largest = int(max(abs(numbers[:-1] - whole * numbers[-1])))
-    step = 1 << (room * largest - 1).bit_length()
-    if largest == 0 or step * count >= 1 << 22 or step * 4 > numbers[-1]:
+    levels = np.rint(distinct / coarse).astype(np.int64).astype(object)
+    rests = numbers[:-1] - levels * numbers[-1]
+    largest = int(max(abs(rests)))
+    step = 1 << (room * largest - 1).bit_length() if largest else 1
+    whole = levels * step + rests
+    low = int(whole.min()) // step * step
+    spread = int(whole.max()) - low
+    if step * (count + 1) >= WHOLE or step * 4 > numbers[-1]:
         return None
-    spread = int(whole[-1] - whole[0]) * step
-    return Lattice(coarse, 2.0**exponent, largest, step, spread)
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """A chunk as whole numbers: `chunk` holds T, `worst` is the largest |d| in it."""
-
-    lattice: Lattice
-    worst: float
-    chunk: Chunk
-
-    def back(self, true: Chunk, solution: ChunkSolution) -> ChunkSolution:
-        """What a solution of T says of the true scores; its mask is theirs."""
-        from nmflow.kernels.levels import beyond_kernel, kept_kernel
-
-        duals, proven = solution.duals, solution.proven
-        if proven is None or duals.row is None or duals.col is None:
-            raise AssertionError("a solution of whole numbers must have dense duals, and say what it proves")
-        beyond = np.empty(true.n_blocks, np.uint8)
-        beyond_kernel()(duals.row, duals.col, float(self.lattice.step), self.worst, beyond.reshape(true.grid))
-        if duals.blocks is not None and duals.block_row is not None and duals.block_col is not None:
-            sides = duals.block_row, duals.block_col
-            rests = sum(np.abs(self._parts(side)[1]).max(axis=1, initial=0.0) for side in sides)
-            beyond[duals.blocks] = ~(rests + self.worst < self.lattice.step)
-        beyond[proven.others] = 1
-        others = np.flatnonzero(beyond)
-        kept = kept_kernel(true.kind, true.absolute)(
-            true.scores.ctypes.data, true.scores.strides[0], true.mask.ctypes.data, true.mask.strides[0],
-            *true.mask.shape,
-        )  # fmt: skip
-        if len(others):
-            kept -= float(np.sum(block_scores(true, others), where=true.gather(true.mask, others)))
-        elif true.duals is None:
-            return replace(solution, duals=Duals(), proven=Proven(kept, others))
-        # where nobody asks for duals, only those to go on from
-        blocks = others if true.duals is None else np.arange(true.n_blocks)
-        (u, u_rounded), (v, v_rounded) = (self._dual(side) for side in duals.gather(self.chunk, blocks))
-        rounded = int((u_rounded.any(axis=1) | v_rounded.any(axis=1)).sum())
-        counts = {**solution.counts, "rounded": rounded} if rounded else solution.counts
-        duals = Duals(blocks=blocks, block_row=u, block_col=v)
-        return replace(solution, duals=duals, proven=Proven(kept, others), counts=counts)
-
-    def _parts(self, duals: Array) -> tuple[Array, Array]:
-        """Whole steps of duals of T, and what is left of them."""
-        steps = np.rint(duals / self.lattice.step)
-        return steps, duals - steps * self.lattice.step
-
-    def _dual(self, duals: Array) -> tuple[Array, Array]:
-        """Duals of S from those of T, and where they are rounded."""
-        steps, rest = self._parts(duals)
-        fraction, exponent = math.frexp(self.lattice.coarse)
-        high = math.ldexp(round(math.ldexp(fraction, 26)), exponent - 26)  # halves of so few bits have exact products
-        both, lost = _two_sum(steps * (self.lattice.coarse - high), rest * self.lattice.fine)
-        total, lost_too = _two_sum(steps * high, both)
-        return total, (lost != 0) | (lost_too != 0)
+    return Lattice(coarse, 2.0**exponent, largest, step, low, spread)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -159,26 +146,3 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
-
-
-def levels_of(chunk: Chunk, lattice: Lattice) -> Levels | None:
-    """A chunk as whole numbers; None if some score is not near the lattice."""
-    from nmflow.kernels.levels import LEAST_WIDTH, level_kernel
-
-    height, width = chunk.mask.shape
-    if width < LEAST_WIDTH:
-        return None
-    whole = workspace("levels", height * width, np.float32).reshape(height, width)
-    worst = level_kernel(chunk.kind, chunk.absolute)(
-        chunk.scores.ctypes.data, chunk.scores.strides[0], height, width, lattice.coarse, lattice.fine,
-        float(lattice.step), whole.ctypes.data, lattice.step / 2,
-    )  # fmt: skip
-    if not worst <= lattice.step / 2:
-        return None
-    tall, wide = chunk.grid
-    room = (
-        workspace("level rows", height * wide, np.float32).reshape(height, wide),
-        workspace("level cols", tall * width, np.float32).reshape(tall, width),
-    )
-    as_whole = replace(chunk, scores=whole, source=whole, kind="float32", absolute=False, warm=None, duals=room)
-    return Levels(lattice, worst, as_whole)

@@ -1,0 +1,56 @@
+"""What masks keep of some blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.simd import F64, I8, Emitter, literal, read_word, vector
+
+__all__ = ["kept_kernel"]
+
+
+@intrinsic(prefer_literal=True)
+def add_kept(typing, scores, mask, sums, kind, cols, absolute):  # type: ignore[no-untyped-def]
+    """Add the scores of a row of a block that a mask keeps to `cols` sums in float64."""
+    kind_, cols_, absolute_ = BY_CODE[literal(kind)], literal(cols), bool(literal(absolute))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, mask, sums = args[:3]
+        kept = builder.icmp_signed("!=", emit.load(mask, vector(I8, cols_)), emit.splat(I8, cols_, 0))
+        score = kind_.load(emit, scores, cols_, absolute_)
+        score = score if kind_.work == F64 else builder.fpext(score, vector(F64, cols_))
+        share = builder.select(kept, score, emit.splat(F64, cols_, 0.0))
+        emit.store(builder.fadd(emit.load(sums, vector(F64, cols_)), share), sums)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64, kind, cols, absolute), codegen
+
+
+@once
+def kept_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
+    """Compile for one kind of scores and one shape of blocks.
+
+    Returns
+    -------
+    function (scores, stride, mask, mask_stride, grid_cols, blocks, count, sums) -> None
+        Addresses as int64; strides in bytes. Adds the scores that the mask keeps in `count` blocks to `cols` float64.
+    """
+    kind = KINDS[kind_name]
+    code, item, magnitude = kind.code, kind.itemsize, int(absolute)
+    version = fingerprint()
+
+    def add_blocks(scores, stride, mask, mask_stride, grid_cols, blocks, count, sums):  # type: ignore[no-untyped-def]
+        for k in range(count if version else 0):
+            b = read_word(blocks + k * 8)
+            s = b // grid_cols
+            j = (b - s * grid_cols) * cols
+            for i in range(s * rows, (s + 1) * rows):
+                add_kept(scores + i * stride + j * item, mask + i * mask_stride + j, sums, code, cols, magnitude)
+
+    return compiled(add_blocks, types.none(*[types.int64] * 8))

@@ -1,0 +1,137 @@
+"""Numbers in lanes that are moved by offsets, the same for all blocks, and what 16-bit lanes hold of them.
+
+That is their upper 14 bits at first, then what is left of them beside their duals, magnified: `nmflow.kernels.ascent`
+works on those.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.segments import BIAS, BITS, VECTOR
+from nmflow.kernels.simd import F64, I16, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.tied import Width, width_of
+
+__all__ = ["ZOOM", "add_duals", "begin_duals", "magnify_lanes", "move_lanes"]
+
+ZOOM = 6
+"""Bits by which what is left of moved numbers is magnified each time."""
+SHAPE = vector(I16, LANES)
+
+
+@intrinsic(prefer_literal=True)
+def begin_duals(typing, given_u, given_v, lows, shifts, units, u, v, size, rows, cols):  # type: ignore[no-untyped-def]
+    """Duals of cut scores to begin with, as wide lanes; given_u, given_v : 32 floats of `size` bytes for each line."""
+    size_, rows_, cols_ = literal(size), literal(rows), literal(cols)
+    lanes = Width(1)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        given_u, given_v, lows, shifts, units, u, v = args[:7]
+        work = vector(F64, LANES)
+        back = builder.fdiv(emit.splat(F64, LANES, 1.0), emit.load(units, work))
+        shift, low = lanes.load(emit, shifts), lanes.load(emit, lows)
+        most, least = (emit.splat(F64, LANES, x) for x in (2.0**29, -(2.0**29)))
+        for given, to, lines, less in ((given_u, u, rows_, low), (given_v, v, cols_, lanes.splat(emit, 0))):
+            with loop(builder, lines) as turn:
+                at = builder.add(given, builder.mul(turn.index, ir.Constant(I64, LANES * size_)))
+                dual = emit.load(at, work if size_ == 8 else vector(ir.FloatType(), LANES))
+                dual = builder.fmul(dual if size_ == 8 else builder.fpext(dual, work), back)
+                dual = emit.better(emit.better(dual, least, ">"), most, "<")
+                number = builder.sub(builder.fptosi(dual, lanes.shape), less)
+                lanes.store(emit, builder.shl(number, shift), lanes.ahead(emit, to, turn))
+        return context.get_dummy_value()
+
+    return types.none(given_u, given_v, lows, shifts, units, u, v, size, rows, cols), codegen
+
+
+@intrinsic(prefer_literal=True)
+def move_lanes(typing, numbers, moved, offsets, count, wide):  # type: ignore[no-untyped-def]
+    """Write the upper 14 bits of `count` lane vectors, each plus its offset, less the bias; offsets : as numbers."""
+    lanes = width_of(wide)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        numbers, moved, offsets = args[:3]
+        with loop(builder, literal(count)) as turn:
+            value = builder.add(lanes.load(emit, lanes.ahead(emit, numbers, turn)), _offset(emit, lanes, offsets, turn))
+            if lanes.wide:
+                value = builder.trunc(builder.ashr(value, lanes.splat(emit, BITS)), SHAPE)
+                value = builder.sub(value, emit.splat(I16, LANES, BIAS))
+            emit.store(value, builder.add(moved, builder.mul(turn.index, ir.Constant(I64, VECTOR))), VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(numbers, moved, offsets, count, wide), codegen
+
+
+def _offset(emit: Emitter, lanes: Width, offsets: Any, turn: Any) -> Any:
+    """The offset of a turn of a loop, in all lanes."""
+    at = emit.builder.add(offsets, emit.builder.mul(turn.index, ir.Constant(I64, lanes.size // LANES)))
+    return emit.broadcast(emit.load(at, lanes.element), LANES)
+
+
+@intrinsic(prefer_literal=True)
+def magnify_lanes(typing, numbers, moved, u, v, offsets, down, rows, cols, wide):  # type: ignore[no-untyped-def]
+    """Write what is left of moved numbers beside their duals, magnified and cut off at 16 bits.
+
+    Wide: numbers plus offsets less u + v, `down` bits of them dropped. Narrow: what is left is in `moved` already, but
+    for duals u and v of it, 16 bits each; offsets : the part of them that had no room before.
+    """
+    rows_, cols_, lanes = literal(rows), literal(cols), width_of(wide)
+    most = 1 << 15 if lanes.wide else 1 << (15 - ZOOM)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        numbers, moved, u, v, offsets, down = args[:6]
+        high, low = lanes.splat(emit, most - 1), lanes.splat(emit, -most)
+        down = lanes.broadcast(emit, down)
+        with loop(builder, rows_) as turn:
+            source = lanes.ahead(emit, numbers if lanes.wide else moved, turn, cols_)
+            to = builder.add(moved, builder.mul(turn.index, ir.Constant(I64, cols_ * VECTOR)))
+            table = builder.add(offsets, builder.mul(turn.index, ir.Constant(I64, cols_ * lanes.size // LANES)))
+            dual = lanes.load(emit, lanes.ahead(emit, u, turn))
+            for j in range(cols_):
+                offset = emit.load(emit.at(table, j * lanes.size // LANES), lanes.element)
+                offset = emit.broadcast(offset, LANES)
+                rest = lanes.less(emit, lanes.less(emit, lanes.load(emit, source, j), lanes.load(emit, v, j)), dual)
+                if lanes.wide:
+                    rest = builder.ashr(builder.add(rest, offset), down)
+                rest = emit.call("llvm.smax", emit.call("llvm.smin", rest, high), low)
+                if lanes.wide:
+                    rest = builder.trunc(rest, SHAPE)
+                else:
+                    rest = builder.add(builder.shl(rest, lanes.splat(emit, ZOOM)), offset)
+                emit.store(rest, emit.at(to, j * VECTOR), VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(numbers, moved, u, v, offsets, down, rows, cols, wide), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_duals(typing, duals, base, up, bias, count, wide):  # type: ignore[no-untyped-def]
+    """Add `count` vectors of 16-bit duals, plus `bias`, to those in `base`: `up` bits higher, or lower if negative."""
+    lanes = width_of(wide)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        duals, base, up, bias = args[:4]
+        zero = ir.Constant(I64, 0)
+        high = builder.icmp_signed(">", up, zero)
+        left = lanes.broadcast(emit, builder.select(high, up, zero))
+        right = lanes.broadcast(emit, builder.select(high, zero, builder.neg(up)))
+        half = builder.ashr(builder.shl(lanes.splat(emit, 1), right), lanes.splat(emit, 1))
+        bias = lanes.broadcast(emit, bias)
+        with loop(builder, literal(count)) as turn:
+            at = builder.add(duals, builder.mul(turn.index, ir.Constant(I64, VECTOR)))
+            step = emit.load(at, SHAPE, VECTOR)
+            step = builder.add(builder.sext(step, lanes.shape) if lanes.wide else step, bias)
+            step = builder.ashr(builder.add(builder.shl(step, left), half), right)
+            to = lanes.ahead(emit, base, turn)
+            lanes.store(emit, builder.add(lanes.load(emit, to), step), to)
+        return context.get_dummy_value()
+
+    return types.none(duals, base, up, bias, count, wide), codegen

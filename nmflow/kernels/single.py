@@ -1,0 +1,98 @@
+"""What leaves the lanes of `nmflow.kernels.untie` block by block: numbers, duals and masks of those that stay open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.lanes import WORD, words_in_row
+from nmflow.kernels.segments import VECTOR
+from nmflow.kernels.simd import F64, I1, I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.tied import width_of
+
+__all__ = ["copy_duals", "copy_lane", "copy_words", "read_float", "read_short"]
+
+
+@intrinsic(prefer_literal=True)
+def copy_lane(typing, source, lane, target, bias, down, count, wide):  # type: ignore[no-untyped-def]
+    """Write what one lane of `count` vectors holds, plus `bias`, less its `down` lowest bits, as lanes hold it."""
+    lanes = width_of(wide)
+    size = lanes.size // LANES
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        source, lane, target, bias, down = args[:5]
+        source = builder.add(source, builder.mul(lane, ir.Constant(I64, size)))
+        bias, down = builder.trunc(bias, lanes.element), builder.trunc(down, lanes.element)
+        with loop(builder, literal(count)) as turn:
+            value = emit.load(lanes.ahead(emit, source, turn), lanes.element)
+            value = builder.ashr(builder.add(value, bias), down)
+            emit.store(value, builder.add(target, builder.mul(turn.index, ir.Constant(I64, size))))
+        return context.get_dummy_value()
+
+    return types.none(source, lane, target, bias, down, count, wide), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_duals(typing, source, lane, target, unit, plus, count, wide):  # type: ignore[no-untyped-def]
+    """Write what one lane of `count` vectors holds, times `unit`, plus `plus`, as float64: exactly."""
+    lanes = width_of(wide)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        source, lane, target, unit, plus = args[:5]
+        source = builder.add(source, builder.mul(lane, ir.Constant(I64, lanes.size // LANES)))
+        with loop(builder, literal(count)) as turn:
+            value = builder.sitofp(emit.load(lanes.ahead(emit, source, turn), lanes.element), F64)
+            value = builder.fadd(builder.fmul(value, unit), plus)
+            emit.store(value, builder.add(target, builder.mul(turn.index, ir.Constant(I64, 8))))
+        return context.get_dummy_value()
+
+    return types.none(source, lane, target, unit, plus, count, wide), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_words(typing, words, lane, mask, stride, rows, cols):  # type: ignore[no-untyped-def]
+    """Write the mask of one lane."""
+    rows_, cols_ = literal(rows), literal(cols)
+    parts = words_in_row(cols_)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        words, lane, mask, stride = args[:4]
+        source = builder.add(words, builder.mul(lane, ir.Constant(I64, 2)))
+        with loop(builder, rows_) as turn:
+            to = builder.add(mask, builder.mul(turn.index, stride))
+            at = builder.add(source, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+            for p in range(parts):
+                width = min(WORD, cols_ - WORD * p)
+                bits = emit.load(emit.at(at, p * VECTOR), I16)
+                bits = bits if width == WORD else builder.trunc(bits, ir.IntType(width))
+                truths = builder.bitcast(bits, vector(I1, width))
+                emit.store(builder.zext(truths, vector(I8, width)), emit.at(to, p * WORD))
+        return context.get_dummy_value()
+
+    return types.none(words, lane, mask, stride, rows, cols), codegen
+
+
+@intrinsic
+def read_float(typing, address):  # type: ignore[no-untyped-def]
+    """Load a float64 from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Emitter(builder).load(args[0], F64)
+
+    return types.float64(address), codegen
+
+
+@intrinsic
+def read_short(typing, address):  # type: ignore[no-untyped-def]
+    """Load an int32 from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sext(Emitter(builder).load(args[0], I32), I64)
+
+    return types.int64(address), codegen

@@ -1,0 +1,229 @@
+"""Blocks whose scores repeat, in lanes: every one is moved a little, and duals of the true ones follow.
+
+Among equal scores the ascent of `nmflow.kernels.ascent` has nothing to choose by. Offsets below the scores' grain, the
+same for all blocks, decide; the mask that comes out is the best one of the moved scores, and so of the true ones where
+only equal ones compete. Duals of these follow by Bellman-Ford, row by row, and prove it: a sweep that changes no column
+dual leaves every score that is kept on or above u + v, and every other one on or below. Other blocks stay open.
+
+Lanes are *narrow*, 14 bits in 16, or *wide*, 28 in 32. Nothing in a sweep is cut off while column duals have no more
+bits than two above that; where they have, nothing is claimed.
+
+References
+----------
+R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 5.4 (label correcting).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.lanes import WORD, first_lanes, place_bit, words_in_row, write_masks, write_words
+from nmflow.kernels.scores import BY_CODE
+from nmflow.kernels.segments import BITS, VECTOR
+from nmflow.kernels.simd import I16, I32, I64, LANES, Emitter, literal, loop, vector
+
+__all__ = ["Width", "choose_lanes", "conclude_lanes", "correct_lanes", "round_lanes", "width_of"]
+
+HELD = 16
+"""Most column duals that stay in registers from row to row."""
+
+
+class Width:
+    """Lanes of one width: how numbers lie in memory, and the arithmetic on them.
+
+    Attributes
+    ----------
+    bits : int
+        Of a number, not counting its sign.
+    size : int
+        Bytes of a lane vector.
+    """
+
+    def __init__(self, wide: int) -> None:
+        self.wide = bool(wide)
+        self.element = I32 if wide else I16
+        self.bits = 2 * BITS if wide else BITS
+        self.size = 2 * VECTOR if wide else VECTOR
+        self.shape = vector(self.element, LANES)
+        # a column dual of so many cannot make a sum of a sweep leave its lane
+        self.limit = (1 << 29) - 1 if wide else (1 << 14) - 1
+        self.top = (1 << 31) - 1 if wide else (1 << 15) - 1
+
+    def splat(self, emit: Emitter, value: int) -> Any:
+        """One constant in all lanes."""
+        return emit.splat(self.element, LANES, value)
+
+    def broadcast(self, emit: Emitter, value: Any) -> Any:
+        """One 64-bit integer in all lanes."""
+        return emit.broadcast(emit.builder.trunc(value, self.element), LANES)
+
+    def load(self, emit: Emitter, address: Any, place: int = 0) -> Any:
+        """A lane vector, `place` vectors on."""
+        return emit.load(emit.at(address, place * self.size), self.shape, VECTOR)
+
+    def store(self, emit: Emitter, value: Any, address: Any, place: int = 0) -> None:
+        """Store one."""
+        emit.store(value, emit.at(address, place * self.size), VECTOR)
+
+    def less(self, emit: Emitter, a: Any, b: Any) -> Any:
+        """a - b; narrow lanes are cut off at 16 bits."""
+        return emit.builder.sub(a, b) if self.wide else emit.call("llvm.ssub.sat", a, b)
+
+    def ahead(self, emit: Emitter, address: Any, turn: Any, vectors: int = 1) -> Any:
+        """Address of the lane vectors of a turn of a loop."""
+        return emit.builder.add(address, emit.builder.mul(turn.index, ir.Constant(I64, vectors * self.size)))
+
+
+def width_of(wide: Any) -> Width:
+    """The width that a literal argument names."""
+    return Width(literal(wide))
+
+
+@intrinsic(prefer_literal=True)
+def round_lanes(typing, duals, grains, least, count, wide):  # type: ignore[no-untyped-def]
+    """Round `count` lane vectors to multiples of the lowest bit that some number of a block has, or of `least`.
+
+    grains : address of the bits that some number has. least : a power of two; the larger of the two counts.
+    """
+    lanes = width_of(wide)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        duals, grains, least = args[:3]
+        none = lanes.splat(emit, 0)
+        bits = lanes.load(emit, grains)
+        back = builder.sub(none, builder.and_(bits, builder.sub(none, bits)))
+        back = emit.call("llvm.smin", back, lanes.broadcast(emit, builder.neg(least)))
+        half = builder.ashr(builder.sub(none, back), lanes.splat(emit, 1))
+        with loop(builder, literal(count)) as turn:
+            at = lanes.ahead(emit, duals, turn)
+            lanes.store(emit, builder.and_(builder.add(lanes.load(emit, at), half), back), at)
+        return context.get_dummy_value()
+
+    return types.none(duals, grains, least, count, wide), codegen
+
+
+@intrinsic(prefer_literal=True)
+def choose_lanes(typing, moved, rows_at, cols_at, words, faults, rows, cols, r, c):  # type: ignore[no-untyped-def]
+    """Write what lies on or above the duals as bits; faults : address of lanes, not 0 where a budget is broken."""
+    rows_, cols_, r_, c_ = (literal(x) for x in (rows, cols, r, c))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        moved, rows_at, cols_at, words, faults = args[:5]
+        emit.store(write_words(emit, moved, rows_at, cols_at, words, rows_, cols_, r_, c_), faults, VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(moved, rows_at, cols_at, words, faults, rows, cols, r, c), codegen
+
+
+@intrinsic(prefer_literal=True)
+def correct_lanes(typing, numbers, words, u, v, inexact, rows, cols, wide):  # type: ignore[no-untyped-def]
+    """One sweep over the rows: u to the least x - v that is kept, v up to every x - u that is not.
+
+    inexact : address of three lane vectors, read where lanes are wide: numbers from the first to the second may stand
+    for more than they are, by less than the third. Returns the bits of the lanes in which some v moved.
+    """
+    rows_, cols_, lanes = literal(rows), literal(cols), width_of(wide)
+    parts = words_in_row(cols_)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        numbers, words, u, v, inexact = args[:5]
+        none, top = lanes.splat(emit, 0), lanes.splat(emit, lanes.top)
+        held = [emit.variable(lanes.load(emit, v, j)) for j in range(cols_)] if cols_ <= HELD else None
+        changed = emit.variable(none)
+        cut = [lanes.load(emit, inexact, k) for k in range(3)] if lanes.wide else []
+
+        def dual(j: int) -> Any:
+            return builder.load(held[j]) if held else lanes.load(emit, v, j)
+
+        with loop(builder, rows_) as turn:
+            line = lanes.ahead(emit, numbers, turn, cols_)
+            word_at = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+            row = [emit.load(emit.at(word_at, p * VECTOR), vector(I16, LANES), VECTOR) for p in range(parts)]
+            kept = [
+                builder.icmp_signed(
+                    "!=", builder.and_(row[j // WORD], place_bit(emit, j % WORD)), emit.splat(I16, LANES, 0)
+                )
+                for j in range(cols_)
+            ]
+            least = top
+            for j in range(cols_):
+                rest = lanes.less(emit, lanes.load(emit, line, j), dual(j))
+                least = emit.call("llvm.smin", least, builder.select(kept[j], rest, top))
+            lanes.store(emit, least, lanes.ahead(emit, u, turn))
+            for j in range(cols_):
+                number, old = lanes.load(emit, line, j), dual(j)
+                if cut:
+                    inside = builder.and_(
+                        builder.icmp_signed(">=", number, cut[0]), builder.icmp_signed("<=", number, cut[1])
+                    )
+                    number = builder.select(inside, builder.add(number, cut[2]), number)
+                ahead = lanes.less(emit, number, least)
+                raised = emit.call("llvm.smax", old, builder.select(kept[j], old, ahead))
+                builder.store(builder.or_(builder.load(changed), builder.xor(raised, old)), changed)
+                if held:
+                    builder.store(raised, held[j])
+                else:
+                    lanes.store(emit, raised, v, j)
+        for j, slot in enumerate(held or ()):
+            lanes.store(emit, builder.load(slot), v, j)
+        moved = builder.icmp_signed("!=", builder.load(changed), none)
+        return builder.zext(builder.bitcast(moved, I32), I64)
+
+    return types.int64(numbers, words, u, v, inexact, rows, cols, wide), codegen
+
+
+@intrinsic(prefer_literal=True)
+def conclude_lanes(  # type: ignore[no-untyped-def]
+    typing, scores, stride, mask, mask_stride, u, v, words, faults, changed, part, room, sums, here,
+    kind, rows, cols, absolute, wide,
+):  # fmt: skip
+    """Write the masks of 32 neighbouring blocks; the bits of those of the first `here` lanes that are not proven.
+
+    A block is proven where its last sweep changed nothing, it has no fault, its column duals are within the limit, and
+    the largest remainders of its row and its column duals to multiples of `part` + 1, a power of two, add up to less
+    than `room`. sums : address of 32 float64, to which the kept scores of the blocks that are proven are added.
+    """
+    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
+    lanes = width_of(wide)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, mask, mask_stride, u, v, words, faults, changed, part, room, sums, here = args[:13]
+        none = lanes.splat(emit, 0)
+        part, room = lanes.broadcast(emit, part), lanes.broadcast(emit, room)
+        whole = builder.add(part, lanes.splat(emit, 1))
+        rests = []
+        for duals, lines in ((u, rows_), (v, cols_)):
+            largest = emit.variable(none)
+            with loop(builder, lines) as turn:
+                rest = builder.and_(lanes.load(emit, lanes.ahead(emit, duals, turn)), part)
+                rest = emit.call("llvm.smin", rest, builder.sub(whole, rest))
+                builder.store(emit.call("llvm.smax", builder.load(largest), rest), largest)
+            rests.append(builder.load(largest))
+        proven = builder.icmp_signed("<", builder.add(*rests), room)
+        high = low = lanes.load(emit, v)
+        for j in range(1, cols_):
+            high = emit.call("llvm.smax", high, lanes.load(emit, v, j))
+            low = emit.call("llvm.smin", low, lanes.load(emit, v, j))
+        proven = builder.and_(proven, builder.icmp_signed("<=", high, lanes.splat(emit, lanes.limit)))
+        proven = builder.and_(proven, builder.icmp_signed(">=", low, lanes.splat(emit, -lanes.limit)))
+        right = emit.load(faults, vector(I16, LANES), VECTOR)
+        proven = builder.and_(proven, builder.icmp_signed("==", right, emit.splat(I16, LANES, 0)))
+        still = builder.bitcast(builder.not_(builder.trunc(changed, I32)), proven.type)
+        proven, real = builder.and_(proven, still), first_lanes(emit, here)
+        good = builder.sext(builder.and_(proven, real), vector(I16, LANES))
+        write_masks(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
+        return builder.zext(builder.bitcast(builder.and_(builder.not_(proven), real), I32), I64)
+
+    arguments = (
+        scores, stride, mask, mask_stride, u, v, words, faults, changed, part, room, sums, here,
+        kind, rows, cols, absolute, wide,
+    )  # fmt: skip
+    return types.int64(*arguments), codegen

@@ -1,0 +1,140 @@
+"""Blocks whose scores repeat, settled with each score moved a little: how `nmflow.kernels.untie` is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from nmflow.blocks import Chunk
+from nmflow.certificate import Duals
+from nmflow.problem import Array
+from nmflow.solvers.levels import Lattice
+from nmflow.solvers.open_blocks import workspace
+
+__all__ = ["Untied", "untie", "untie_on"]
+
+NARROW, WIDE = 14, 28
+"""Bits of a number in lanes of 16 and of 32 bits (`nmflow.kernels.tied`)."""
+BELOW, MOST = 2, 9
+"""Bits by which the offsets are smaller than the grain of a lattice, and bits that they have at most, of 14."""
+AMONG = {4: 4, 16: 3, 64: 2}
+"""The same where scores lie on none, by the longer side of a block."""
+FEW = 2
+"""And from duals that are given."""
+ONE_ZOOM = 4
+"""More bits than these, or blocks of up to 8 lines, need to be magnified only once."""
+Sides = tuple[Array, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Untied:
+    """What became of some blocks.
+
+    Attributes
+    ----------
+    kept : float
+        What those that are proven keep.
+    blocks : ndarray of int64, shape (k,)
+        The others, whose masks say which ties to keep.
+    u, v : ndarray of float64, shapes (k, R) and (k, C)
+        Their duals to go on from.
+    every : Duals
+        Duals of all, where the chunk asks for them; on a lattice those of T - low.
+    numbers : ndarray of int, shape (k, R, C)
+        On a lattice, T - low of the blocks that are open.
+    largest : int
+        Bound on |d| there.
+    """
+
+    kept: float
+    blocks: Array
+    u: Array
+    v: Array
+    every: Duals
+    numbers: Array
+    largest: int = 0
+
+
+def untie(chunk: Chunk, blocks: Array, given: Sides | None) -> Untied | None:
+    """Settle some blocks by their scores, from the duals `given` of them if any; None if one is not finite."""
+    shape = chunk.pattern.block_shape
+    small, started = max(shape) <= 8, given is not None
+    bits = FEW if started else next(bits for size, bits in AMONG.items() if max(shape) <= size)
+    offsets = _offsets(*shape, bits + NARROW).astype(np.int32)
+    zooms = 1 if small or started else 2
+    return _untie(chunk, blocks, None, given, offsets, 0, 0, zooms, wide=True)
+
+
+def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
+    """Settle all blocks by small whole numbers; None if some score is not near the lattice."""
+    shape, bits = chunk.pattern.block_shape, max(lattice.step, lattice.spread).bit_length()
+    # the second has room for larger scores than a sample held, and for some that lie further beside the lattice
+    attempts = (bits, lattice.largest), (max(bits + 2, NARROW - BELOW), min(lattice.largest, 1) * (lattice.step // 4))
+    for size, largest in attempts[bits > NARROW - BELOW :]:
+        wide = size > NARROW - BELOW
+        shift = (WIDE if wide else NARROW) - size
+        if wide:
+            offset_bits, zooms = min(MOST + NARROW, shift - BELOW), 2
+            offsets = _offsets(*shape, offset_bits).astype(np.int32)
+        else:
+            offset_bits = min(MOST, shift - BELOW)
+            zooms = 1 if offset_bits > ONE_ZOOM or max(shape) <= 8 else 2
+            parts = _offsets(*shape, offset_bits + 12)
+            offsets = np.stack([parts >> 12, (parts >> 6) & 63, parts & 63]).astype(np.int16)
+        untied = _untie(chunk, np.arange(chunk.n_blocks), lattice, None, offsets, shift, largest, zooms, wide=wide)
+        if untied is not None:
+            return untied
+    return None
+
+
+def _untie(
+    chunk: Chunk, blocks: Array, lattice: Lattice | None, given: Sides | None, offsets: Array, shift: int, largest: int,
+    zooms: int, *, wide: bool,
+) -> Untied | None:  # fmt: skip
+    from nmflow.kernels.untie import untie_kernel, untie_scratch
+
+    pattern, count, keep = chunk.pattern, len(blocks), chunk.duals is not None
+    shape = rows, cols = pattern.block_shape
+    scratch = workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
+    u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
+    v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
+    numbers = workspace("numbers", count * rows * cols if lattice else 0, np.int32 if wide else np.int16)
+    left, sums, least, part, room = blocks.copy(), np.zeros(128), 1, 0, 1
+    numeric = (1.0, 1.0, 1.0, 0.0, 0.0)
+    if lattice is not None:
+        least = lattice.step << shift
+        if not lattice.linear:
+            part, room = least - 1, (lattice.step - largest) << shift
+        numeric = lattice.coarse, lattice.fine, float(lattice.step), float(lattice.low), float(largest)
+    kernel = untie_kernel(
+        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute, lattice is not None, wide
+    )
+    still = kernel(
+        chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0], chunk.grid[1],
+        scratch.ctypes.data, left.ctypes.data, count, *((0, 0) if given is None else (x.ctypes.data for x in given)),
+        u.ctypes.data, v.ctypes.data, numbers.ctypes.data, sums.ctypes.data, offsets.ctypes.data,
+        offsets[1:].ctypes.data, *numeric, shift, least, part, room, zooms, int(keep),
+    )  # fmt: skip
+    if still < 0:
+        return None
+    with np.errstate(over="ignore"):
+        kept = float(sums.sum())
+    every, left = Duals(), left[:still]
+    if keep:
+        every = Duals(blocks=blocks, block_row=u.copy(), block_col=v.copy())
+        places = np.searchsorted(blocks, left)
+        u, v = u[places], v[places]
+    else:
+        u, v = u[:still].copy(), v[:still].copy()
+    numbers = numbers.reshape(-1, rows, cols)[:still]
+    return Untied(kept, left, u, v, every, numbers, largest)
+
+
+@cache
+def _offsets(rows: int, cols: int, bits: int) -> Array:
+    """Offsets for the entries of a block, all different, below 2**bits; from their places alone."""
+    order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
+    offsets: Array = (order << bits) // (rows * cols)
+    return offsets

@@ -1,0 +1,167 @@
+"""Blocks whose scores repeat: settled in lanes, on a lattice or not, and proven in fractions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import families
+import ml_dtypes
+import numpy as np
+import pytest
+from test_lanes import unproven
+
+import nmflow
+from nmflow.solvers import untied
+from nmflow.solvers.dual import Dual
+from nmflow.solvers.levels import Lattice
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+def codebook(
+    shape: tuple[int, int], size: int, dtype: Any = np.float32, seed: int = 0, *, signed: bool = False
+) -> Array:
+    """A few numbers that lie on no lattice, over and over: what a learned or a normal-float code makes of weights."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.standard_normal(size) if signed else rng.random(size) + 0.1
+    return numbers.astype(dtype)[rng.integers(0, size, shape)]
+
+
+def check(weights: Array, pattern: str, *, absolute: bool = True) -> nmflow.Solution:
+    """Proven, in fractions too, with duals and without; the same mask both times."""
+    options = {} if absolute else {"scores": weights}
+    solution = nmflow.solve(weights, pattern=pattern, duals=True, **options)
+    assert solution.certificate.proven
+    rounded = solution.stats.get("integers", 0) + solution.stats.get("rounded", 0)
+    assert unproven(weights, solution, absolute=absolute) <= rounded
+    without = nmflow.solve(weights, pattern=pattern, **options)
+    assert without.certificate.proven
+    assert np.array_equal(without.mask, solution.mask)
+    kept = weights.astype(np.float64)
+    assert solution.objective == pytest.approx((np.abs(kept) if absolute else kept)[solution.mask].sum(), rel=1e-12)
+    assert without.objective == pytest.approx(solution.objective, rel=1e-12)
+    return solution
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("signed", [False, True])
+def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
+    weights = codebook((64, 96), 5, dtype, signed=signed)
+    solution = check(weights, "4:8", absolute=not signed)
+    # no lane holds 53 bits
+    assert solution.stats["tied"] > 0.5 * solution.certificate.n_blocks or dtype is np.float64
+    best = nmflow.solve(weights, pattern="4:8", solver="network-simplex", **(
+        {"scores": weights} if signed else {}
+    ))  # fmt: skip
+    assert solution.objective == pytest.approx(best.objective, rel=1e-12)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3:5", "7:20", "1:3"])
+def test_codes_of_every_shape_are_untied(pattern: str) -> None:
+    m = nmflow.Pattern.parse(pattern).m
+    solution = check(codebook((5 * m, 41 * m), 4), pattern)
+    assert solution.stats["tied"] > 0.5 * solution.certificate.n_blocks
+
+
+def test_budgets_of_rows_and_columns_may_differ() -> None:
+    weights = codebook((64, 128), 5)
+    solution = nmflow.solve(weights, row="2:4", col="4:8", duals=True)
+    assert solution.certificate.proven
+    assert unproven(weights, solution, absolute=True) == 0
+    assert solution.stats["tied"] > 0
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_scores_with_more_bits_than_lanes_are_not_taken_for_ties(absolute: bool) -> None:
+    """Numbers that 28 bits below the largest cannot tell apart, and that no float may be rounded to."""
+    numbers = np.array([1.0, 1.0 + 2.0**-40, 1.0 + 2.0**-41, 2.0**-29, 2.0**-30, 2.0**-31, 0.0, 5e-324])
+    if not absolute:
+        numbers = np.concatenate([numbers, -numbers])
+    weights = numbers[np.random.default_rng(0).integers(0, len(numbers), (64, 64))]
+    for dtype in (np.float32, np.float64):
+        check(weights.astype(dtype), "2:4", absolute=absolute)
+        check(weights.astype(dtype), "4:8", absolute=absolute)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 3e38])
+def test_codes_of_any_size_are_proven(scale: float) -> None:
+    weights = (codebook((48, 64), 5, np.float64) * scale / 1.2).astype(np.float32)
+    assert np.isfinite(weights).all()
+    check(weights, "4:8")
+    check(weights - np.float32(scale / 3), "4:8", absolute=False)
+
+
+def test_sizes_may_differ_from_block_to_block() -> None:
+    weights = codebook((64, 64), 3) * np.repeat(np.repeat(10.0 ** np.arange(-30, 34, 8), 8), 8)[:64].astype(np.float32)
+    check(weights.astype(np.float32), "4:8")
+
+
+def test_blocks_of_one_number_are_proven_among_others() -> None:
+    """What their duals share with the number must not be lost: it can have all the bits of a float."""
+    weights = codebook((64, 64), 5)
+    rng = np.random.default_rng(1)
+    for i in range(0, 64, 8):
+        for j in range(0, 64, 16):
+            weights[i : i + 8, j : j + 8] = rng.random(dtype=np.float32)
+    weights = np.concatenate([weights, np.repeat(np.repeat(rng.random((4, 8), np.float32), 16, 0), 16, 1)[:, :64]])
+    for pattern in ("2:4", "4:8", "8:16"):
+        check(weights, pattern)
+        check(weights - np.float32(0.3), pattern, absolute=False)
+
+
+def test_ties_among_other_scores_are_untied_from_their_duals() -> None:
+    """bfloat16 has so few bits that sums of scores are equal: what the ascents leave is untied, not augmented."""
+    weights = families.gaussian((512, 512), 0).astype(ml_dtypes.bfloat16)
+    for pattern in ("2:4", "4:8"):
+        solution = nmflow.solve(weights, pattern=pattern, duals=True)
+        assert solution.certificate.proven
+        assert solution.stats["tied"] > 0
+        assert solution.stats.get("augmented", 0) < solution.stats["tied"]
+        part = nmflow.solve(weights[:64, :64], pattern=pattern, duals=True)
+        assert unproven(weights[:64, :64], part, absolute=True) == 0
+
+
+def test_scores_beyond_those_of_a_sample_are_settled_at_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[bool] = []
+    once = untied._untie
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        result = once(*arguments, **options)
+        tries.append(result is not None)
+        return result
+
+    monkeypatch.setattr(untied, "_untie", counted)
+    weights = np.random.default_rng(0).integers(-4, 5, (64, 64)).astype(np.float32) * np.float32(0.1)
+    weights[37, 41] = np.float32(0.1) * 8
+    check(weights, "4:8")
+    assert tries == [False, True] * 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_code_that_is_not_finite_is_an_error(bad: float) -> None:
+    weights = codebook((64, 64), 5)
+    weights[37, 41] = bad
+    with pytest.raises(nmflow.errors.NonFiniteError):
+        nmflow.solve(weights, 4, 8)
+
+
+def test_all_widths_of_lanes_keep_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.random.default_rng(0).integers(-4, 5, (64, 64)).astype(np.int8)
+    narrow = check(weights, "4:8")
+    monkeypatch.setattr(untied, "NARROW", untied.BELOW)  # no number is as narrow: all lanes are wide
+    wide = check(weights, "4:8")
+    monkeypatch.setattr(Dual, "_plan", lambda *_: (True, None))  # no lattice is seen
+    cut = check(weights, "4:8")
+    assert narrow.objective == wide.objective == cut.objective
+    assert all(solution.stats["tied"] > 0 for solution in (narrow, wide, cut))
+
+
+def test_duals_move_to_where_they_prove_the_scores_too() -> None:
+    lattice = Lattice(0.1, 2.0**-27, 1, 8, 0, 33)
+    everywhere = np.arange(8.0)
+    u = np.stack([np.full(8, 3.0) + 8 * everywhere, everywhere])
+    v = np.stack([np.full(8, 5.0) - 8 * everywhere, everywhere])
+    sums = u[:, :, None] + v[:, None, :]
+    assert lattice.near(u, v, 1).tolist() == [True, False]
+    assert np.array_equal(sums, u[:, :, None] + v[:, None, :])

@@ -91,7 +91,7 @@ def _targets(results: Results) -> str:
     rows = [row for row in results["rows"] if row["target"] is not None]
     lines = _head("group", "target", "bound", "measured", "met")
     for row in rows:
-        met = {True: "yes", False: "**no**", None: row["note"]}[row["met"]]
+        met = ", ".join(filter(None, ({True: "yes", False: "**no**", None: ""}[row["met"]], row["note"])))
         sign = {"<=": "≤", ">=": "≥"}[row["sign"]]
         lines.append(_line(row["group"], row["target"], f"{sign} {row['bound']:g}", _figure(row["measured"]), met))
     counts = [sum(row["met"] is value for row in rows) for value in (True, False, None)]

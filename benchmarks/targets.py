@@ -6,6 +6,7 @@ Whatever is compared is run in turn, and the median of the ratios counts. A targ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import operator
@@ -178,15 +179,62 @@ def warm_start(bench: Bench) -> Iterator[Row]:
         yield _row(name, ">=", 2, ratio(times["cold"], times["solve"]), times, after.size, pattern=pattern)
 
 
+ALONE = """
+import sys, time
+import numpy as np, nmflow
+pattern, side = sys.argv[1], int(sys.argv[2])
+weights = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
+out = np.empty(weights.shape, np.bool_)
+nmflow.solve(weights, pattern=pattern, threads=1, out=out)
+print(flush=True)
+for _ in sys.stdin:
+    started = time.perf_counter()
+    nmflow.solve(weights, pattern=pattern, threads=1, out=out)
+    print(time.perf_counter() - started, flush=True)
+"""
+
+
 def threads(bench: Bench) -> Iterator[Row]:
-    """Two threads against one."""
+    """Two threads against one; and what two processes on matrices of their own reach, which share only the machine."""
     weights = bench.weights(bench.side)
     for pattern in HALVES:
         times = bench.turns({"one": bench.solving(weights, pattern, 1), "solve": bench.solving(weights, pattern, 2)})
-        yield _row(
+        machine = _two_processes(pattern, bench.side, bench.repeats)
+        row = _row(
             f"two threads at {pattern}, times faster than one", ">=", 1.8, ratio(times["one"], times["solve"]), times,
-            weights.size, pattern=pattern,
+            weights.size, pattern=pattern, two_processes=machine,
         )  # fmt: skip
+        yield {**row, "note": f"two processes: {machine:.2f}"}
+
+
+def _two_processes(pattern: str, side: int, repeats: int) -> float:
+    """How much more two processes solve in the time of one: the median."""
+    with contextlib.ExitStack() as stack:
+        pair = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", ALONE, pattern, str(side)],
+                    env=_environment(),
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            for _ in range(2)
+        ]
+
+        def solve(*processes: Any) -> list[float]:
+            for process in processes:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            return [float(process.stdout.readline()) for process in processes]
+
+        for process in pair:
+            process.stdout.readline()  # type: ignore[union-attr]
+        ratios = [2 * solve(pair[0])[0] / max(solve(*pair)) for _ in range(repeats)]
+        for process in pair:
+            process.stdin.close()  # type: ignore[union-attr]
+    return statistics.median(ratios)
 
 
 def greedy(bench: Bench) -> Iterator[Row]:
@@ -367,11 +415,9 @@ def _bound(run: Callable[[Array], Array], weights: Array) -> Callable[[], Array]
 
 def _python(code: str, *arguments: str, **environment: str) -> str:
     """Run code in a new process, which finds the nmflow that this one uses; what it prints."""
-    root = str(Path(nmflow.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True, text=True, check=False, env=_environment() | environment,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines()
@@ -379,10 +425,17 @@ def _python(code: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+def _environment() -> dict[str, str]:
+    """That of a process which finds the nmflow that this one uses."""
+    root = str(Path(nmflow.__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))}
+
+
 def _print(store: Store) -> None:
     for row in store.rows.values():
         if row["target"] is not None:
-            met = {True: "met", False: "NOT MET", None: row["note"]}[row["met"]]
+            met = {True: "met", False: "NOT MET", None: ""}[row["met"]]
+            met = ", ".join(filter(None, (met, row["note"])))
             measured = "" if row["measured"] is None else f"{row['measured']:.3g}"
             print(f"{row['group']:<11} {row['target']:<64} {row['sign']} {row['bound']:<5} {measured:>8}  {met}")
 

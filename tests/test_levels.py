@@ -87,6 +87,16 @@ def test_many_levels_are_proven_too(taken: list[int]) -> None:
     assert sum(taken) > 0
 
 
+def test_as_many_levels_as_whole_numbers_have_room_for() -> None:
+    """And some that a sample does not hold: beyond 24 bits a float32 would round them."""
+    rng = np.random.default_rng(2)
+    levels_ = rng.choice([-1020, -1019, -1017, 0, 1, 3, 1015, 1020], (64, 64))
+    levels_[:8, :8].flat[:2] = 1020, -1020
+    for most in (1500, 4001):
+        levels_[33:40, 20:30] = rng.integers(-most, most, (7, 10))
+        check((levels_ * np.float32(0.0137)).astype(np.float32), "4:8", absolute=False)
+
+
 def test_blocks_that_steps_do_not_prove_are_solved_again(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
     monkeypatch.setattr(levels, "ROOM", 2)
     solution = check(scaled((96, 96), 4, 0.1), "4:8")

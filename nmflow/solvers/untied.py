@@ -17,6 +17,8 @@ __all__ = ["Untied", "untie", "untie_on"]
 
 NARROW, WIDE = 14, 28
 """Bits of a number in lanes of 16 and of 32 bits (`nmflow.kernels.tied`)."""
+LONGEST = 23
+"""Bits of whole numbers above the least one, so that they are floats in all kernels: all are below 2**24 then."""
 BELOW, MOST = 2, 9
 """Bits by which the offsets are smaller than the grain of a lattice, and bits that they have at most, of 14."""
 AMONG = {4: 4, 16: 3, 64: 2}
@@ -71,7 +73,8 @@ def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
     """Settle all blocks by small whole numbers; None if some score is not near the lattice."""
     shape, bits = chunk.pattern.block_shape, max(lattice.step, lattice.spread).bit_length()
     # the second has room for larger scores than a sample held, and for some that lie further beside the lattice
-    attempts = (bits, lattice.largest), (max(bits + 2, NARROW - BELOW), min(lattice.largest, 1) * (lattice.step // 4))
+    roomy = max(min(bits + 2, LONGEST), NARROW - BELOW)
+    attempts = (bits, lattice.largest), (roomy, min(lattice.largest, 1) * (lattice.step // 4))
     for size, largest in attempts[bits > NARROW - BELOW :]:
         wide = size > NARROW - BELOW
         shift = (WIDE if wide else NARROW) - size

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from test_lanes import unproven
+from test_levels import check
 
 import nmflow
 from nmflow.solvers import untied
@@ -26,22 +27,6 @@ def codebook(
     rng = np.random.default_rng(seed)
     numbers = rng.standard_normal(size) if signed else rng.random(size) + 0.1
     return numbers.astype(dtype)[rng.integers(0, size, shape)]
-
-
-def check(weights: Array, pattern: str, *, absolute: bool = True) -> nmflow.Solution:
-    """Proven, in fractions too, with duals and without; the same mask both times."""
-    options = {} if absolute else {"scores": weights}
-    solution = nmflow.solve(weights, pattern=pattern, duals=True, **options)
-    assert solution.certificate.proven
-    rounded = solution.stats.get("integers", 0) + solution.stats.get("rounded", 0)
-    assert unproven(weights, solution, absolute=absolute) <= rounded
-    without = nmflow.solve(weights, pattern=pattern, **options)
-    assert without.certificate.proven
-    assert np.array_equal(without.mask, solution.mask)
-    kept = weights.astype(np.float64)
-    assert solution.objective == pytest.approx((np.abs(kept) if absolute else kept)[solution.mask].sum(), rel=1e-12)
-    assert without.objective == pytest.approx(solution.objective, rel=1e-12)
-    return solution
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

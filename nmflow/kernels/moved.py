@@ -58,7 +58,8 @@ def move_lanes(typing, numbers, moved, offsets, count, wide):  # type: ignore[no
         emit = Emitter(builder)
         numbers, moved, offsets = args[:3]
         with loop(builder, literal(count)) as turn:
-            value = builder.add(lanes.load(emit, lanes.ahead(emit, numbers, turn)), _offset(emit, lanes, offsets, turn))
+            at = builder.add(offsets, builder.mul(turn.index, ir.Constant(I64, lanes.item)))
+            value = builder.add(lanes.load(emit, lanes.ahead(emit, numbers, turn)), _offset(emit, lanes, at))
             if lanes.wide:
                 value = builder.trunc(builder.ashr(value, lanes.splat(emit, BITS)), SHAPE)
                 value = builder.sub(value, emit.splat(I16, LANES, BIAS))
@@ -68,10 +69,9 @@ def move_lanes(typing, numbers, moved, offsets, count, wide):  # type: ignore[no
     return types.none(numbers, moved, offsets, count, wide), codegen
 
 
-def _offset(emit: Emitter, lanes: Width, offsets: Any, turn: Any) -> Any:
-    """The offset of a turn of a loop, in all lanes."""
-    at = emit.builder.add(offsets, emit.builder.mul(turn.index, ir.Constant(I64, lanes.size // LANES)))
-    return emit.broadcast(emit.load(at, lanes.element), LANES)
+def _offset(emit: Emitter, lanes: Width, address: Any) -> Any:
+    """An offset in all lanes."""
+    return emit.broadcast(emit.load(address, lanes.element), LANES)
 
 
 @intrinsic(prefer_literal=True)
@@ -92,11 +92,10 @@ def magnify_lanes(typing, numbers, moved, u, v, offsets, down, rows, cols, wide)
         with loop(builder, rows_) as turn:
             source = lanes.ahead(emit, numbers if lanes.wide else moved, turn, cols_)
             to = builder.add(moved, builder.mul(turn.index, ir.Constant(I64, cols_ * VECTOR)))
-            table = builder.add(offsets, builder.mul(turn.index, ir.Constant(I64, cols_ * lanes.size // LANES)))
+            table = builder.add(offsets, builder.mul(turn.index, ir.Constant(I64, cols_ * lanes.item)))
             dual = lanes.load(emit, lanes.ahead(emit, u, turn))
             for j in range(cols_):
-                offset = emit.load(emit.at(table, j * lanes.size // LANES), lanes.element)
-                offset = emit.broadcast(offset, LANES)
+                offset = _offset(emit, lanes, emit.at(table, j * lanes.item))
                 rest = lanes.less(emit, lanes.less(emit, lanes.load(emit, source, j), lanes.load(emit, v, j)), dual)
                 if lanes.wide:
                     rest = builder.ashr(builder.add(rest, offset), down)

@@ -10,7 +10,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE
@@ -135,7 +134,7 @@ def read_cut(  # type: ignore[no-untyped-def]
             builder.store(builder.add(base, stride), at)
         low, high = builder.load(low), builder.load(high)
         spread = builder.or_(builder.sub(high, low), lanes.splat(emit, 1))
-        shift = builder.sub(_leading_zeros(emit, spread), lanes.splat(emit, 32 - lanes.bits))
+        shift = builder.sub(emit.leading_zeros(spread), lanes.splat(emit, 32 - lanes.bits))
         bits = emit.variable(lanes.splat(emit, 0))
         with loop(builder, rows_ * cols_) as turn:
             place = lanes.ahead(emit, numbers, turn)
@@ -162,10 +161,3 @@ def read_cut(  # type: ignore[no-untyped-def]
 
     arguments = (scores, stride, numbers, grains, inexact, lows, shifts, scales, units, kind, rows, cols, absolute)
     return types.none(*arguments), codegen
-
-
-def _leading_zeros(emit: Emitter, value: Any) -> Any:
-    """Of each lane of 32 bits, none of which is 0."""
-    kind = ir.FunctionType(value.type, [value.type, I1])
-    function = cgutils.get_or_insert_function(emit.module, kind, f"llvm.ctlz.v{LANES}i32")
-    return emit.builder.call(function, [value, ir.Constant(I1, 1)])

@@ -24,6 +24,8 @@ __all__ = [
     "interleave",
     "literal",
     "read_byte",
+    "read_float",
+    "read_short",
     "read_word",
     "trailing_zeros",
     "write_word",
@@ -89,6 +91,12 @@ class Emitter:
         kind = ir.FunctionType(I64, [I64, I1])
         function = cgutils.get_or_insert_function(self.module, kind, "llvm.cttz.i64")
         return self.builder.call(function, [bits, ir.Constant(I1, 1)])
+
+    def leading_zeros(self, numbers: Value) -> Value:
+        """Zeros above the highest bit of each lane of 32 bits; any number where none is set."""
+        kind = ir.FunctionType(numbers.type, [numbers.type, I1])
+        function = cgutils.get_or_insert_function(self.module, kind, f"llvm.ctlz.v{numbers.type.count}i32")
+        return self.builder.call(function, [numbers, ir.Constant(I1, 1)])
 
     def load(self, address: Value, kind: ir.Type, align: int = 1) -> Value:
         """Load from an integer address."""
@@ -217,6 +225,26 @@ def read_word(typing, address):  # type: ignore[no-untyped-def]
         return Emitter(builder).load(args[0], I64)
 
     return types.int64(address), codegen
+
+
+@intrinsic
+def read_short(typing, address):  # type: ignore[no-untyped-def]
+    """Load an int32 from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sext(Emitter(builder).load(args[0], I32), I64)
+
+    return types.int64(address), codegen
+
+
+@intrinsic
+def read_float(typing, address):  # type: ignore[no-untyped-def]
+    """Load a float64 from an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Emitter(builder).load(args[0], F64)
+
+    return types.float64(address), codegen
 
 
 @intrinsic

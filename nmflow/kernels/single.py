@@ -10,27 +10,26 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.lanes import WORD, words_in_row
 from nmflow.kernels.segments import VECTOR
-from nmflow.kernels.simd import F64, I1, I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.simd import F64, I1, I8, I16, I64, Emitter, literal, loop, vector
 from nmflow.kernels.tied import width_of
 
-__all__ = ["copy_duals", "copy_lane", "copy_words", "read_float", "read_short"]
+__all__ = ["copy_duals", "copy_lane", "copy_words"]
 
 
 @intrinsic(prefer_literal=True)
 def copy_lane(typing, source, lane, target, bias, down, count, wide):  # type: ignore[no-untyped-def]
     """Write what one lane of `count` vectors holds, plus `bias`, less its `down` lowest bits, as lanes hold it."""
     lanes = width_of(wide)
-    size = lanes.size // LANES
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         source, lane, target, bias, down = args[:5]
-        source = builder.add(source, builder.mul(lane, ir.Constant(I64, size)))
+        source = builder.add(source, builder.mul(lane, ir.Constant(I64, lanes.item)))
         bias, down = builder.trunc(bias, lanes.element), builder.trunc(down, lanes.element)
         with loop(builder, literal(count)) as turn:
             value = emit.load(lanes.ahead(emit, source, turn), lanes.element)
             value = builder.ashr(builder.add(value, bias), down)
-            emit.store(value, builder.add(target, builder.mul(turn.index, ir.Constant(I64, size))))
+            emit.store(value, builder.add(target, builder.mul(turn.index, ir.Constant(I64, lanes.item))))
         return context.get_dummy_value()
 
     return types.none(source, lane, target, bias, down, count, wide), codegen
@@ -44,7 +43,7 @@ def copy_duals(typing, source, lane, target, unit, plus, count, wide):  # type: 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         source, lane, target, unit, plus = args[:5]
-        source = builder.add(source, builder.mul(lane, ir.Constant(I64, lanes.size // LANES)))
+        source = builder.add(source, builder.mul(lane, ir.Constant(I64, lanes.item)))
         with loop(builder, literal(count)) as turn:
             value = builder.sitofp(emit.load(lanes.ahead(emit, source, turn), lanes.element), F64)
             value = builder.fadd(builder.fmul(value, unit), plus)
@@ -76,23 +75,3 @@ def copy_words(typing, words, lane, mask, stride, rows, cols):  # type: ignore[n
         return context.get_dummy_value()
 
     return types.none(words, lane, mask, stride, rows, cols), codegen
-
-
-@intrinsic
-def read_float(typing, address):  # type: ignore[no-untyped-def]
-    """Load a float64 from an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return Emitter(builder).load(args[0], F64)
-
-    return types.float64(address), codegen
-
-
-@intrinsic
-def read_short(typing, address):  # type: ignore[no-untyped-def]
-    """Load an int32 from an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sext(Emitter(builder).load(args[0], I32), I64)
-
-    return types.int64(address), codegen

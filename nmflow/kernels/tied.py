@@ -39,8 +39,8 @@ class Width:
     ----------
     bits : int
         Of a number, not counting its sign.
-    size : int
-        Bytes of a lane vector.
+    item, size : int
+        Bytes of a number, and of a lane vector.
     """
 
     def __init__(self, wide: int) -> None:
@@ -48,6 +48,7 @@ class Width:
         self.element = I32 if wide else I16
         self.bits = 2 * BITS if wide else BITS
         self.size = 2 * VECTOR if wide else VECTOR
+        self.item = self.size // LANES
         self.shape = vector(self.element, LANES)
         # a column dual of so many cannot make a sum of a sweep leave its lane
         self.limit = (1 << 29) - 1 if wide else (1 << 14) - 1

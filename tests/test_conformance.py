@@ -31,7 +31,7 @@ EVERY_FAMILY = {**families.FAMILIES, **families.SIGNED}
 PATTERNS = [
     Pattern(2, 4),
     Pattern(1, 3),
-    Pattern(3, 3),
+    Pattern(2, 2),
     Pattern(2, 4, fill="at-most"),
     Pattern(2, 4, transposable=False),
     Pattern(1, 4, transposable=False, fill="at-most"),

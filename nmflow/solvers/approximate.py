@@ -132,7 +132,7 @@ def _blocks(chunk: Chunk, area: tuple[slice, slice]) -> Blocks:
 
 def _solve_exactly(chunk: Chunk, blocks: Blocks, left: Array) -> Array:
     """Solve some blocks with the default solver; which of them have no mask, as positions in `left`."""
-    from nmflow.solvers.dual import Dual
+    from nmflow.solvers.dual import FEWEST, Dual
 
     rows, cols = chunk.pattern.block_shape
 
@@ -152,6 +152,7 @@ def _solve_exactly(chunk: Chunk, blocks: Blocks, left: Array) -> Array:
         mask=mask,
         place=chunk.place,
     )
-    solution = Dual().solve(alone)
+    exact = Dual()
+    solution = exact.solve(alone) if len(left) >= FEWEST else exact.augment(alone)
     blocks.mask[left] = mask.reshape(rows, len(left), cols).transpose(1, 0, 2)
     return np.array(solution.infeasible, np.int64)

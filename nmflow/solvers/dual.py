@@ -68,6 +68,12 @@ class Dual(Solver):
                 return self._numbered(chunk, lattice, untied)
         return self._solved(chunk, tied=tied)
 
+    def augment(self, chunk: Chunk) -> ChunkSolution:
+        """Send paths through all blocks of a small chunk, from nothing, by kernels that take any pattern."""
+        blocks, (rows, cols) = np.arange(chunk.n_blocks), chunk.pattern.block_shape
+        nothing = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
+        return self._augmented(chunk, blocks, Duals(None, None, blocks, *nothing), {})
+
     def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied) -> ChunkSolution:
         """Send paths through what whole numbers left open, in these numbers; what that proves of the scores."""
         from nmflow.kernels.kept import kept_kernel

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, Literal
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from nmflow.pattern import Pattern
-from nmflow.problem import Array, Matrix, Problem, is_bfloat16
+from nmflow.problem import Array, Matrix, Problem
+from nmflow.reading import Kind, readable, turned, with_bonus, work_dtype
 
 __all__ = [
     "DROP",
@@ -27,10 +27,8 @@ __all__ = [
     "Place",
     "integers_of",
     "iter_places",
-    "kind_of",
     "load",
     "store",
-    "work_dtype",
 ]
 
 CHUNK_ENTRIES = 1 << 22
@@ -44,7 +42,6 @@ LANE_BLOCKS = 64
 """A stripe is cut at multiples of this many blocks, so that vector lanes stay full."""
 
 FREE, KEEP, DROP = 0, 1, -1
-Kind = Literal["float32", "float64", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class Place:
     padded: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """Some blocks of a problem, ready for a kernel.
 
@@ -160,11 +157,17 @@ class Chunk:
             return np.zeros((len(blocks), *self.pattern.block_shape), np.int8)
         return self.gather(self.state, blocks)
 
+    @cached_property
     def fixed_blocks(self) -> Array:
         """Numbers of the blocks with an entry that is kept or dropped by order."""
         if self.state is None:
             return np.empty(0, np.int64)
-        return np.flatnonzero((self.view(self.state) != FREE).any(axis=(1, 3)))
+        rows, cols = self.pattern.block_shape
+        stripes = np.bitwise_or.reduce(self.state.reshape(-1, rows, self.state.shape[1]), axis=1)
+        blocks = stripes[:, ::cols].copy()
+        for j in range(1, cols):
+            blocks |= stripes[:, j::cols]
+        return np.flatnonzero(blocks)
 
     def block_integers(self, block: int) -> tuple[Array, int]:
         """Scores of one block exactly: Python integers (dtype object) and an exponent e, score = integer * 2**e."""
@@ -208,7 +211,7 @@ def integers_of(values: Array) -> tuple[Array, int]:
 
 
 def grids(problem: Problem) -> tuple[Grid, ...]:
-    """The block grid of each matrix, with running numbers."""
+    """The block grid of each matrix that `problem.matrices` gives, with running numbers."""
     rows, cols = problem.pattern.block_shape
     out, start = [], 0
     for matrix in problem.matrices(problem.scores):
@@ -217,6 +220,16 @@ def grids(problem: Problem) -> tuple[Grid, ...]:
         out.append(grid)
         start += grid.rows * grid.cols
     return tuple(out)
+
+
+def caller_grids(problem: Problem) -> tuple[Grid, ...]:
+    """The block grid of each matrix of the caller's array: where they are seen as one, it is cut again."""
+    stack = problem.stack
+    return tuple(
+        Grid(grid.rows // stack, grid.cols, grid.start + k * (grid.rows // stack) * grid.cols)
+        for grid in grids(problem)
+        for k in range(stack)
+    )
 
 
 def iter_places(problem: Problem) -> Iterator[Place]:
@@ -266,37 +279,6 @@ def pad(part: Array, pattern: Pattern) -> Array:
     return np.ascontiguousarray(blocks.reshape(rows, tall * wide * cols))
 
 
-def kind_of(problem: Problem) -> Kind:
-    """The kind in which the kernels read the scores of a problem."""
-    return "float64" if problem.previous is not None and problem.bonus else _kind(problem.scores.dtype)
-
-
-@cache
-def _kind(dtype: np.dtype[Any]) -> Kind:
-    if dtype.kind in "iu":
-        return "float32" if dtype.itemsize <= 2 else "float64"
-    kind: Kind = "bfloat16" if is_bfloat16(dtype) else dtype.newbyteorder("=").name  # type: ignore[assignment]
-    return kind
-
-
-def _readable(part: Array) -> tuple[Array, Kind, bool]:
-    """The entries in a dtype that the kernels read: the array itself if it can be, else a converted copy."""
-    dtype = part.dtype
-    kind = _kind(dtype)
-    if dtype.kind in "iu":
-        values = part.astype(kind, order="C")
-        # Below 2**53, not up to it: 2**53 + 1 rounds to 2**53.
-        exact = dtype.itemsize < 8 or not values.size or float(np.abs(values).max()) < 2.0**53
-        return values, kind, exact
-    if not dtype.isnative:
-        part = part.astype(dtype.newbyteorder("="))
-    if dtype.itemsize == 2:
-        part = part.view(np.uint16)
-    if part.strides[1] != part.itemsize or not part.flags.aligned:
-        part = np.require(part, requirements=["C", "ALIGNED"])
-    return part, kind, True
-
-
 def load(
     problem: Problem,
     matrices: tuple[Matrix, ...],
@@ -310,18 +292,17 @@ def load(
     area = region(place, pattern, matrix.shape)
 
     def part_of(array: Matrix) -> Array:
-        part = array.part(*area)
+        part = turned(array.part(*area))
         return pad(part, pattern) if place.padded else part
 
     def marked(array: Array | None) -> Array | None:
-        return None if array is None else part_of(problem.matrices(array)[place.matrix])
+        return None if array is None else part_of(problem.matrix(array, place.matrix))
 
     source, absolute = part_of(matrix), problem.absolute
     previous = marked(problem.previous)
     if previous is not None and problem.bonus:  # the score is then this sum, rounded once to float64
-        source = source.astype(np.float64)
-        source, absolute = (np.abs(source) if absolute else source) + problem.bonus * previous, False
-    scores, kind, exact = _readable(source)
+        source, absolute = with_bonus(source, absolute, previous, problem.bonus), False
+    scores, kind, exact = readable(source)
     mask = np.zeros(source.shape, np.bool_) if place.padded else masks[place.matrix][area]
     state = None
     for fixed, value in ((problem.keep, KEEP), (problem.drop, DROP)):
@@ -338,11 +319,6 @@ def load(
         return replace(chunk, duals=chunk.room_for_duals())
     rows = slice(place.block_rows.start * pattern.block_shape[0], place.block_rows.stop * pattern.block_shape[0])
     return replace(chunk, duals=(u[rows], v[place.block_rows]))
-
-
-def work_dtype(kind: Kind) -> npt.DTypeLike:
-    """The dtype in which scores of a kind are compared, and their duals written."""
-    return np.float64 if kind == "float64" else np.float32
 
 
 def _warm_part(place: Place, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> Array:

@@ -218,7 +218,7 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
         blocks = proven.others
     # one by one: blocks with duals of their own, blocks whose gap is asked for, and blocks with fixed entries
     if chunk.state is not None:
-        blocks = np.union1d(blocks, chunk.fixed_blocks())
+        blocks = np.union1d(blocks, chunk.fixed_blocks)
     found, gaps = np.empty(len(blocks), np.uint8), np.zeros(len(blocks))
     size = max(64, BATCH_ENTRIES // (rows * cols))
     for first in range(0, len(blocks), size):

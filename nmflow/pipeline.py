@@ -22,23 +22,24 @@ from nmflow.blocks import (
     Chunk,
     Place,
     block_numbers,
+    caller_grids,
     grids,
     iter_places,
-    kind_of,
     load,
     pad,
     region,
     store,
-    work_dtype,
 )
 from nmflow.certificate import ChunkGrade, Duals, grade
 from nmflow.crew import map_on_threads
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
 from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Array, Problem, as_mask
-from nmflow.solution import Certificate, Solution, Switch
+from nmflow.reading import kind_of, work_dtype
+from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.switching import switch_of
 
 __all__ = ["as_pattern", "certify", "solve"]
 
@@ -151,12 +152,12 @@ def solve(
         raise InputValueError(f'certify must be True for the duals of solver="{method.name}", which finds none itself')
     problem = Problem.build(
         weights, chosen, scores=scores, layout=layout, groups=groups, keep=keep, drop=drop, previous=previous,
-        switch_cost=switch_cost, start=start,
+        switch_cost=switch_cost, start=start, out=out,
     )  # fmt: skip
     if warm_start is not None:
         problem = replace(problem, warm=_warm(problem, warm_start, method))
     method.check(problem)
-    return _run(problem, method, _threads(threads), keep_duals=duals, certified=certify, out=out)
+    return _run(problem, method, _threads(threads), keep_duals=duals, certified=certify)
 
 
 def certify(
@@ -278,13 +279,11 @@ def _run(
     *,
     keep_duals: bool = False,
     certified: bool = False,
-    out: object | None = None,
 ) -> Solution:
     started = time.perf_counter()
-    mask, masks = problem.new_mask(out)
+    mask, masks = problem.new_mask()
     matrices = problem.matrices(problem.scores)
     duals = _new_duals(problem) if keep_duals else None
-    all_grids = grids(problem)
     certified = certified or method.exact
 
     def work(place: Place) -> _Part:
@@ -306,7 +305,7 @@ def _run(
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part.counts)
-    last = all_grids[-1]
+    last = grids(problem)[-1]
     stats = {
         **counts,
         "blocks": last.start + last.rows * last.cols,
@@ -319,9 +318,9 @@ def _run(
         certificate=certificate,
         solver=method.name,
         pattern=problem.pattern,
-        switch=None if problem.previous is None else _switch(problem, mask, problem.previous),
-        row_duals=None if duals is None else _single(duals[0]),
-        col_duals=None if duals is None else _single(duals[1]),
+        switch=None if problem.previous is None else switch_of(problem, masks, problem.previous),
+        row_duals=None if duals is None else _apart(problem, duals[0]),
+        col_duals=None if duals is None else _apart(problem, duals[1]),
         stats=stats,
     )
 
@@ -372,13 +371,13 @@ def _warm(problem: Problem, earlier: Solution, method: Solver) -> tuple[Array, .
         raise InputValueError(f"warm_start must have pattern {problem.pattern}, not {earlier.pattern}; solve anew")
     sides = tuple(side if isinstance(side, tuple) else (side,) for side in (earlier.row_duals, earlier.col_duals))
     rows, cols = problem.pattern.block_shape
-    shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in grids(problem)]
+    shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in caller_grids(problem)]
     if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
     for side in sides:
         if not all(_finite(part) for part in side):
             raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
-    return sides[1]
+    return sides[1] if problem.stack == 1 else (np.concatenate(sides[1]),)
 
 
 def _finite(values: Array) -> bool:
@@ -407,20 +406,6 @@ def _sum(values: Iterable[float]) -> float:
         return math.fsum(listed)
     except OverflowError:
         return math.copysign(math.inf, math.fsum(value / len(listed) for value in listed))
-
-
-def _switch(problem: Problem, mask: Array, previous: Array) -> Switch:
-    """Compare with the previous mask, a leading slice at a time."""
-    flips = again = 0
-    sums = []
-    for lead in range(len(mask)):
-        now, before = mask[lead], previous[lead]
-        flips += int(np.count_nonzero(now ^ before))
-        again += int(np.count_nonzero(now & before))
-        kept = problem.scores[lead][now].astype(np.float64)
-        with np.errstate(over="ignore"):
-            sums.append(float((np.abs(kept) if problem.absolute else kept).sum()))
-    return Switch(flips, again, problem.bonus, _sum(sums))
 
 
 def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], method: Solver) -> _Part:
@@ -456,12 +441,12 @@ def _check_feasible(problem: Problem, parts: Sequence[_Part]) -> None:
     """Raise InfeasibleError if some block has no mask."""
     if not any(part.infeasible for part in parts):
         return
-    all_grids = grids(problem)
+    inner, all_grids = grids(problem), caller_grids(problem)
     numbers = sorted(
         int(number)
         for part in parts
         if part.infeasible
-        for number in block_numbers(part.place, all_grids[part.place.matrix])[list(part.infeasible)]
+        for number in block_numbers(part.place, inner[part.place.matrix])[list(part.infeasible)]
     )
     matrix = next(k for k, grid in enumerate(all_grids) if numbers[0] < grid.start + grid.rows * grid.cols)
     i, j = divmod(numbers[0] - all_grids[matrix].start, all_grids[matrix].cols)
@@ -512,7 +497,7 @@ def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:
     bound = objective + gap
     return Certificate(
         problem.pattern, objective, gap, bound, status, unproven[order], all_gaps[order],
-        tuple((grid.rows, grid.cols) for grid in all_grids),
+        tuple((grid.rows // problem.stack, grid.cols) for grid in all_grids for _ in range(problem.stack)),
     )  # fmt: skip
 
 
@@ -566,5 +551,7 @@ def _complete(
     return duals
 
 
-def _single(arrays: list[Array]) -> Array | tuple[Array, ...]:
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+def _apart(problem: Problem, arrays: list[Array]) -> Array | tuple[Array, ...]:
+    """The duals of each matrix of the caller's array; alone if there is one."""
+    parts = arrays if problem.stack == 1 else list(arrays[0].reshape(problem.stack, -1, arrays[0].shape[1]))
+    return parts[0] if len(parts) == 1 else tuple(parts)

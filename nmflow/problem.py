@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,6 +19,8 @@ __all__ = ["Array", "Layout", "Matrix", "Problem", "as_array", "as_mask", "check
 
 Array: TypeAlias = npt.NDArray[Any]
 Layout = Literal["conv", "batch"]
+BAND_ENTRIES = 1 << 16
+"""Entries that are converted at a time: they stay in a cache."""
 _SIZES = {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}
 
 
@@ -127,8 +129,10 @@ class Problem:
     bonus : float
     start : ndarray of bool or None
         A mask for the solver to improve; shape of `scores`.
+    out : ndarray of bool or None
+        Where the mask is written; shape of `scores`.
     warm : tuple of ndarray, or None
-        Column duals of each matrix to start from, as a Solution holds them.
+        Column duals of each matrix that `matrices` gives, to start from.
     """
 
     scores: Array
@@ -141,6 +145,7 @@ class Problem:
     previous: Array | None = None
     bonus: float = 0.0
     start: Array | None = None
+    out: Array | None = None
     warm: tuple[Array, ...] | None = None
 
     @classmethod
@@ -157,6 +162,7 @@ class Problem:
         previous: object | None = None,
         switch_cost: float | None = None,
         start: object | None = None,
+        out: object | None = None,
     ) -> Problem:
         """Check a caller's arguments and make a Problem of them.
 
@@ -201,6 +207,7 @@ class Problem:
             kept,
             dropped,
             start=None if start is None else as_mask(start, array.shape, "start"),
+            out=None if out is None else _check_out(out, array, layout),
         )
         if previous is None and switch_cost is None:
             return problem
@@ -228,58 +235,67 @@ class Problem:
         """
         if not isinstance(switch_cost, numbers.Real) or not 0.0 <= float(switch_cost) < math.inf:
             raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
-        sums, largest = [], 0.0
-        for lead in range(self.shape[0]):  # one leading slice at a time keeps memory small
-            part = np.abs(self.scores[lead].astype(np.float64))
-            sums.append(float((part / part.size).sum()))
+        sums, largest, size = [], 0.0, self.scores.size
+        band = max(1, BAND_ENTRIES * self.shape[0] // size)
+        for lead in range(0, self.shape[0], band):  # a band at a time keeps memory small
+            part = self.scores[lead : lead + band].astype(np.float64)
+            np.abs(part, out=part)
             largest = max(largest, float(part.max()))
+            with np.errstate(over="ignore"):
+                total = float(part.sum())
+            sums.append(total / size if total < math.inf else float((part / size).sum()))
         if not math.isfinite(largest) or any(math.isnan(value) for value in sums):
             raise self.non_finite_error()
-        bonus = float(switch_cost) * (math.fsum(value / len(sums) for value in sums))
+        bonus = float(switch_cost) * math.fsum(sums)
         if not math.isfinite(largest + bonus):
             raise InputValueError(
                 f"switch_cost must leave scores finite, not make them overflow as {switch_cost!r} does; scale them down"
             )
         return bonus
 
+    @property
+    def count(self) -> int:
+        """How many matrices the caller's array holds; all have one shape."""
+        return self.groups if self.layout == "conv" else math.prod(self.shape[:-2])
+
+    @cached_property
+    def stack(self) -> int:
+        """How many of them are seen as one tall matrix, which has the same blocks in the same order: all, or 1.
+
+        That takes whole blocks down each, and arrays whose matrices follow one another in memory.
+        """
+        if self.count == 1:
+            return 1
+        tall = self.shape[0] // self.groups if self.layout == "conv" else self.shape[-2]
+        if tall % self.pattern.block_shape[0]:
+            return 1
+        arrays = (self.scores, self.keep, self.drop, self.previous, self.start, self.out)
+        return self.count if self.layout == "conv" or all(array is None or _stacked(array) for array in arrays) else 1
+
     def matrices(self, array: Array) -> tuple[Matrix, ...]:
-        """Cut an array of this problem's shape into its matrices, as views."""
-        if self.layout == "batch":
-            return tuple(Matrix(array[index]) for index in np.ndindex(array.shape[:-2]))
+        """Cut an array of this problem's shape into its matrices, or see them as one: views."""
+        return tuple(self.matrix(array, number) for number in range(self.count // self.stack))
+
+    def matrix(self, array: Array, number: int) -> Matrix:
+        """One of these."""
+        if self.layout is None or (self.layout == "conv" and self.stack == self.groups):
+            return Matrix(array)
         if self.layout == "conv":
             size = array.shape[0] // self.groups
-            return tuple(Matrix(array[g * size : (g + 1) * size]) for g in range(self.groups))
-        return (Matrix(array),)
+            return Matrix(array[number * size : (number + 1) * size])
+        if self.stack == self.count:
+            return Matrix(array.reshape(-1, array.shape[-1]))
+        return Matrix(array[np.unravel_index(number, array.shape[:-2])])
 
-    def new_mask(self, out: object | None = None) -> tuple[Array, tuple[Array, ...]]:
-        """A mask to write: the array of this problem's shape, and its matrices as writable two-dimensional views.
-
-        Parameters
-        ----------
-        out : ndarray of bool, shape of `scores`, entries of a row adjacent, optional
-            Used instead of a new array; not with layout="conv".
-        """
-        if out is not None:
-            mask = self._check_out(out)
-            return mask, tuple(matrix.array for matrix in self.matrices(mask))
+    def new_mask(self) -> tuple[Array, tuple[Array, ...]]:
+        """The mask to write, of this problem's shape: `out` or a new array; and its matrices, two-dimensional views."""
         if self.layout != "conv":
-            mask = np.empty(self.shape, np.bool_)
+            mask = np.empty(self.shape, np.bool_) if self.out is None else self.out
             return mask, tuple(matrix.array for matrix in self.matrices(mask))
         out, channels, *kernel = self.shape
         store = np.empty((out, *kernel, channels), np.bool_)
-        return np.moveaxis(store, -1, 1), tuple(store.reshape(self.groups, out // self.groups, -1))
-
-    def _check_out(self, out: object) -> Array:
-        if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != self.shape:
-            found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise InputValueError(f"out must be a NumPy array of bool of shape {self.shape}, not {found}")
-        if not out.flags.writeable or out.strides[-1] != 1:
-            raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
-        if self.layout == "conv":
-            raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
-        if np.may_share_memory(out, self.scores):
-            raise InputValueError("out must not share memory with the scores; pass an array of its own")
-        return out
+        bands = self.groups // self.stack
+        return np.moveaxis(store, -1, 1), tuple(store.reshape(bands, out // bands, -1))
 
     def non_finite_error(self) -> NonFiniteError:
         """The error for scores that are NaN or infinite: how many, and where the first is."""
@@ -297,6 +313,28 @@ class Problem:
             count,
             first or (),
         )
+
+
+def _stacked(array: Array) -> bool:
+    """Whether the matrices of a batch follow one another in memory as the rows of each do."""
+    shape, strides = array.shape[:-1], array.strides[:-1]
+    return all(
+        here == following * length for here, following, length in zip(strides, strides[1:], shape[1:], strict=False)
+    )
+
+
+def _check_out(out: object, scores: Array, layout: str | None) -> Array:
+    """Check where a caller wants the mask: entries of a row adjacent, shape of `scores`, not with layout="conv"."""
+    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != scores.shape:
+        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputValueError(f"out must be a NumPy array of bool of shape {scores.shape}, not {found}")
+    if not out.flags.writeable or out.strides[-1] != 1:
+        raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
+    if layout == "conv":
+        raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
+    if np.may_share_memory(out, scores):
+        raise InputValueError("out must not share memory with the scores; pass an array of its own")
+    return out
 
 
 def _check_disjoint(keep: Array, drop: Array) -> None:

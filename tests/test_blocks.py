@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import families
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import nmflow
 from nmflow import blocks
 from nmflow.blocks import DROP, FREE, KEEP, block_numbers, grids, integers_of, iter_places, load, store
 from nmflow.certificate import block_scores
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
+from nmflow.reading import turned
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 3), Pattern(row="2:4", col="4:8"), Pattern(2, 4, transposable=False)]
 SHAPES = [((8, 12), None, 1), ((5, 6, 7), "batch", 1), ((2, 2, 9, 4), "batch", 1), ((8, 3, 3, 2), "conv", 2)]
@@ -169,3 +172,21 @@ def test_keep_and_drop_become_states() -> None:
     assert np.count_nonzero(edge_state) == 1
     _, (free,), _ = chunks_of(Problem.build(np.ones((4, 4)), Pattern(2, 4)))
     assert free.block_state(0) is None
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "float16", "bfloat16", ">f4", "float32", "float64", "int64"])
+def test_columns_that_lie_side_by_side_are_turned(dtype: str) -> None:
+    """Squares of a cache line, the last ones over those before, and matrices that hold none; strides of any sign."""
+    rng = np.random.default_rng(3)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    numbers = rng.integers(0, 2 if dtype == "bool" else 100, (341, 370)).astype(kind)
+    long = rng.integers(0, 2, (9, 5000)).astype(kind)
+    for part in (numbers.T, numbers[::-1].T, numbers[::2, 1:].T, numbers[:63].T, long.T, long[:, 1:].T):
+        copy = turned(part)
+        assert np.array_equal(copy, part)
+        assert copy.dtype == part.dtype
+        assert copy.flags.c_contiguous
+    for part in (numbers, numbers[:, ::2], numbers[:20, :30].T):
+        assert turned(part) is part
+    weights = families.few_values((141, 170), 2)
+    assert np.array_equal(nmflow.solve(np.asfortranarray(weights), 4, 8).mask, nmflow.solve(weights, 4, 8).mask)

@@ -154,8 +154,31 @@ def test_matrices_of_each_layout() -> None:
     assert [matrix.shape for matrix in plain.matrices(plain.scores)] == [(5, 6)]
     stack = Problem.build(np.ones((2, 3, 5, 6)), P24, layout="batch")
     assert [matrix.shape for matrix in stack.matrices(stack.scores)] == [(5, 6)] * 6
+    conv = Problem.build(np.ones((6, 3, 2, 2)), P24, layout="conv", groups=2)
+    assert [matrix.shape for matrix in conv.matrices(conv.scores)] == [(3, 12)] * 2
+
+
+def test_matrices_of_whole_blocks_that_follow_one_another_are_seen_as_one() -> None:
+    array = np.arange(2.0 * 3 * 8 * 6).reshape(2, 3, 8, 6)
+    for given, shapes in (
+        (array, [(48, 6)]),
+        (array[:, :, :, :5], [(48, 5)]),
+        (array[:, :2], [(8, 6)] * 4),
+        (array[:, :, :7], [(7, 6)] * 6),
+        (array[:, :, ::-1], [(8, 6)] * 6),
+        (array.swapaxes(0, 1), [(8, 6)] * 6),
+    ):
+        problem = Problem.build(given, P24, layout="batch")
+        matrices = problem.matrices(problem.scores)
+        assert [matrix.shape for matrix in matrices] == shapes
+        assert all(np.shares_memory(matrix.array, array) for matrix in matrices)
+        assert np.array_equal(np.concatenate([matrix.array for matrix in matrices]), given.reshape(-1, given.shape[-1]))
+        mask, masks = problem.new_mask()
+        assert all(np.shares_memory(part, mask) for part in masks)
+    marked = Problem.build(array, P24, layout="batch", keep=np.zeros((3, 2, 8, 6), bool).swapaxes(0, 1))
+    assert len(marked.matrices(marked.scores)) == 6  # what is kept cannot be seen as one matrix
     conv = Problem.build(np.ones((8, 3, 2, 2)), P24, layout="conv", groups=2)
-    assert [matrix.shape for matrix in conv.matrices(conv.scores)] == [(4, 12)] * 2
+    assert [matrix.shape for matrix in conv.matrices(conv.scores)] == [(8, 12)]
 
 
 def conv_matrix(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

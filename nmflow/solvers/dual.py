@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from nmflow.blocks import DROP, KEEP, Chunk, work_dtype
+from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
+from nmflow.reading import work_dtype
 from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.levels import Lattice, lattice_of
 from nmflow.solvers.open_blocks import OpenBlocks, workspace
@@ -131,7 +132,7 @@ class Dual(Solver):
         blocks = start.blocks if start.blocks is not None else np.empty(0, np.int64)
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
-            return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks()), start, counts)
+            return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks), start, counts)
         if not len(blocks):
             return ChunkSolution(known, counts=counts, proven=Proven(kept, blocks))
         counts["augmented"] = len(blocks)

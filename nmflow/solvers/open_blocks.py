@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.blocks import Chunk, work_dtype
+from nmflow.blocks import Chunk
 from nmflow.certificate import Duals
 from nmflow.problem import Array
+from nmflow.reading import work_dtype
 
 __all__ = ["OpenBlocks", "workspace"]
 

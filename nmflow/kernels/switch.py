@@ -1,0 +1,118 @@
+"""An earlier mask: what keeping its entries again is worth, and what a new mask changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.simd import F64, I1, I8, I64, LANES, Emitter, literal, vector
+
+__all__ = ["bonus_kernel", "compare_kernel"]
+
+
+def _doubles(emit: Emitter, kind: Any, address: Any, count: int, absolute: bool) -> Any:
+    """Scores as float64, exactly."""
+    score = kind.load(emit, address, count, absolute)
+    return score if kind.work == F64 else emit.builder.fpext(score, vector(F64, count))
+
+
+def _truths(emit: Emitter, address: Any, count: int) -> Any:
+    return emit.builder.icmp_unsigned("!=", emit.load(address, vector(I8, count)), emit.splat(I8, count, 0))
+
+
+@intrinsic(prefer_literal=True)
+def add_bonus(typing, scores, previous, target, bonus, kind, count, absolute):  # type: ignore[no-untyped-def]
+    """Write `count` scores as float64, with the bonus where the earlier mask kept them: each sum is rounded once."""
+    kind_, count_, absolute_ = BY_CODE[literal(kind)], literal(count), bool(literal(absolute))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, previous, target, bonus = args[:4]
+        value = _doubles(emit, kind_, scores, count_, absolute_)
+        more = builder.select(
+            _truths(emit, previous, count_), emit.broadcast(bonus, count_), emit.splat(F64, count_, 0.0)
+        )
+        emit.store(builder.fadd(value, more), target)
+        return context.get_dummy_value()
+
+    return types.none(scores, previous, target, bonus, kind, count, absolute), codegen
+
+
+@intrinsic(prefer_literal=True)
+def compare_part(typing, scores, mask, previous, counts, sums, kind, count, absolute):  # type: ignore[no-untyped-def]
+    """Add to the two `counts` what differs and what both keep of `count` entries, and to `sums` what the mask keeps."""
+    kind_, count_, absolute_ = BY_CODE[literal(kind)], literal(count), bool(literal(absolute))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, mask, previous, counts, sums = args[:5]
+        now, before = _truths(emit, mask, count_), _truths(emit, previous, count_)
+        for place, found in enumerate((builder.xor(now, before), builder.and_(now, before))):
+            bits = builder.bitcast(found, ir.IntType(count_) if count_ > 1 else I1)
+            at = emit.at(counts, 8 * place)
+            number = emit.scalar("llvm.ctpop.i64", builder.zext(bits, I64))
+            emit.store(builder.add(emit.load(at, I64), number), at)
+        value = _doubles(emit, kind_, scores, count_, absolute_)
+        kept = builder.select(now, value, emit.splat(F64, count_, 0.0))
+        emit.store(builder.fadd(emit.load(sums, vector(F64, count_)), kept), sums)
+        return context.get_dummy_value()
+
+    return types.none(scores, mask, previous, counts, sums, kind, count, absolute), codegen
+
+
+@once
+def bonus_kernel(kind_name: str, absolute: bool) -> Any:
+    """Compile for one kind of scores.
+
+    Returns
+    -------
+    function (scores, stride, previous, previous_stride, target, rows, cols, bonus) -> None
+        Addresses as int64, strides in bytes; previous: bool; target: (rows, cols) float64, C-contiguous.
+    """
+    kind = KINDS[kind_name]
+    code, item, magnitude, lane_count = kind.code, kind.itemsize, int(absolute), LANES
+    version = fingerprint()
+
+    def add(scores, stride, previous, previous_stride, target, rows, cols, bonus):  # type: ignore[no-untyped-def]
+        whole = cols // lane_count * lane_count
+        for i in range(rows if version else 0):
+            score, before, to = scores + i * stride, previous + i * previous_stride, target + i * cols * 8
+            for j in range(0, whole, lane_count):
+                add_bonus(score + j * item, before + j, to + j * 8, bonus, code, lane_count, magnitude)
+            for j in range(whole, cols):
+                add_bonus(score + j * item, before + j, to + j * 8, bonus, code, 1, magnitude)
+
+    return compiled(add, types.none(*[types.int64] * 7, types.float64))
+
+
+@once
+def compare_kernel(kind_name: str, absolute: bool) -> Any:
+    """Compile for one kind of scores.
+
+    Returns
+    -------
+    function (scores, stride, mask, mask_stride, previous, previous_stride, rows, cols, counts, sums) -> None
+        Addresses as int64, strides in bytes; mask, previous: bool. counts: two int64, to which are added the entries
+        that one of the masks keeps, and those that both keep. sums: 32 float64, whose sum grows by the scores kept.
+    """
+    kind = KINDS[kind_name]
+    code, item, magnitude, lane_count = kind.code, kind.itemsize, int(absolute), LANES
+    version = fingerprint()
+
+    def compare(  # type: ignore[no-untyped-def]
+        scores, stride, mask, mask_stride, previous, previous_stride, rows, cols, counts, sums
+    ):
+        whole = cols // lane_count * lane_count
+        for i in range(rows if version else 0):
+            score, now, before = scores + i * stride, mask + i * mask_stride, previous + i * previous_stride
+            for j in range(0, whole, lane_count):
+                compare_part(score + j * item, now + j, before + j, counts, sums, code, lane_count, magnitude)
+            for j in range(whole, cols):
+                compare_part(score + j * item, now + j, before + j, counts, sums, code, 1, magnitude)
+
+    return compiled(compare, types.none(*[types.int64] * 10))

@@ -240,9 +240,9 @@ def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: 
             low[:cols], high[:cols] = -np.inf, np.inf
             for i in range(rows):
                 for j in range(cols):
-                    value, out = scores[i, j] - u[i], arc[i, j] == OUT
-                    low[j] = value if out & (value > low[j]) else low[j]
-                    high[j] = value if (not out) & (value < high[j]) else high[j]
+                    value, kind = scores[i, j] - u[i], arc[i, j]
+                    low[j] = value if (kind == OUT) & (value > low[j]) else low[j]
+                    high[j] = value if (kind == IN) & (value < high[j]) else high[j]
             for j in range(cols):
                 if col_exact or loose[rows + j] == 0:
                     below = low[j] if col_exact else max(low[j], 0.0)

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 import nmflow
 
 Array = np.ndarray[Any, np.dtype[Any]]
-PATTERNS = ("2:4", "3:5")
+PATTERNS = [nmflow.Pattern(2, 4), nmflow.Pattern(3, 5), nmflow.Pattern(2, 4, fill="at-most")]
 
 
 def unproven(weights: Array, solution: nmflow.Solution, *, absolute: bool) -> int:
@@ -34,11 +34,10 @@ def unproven(weights: Array, solution: nmflow.Solution, *, absolute: bool) -> in
     return count
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("name", [*families.FAMILIES, *families.SIGNED])
-def test_duals_prove_every_block_in_fractions(name: str, pattern: str) -> None:
-    chosen = nmflow.Pattern.parse(pattern)
-    shape = 5 * chosen.m, 7 * chosen.m
+def test_duals_prove_every_block_in_fractions(name: str, pattern: nmflow.Pattern) -> None:
+    shape = 5 * pattern.m, 7 * pattern.m
     given_scores = name in families.SIGNED
     weights = (families.SIGNED if given_scores else families.FAMILIES)[name](shape, 2)
     options = {"scores": weights} if given_scores else {}
@@ -50,7 +49,7 @@ def test_duals_prove_every_block_in_fractions(name: str, pattern: str) -> None:
 
 @pytest.mark.parametrize("name", ["gaussian", "near_ties", "signed"])
 def test_rows_of_several_words_are_proven_too(name: str) -> None:
-    test_duals_prove_every_block_in_fractions(name, "7:20")
+    test_duals_prove_every_block_in_fractions(name, nmflow.Pattern(7, 20))
 
 
 def test_rows_alone_are_proven_too() -> None:
@@ -81,7 +80,8 @@ def test_any_bits_of_any_dtype_are_proven(data: st.DataObject, absolute: bool) -
     )
     scores = data.draw(blocks(dtype, bits))
     options = {} if absolute else {"scores": scores}
-    solution = nmflow.solve(scores, 2, 4, duals=True, **options)
+    fill = data.draw(st.sampled_from(["exact", "at-most"]))
+    solution = nmflow.solve(scores, 2, 4, duals=True, fill=fill, **options)
     assert solution.certificate.proven
     assert unproven(scores, solution, absolute=absolute) <= solution.stats.get("integers", 0)
     best = oracles.best_total(oracles.exact(scores, absolute=absolute), solution.pattern)
@@ -109,3 +109,18 @@ def test_the_largest_floats_have_finite_duals() -> None:
     assert np.isfinite(solution.row_duals).all()
     assert np.isfinite(solution.col_duals).all()
     assert nmflow.solve(weights, 4, 8, warm_start=solution).certificate.proven
+
+
+@pytest.mark.parametrize("positive", [1.0, 0.7, 0.3])
+def test_lines_that_may_stay_below_their_budgets_are_settled_as_if_full_or_not(positive: float) -> None:
+    """Full lines at first where most scores are above 0, and a start from there; the best total either way."""
+    rng = np.random.default_rng(7)
+    scores = np.where(rng.random((48, 64)) < positive, 1.0, -1.0) * np.abs(rng.standard_normal((48, 64)))
+    scores = scores.astype(np.float32)
+    for row, col in (("2:4", "2:4"), ("2:4", "4:8"), ("1:4", "2:4")):
+        pattern = nmflow.Pattern(row=row, col=col, fill="at-most")
+        solution = nmflow.solve(scores, pattern=pattern, scores=scores, duals=True)
+        exact = oracles.exact(scores, absolute=False)
+        assert solution.certificate.proven
+        assert unproven(scores, solution, absolute=False) == 0
+        assert exact[solution.mask].sum() == oracles.best_total(exact, pattern)

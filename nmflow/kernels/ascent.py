@@ -27,7 +27,7 @@ from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, deinterleave, literal, loop, vector
 
-__all__ = ["ascend", "clear_lanes", "rounds_for", "set_floors"]
+__all__ = ["ascend", "clear_lanes", "drop_floors", "rounds_for", "set_floors"]
 
 IN_REGISTERS = 16
 """Most entries of a block whose lanes all stay in vector registers while it ascends."""
@@ -205,6 +205,20 @@ def set_floors(  # type: ignore[no-untyped-def]
 
     arguments = (row_floors, col_floors, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
     return types.none(*arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def drop_floors(typing, address, count):  # type: ignore[no-untyped-def]
+    """Let `count` duals fall as far as they may."""
+    count_ = literal(count)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        for t in range(count_):
+            emit.store(emit.splat(I16, LANES, -32768), emit.at(args[0], t * VECTOR), VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(address, count), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -12,6 +12,7 @@ off at 16 bits changes no comparison either. What is left to check is that each 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
@@ -22,7 +23,16 @@ from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR
 from nmflow.kernels.simd import F64, I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
 
-__all__ = ["WORD", "first_lanes", "place_bit", "prove_lanes", "words_in_row", "write_masks", "write_words"]
+__all__ = [
+    "WORD",
+    "first_lanes",
+    "level_lanes",
+    "place_bit",
+    "prove_lanes",
+    "words_in_row",
+    "write_masks",
+    "write_words",
+]
 
 WORD = 16
 """Entries of a row whose places in the mask are the bits of one lane."""
@@ -31,6 +41,31 @@ WORD = 16
 def words_in_row(cols: int) -> int:
     """Lane vectors that hold a row of a block's mask as bits."""
     return -(-cols // WORD)
+
+
+@intrinsic(prefer_literal=True)
+def level_lanes(typing, rows_at, cols_at, rows, cols, bias):  # type: ignore[no-untyped-def]
+    """Move what rows and columns share so that their least duals are alike, and cut off what is below 0 then.
+
+    Nothing is claimed of these duals but that they are not negative: what they prove is proven after.
+    """
+    rows_, cols_, bias_ = literal(rows), literal(cols), literal(bias)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit, kind = Emitter(builder), vector(I16, LANES)
+        sides = [[emit.at(at, t * VECTOR) for t in range(n)] for at, n in ((args[0], rows_), (args[1], cols_))]
+        u, v = ([emit.load(place, kind, VECTOR) for place in side] for side in sides)
+        least_u, least_v = (functools.reduce(lambda a, b: emit.call("llvm.smin", a, b), side) for side in (u, v))
+        floor, none = emit.splat(I16, LANES, -bias_), emit.splat(I16, LANES, 0)
+        apart = emit.call("llvm.ssub.sat", least_v, emit.call("llvm.ssub.sat", least_u, floor))
+        share = builder.ashr(apart, emit.splat(I16, LANES, 1))
+        for place, dual in zip(sides[0], u, strict=True):
+            emit.store(emit.call("llvm.smax", emit.call("llvm.sadd.sat", dual, share), floor), place, VECTOR)
+        for place, dual in zip(sides[1], v, strict=True):
+            emit.store(emit.call("llvm.smax", emit.call("llvm.ssub.sat", dual, share), none), place, VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(rows_at, cols_at, rows, cols, bias), codegen
 
 
 @intrinsic(prefer_literal=True)

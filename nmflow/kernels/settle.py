@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nmflow.kernels.ascent import ascend, clear_lanes, rounds_for, set_floors
+from nmflow.kernels.ascent import ascend, clear_lanes, drop_floors, rounds_for, set_floors
 from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.lanes import prove_lanes, words_in_row
+from nmflow.kernels.lanes import level_lanes, prove_lanes, words_in_row
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, VECTOR, load_duals, measure_segment, read_segment, store_duals
@@ -38,7 +38,7 @@ def settle_kernel(
     Returns
     -------
     function (scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
-    count, sums, exact, zoom, last_zoom, zoom_step) -> int
+    count, sums, exact, fill_first, zoom, last_zoom, zoom_step) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous,
         shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: the duals of all blocks
         are written there, unless u is 0. warm_v: like v; if `warm` the search starts from it. With `count` 0
@@ -46,9 +46,11 @@ def settle_kernel(
         duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three, with room for all
         blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of the blocks that
         are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then blocks must be
-        named. What is left of the scores, S - u - v, is magnified by `zoom` bits where blocks are settled once more,
-        and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or
-        until that settles few more.
+        named. fill_first: whether all blocks are settled at first as if lines had to be full, under at-most fill where
+        full lines use up both budgets: most best masks are full then, and duals that are not negative prove it; those
+        of other blocks are a good start. What is left of the scores, S - u - v, is magnified by `zoom` bits where
+        blocks are settled once more, and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32
+        bits or less, 60 else), or until that settles few more.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
     kind = KINDS[kind_name]
@@ -57,6 +59,7 @@ def settle_kernel(
     bias = BIAS if absolute else 0
     clamp_rows, clamp_cols = int(row_fill == 1), int(col_fill == 1)
     clamped = clamp_rows or clamp_cols
+    fillable = int(row_fill == col_fill == 1 and rows * row_budget == cols * col_budget)
     first_rounds, again_rounds, warm_rounds = rounds_for(max(rows, cols)) if col_fill else (0, 0, 0)
     if warm:
         first_rounds = warm_rounds
@@ -69,7 +72,7 @@ def settle_kernel(
 
     def settle(  # type: ignore[no-untyped-def]
         scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
-        count, sums, exact, zoom, last_zoom, zoom_step,
+        count, sums, exact, fill_first, zoom, last_zoom, zoom_step,
     ):  # fmt: skip
         if version == 0:
             return -2
@@ -87,6 +90,7 @@ def settle_kernel(
         flags = masks + rows * lane_count * cols
         u_stride, out_stride, masks_stride = grid_cols * work, lane_count * work, lane_count * cols
         total = 0 if count else grid_rows * grid_cols
+        filled = fillable and fill_first
         bad, first = 0, 0
         # blocks[head:tail] wait to be settled once more; blocks[:left] were, and are still open
         left, head, tail = 0, 0, count
@@ -149,13 +153,17 @@ def settle_kernel(
                     load_duals(cols_at, scales, (warm_v + first * v_bytes) if whole else cols_out, code, cols)
                 else:
                     clear_lanes(cols_at, cols)
-                if clamped:
+                if filled:
+                    drop_floors(row_floors, lines)
+                elif clamped:
                     set_floors(row_floors, col_floors, scales, u, 0, v, 0, code, rows, cols, bias, 0)
                 ascend(
                     lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, row_budget, col_budget, first_rounds,
                     clamp_rows, clamp_cols, 0,
                 )  # fmt: skip
-                if not clamped:
+                if filled:
+                    level_lanes(rows_at, cols_at, rows, cols, bias)
+                if filled or not clamped:
                     open_lanes = prove_lanes(
                         base, step, to, to_step, lanes, rows_at, cols_at, scales, words, sums, here,
                         code, rows, cols, row_budget, col_budget, col_fill, magnitude,
@@ -163,9 +171,9 @@ def settle_kernel(
                 if u and whole:
                     to_u, to_v = u + s * rows * u_stride + j * work, v + first * v_bytes
                     store_duals(rows_at, cols_at, scales, to_u, u_stride, to_v, 0, code, rows, cols, bias, 0)
-                if clamped or open_lanes or (u and not whole):
+                if (clamped and not filled) or open_lanes or (u and not whole):
                     store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, 0, code, rows, cols, bias, 0)
-            if again or clamped:
+            if again or (clamped and not filled):
                 even = whole_spans if here == lane_count else 0
                 for k in range(0, even, many):
                     grade_span(
@@ -213,4 +221,4 @@ def settle_kernel(
                 first += here
         return -1 if bad else left
 
-    return compiled(settle, types.int64(*[types.int64] * 19))
+    return compiled(settle, types.int64(*[types.int64] * 20))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -20,14 +20,21 @@ from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
 
+Entry = TypeVar("Entry")
+
 ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
 and the step between; and the same where scores were rounded, from nothing."""
+AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
+"""The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
 MANY = {8: 1000, 16: 400, 64: 2}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
+POSITIVE, MOST_POSITIVE = 1.5, 0.95
+"""Under at-most fill, blocks are settled as if lines had to be full where this many times as many scores are above 0 as
+lines keep, or that share of all."""
 BATCH_ENTRIES = 1 << 17
 """Scores of blocks that are finished at a time, as float64: they stay in a cache."""
 FEWEST = 32
@@ -110,13 +117,12 @@ class Dual(Solver):
             todo.add_all()
             if not tied:  # scores that were rounded are compared as floats, where a tie proves nothing
                 todo.u[:] = todo.v[:] = 0.0
-                counts["ascended"] = self._settle(chunk, todo, ROUNDED)
+                counts["ascended"] = self._settle(chunk, todo)
         if todo.count < 0:
             return ChunkSolution(finite=False)
         with np.errstate(over="ignore"):
             kept = float(todo.sums.sum())
-        side = max(chunk.pattern.block_shape)
-        few = max(FEWEST, chunk.n_blocks // next(many for size, many in MANY.items() if side <= size))
+        few = max(FEWEST, chunk.n_blocks // _by_side(MANY, chunk.pattern))
         begun = todo.count > (0 if tied else few) and self._movable(chunk)
         if begun:
             untied = untie(chunk, todo.blocks[: todo.count].copy(), None if tied else (todo.u, todo.v))
@@ -199,11 +205,14 @@ class Dual(Solver):
         exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
         return exact and chunk.state is None and chunk.exact
 
-    def _settle(self, chunk: Chunk, todo: OpenBlocks, zooms: tuple[int, int, int] = ZOOMS) -> int:
+    def _settle(self, chunk: Chunk, todo: OpenBlocks) -> int:
         """Ascend, make masks and prove them; how many blocks are open. See `nmflow.kernels.settle`."""
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
+        zooms, loose = ZOOMS if chunk.exact else ROUNDED, pattern.fill == "at-most" and pattern.col is not None
+        if loose:
+            zooms = _by_side(AT_MOST, pattern)
         shape = pattern.block_shape
         scratch = workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
         kernel = settle_kernel(
@@ -213,7 +222,8 @@ class Dual(Solver):
         todo.count = kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, scratch.ctypes.data, *todo.addresses,
-            todo.count, todo.sums.ctypes.data, int(chunk.exact), *zooms,
+            todo.count, todo.sums.ctypes.data, int(chunk.exact),
+            int(loose and _mostly_positive(chunk)), *zooms,
         )  # fmt: skip
         return todo.count
 
@@ -285,6 +295,19 @@ def _repeated(lines: Array) -> float:
     ordered = np.sort(lines, axis=1)
     shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
     return float(np.sort(shares)[len(lines) // 2] / ordered.shape[1])
+
+
+def _by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
+    """The entry of a table for the longer side of a block."""
+    side = max(pattern.block_shape)
+    return next(entry for most, entry in table.items() if side <= most)
+
+
+def _mostly_positive(chunk: Chunk) -> bool:
+    """Whether so many scores are above 0 that the best masks fill most lines, judged by a few."""
+    some = chunk.source[:: max(1, len(chunk.source) // 8), :128]
+    share = np.count_nonzero((some != 0) if chunk.absolute else (some > 0)) / some.size
+    return bool(share > min(POSITIVE * chunk.pattern.row_budget / chunk.pattern.block_shape[1], MOST_POSITIVE))
 
 
 def _room(pattern: Pattern) -> int:

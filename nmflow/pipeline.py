@@ -39,7 +39,7 @@ from nmflow.reading import kind_of, work_dtype
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
-from nmflow.switching import switch_of
+from nmflow.switching import switch_of, with_previous
 
 __all__ = ["as_pattern", "certify", "solve"]
 
@@ -151,13 +151,15 @@ def solve(
     if duals and not (method.exact or certify):
         raise InputValueError(f'certify must be True for the duals of solver="{method.name}", which finds none itself')
     problem = Problem.build(
-        weights, chosen, scores=scores, layout=layout, groups=groups, keep=keep, drop=drop, previous=previous,
-        switch_cost=switch_cost, start=start, out=out,
-    )  # fmt: skip
+        weights, chosen, scores=scores, layout=layout, groups=groups, keep=keep, drop=drop, start=start, out=out
+    )
+    workers = _threads(threads)
+    if previous is not None or switch_cost is not None:
+        problem = with_previous(problem, previous, switch_cost, workers)
     if warm_start is not None:
         problem = replace(problem, warm=_warm(problem, warm_start, method))
     method.check(problem)
-    return _run(problem, method, _threads(threads), keep_duals=duals, certified=certify)
+    return _run(problem, method, workers, keep_duals=duals, certified=certify)
 
 
 def certify(
@@ -318,7 +320,7 @@ def _run(
         certificate=certificate,
         solver=method.name,
         pattern=problem.pattern,
-        switch=None if problem.previous is None else switch_of(problem, masks, problem.previous),
+        switch=None if problem.previous is None else switch_of(problem, masks, problem.previous, threads),
         row_duals=None if duals is None else _apart(problem, duals[0]),
         col_duals=None if duals is None else _apart(problem, duals[1]),
         stats=stats,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import numbers
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -19,8 +18,6 @@ __all__ = ["Array", "Layout", "Matrix", "Problem", "as_array", "as_mask", "check
 
 Array: TypeAlias = npt.NDArray[Any]
 Layout = Literal["conv", "batch"]
-BAND_ENTRIES = 1 << 16
-"""Entries that are converted at a time: they stay in a cache."""
 _SIZES = {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}
 
 
@@ -159,8 +156,6 @@ class Problem:
         groups: int = 1,
         keep: object | None = None,
         drop: object | None = None,
-        previous: object | None = None,
-        switch_cost: float | None = None,
         start: object | None = None,
         out: object | None = None,
     ) -> Problem:
@@ -171,8 +166,7 @@ class Problem:
         InputTypeError
             If an array cannot be viewed or has a dtype without scores, or keep or drop is not boolean.
         InputValueError
-            If a rank, shape, layout or number of groups does not fit, an array is empty, or `switch_cost` is negative,
-            not finite, or given without `previous`.
+            If a rank, shape, layout or number of groups does not fit, or an array is empty.
         InfeasibleError
             If an entry is marked in both keep and drop.
         """
@@ -198,7 +192,7 @@ class Problem:
         dropped = None if drop is None else as_mask(drop, array.shape, "drop")
         if kept is not None and dropped is not None:
             _check_disjoint(kept, dropped)
-        problem = cls(
+        return cls(
             array,
             absolute,
             pattern,
@@ -209,49 +203,11 @@ class Problem:
             start=None if start is None else as_mask(start, array.shape, "start"),
             out=None if out is None else _check_out(out, array, layout),
         )
-        if previous is None and switch_cost is None:
-            return problem
-        if previous is None or switch_cost is None:
-            raise InputValueError("previous and switch_cost must be given together; for example switch_cost=0.5")
-        earlier = as_mask(previous, array.shape, "previous")
-        return replace(problem, previous=earlier, bonus=problem.bonus_of(switch_cost))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the caller's array."""
         return self.scores.shape
-
-    def bonus_of(self, switch_cost: float) -> float:
-        """What keeping an entry of the previous mask is worth: switch_cost times the mean magnitude of a score.
-
-        The mean is taken over all entries in float64, in one pass over the scores and in a fixed order.
-
-        Raises
-        ------
-        InputValueError
-            If `switch_cost` is negative or no finite number, or so large that a score with the bonus overflows.
-        NonFiniteError
-            If a score is NaN or infinite.
-        """
-        if not isinstance(switch_cost, numbers.Real) or not 0.0 <= float(switch_cost) < math.inf:
-            raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
-        sums, largest, size = [], 0.0, self.scores.size
-        band = max(1, BAND_ENTRIES * self.shape[0] // size)
-        for lead in range(0, self.shape[0], band):  # a band at a time keeps memory small
-            part = self.scores[lead : lead + band].astype(np.float64)
-            np.abs(part, out=part)
-            largest = max(largest, float(part.max()))
-            with np.errstate(over="ignore"):
-                total = float(part.sum())
-            sums.append(total / size if total < math.inf else float((part / size).sum()))
-        if not math.isfinite(largest) or any(math.isnan(value) for value in sums):
-            raise self.non_finite_error()
-        bonus = float(switch_cost) * math.fsum(sums)
-        if not math.isfinite(largest + bonus):
-            raise InputValueError(
-                f"switch_cost must leave scores finite, not make them overflow as {switch_cost!r} does; scale them down"
-            )
-        return bonus
 
     @property
     def count(self) -> int:

@@ -1,40 +1,111 @@
-"""Switching: what a mask changed against the one before it."""
+"""Switching: what keeping entries of an earlier mask is worth, and what a new mask changed against it."""
 
 from __future__ import annotations
 
+import math
+import numbers
+from dataclasses import replace
+
 import numpy as np
 
-from nmflow.problem import Array, Matrix, Problem
+from nmflow.crew import map_on_threads
+from nmflow.errors import InputValueError
+from nmflow.problem import Array, Matrix, Problem, as_mask
 from nmflow.reading import readable, turned
 from nmflow.solution import Switch
 
-__all__ = ["switch_of"]
+__all__ = ["switch_of", "with_previous"]
 
 BAND_ENTRIES = 1 << 18
-"""Entries that are compared at a time: copies of them stay in a cache."""
+"""Entries that are looked at at a time: copies of them stay in a cache."""
+Band = tuple[int, slice]
 
 
-def switch_of(problem: Problem, masks: tuple[Array, ...], previous: Array) -> Switch:
+def with_previous(problem: Problem, previous: object | None, switch_cost: float | None, threads: int) -> Problem:
+    """The problem with an earlier mask, each entry of which is worth switch_cost times the mean magnitude of a score.
+
+    The mean is taken over all entries in float64, in a fixed order.
+
+    Raises
+    ------
+    InputTypeError, InputValueError
+        If `previous` is no mask of the problem's shape, or `switch_cost` is negative, no finite number, or so large
+        that a score with the bonus overflows; or if one is given without the other.
+    NonFiniteError
+        If a score is NaN or infinite.
+    """
+    if previous is None or switch_cost is None:
+        raise InputValueError("previous and switch_cost must be given together; for example switch_cost=0.5")
+    earlier = as_mask(previous, problem.shape, "previous")
+    if not isinstance(switch_cost, numbers.Real) or not 0.0 <= float(switch_cost) < math.inf:
+        raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
+    mean, largest = _magnitude(problem, threads)
+    if not (math.isfinite(mean) and math.isfinite(largest)):
+        raise problem.non_finite_error()
+    bonus = float(switch_cost) * mean
+    if not math.isfinite(largest + bonus):
+        raise InputValueError(
+            f"switch_cost must leave scores finite, not make them overflow as {switch_cost!r} does; scale them down"
+        )
+    return replace(problem, previous=earlier, bonus=bonus)
+
+
+def switch_of(problem: Problem, masks: tuple[Array, ...], previous: Array, threads: int) -> Switch:
     """Compare the masks of a problem's matrices with an earlier mask, of the problem's shape; sums in a fixed order."""
     from nmflow.kernels.switch import compare_kernel
 
-    counts, sums = np.zeros(2, np.int64), np.zeros(32)
-    for scores, mask, before in zip(problem.matrices(problem.scores), masks, problem.matrices(previous), strict=True):
-        rows, cols = mask.shape
+    matrices, earlier = problem.matrices(problem.scores), problem.matrices(previous)
+
+    def compare(band: Band) -> tuple[int, int, float]:
+        number, rows = band
+        (part, kind, _), now, then = readable(_part(matrices[number], rows)), masks[number][rows], earlier[number]
+        before = _part(then, rows)
+        if before.strides[1] != 1:
+            before = np.ascontiguousarray(before)
+        counts, sums = np.zeros(2, np.int64), np.zeros(32)
+        compare_kernel(kind, problem.absolute)(
+            part.ctypes.data, part.strides[0], now.ctypes.data, now.strides[0], before.ctypes.data, before.strides[0],
+            *part.shape, counts.ctypes.data, sums.ctypes.data,
+        )  # fmt: skip
+        with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
+            return int(counts[0]), int(counts[1]), float(sums.sum())
+
+    flips, again, kept = zip(*map_on_threads(compare, _bands(matrices), threads), strict=True)
+    with np.errstate(over="ignore"):
+        return Switch(sum(flips), sum(again), problem.bonus, float(np.sum(kept)))
+
+
+def _magnitude(problem: Problem, threads: int) -> tuple[float, float]:
+    """Mean and largest magnitude of the scores; one of them is not finite if a score is not."""
+    from nmflow.kernels.switch import measure_kernel
+
+    matrices = problem.matrices(problem.scores)
+
+    def measure(band: Band) -> tuple[float, float]:
+        part, kind, _ = readable(_part(matrices[band[0]], band[1]))
+        sums, tops = np.zeros((2, 32))
+        measure_kernel(kind)(part.ctypes.data, part.strides[0], *part.shape, sums.ctypes.data, tops.ctypes.data)
+        with np.errstate(over="ignore"):
+            total, top = float(sums.sum()), float(tops.max())
+        if total == math.inf and math.isfinite(top):  # float64 scores that add up to more than it holds
+            return float((np.abs(part) / problem.scores.size).sum()), top
+        return total / problem.scores.size, top
+
+    shares, tops = zip(*map_on_threads(measure, _bands(matrices), threads), strict=True)
+    if math.inf in shares:
+        return math.inf, math.inf
+    return math.fsum(shares), max(tops)
+
+
+def _bands(matrices: tuple[Matrix, ...]) -> list[Band]:
+    """All rows of all matrices, some at a time."""
+    out: list[Band] = []
+    for number, matrix in enumerate(matrices):
+        rows, cols = matrix.shape
         step = max(1, BAND_ENTRIES // cols)
-        for first in range(0, rows, step):
-            band = slice(first, min(first + step, rows))
-            part, kind, _ = readable(_band(scores, band))
-            now, then = mask[band], _band(before, band)
-            if then.strides[1] != 1:
-                then = np.ascontiguousarray(then)
-            compare_kernel(kind, problem.absolute)(
-                part.ctypes.data, part.strides[0], now.ctypes.data, now.strides[0], then.ctypes.data, then.strides[0],
-                *part.shape, counts.ctypes.data, sums.ctypes.data,
-            )  # fmt: skip
-    with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
-        return Switch(int(counts[0]), int(counts[1]), problem.bonus, float(sums.sum()))
+        out.extend((number, slice(first, min(first + step, rows))) for first in range(0, rows, step))
+    return out
 
 
-def _band(matrix: Matrix, rows: slice) -> Array:
+def _part(matrix: Matrix, rows: slice) -> Array:
     return turned(matrix.part(rows, slice(0, matrix.shape[1])))

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "solution": {"errors", "pattern"},
     "problem": BASE,
     "reading": BASE | {"problem", "kernels"},
-    "switching": BASE | {"problem", "reading", "kernels"},
+    "switching": BASE | {"problem", "reading", "kernels", "crew"},
     "blocks": BASE | {"problem", "reading"},
     "network": BASE | {"problem", "blocks"},
     "certificate": BASE | {"problem", "blocks", "kernels"},

@@ -223,7 +223,9 @@ def test_only_must_name_something(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "x.json").exists()
 
 
-@pytest.mark.parametrize("group", ["stream", "linear", "greedy", "OR-Tools", "threads", "warm start", "memory"])
+@pytest.mark.parametrize(
+    "group", ["stream", "linear", "forms", "greedy", "OR-Tools", "threads", "warm start", "memory"]
+)
 def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = targets.HALVES[:3]  # others take longer to compile, by the same way
     monkeypatch.setattr(targets, "HALVES", few)

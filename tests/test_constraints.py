@@ -287,3 +287,22 @@ def test_matrices_seen_as_one_are_solved_as_they_are_apart() -> None:
     assert np.array_equal(
         one.mask, np.concatenate([nmflow.solve(conv[8 * g : 8 * g + 8], 4, 8, layout="conv").mask for g in range(3)])
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float64", 1e308), ("float64", 1e-300), ("float32", 1e38), ("float16", 6e4), ("int64", 2**62)]
+)
+def test_the_worth_of_an_earlier_mask_is_measured_at_any_range(dtype: str, scale: float) -> None:
+    """Scores of any size and memory order, bands of rows and what is left of them, and sums beyond float64."""
+    rng = np.random.default_rng(8)
+    weights, previous = (rng.random((40, 7001)) * scale).astype(dtype), rng.random((40, 7001)) < 0.5
+    exact = sum(map(Fraction, weights.astype(np.float64).ravel().tolist())) / weights.size / 4
+    bonuses = set()
+    for order, threads in ((np.asarray, 1), (np.asarray, 2), (np.asfortranarray, 2)):
+        found = nmflow.solve(order(weights), 2, 4, previous=order(previous), switch_cost=0.25, threads=threads)
+        assert found.proven
+        assert found.switch.flips == np.count_nonzero(found.mask ^ previous)
+        assert found.switch.kept_again == np.count_nonzero(found.mask & previous)
+        bonuses.add(found.switch.bonus)
+    assert len(bonuses) == 1
+    assert bonuses.pop() == pytest.approx(float(exact), rel=1e-12, abs=5e-324)

@@ -1,4 +1,4 @@
-"""An earlier mask: what keeping its entries again is worth, and what a new mask changed."""
+"""An earlier mask: how large scores are, what keeping its entries again is worth, and what a new mask changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F64, I1, I8, I64, LANES, Emitter, literal, vector
 
-__all__ = ["bonus_kernel", "compare_kernel"]
+__all__ = ["bonus_kernel", "compare_kernel", "measure_kernel"]
 
 
 def _doubles(emit: Emitter, kind: Any, address: Any, count: int, absolute: bool) -> Any:
@@ -63,6 +63,48 @@ def compare_part(typing, scores, mask, previous, counts, sums, kind, count, abso
         return context.get_dummy_value()
 
     return types.none(scores, mask, previous, counts, sums, kind, count, absolute), codegen
+
+
+@intrinsic(prefer_literal=True)
+def measure_part(typing, scores, sums, tops, kind, count):  # type: ignore[no-untyped-def]
+    """Add the magnitudes of `count` scores to `sums`, and raise `tops` to them."""
+    kind_, count_ = BY_CODE[literal(kind)], literal(count)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit, shape = Emitter(builder), vector(F64, count_)
+        scores, sums, tops = args[:3]
+        value = _doubles(emit, kind_, scores, count_, True)
+        emit.store(builder.fadd(emit.load(sums, shape), value), sums)
+        emit.store(emit.better(value, emit.load(tops, shape), ">"), tops)
+        return context.get_dummy_value()
+
+    return types.none(scores, sums, tops, kind, count), codegen
+
+
+@once
+def measure_kernel(kind_name: str) -> Any:
+    """Compile for one kind of scores.
+
+    Returns
+    -------
+    function (scores, stride, rows, cols, sums, tops) -> None
+        Addresses as int64, `stride` in bytes. sums: 32 float64, whose sum grows by the magnitudes: NaN if one is, and
+        infinite if one is or they overflow. tops: 32 float64, raised to the magnitudes that are no NaN.
+    """
+    kind = KINDS[kind_name]
+    code, item, lane_count = kind.code, kind.itemsize, LANES
+    version = fingerprint()
+
+    def measure(scores, stride, rows, cols, sums, tops):  # type: ignore[no-untyped-def]
+        whole = cols // lane_count * lane_count
+        for i in range(rows if version else 0):
+            score = scores + i * stride
+            for j in range(0, whole, lane_count):
+                measure_part(score + j * item, sums, tops, code, lane_count)
+            for j in range(whole, cols):
+                measure_part(score + j * item, sums, tops, code, 1)
+
+    return compiled(measure, types.none(*[types.int64] * 6))
 
 
 @once

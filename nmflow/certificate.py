@@ -84,6 +84,11 @@ class Duals:
             return self
         if np.array_equal(self.blocks, other.blocks):
             return replace(self, block_row=other.block_row, block_col=other.block_col)
+        place, known = _find(self.blocks, other.blocks)
+        if known.all():
+            row, col = self.block_row.copy(), self.block_col.copy()
+            row[place], col[place] = other.block_row, other.block_col
+            return replace(self, block_row=row, block_col=col)
         old = ~np.isin(self.blocks, other.blocks)
         blocks = np.concatenate([self.blocks[old], other.blocks])
         order = np.argsort(blocks)
@@ -95,12 +100,16 @@ class Duals:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""
         rows, cols = chunk.pattern.block_shape
         wide = chunk.grid[1]
-        u, v = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
         missing = np.ones(len(blocks), np.bool_)
         if self.blocks is not None and self.block_row is not None and self.block_col is not None and len(self.blocks):
-            place = np.minimum(np.searchsorted(self.blocks, blocks), len(self.blocks) - 1)
-            missing = self.blocks[place] != blocks
-            u[...], v[...] = self.block_row[place], self.block_col[place]
+            if np.array_equal(self.blocks, blocks) and not self.special:
+                return self.block_row.copy(), self.block_col.copy()
+            place, known = _find(self.blocks, blocks)
+            missing = ~known
+            u, v = self.block_row[place], self.block_col[place]
+            u[missing] = v[missing] = 0.0
+        else:
+            u, v = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
         if self.row is not None and self.col is not None and missing.any():
             from nmflow.kernels.gather import gather_duals_kernel
 
@@ -119,6 +128,12 @@ class Duals:
                 if duals is not None:
                     u[k], v[k] = duals.nearest()
         return u, v
+
+
+def _find(blocks: Array, wanted: Array) -> tuple[Array, Array]:
+    """Places of some numbers in ascending ones, and whether they are there."""
+    place = np.minimum(np.searchsorted(blocks, wanted), len(blocks) - 1)
+    return place, blocks[place] == wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,12 +69,49 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        tied, lattice = self._plan(chunk)
+        if _fillable(chunk.pattern) and chunk.state is None and _mostly_positive(chunk):
+            full = replace(
+                chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col),
+                duals=chunk.duals or chunk.room_for_duals(),
+            )  # fmt: skip
+            tied, lattice = self._plan(full)
+            if tied or lattice is not None:
+                return self._filled(chunk, self._planned(full, tied, lattice))
+        return self._planned(chunk, *self._plan(chunk))
+
+    def _planned(self, chunk: Chunk, tied: bool, lattice: Lattice | None) -> ChunkSolution:
+        """Solve a chunk by whole numbers on a lattice, or by its scores."""
         if lattice is not None:
             untied = untie_on(lattice, chunk)
             if untied is not None:
                 return self._numbered(chunk, lattice, untied)
         return self._solved(chunk, tied=tied)
+
+    def _filled(self, chunk: Chunk, full: ChunkSolution) -> ChunkSolution:
+        """Under at-most fill, take what was solved as if lines had to be full where its duals can be made non-negative.
+
+        Adding a number to all u and taking it from all v of a block changes nothing of what they prove.
+        """
+        from nmflow.kernels.level import level_kernel
+
+        if not full.finite:
+            return full
+        if full.proven is None or "rounded" in full.counts:  # duals are not those that prove it
+            return self._solved(chunk, tied=False)
+        blocks = np.arange(chunk.n_blocks)
+        u, v = full.duals.gather(chunk, blocks)
+        good = np.empty(chunk.n_blocks, np.uint8)
+        level_kernel()(u, v, good)
+        good[full.proven.others] = False
+        left = np.flatnonzero(good == 0)
+        every = Duals() if chunk.duals is None else Duals(blocks=blocks, block_row=u, block_col=v)
+        if not len(left):
+            return ChunkSolution(every, counts=full.counts, proven=full.proven)
+        start = Duals(blocks=left, block_row=u[left], block_col=v[left])
+        proven = self._finish(chunk, start, begun=False)
+        proven = replace(proven, objective=_kept(chunk, np.flatnonzero(good)) + proven.objective)
+        counts = {**full.counts, "augmented": full.counts.get("augmented", 0) + len(left)}
+        return ChunkSolution(every.updated(start), counts=counts, proven=proven)
 
     def augment(self, chunk: Chunk) -> ChunkSolution:
         """Send paths through all blocks of a small chunk, from nothing, by kernels that take any pattern."""
@@ -84,27 +121,19 @@ class Dual(Solver):
 
     def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied) -> ChunkSolution:
         """Send paths through what whole numbers left open, in these numbers; what that proves of the scores."""
-        from nmflow.kernels.kept import kept_kernel
-
         open_ = Duals(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
         counts, kept, others = {"tied": chunk.n_blocks - len(untied.blocks)}, untied.kept, untied.blocks
         if len(untied.blocks):
             counts["augmented"] = len(untied.blocks)
             others = self._finish(chunk, open_, untied.numbers).others
             others = np.union1d(others, untied.blocks[~lattice.near(untied.u, untied.v, untied.largest)])
-            done, sums = np.setdiff1d(untied.blocks, others), np.zeros(chunk.pattern.block_shape[1])
-            kept_kernel(chunk.kind, *chunk.pattern.block_shape, chunk.absolute)(
-                chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
-                chunk.grid[1], done.ctypes.data, len(done), sums.ctypes.data,
-            )  # fmt: skip
-            kept += float(sums.sum())
+            kept += _kept(chunk, np.setdiff1d(untied.blocks, others))
         # where nobody asks for duals, only those to go on from
         blocks = others if chunk.duals is None else np.arange(chunk.n_blocks)
         u, v = untied.every.updated(open_).gather(chunk, blocks)
         (u, u_lost), (v, v_lost) = lattice.dual(u, lattice.low), lattice.dual(v)
-        rounded = int((u_lost.any(axis=1) | v_lost.any(axis=1)).sum())
-        if rounded:
-            counts["rounded"] = rounded
+        if u_lost.any() or v_lost.any():
+            counts["rounded"] = int((u_lost.any(axis=1) | v_lost.any(axis=1)).sum())
         return ChunkSolution(Duals(blocks=blocks, block_row=u, block_col=v), counts=counts, proven=Proven(kept, others))
 
     def _solved(self, chunk: Chunk, *, tied: bool) -> ChunkSolution:
@@ -295,6 +324,26 @@ def _repeated(lines: Array) -> float:
     ordered = np.sort(lines, axis=1)
     shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
     return float(np.sort(shares)[len(lines) // 2] / ordered.shape[1])
+
+
+def _kept(chunk: Chunk, blocks: Array) -> float:
+    """What the mask keeps of some blocks."""
+    from nmflow.kernels.kept import kept_kernel
+
+    shape, sums = chunk.pattern.block_shape, np.zeros(chunk.pattern.block_shape[1])
+    kept_kernel(chunk.kind, *shape, chunk.absolute)(
+        chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
+        chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,
+    )  # fmt: skip
+    with np.errstate(over="ignore"):
+        return float(sums.sum())
+
+
+def _fillable(pattern: Pattern) -> bool:
+    """Whether fill is at most, and full lines can use up the budgets of both sides."""
+    rows, cols = pattern.block_shape
+    both = pattern.fill == "at-most" and pattern.col is not None
+    return both and rows * pattern.row_budget == cols * pattern.col_budget
 
 
 def _by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:

@@ -149,3 +149,27 @@ def test_duals_move_to_where_they_prove_the_scores_too() -> None:
     sums = u[:, :, None] + v[:, None, :]
     assert lattice.near(u, v, 1).tolist() == [True, False]
     assert np.array_equal(sums, u[:, :, None] + v[:, None, :])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["levels", "scaled levels", "ternary", "codes", "all equal"])
+def test_lines_that_need_not_be_full_are_untied_as_if_they_had_to(kind: str, dtype: Any) -> None:
+    """Under at-most fill: on a lattice, near one, on none; where zeros abound; in Python's integers too."""
+    rng = np.random.default_rng(3)
+    gaussian = rng.standard_normal((48, 64))
+    weights = {
+        "levels": np.clip(np.round(gaussian * 3), -7, 7),
+        "scaled levels": np.clip(np.round(gaussian * 3), -7, 7) * dtype(0.0137),
+        "ternary": np.sign(np.round(gaussian)),
+        "codes": codebook((48, 64), 5, dtype),
+        "all equal": np.full((48, 64), 0.3),
+    }[kind].astype(dtype)
+    for pattern in (nmflow.Pattern(2, 4, fill="at-most"), nmflow.Pattern(row="2:4", col="4:8", fill="at-most")):
+        solution = nmflow.solve(weights, pattern=pattern, duals=True)
+        assert solution.certificate.proven
+        assert solution.stats.get("tied", 0) > 0.5 * solution.certificate.n_blocks or dtype is np.float64
+        lost = solution.stats.get("integers", 0) + solution.stats.get("rounded", 0)
+        assert unproven(weights, solution, absolute=True) <= lost
+        best = nmflow.solve(weights, pattern=pattern, solver="network-simplex")
+        assert solution.objective == pytest.approx(best.objective, rel=1e-12)
+        assert np.array_equal(solution.mask, nmflow.solve(weights, pattern=pattern).mask)

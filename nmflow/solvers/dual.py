@@ -32,9 +32,9 @@ TIED_SHARE = 0.5
 MANY = {8: 1000, 16: 400, 64: 2}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
-POSITIVE, MOST_POSITIVE = 1.5, 0.95
+POSITIVE, TIED_POSITIVE, MOST_POSITIVE = 1.5, 0.5, 0.95
 """Under at-most fill, blocks are settled as if lines had to be full where this many times as many scores are above 0 as
-lines keep, or that share of all."""
+lines keep; the same where most of those repeat; and a share of all scores that is always enough."""
 BATCH_ENTRIES = 1 << 17
 """Scores of blocks that are finished at a time, as float64: they stay in a cache."""
 FEWEST = 32
@@ -69,7 +69,7 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        if _fillable(chunk.pattern) and chunk.state is None and _mostly_positive(chunk):
+        if _fillable(chunk.pattern) and chunk.state is None and _likely_full(chunk):
             full = replace(
                 chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col),
                 duals=chunk.duals or chunk.room_for_duals(),
@@ -252,7 +252,7 @@ class Dual(Solver):
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, scratch.ctypes.data, *todo.addresses,
             todo.count, todo.sums.ctypes.data, int(chunk.exact),
-            int(loose and _mostly_positive(chunk)), *zooms,
+            int(loose and _mostly_positive(chunk, POSITIVE)), *zooms,
         )  # fmt: skip
         return todo.count
 
@@ -352,11 +352,28 @@ def _by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
     return next(entry for most, entry in table.items() if side <= most)
 
 
-def _mostly_positive(chunk: Chunk) -> bool:
-    """Whether so many scores are above 0 that the best masks fill most lines, judged by a few."""
-    some = chunk.source[:: max(1, len(chunk.source) // 8), :128]
-    share = np.count_nonzero((some != 0) if chunk.absolute else (some > 0)) / some.size
-    return bool(share > min(POSITIVE * chunk.pattern.row_budget / chunk.pattern.block_shape[1], MOST_POSITIVE))
+def _few_scores(chunk: Chunk) -> Array:
+    """Some scores of a chunk, by which it is judged; float64."""
+    some = chunk.source[:: max(1, len(chunk.source) // 8), :128].astype(np.float64)
+    return np.abs(some) if chunk.absolute else some
+
+
+def _mostly_positive(chunk: Chunk, times: float) -> bool:
+    """Whether so many times as many scores are above 0 as lines keep, or nearly all are."""
+    share = float(np.mean(_few_scores(chunk) > 0))
+    return share > min(times * chunk.pattern.row_budget / chunk.pattern.block_shape[1], MOST_POSITIVE)
+
+
+def _repeat_above_0(chunk: Chunk) -> bool:
+    """Whether most of the scores above 0 repeat."""
+    some = _few_scores(chunk)
+    some = some[some > 0]
+    return len(np.unique(some)) < TIED_SHARE * len(some)
+
+
+def _likely_full(chunk: Chunk) -> bool:
+    """Whether most best masks fill all lines, as far as a few scores tell."""
+    return _mostly_positive(chunk, POSITIVE) or (_mostly_positive(chunk, TIED_POSITIVE) and _repeat_above_0(chunk))
 
 
 def _room(pattern: Pattern) -> int:

@@ -1,0 +1,78 @@
+"""Judging a chunk by a few of its scores: how it is best solved. A wrong guess costs time, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nmflow.blocks import Chunk
+from nmflow.certificate import block_scores
+from nmflow.pattern import Pattern
+from nmflow.problem import Array
+from nmflow.reading import work_dtype
+from nmflow.solvers.levels import Lattice, lattice_of
+
+__all__ = ["fillable", "likely_full", "mostly_positive", "movable", "plan"]
+
+TIED_SHARE = 0.5
+"""Share of a block's scores that must repeat before all blocks are moved."""
+POSITIVE, TIED_POSITIVE, MOST_POSITIVE = 1.5, 0.5, 0.95
+"""Under at-most fill, blocks are settled as if lines had to be full where this many times as many scores are above 0 as
+lines keep; the same where most of those repeat; and a share of all scores that is always enough."""
+
+
+def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
+    """Whether most scores repeat, and the lattice on which they lie: judged by a few."""
+    if not movable(chunk):
+        return False, None
+    some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
+    if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
+        return False, None
+    places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
+    sample = block_scores(chunk, places)
+    if not np.isfinite(sample).all() or _repeated_share(sample.reshape(len(sample), -1)[:, :256]) < TIED_SHARE:
+        return False, None
+    return True, lattice_of(sample, work_dtype(chunk.kind))
+
+
+def movable(chunk: Chunk) -> bool:
+    """Whether scores can be moved a little and the mask repaired after."""
+    exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
+    return exact and chunk.state is None and chunk.exact
+
+
+def fillable(pattern: Pattern) -> bool:
+    """Whether fill is at most, and full lines can use up the budgets of both sides."""
+    rows, cols = pattern.block_shape
+    both = pattern.fill == "at-most" and pattern.col is not None
+    return both and rows * pattern.row_budget == cols * pattern.col_budget
+
+
+def _few_scores(chunk: Chunk) -> Array:
+    """Some scores of a chunk, by which it is judged; float64."""
+    some = chunk.source[:: max(1, len(chunk.source) // 8), :128].astype(np.float64)
+    return np.abs(some) if chunk.absolute else some
+
+
+def mostly_positive(chunk: Chunk, times: float = POSITIVE) -> bool:
+    """Whether so many times as many scores are above 0 as lines keep, or nearly all are."""
+    share = float(np.mean(_few_scores(chunk) > 0))
+    return share > min(times * chunk.pattern.row_budget / chunk.pattern.block_shape[1], MOST_POSITIVE)
+
+
+def _repeat_above_0(chunk: Chunk) -> bool:
+    """Whether most of the scores above 0 repeat."""
+    some = _few_scores(chunk)
+    some = some[some > 0]
+    return len(np.unique(some)) < TIED_SHARE * len(some)
+
+
+def likely_full(chunk: Chunk) -> bool:
+    """Whether most best masks fill all lines, as far as a few scores tell."""
+    return mostly_positive(chunk) or (mostly_positive(chunk, TIED_POSITIVE) and _repeat_above_0(chunk))
+
+
+def _repeated_share(lines: Array) -> float:
+    """Share of the numbers of a line that equal an earlier one of it: the median over lines."""
+    ordered = np.sort(lines, axis=1)
+    shares = np.count_nonzero(ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return float(np.sort(shares)[len(lines) // 2] / ordered.shape[1])

@@ -1,0 +1,126 @@
+"""Paths: blocks that are solved one by one, in float64, in 64-bit integers, and in Python's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nmflow.blocks import DROP, KEEP, Chunk
+from nmflow.certificate import BlockDuals, Duals, Proven, block_scores, fills
+from nmflow.pattern import Pattern
+from nmflow.problem import Array
+from nmflow.solvers.open_blocks import workspace
+
+__all__ = ["augment", "finish", "in_integers", "kept_score"]
+
+BATCH_ENTRIES = 1 << 17
+"""Scores of blocks that are finished at a time, as float64: they stay in a cache."""
+
+
+def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: bool = True) -> Proven:
+    """Send paths through blocks that stand apart, to optimal duals; which of them are proven.
+
+    numbers : shape (k, R, C), what to read instead of the scores. begun : whether masks say which ties to keep.
+    """
+    from nmflow.kernels.finish import finish_kernel, finish_scratch
+
+    pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
+    if blocks is None or u is None or v is None:
+        raise AssertionError("open blocks must have duals of their own")
+    _make_finite(u, v)
+    flags = np.empty(len(blocks), np.uint8)
+    rows, cols = pattern.block_shape
+    size = max(1, BATCH_ENTRIES // (rows * cols))
+    single = 0 if chunk.kind == "float64" else 1 if chunk.duals is not None else 2
+    values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
+    kernel, scratch, mask, kept = finish_kernel(), finish_scratch(rows, cols), chunk.mask.view(np.uint8), 0.0
+    for first in range(0, len(blocks), size):
+        part = slice(first, first + size)
+        some = values[: len(blocks[part])]
+        if numbers is None:
+            block_scores(chunk, blocks[part], some)
+        else:
+            some[...] = numbers[part]
+        kept += kernel(
+            some, u[part], v[part], mask, blocks[part], pattern.row_budget, pattern.col_budget, _room(pattern),
+            *fills(pattern), chunk.exact, single, begun, *scratch, flags[part],
+        )  # fmt: skip
+    return Proven(kept, blocks[flags != 0])
+
+
+def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tuple[Array, Duals]:
+    """Solve some blocks one by one, from the duals in `start`; how each ended, and the duals of the chunk."""
+    from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, LOOSE, OUT, augment_kernel
+
+    pattern = chunk.pattern
+    u, v = start.gather(chunk, blocks)
+    _make_finite(u, v)
+    arcs = np.full((len(blocks), *pattern.block_shape), OUT, np.uint8)
+    if chunk.state is not None:
+        state = chunk.gather_state(blocks)
+        arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
+    ended = np.empty(len(blocks), np.uint8)
+    augment_kernel(integers)(
+        block_scores(chunk, blocks), u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
+        pattern.col_exact, ended,
+    )  # fmt: skip
+    arcs &= 1
+    done = ended != LOOSE
+    chunk.put(blocks[done], arcs[done])
+    return ended, Duals(start.row, start.col, blocks, u, v)
+
+
+def in_integers(chunk: Chunk, blocks: Array, given: Duals) -> dict[int, BlockDuals]:
+    """Solve some blocks in Python integers."""
+    from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, augment_block
+
+    pattern = chunk.pattern
+    rows, cols = pattern.block_shape
+    u, v = given.gather(chunk, blocks)
+    out = {}
+    for k, block in enumerate(int(b) for b in blocks):
+        numbers, exponent = chunk.block_integers(block)
+        state = chunk.block_state(block)
+        row, col = _whole(u[k], exponent), _whole(v[k], exponent)
+        arc = np.zeros((rows, cols), np.int64)
+        if state is not None:
+            arc[state == KEEP], arc[state == DROP] = FIXED_IN, FIXED_OUT
+        augment_block(  # type: ignore[no-untyped-call]
+            numbers, row, col, arc, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact
+        )
+        chunk.mask[chunk.corner(block)] = arc & 1
+        out[block] = BlockDuals(row, col, exponent)
+    return out
+
+
+def kept_score(chunk: Chunk, blocks: Array) -> float:
+    """What the mask keeps of some blocks."""
+    from nmflow.kernels.kept import kept_kernel
+
+    shape, sums = chunk.pattern.block_shape, np.zeros(chunk.pattern.block_shape[1])
+    kept_kernel(chunk.kind, *shape, chunk.absolute)(
+        chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
+        chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,
+    )  # fmt: skip
+    with np.errstate(over="ignore"):
+        return float(sums.sum())
+
+
+def _make_finite(*duals: Array) -> None:
+    """0 where duals are beyond the work dtype: paths start from finite ones."""
+    for side in duals:
+        side[~np.isfinite(side)] = 0.0
+
+
+def _room(pattern: Pattern) -> int:
+    """Budget of a column; a free one gets a unit to spare, so that it is never full and its dual stays 0."""
+    return pattern.col_budget if pattern.col else pattern.block_shape[0] + 1
+
+
+def _whole(values: Array, exponent: int) -> Array:
+    """Floats as the nearest multiples of 2**exponent below, in units of it: Python integers."""
+    from fractions import Fraction
+
+    out = np.empty(len(values), object)
+    for k, value in enumerate(values):
+        out[k] = int(Fraction(float(value)) / Fraction(2) ** exponent) if np.isfinite(value) else 0
+    return out

@@ -37,6 +37,8 @@ def with_previous(problem: Problem, previous: object | None, switch_cost: float 
     if previous is None or switch_cost is None:
         raise InputValueError("previous and switch_cost must be given together; for example switch_cost=0.5")
     earlier = as_mask(previous, problem.shape, "previous")
+    if problem.out is not None and np.may_share_memory(problem.out, earlier):
+        raise InputValueError("out must not share memory with previous, which it is compared with; pass one of its own")
     if not isinstance(switch_cost, numbers.Real) or not 0.0 <= float(switch_cost) < math.inf:
         raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
     mean, largest = _magnitude(problem, threads)

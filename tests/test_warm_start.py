@@ -103,5 +103,8 @@ def test_what_cannot_be_out_is_refused() -> None:
         with pytest.raises(InputValueError, match=words):
             nmflow.solve(weights, 2, 4, out=out)
     images = families.gaussian((8, 4, 3, 3), 0)
+    last = nmflow.solve(weights, 2, 4).mask
+    with pytest.raises(InputValueError, match="out must not share memory with previous"):
+        nmflow.solve(weights, 2, 4, previous=last, switch_cost=0.1, out=last)
     with pytest.raises(InputValueError, match='out must be None for layout="conv"'):
         nmflow.solve(images, 2, 4, layout="conv", out=np.empty(images.shape, np.bool_))

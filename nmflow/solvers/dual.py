@@ -44,6 +44,7 @@ class Dual(Solver):
     1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles and proves most blocks.
        O(M^2 log^2 M) a round and block, and a fixed number of rounds. What is still open then is magnified for more
        rounds, three times at most; over 99% of blocks of Gaussian scores are proven by then.
+       Under at-most fill, lines are taken as full at first, which proves most blocks where most scores are above 0.
     2. Blocks whose scores repeat are settled with each score moved a little, and duals of the true scores follow
        (`nmflow.kernels.untie`). Scores near a lattice are solved as small whole numbers (`nmflow.solvers.levels`).
     3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
@@ -185,9 +186,8 @@ class Dual(Solver):
         from nmflow.kernels.settle import settle_kernel, settle_scratch
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
-        zooms, loose = ZOOMS if chunk.exact else ROUNDED, pattern.fill == "at-most" and pattern.col is not None
-        if loose:
-            zooms = _by_side(AT_MOST, pattern)
+        loose = pattern.fill == "at-most" and pattern.col is not None
+        zooms = ROUNDED if not chunk.exact else _by_side(AT_MOST, pattern) if loose else ZOOMS
         shape = pattern.block_shape
         scratch = workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
         kernel = settle_kernel(

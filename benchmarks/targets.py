@@ -274,14 +274,20 @@ def _two_processes(pattern: str, side: int, repeats: int) -> float:
             for _ in range(2)
         ]
 
+        def answer(process: Any) -> str:
+            line: str = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"a process that solves beside another has ended, with status {process.wait()}")
+            return line
+
         def solve(*processes: Any) -> list[float]:
             for process in processes:
                 process.stdin.write("\n")
                 process.stdin.flush()
-            return [float(process.stdout.readline()) for process in processes]
+            return [float(answer(process)) for process in processes]
 
         for process in pair:
-            process.stdout.readline()  # type: ignore[union-attr]
+            answer(process)
         ratios = [2 * solve(pair[0])[0] / max(solve(*pair)) for _ in range(repeats)]
         for process in pair:
             process.stdin.close()  # type: ignore[union-attr]

@@ -163,7 +163,10 @@ def test_lines_that_need_not_be_full_are_untied_as_if_they_had_to(kind: str, dty
         "codes": codebook((48, 64), 5, dtype),
         "all equal": np.full((48, 64), 0.3),
     }[kind].astype(dtype)
-    for pattern in (nmflow.Pattern(2, 4, fill="at-most"), nmflow.Pattern(row="2:4", col="4:8", fill="at-most")):
+    patterns = [nmflow.Pattern(2, 4, fill="at-most")]
+    if kind == "levels" and dtype is np.float32:  # kernels of more take long to compile, by the same way
+        patterns.append(nmflow.Pattern(row="2:4", col="4:8", fill="at-most"))
+    for pattern in patterns:
         solution = nmflow.solve(weights, pattern=pattern, duals=True)
         assert solution.certificate.proven
         assert solution.stats.get("tied", 0) > 0.5 * solution.certificate.n_blocks or dtype is np.float64

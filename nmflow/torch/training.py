@@ -185,7 +185,7 @@ class SparseTraining:
         changes = []
         for masked, one in zip(self._masked, found, strict=True):
             new = to_mask(one.mask, masked.mask.device)
-            changes.append((masked.mask ^ new).sum())
+            changes.append((masked.mask ^ new).count_nonzero())
             masked.mask.copy_(new)
         self._found = found
         layers = {name: int(change) for name, change in zip(self._by_name, changes, strict=True)}

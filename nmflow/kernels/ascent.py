@@ -27,12 +27,14 @@ from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, deinterleave, literal, loop, vector
 
-__all__ = ["ascend", "clear_lanes", "drop_floors", "rounds_for", "set_floors"]
+__all__ = ["LOWEST", "ascend", "rounds_for", "set_floors", "set_lanes"]
 
 IN_REGISTERS = 16
 """Most entries of a block whose lanes all stay in vector registers while it ascends."""
 HELD = 8
 """Most duals across that stay in registers from line to line."""
+LOWEST = -32768
+"""The least number of a lane: a floor that stops no dual."""
 
 
 @intrinsic(prefer_literal=True)
@@ -208,31 +210,17 @@ def set_floors(  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def drop_floors(typing, address, count):  # type: ignore[no-untyped-def]
-    """Let `count` duals fall as far as they may."""
-    count_ = literal(count)
+def set_lanes(typing, address, count, value):  # type: ignore[no-untyped-def]
+    """Store a number to all lanes of `count` vectors."""
+    count_, value_ = literal(count), literal(value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         for t in range(count_):
-            emit.store(emit.splat(I16, LANES, -32768), emit.at(args[0], t * VECTOR), VECTOR)
+            emit.store(emit.splat(I16, LANES, value_), emit.at(args[0], t * VECTOR), VECTOR)
         return context.get_dummy_value()
 
-    return types.none(address, count), codegen
-
-
-@intrinsic(prefer_literal=True)
-def clear_lanes(typing, address, count):  # type: ignore[no-untyped-def]
-    """Store zeros to `count` lane vectors."""
-    count_ = literal(count)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        for t in range(count_):
-            emit.store(emit.splat(I16, LANES, 0), emit.at(args[0], t * VECTOR), VECTOR)
-        return context.get_dummy_value()
-
-    return types.none(address, count), codegen
+    return types.none(address, count, value), codegen
 
 
 ROUNDS = {4: (4, 3, 1), 8: (5, 6, 2), 16: (7, 6, 3), 32: (9, 6, 5), 64: (12, 14, 7)}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nmflow.kernels.ascent import ascend, clear_lanes, drop_floors, rounds_for, set_floors
+from nmflow.kernels.ascent import LOWEST, ascend, rounds_for, set_floors, set_lanes
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.lanes import level_lanes, prove_lanes, words_in_row
 from nmflow.kernels.proof import grade_span
@@ -68,7 +68,7 @@ def settle_kernel(
     many = blocks_in_span(cols)
     version = fingerprint()
     lane_count, vector_bytes, in_row, lines = LANES, VECTOR, words_in_row(cols), rows + cols
-    whole_spans = LANES // many * many
+    whole_spans, lowest = LANES // many * many, LOWEST
 
     def settle(  # type: ignore[no-untyped-def]
         scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
@@ -137,7 +137,7 @@ def settle_kernel(
                 read_segment(
                     base, step, lanes, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, magnitude, 1
                 )
-                clear_lanes(rows_at, lines)
+                set_lanes(rows_at, lines, 0)
                 if clamped:
                     set_floors(
                         row_floors, col_floors, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, bias, 1
@@ -152,9 +152,9 @@ def settle_kernel(
                 if given:
                     load_duals(cols_at, scales, (warm_v + first * v_bytes) if whole else cols_out, code, cols)
                 else:
-                    clear_lanes(cols_at, cols)
+                    set_lanes(cols_at, cols, 0)
                 if filled:
-                    drop_floors(row_floors, lines)
+                    set_lanes(row_floors, lines, lowest)
                 elif clamped:
                     set_floors(row_floors, col_floors, scales, u, 0, v, 0, code, rows, cols, bias, 0)
                 ascend(

@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import types
 
-from nmflow.kernels.ascent import ascend, clear_lanes, rounds_for
+from nmflow.kernels.ascent import ascend, rounds_for, set_lanes
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.lanes import words_in_row
 from nmflow.kernels.moved import ZOOM, add_duals, begin_duals, magnify_lanes, move_lanes
@@ -101,7 +101,7 @@ def untie_kernel(
         masks_stride = lane_count * cols
         left = 0
         if lattice:  # nothing of a number is cut off
-            clear_lanes(inexact, cut_vectors)
+            set_lanes(inexact, cut_vectors, 0)
         for first in range(0, count, lane_count):
             here = min(lane_count, count - first)
             b = read_word(blocks + first * 8)
@@ -139,8 +139,8 @@ def untie_kernel(
                 begin_duals(start_u, start_v, lows, shifts, units, u, v, work, rows, cols)
             else:
                 move_lanes(lanes, moved, offsets, entries, broad)
-                clear_lanes(cols_at, cols)
-                clear_lanes(u, base_vectors)
+                set_lanes(cols_at, cols, 0)
+                set_lanes(u, base_vectors, 0)
                 ascend(moved, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, rounds, 0, 0, 0)
                 add_duals(rows_at, u, first_up, moved_bias, rows, broad)
                 add_duals(cols_at, v, first_up, 0, cols, broad)
@@ -152,7 +152,7 @@ def untie_kernel(
                 else:
                     more = more_offsets + zoom * entries * number_bytes
                     magnify_lanes(lanes, moved, rows_at, cols_at, more, 0, rows, cols, broad)
-                clear_lanes(rows_at, lines)
+                set_lanes(rows_at, lines, 0)
                 ascend(
                     moved, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, again_rounds, 0, 0, 1
                 )

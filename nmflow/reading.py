@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nmflow.problem import Array, Problem, is_bfloat16
 
-__all__ = ["Kind", "kind_of", "readable", "turned", "with_bonus", "work_dtype"]
+__all__ = ["Kind", "in_rows", "kind_of", "readable", "turned", "with_bonus", "work_dtype"]
 
 FEWEST_ENTRIES = 1 << 14
 """Entries that are worth a kernel: NumPy turns fewer than these in cache."""
@@ -56,7 +56,7 @@ def readable(part: Array) -> tuple[Array, Kind, bool]:
         part = part.astype(dtype.newbyteorder("="))
     if dtype.itemsize == 2:
         part = part.view(np.uint16)
-    return _in_rows(part), kind, True
+    return in_rows(part), kind, True
 
 
 def turned(part: Array) -> Array:
@@ -75,7 +75,7 @@ def with_bonus(part: Array, absolute: bool, previous: Array, bonus: float) -> Ar
     """Scores with the bonus of those that an earlier mask kept: float64, each sum rounded once."""
     from nmflow.kernels.switch import bonus_kernel
 
-    (scores, kind, _), previous = readable(part), _in_rows(previous)
+    (scores, kind, _), previous = readable(part), in_rows(previous)
     sums = np.empty(part.shape)
     bonus_kernel(kind, absolute)(
         scores.ctypes.data, scores.strides[0], previous.ctypes.data, previous.strides[0], sums.ctypes.data, *part.shape,
@@ -84,7 +84,7 @@ def with_bonus(part: Array, absolute: bool, previous: Array, bonus: float) -> Ar
     return sums
 
 
-def _in_rows(part: Array) -> Array:
+def in_rows(part: Array) -> Array:
     """The array itself, or a copy where entries of a row do not lie side by side."""
     if part.strides[1] != part.itemsize or not part.flags.aligned:
         part = np.require(part, requirements=["C", "ALIGNED"])

@@ -11,7 +11,7 @@ import numpy as np
 from nmflow.crew import map_on_threads
 from nmflow.errors import InputValueError
 from nmflow.problem import Array, Matrix, Problem, as_mask
-from nmflow.reading import readable, turned
+from nmflow.reading import in_rows, readable, turned
 from nmflow.solution import Switch
 
 __all__ = ["switch_of", "with_previous"]
@@ -61,9 +61,7 @@ def switch_of(problem: Problem, masks: tuple[Array, ...], previous: Array, threa
     def compare(band: Band) -> tuple[int, int, float]:
         number, rows = band
         (part, kind, _), now, then = readable(_part(matrices[number], rows)), masks[number][rows], earlier[number]
-        before = _part(then, rows)
-        if before.strides[1] != 1:
-            before = np.ascontiguousarray(before)
+        before = in_rows(_part(then, rows))
         counts, sums = np.zeros(2, np.int64), np.zeros(32)
         compare_kernel(kind, problem.absolute)(
             part.ctypes.data, part.strides[0], now.ctypes.data, now.strides[0], before.ctypes.data, before.strides[0],

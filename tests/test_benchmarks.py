@@ -242,6 +242,12 @@ def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.Mo
             assert row["met"] == targets.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
 
 
+def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "ALONE", "import sys; sys.exit(3)")
+    with pytest.raises(RuntimeError, match="a process that solves beside another has ended, with status 3"):
+        targets._two_processes("2:4", 64, 1)
+
+
 def test_target_of_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nmflow, "solve", lambda weights, *, pattern: None)
     rows = list(targets.GROUPS["warm start"](targets.Bench(64)))

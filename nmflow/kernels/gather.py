@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F32, F64, Emitter, literal, read_word, vector
+from nmflow.kernels.simd import F32, F64, Emitter, literal, read_word
 
 __all__ = ["gather_duals_kernel", "gather_scores_kernel"]
 
@@ -22,8 +22,7 @@ def widen_row(typing, source, target, kind, count, absolute):  # type: ignore[no
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        value = kind_.load(emit, args[0], count_, absolute_)
-        emit.store(value if kind_.work == F64 else builder.fpext(value, vector(F64, count_)), args[1])
+        emit.store(kind_.load_doubles(emit, args[0], count_, absolute_), args[1])
         return context.get_dummy_value()
 
     return types.none(source, target, kind, count, absolute), codegen

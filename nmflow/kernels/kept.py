@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F64, I8, Emitter, literal, read_word, vector
+from nmflow.kernels.simd import F64, Emitter, literal, read_word, vector
 
 __all__ = ["kept_kernel"]
 
@@ -22,10 +22,8 @@ def add_kept(typing, scores, mask, sums, kind, cols, absolute):  # type: ignore[
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         scores, mask, sums = args[:3]
-        kept = builder.icmp_signed("!=", emit.load(mask, vector(I8, cols_)), emit.splat(I8, cols_, 0))
-        score = kind_.load(emit, scores, cols_, absolute_)
-        score = score if kind_.work == F64 else builder.fpext(score, vector(F64, cols_))
-        share = builder.select(kept, score, emit.splat(F64, cols_, 0.0))
+        score = kind_.load_doubles(emit, scores, cols_, absolute_)
+        share = builder.select(emit.truths(mask, cols_), score, emit.splat(F64, cols_, 0.0))
         emit.store(builder.fadd(emit.load(sums, vector(F64, cols_)), share), sums)
         return context.get_dummy_value()
 

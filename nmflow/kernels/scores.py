@@ -108,6 +108,11 @@ class ScoreKind:
         sign = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x8000)), emit.splat(I32, count, 16))
         return builder.bitcast(builder.or_(builder.bitcast(value, vector(I32, count)), sign), vector(F32, count))
 
+    def load_doubles(self, emit: Emitter, address: Value, count: int, absolute: bool) -> Value:
+        """Load `count` scores as float64, exactly."""
+        score = self.load(emit, address, count, absolute)
+        return score if self.work == F64 else emit.builder.fpext(score, vector(F64, count))
+
     def load_pairs(self, emit: Emitter, address: Value, count: int, absolute: bool) -> list[Value]:
         """Load `count` times 64 scores of bfloat16 as words of two: vectors of the even ones, then of the odd ones.
 

@@ -105,6 +105,10 @@ class Emitter:
         loaded.align = align
         return loaded
 
+    def truths(self, address: Value, count: int) -> Value:
+        """Load `count` bytes of a mask as truth values."""
+        return self.builder.icmp_unsigned("!=", self.load(address, vector(I8, count)), self.splat(I8, count, 0))
+
     def store(self, value: Value, address: Value, align: int = 1) -> None:
         """Store to an integer address."""
         pointer = self.builder.inttoptr(address, value.type.as_pointer())

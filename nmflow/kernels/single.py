@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -11,9 +12,18 @@ from numba.extending import intrinsic
 from nmflow.kernels.lanes import WORD, words_in_row
 from nmflow.kernels.segments import VECTOR
 from nmflow.kernels.simd import F64, I1, I8, I16, I64, Emitter, literal, loop, vector
-from nmflow.kernels.tied import width_of
+from nmflow.kernels.tied import Width, width_of
 
 __all__ = ["copy_duals", "copy_lane", "copy_words"]
+
+
+def _copy(emit: Emitter, lanes: Width, count: int, size: int, args: Any, change: Callable[[Any], Any]) -> None:
+    """Store what `change` makes of one lane of `count` vectors, `size` bytes each; args: source, lane, target, ..."""
+    builder = emit.builder
+    source = builder.add(args[0], builder.mul(args[1], ir.Constant(I64, lanes.item)))
+    with loop(builder, count) as turn:
+        value = change(emit.load(lanes.ahead(emit, source, turn), lanes.element))
+        emit.store(value, builder.add(args[2], builder.mul(turn.index, ir.Constant(I64, size))))
 
 
 @intrinsic(prefer_literal=True)
@@ -23,13 +33,8 @@ def copy_lane(typing, source, lane, target, bias, down, count, wide):  # type: i
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        source, lane, target, bias, down = args[:5]
-        source = builder.add(source, builder.mul(lane, ir.Constant(I64, lanes.item)))
-        bias, down = builder.trunc(bias, lanes.element), builder.trunc(down, lanes.element)
-        with loop(builder, literal(count)) as turn:
-            value = emit.load(lanes.ahead(emit, source, turn), lanes.element)
-            value = builder.ashr(builder.add(value, bias), down)
-            emit.store(value, builder.add(target, builder.mul(turn.index, ir.Constant(I64, lanes.item))))
+        bias, down = (builder.trunc(number, lanes.element) for number in args[3:5])
+        _copy(emit, lanes, literal(count), lanes.item, args, lambda value: builder.ashr(builder.add(value, bias), down))
         return context.get_dummy_value()
 
     return types.none(source, lane, target, bias, down, count, wide), codegen
@@ -42,12 +47,11 @@ def copy_duals(typing, source, lane, target, unit, plus, count, wide):  # type: 
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        source, lane, target, unit, plus = args[:5]
-        source = builder.add(source, builder.mul(lane, ir.Constant(I64, lanes.item)))
-        with loop(builder, literal(count)) as turn:
-            value = builder.sitofp(emit.load(lanes.ahead(emit, source, turn), lanes.element), F64)
-            value = builder.fadd(builder.fmul(value, unit), plus)
-            emit.store(value, builder.add(target, builder.mul(turn.index, ir.Constant(I64, 8))))
+        unit, plus = args[3:5]
+        _copy(
+            emit, lanes, literal(count), 8, args,
+            lambda value: builder.fadd(builder.fmul(builder.sitofp(value, F64), unit), plus),
+        )  # fmt: skip
         return context.get_dummy_value()
 
     return types.none(source, lane, target, unit, plus, count, wide), codegen

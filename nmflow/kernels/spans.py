@@ -148,8 +148,7 @@ class Lines:
 
     def truths(self, emit: Emitter, address: Value) -> Value:
         """Load a row of the mask as truth values."""
-        loaded = emit.load(address, vector(I8, self.width))
-        return emit.builder.icmp_unsigned("!=", loaded, emit.splat(I8, self.width, 0))
+        return emit.truths(address, self.width)
 
     def bytes_of(self, emit: Emitter, flags: Value) -> Value:
         """Truth values as bytes 0 and 1."""

@@ -10,19 +10,9 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F64, I1, I8, I64, LANES, Emitter, literal, vector
+from nmflow.kernels.simd import F64, I1, I64, LANES, Emitter, literal, vector
 
 __all__ = ["bonus_kernel", "compare_kernel", "measure_kernel"]
-
-
-def _doubles(emit: Emitter, kind: Any, address: Any, count: int, absolute: bool) -> Any:
-    """Scores as float64, exactly."""
-    score = kind.load(emit, address, count, absolute)
-    return score if kind.work == F64 else emit.builder.fpext(score, vector(F64, count))
-
-
-def _truths(emit: Emitter, address: Any, count: int) -> Any:
-    return emit.builder.icmp_unsigned("!=", emit.load(address, vector(I8, count)), emit.splat(I8, count, 0))
 
 
 @intrinsic(prefer_literal=True)
@@ -33,9 +23,9 @@ def add_bonus(typing, scores, previous, target, bonus, kind, count, absolute):  
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         scores, previous, target, bonus = args[:4]
-        value = _doubles(emit, kind_, scores, count_, absolute_)
+        value = kind_.load_doubles(emit, scores, count_, absolute_)
         more = builder.select(
-            _truths(emit, previous, count_), emit.broadcast(bonus, count_), emit.splat(F64, count_, 0.0)
+            emit.truths(previous, count_), emit.broadcast(bonus, count_), emit.splat(F64, count_, 0.0)
         )
         emit.store(builder.fadd(value, more), target)
         return context.get_dummy_value()
@@ -51,13 +41,13 @@ def compare_part(typing, scores, mask, previous, counts, sums, kind, count, abso
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         scores, mask, previous, counts, sums = args[:5]
-        now, before = _truths(emit, mask, count_), _truths(emit, previous, count_)
+        now, before = emit.truths(mask, count_), emit.truths(previous, count_)
         for place, found in enumerate((builder.xor(now, before), builder.and_(now, before))):
             bits = builder.bitcast(found, ir.IntType(count_) if count_ > 1 else I1)
             at = emit.at(counts, 8 * place)
             number = emit.scalar("llvm.ctpop.i64", builder.zext(bits, I64))
             emit.store(builder.add(emit.load(at, I64), number), at)
-        value = _doubles(emit, kind_, scores, count_, absolute_)
+        value = kind_.load_doubles(emit, scores, count_, absolute_)
         kept = builder.select(now, value, emit.splat(F64, count_, 0.0))
         emit.store(builder.fadd(emit.load(sums, vector(F64, count_)), kept), sums)
         return context.get_dummy_value()
@@ -73,7 +63,7 @@ def measure_part(typing, scores, sums, tops, kind, count):  # type: ignore[no-un
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit, shape = Emitter(builder), vector(F64, count_)
         scores, sums, tops = args[:3]
-        value = _doubles(emit, kind_, scores, count_, True)
+        value = kind_.load_doubles(emit, scores, count_, True)
         emit.store(builder.fadd(emit.load(sums, shape), value), sums)
         emit.store(emit.better(value, emit.load(tops, shape), ">"), tops)
         return context.get_dummy_value()

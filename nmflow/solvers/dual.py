@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,15 +13,13 @@ from nmflow.certificate import Duals, Proven, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
-from nmflow.solvers.judge import fillable, likely_full, mostly_positive, movable, plan
+from nmflow.solvers.judge import by_side, fillable, likely_full, movable, plan
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.open_blocks import OpenBlocks, workspace
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
 from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
-
-Entry = TypeVar("Entry")
 
 ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
@@ -64,13 +62,11 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        if fillable(chunk.pattern) and chunk.state is None and likely_full(chunk):
-            full = replace(
-                chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col),
-                duals=chunk.duals or chunk.room_for_duals(),
-            )  # fmt: skip
+        if fillable(chunk.pattern) and chunk.state is None and likely_full(chunk, tied=True):
+            full = replace(chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col))
             tied, lattice = plan(full)
-            if tied or lattice is not None:
+            if tied:
+                full = replace(full, duals=chunk.duals or chunk.room_for_duals())
                 return self._filled(chunk, self._planned(full, tied, lattice))
         return self._planned(chunk, *plan(chunk))
 
@@ -146,7 +142,7 @@ class Dual(Solver):
             return ChunkSolution(finite=False)
         with np.errstate(over="ignore"):
             kept = float(todo.sums.sum())
-        few = max(FEWEST, chunk.n_blocks // _by_side(MANY, chunk.pattern))
+        few = max(FEWEST, chunk.n_blocks // by_side(MANY, chunk.pattern))
         begun = todo.count > (0 if tied else few) and movable(chunk)
         if begun:
             untied = untie(chunk, todo.blocks[: todo.count].copy(), None if tied else (todo.u, todo.v))
@@ -187,7 +183,7 @@ class Dual(Solver):
 
         pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
         loose = pattern.fill == "at-most" and pattern.col is not None
-        zooms = ROUNDED if not chunk.exact else _by_side(AT_MOST, pattern) if loose else ZOOMS
+        zooms = ROUNDED if not chunk.exact else by_side(AT_MOST, pattern) if loose else ZOOMS
         shape = pattern.block_shape
         scratch = workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
         kernel = settle_kernel(
@@ -198,7 +194,7 @@ class Dual(Solver):
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, scratch.ctypes.data, *todo.addresses,
             todo.count, todo.sums.ctypes.data, int(chunk.exact),
-            int(loose and mostly_positive(chunk)), *zooms,
+            int(loose and likely_full(chunk, tied=False)), *zooms,
         )  # fmt: skip
         return todo.count
 
@@ -214,9 +210,3 @@ class Dual(Solver):
             blocks = blocks[ended != EXACT]
         if len(blocks):
             yield replace(duals, special=in_integers(chunk, blocks, duals))
-
-
-def _by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
-    """The entry of a table for the longer side of a block."""
-    side = max(pattern.block_shape)
-    return next(entry for most, entry in table.items() if side <= most)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from nmflow.blocks import Chunk
@@ -11,7 +13,9 @@ from nmflow.problem import Array
 from nmflow.reading import work_dtype
 from nmflow.solvers.levels import Lattice, lattice_of
 
-__all__ = ["fillable", "likely_full", "mostly_positive", "movable", "plan"]
+__all__ = ["by_side", "fillable", "likely_full", "movable", "plan"]
+
+Entry = TypeVar("Entry")
 
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
@@ -47,28 +51,23 @@ def fillable(pattern: Pattern) -> bool:
     return both and rows * pattern.row_budget == cols * pattern.col_budget
 
 
-def _few_scores(chunk: Chunk) -> Array:
-    """Some scores of a chunk, by which it is judged; float64."""
+def likely_full(chunk: Chunk, *, tied: bool) -> bool:
+    """Whether lines of most best masks are full under at-most fill; `tied`: or of many, where most scores repeat."""
     some = chunk.source[:: max(1, len(chunk.source) // 8), :128].astype(np.float64)
-    return np.abs(some) if chunk.absolute else some
+    if chunk.absolute:
+        np.abs(some, out=some)
+    above = some[some > 0]
+    share, kept = above.size / some.size, chunk.pattern.row_budget / chunk.pattern.block_shape[1]
+    if share > min(POSITIVE * kept, MOST_POSITIVE):
+        return True
+    repeat = tied and share > min(TIED_POSITIVE * kept, MOST_POSITIVE)
+    return repeat and len(np.unique(above)) < TIED_SHARE * above.size
 
 
-def mostly_positive(chunk: Chunk, times: float = POSITIVE) -> bool:
-    """Whether so many times as many scores are above 0 as lines keep, or nearly all are."""
-    share = float(np.mean(_few_scores(chunk) > 0))
-    return share > min(times * chunk.pattern.row_budget / chunk.pattern.block_shape[1], MOST_POSITIVE)
-
-
-def _repeat_above_0(chunk: Chunk) -> bool:
-    """Whether most of the scores above 0 repeat."""
-    some = _few_scores(chunk)
-    some = some[some > 0]
-    return len(np.unique(some)) < TIED_SHARE * len(some)
-
-
-def likely_full(chunk: Chunk) -> bool:
-    """Whether most best masks fill all lines, as far as a few scores tell."""
-    return mostly_positive(chunk) or (mostly_positive(chunk, TIED_POSITIVE) and _repeat_above_0(chunk))
+def by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
+    """The entry of a table for the longer side of a block."""
+    side = max(pattern.block_shape)
+    return next(entry for most, entry in table.items() if side <= most)
 
 
 def _repeated_share(lines: Array) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from nmflow.blocks import Chunk
 from nmflow.certificate import Duals
 from nmflow.problem import Array
+from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.open_blocks import workspace
 
@@ -66,7 +67,7 @@ def untie(chunk: Chunk, blocks: Array, given: Sides | None) -> Untied | None:
     """
     shape = chunk.pattern.block_shape
     small, started = max(shape) <= 8, given is not None
-    bits = FEW if started else next(bits for size, bits in AMONG.items() if max(shape) <= size)
+    bits = FEW if started else by_side(AMONG, chunk.pattern)
     offsets = _offsets(*shape, bits + NARROW, wide=True)
     zooms = 1 if small or started else 2
     return _untie(chunk, blocks, None, given, offsets, 0, 0, zooms, wide=True)

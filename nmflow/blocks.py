@@ -212,14 +212,9 @@ def integers_of(values: Array) -> tuple[Array, int]:
 
 def grids(problem: Problem) -> tuple[Grid, ...]:
     """The block grid of each matrix that `problem.matrices` gives, with running numbers."""
-    rows, cols = problem.pattern.block_shape
-    out, start = [], 0
-    for matrix in problem.matrices(problem.scores):
-        shape = matrix.shape
-        grid = Grid(math.ceil(shape[0] / rows), math.ceil(shape[1] / cols), start)
-        out.append(grid)
-        start += grid.rows * grid.cols
-    return tuple(out)
+    (rows, cols), (tall, wide) = problem.pattern.block_shape, problem.matrix_shape
+    down, across = -(-tall // rows), -(-wide // cols)
+    return tuple(Grid(down, across, k * down * across) for k in range(problem.count // problem.stack))
 
 
 def caller_grids(problem: Problem) -> tuple[Grid, ...]:
@@ -235,8 +230,8 @@ def caller_grids(problem: Problem) -> tuple[Grid, ...]:
 def iter_places(problem: Problem) -> Iterator[Place]:
     """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
     rows, cols = problem.pattern.block_shape
-    for number, (matrix, grid) in enumerate(zip(problem.matrices(problem.scores), grids(problem), strict=True)):
-        shape = matrix.shape
+    shape = problem.matrix_shape
+    for number, grid in enumerate(grids(problem)):
         full_rows, full_cols = shape[0] // rows, shape[1] // cols
         least = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, shape[0] * shape[1] // 8))
         if full_rows and full_cols:

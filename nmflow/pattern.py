@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from nmflow.errors import PatternError
@@ -155,7 +156,7 @@ class Pattern:
         """Whether columns are constrained too."""
         return self.col is not None
 
-    @property
+    @cached_property
     def block_shape(self) -> tuple[int, int]:
         """Rows and columns of a block: col.m by row.m (square when columns are free)."""
         return (self.col or self.row).m, self.row.m

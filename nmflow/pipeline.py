@@ -490,15 +490,17 @@ def _certificate(problem: Problem, parts: Sequence[_Part]) -> Certificate:
         target[...] = part.grade.status.reshape(target.shape)
         numbers.append(block_numbers(place, grid)[part.grade.unproven])
         gaps.append(part.grade.gaps)
-    unproven = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
-    all_gaps = np.concatenate(gaps) if gaps else np.empty(0)
-    order = np.argsort(unproven, kind="stable")
+    unproven, all_gaps, gap = np.empty(0, np.int64), np.empty(0), 0.0
+    if numbers:
+        unproven, all_gaps = np.concatenate(numbers), np.concatenate(gaps)
+        order = np.argsort(unproven, kind="stable")
+        unproven, all_gaps = unproven[order], all_gaps[order]
+        gap = _sum(all_gaps)
     objective = _sum(part.grade.objective for part in parts if part.grade is not None)
-    gap = _sum(all_gaps[order]) if len(all_gaps) else 0.0
     # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
     bound = objective + gap
     return Certificate(
-        problem.pattern, objective, gap, bound, status, unproven[order], all_gaps[order],
+        problem.pattern, objective, gap, bound, status, unproven, all_gaps,
         tuple((grid.rows // problem.stack, grid.cols) for grid in all_grids for _ in range(problem.stack)),
     )  # fmt: skip
 

@@ -228,6 +228,11 @@ class Problem:
         arrays = (self.scores, self.keep, self.drop, self.previous, self.start, self.out)
         return self.count if self.layout == "conv" or all(array is None or _stacked(array) for array in arrays) else 1
 
+    @cached_property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of each matrix that `matrices` gives."""
+        return self.matrix(self.scores, 0).shape
+
     def matrices(self, array: Array) -> tuple[Matrix, ...]:
         """Cut an array of this problem's shape into its matrices, or see them as one: views."""
         return tuple(self.matrix(array, number) for number in range(self.count // self.stack))

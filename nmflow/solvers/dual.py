@@ -15,7 +15,7 @@ from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.judge import by_side, fillable, likely_full, movable, plan
 from nmflow.solvers.levels import Lattice
-from nmflow.solvers.open_blocks import OpenBlocks, workspace
+from nmflow.solvers.open_blocks import OpenBlocks, address, workspace
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
 from nmflow.solvers.untied import Untied, untie, untie_on
 
@@ -142,8 +142,7 @@ class Dual(Solver):
             return ChunkSolution(finite=False)
         with np.errstate(over="ignore"):
             kept = float(todo.sums.sum())
-        few = max(FEWEST, chunk.n_blocks // by_side(MANY, chunk.pattern))
-        begun = todo.count > (0 if tied else few) and movable(chunk)
+        begun = todo.count > 0 and (tied or _many(chunk, todo.count)) and movable(chunk)
         if begun:
             untied = untie(chunk, todo.blocks[: todo.count].copy(), None if tied else (todo.u, todo.v))
             if untied is None:
@@ -185,14 +184,14 @@ class Dual(Solver):
         loose = pattern.fill == "at-most" and pattern.col is not None
         zooms = ROUNDED if not chunk.exact else by_side(AT_MOST, pattern) if loose else ZOOMS
         shape = pattern.block_shape
-        scratch = workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
+        workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
         kernel = settle_kernel(
             chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
             chunk.warm is not None,
         )  # fmt: skip
         todo.count = kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
-            0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, scratch.ctypes.data, *todo.addresses,
+            0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
             todo.count, todo.sums.ctypes.data, int(chunk.exact),
             int(loose and likely_full(chunk, tied=False)), *zooms,
         )  # fmt: skip
@@ -210,3 +209,8 @@ class Dual(Solver):
             blocks = blocks[ended != EXACT]
         if len(blocks):
             yield replace(duals, special=in_integers(chunk, blocks, duals))
+
+
+def _many(chunk: Chunk, count: int) -> bool:
+    """Whether so many blocks are moved sooner than augmented."""
+    return count > max(FEWEST, chunk.n_blocks // by_side(MANY, chunk.pattern))

@@ -33,7 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "certificate"},
     "crew": set(),
-    "pipeline": BASE | {"problem", "reading", "blocks", "certificate", "solvers", "switching", "crew"},
+    "dual_arrays": BASE | {"problem", "reading", "blocks", "certificate"},
+    "gathered": BASE | {"problem", "blocks", "certificate"},
+    "running": BASE | {"problem", "blocks", "certificate", "solvers", "switching", "crew", "dual_arrays", "gathered"},
+    "pipeline": BASE | {"problem", "solvers", "switching", "dual_arrays", "running"},
     "checkpoint": BASE | {"problem", "blocks", "kernels", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"problem", "blocks", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
     "bench": BASE | {"", "problem", "kernels", "solvers", "pipeline", "checkpoint"},

@@ -1,0 +1,91 @@
+"""What is known of the chunks of a problem put together: blocks without a mask, the certificate, sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nmflow.blocks import Place, block_numbers, caller_grids, grids
+from nmflow.certificate import ChunkGrade
+from nmflow.errors import InfeasibleError
+from nmflow.problem import Problem
+from nmflow.solution import Certificate
+
+__all__ = ["Part", "certificate_of", "check_feasible", "total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is known of a chunk: its grade, or only what it keeps; or the blocks that have no mask."""
+
+    place: Place
+    grade: ChunkGrade | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    objective: float = 0.0
+    infeasible: Sequence[int] = ()
+
+
+def total(values: Iterable[float]) -> float:
+    """Sum, correctly rounded; infinite where it is beyond float64."""
+    listed = list(values)
+    try:
+        return math.fsum(listed)
+    except OverflowError:
+        return math.copysign(math.inf, math.fsum(value / len(listed) for value in listed))
+
+
+def check_feasible(problem: Problem, parts: Sequence[Part]) -> None:
+    """Raise InfeasibleError if some block has no mask."""
+    if not any(part.infeasible for part in parts):
+        return
+    inner, all_grids = grids(problem), caller_grids(problem)
+    numbers = sorted(
+        int(number)
+        for part in parts
+        if part.infeasible
+        for number in block_numbers(part.place, inner[part.place.matrix])[list(part.infeasible)]
+    )
+    matrix = next(k for k, grid in enumerate(all_grids) if numbers[0] < grid.start + grid.rows * grid.cols)
+    i, j = divmod(numbers[0] - all_grids[matrix].start, all_grids[matrix].cols)
+    rows, cols = problem.pattern.block_shape
+    where = f"rows {i * rows} to {(i + 1) * rows - 1}, columns {j * cols} to {(j + 1) * cols - 1} of matrix {matrix}"
+    easier = "" if problem.pattern.fill == "at-most" else ', or use fill="at-most"'
+    raise InfeasibleError(
+        f"keep and drop must leave a mask of pattern {problem.pattern}, not contradict it as in {len(numbers)} of "
+        f"{all_grids[-1].start + all_grids[-1].rows * all_grids[-1].cols} blocks, the first at {where}; "
+        f"mark fewer entries there{easier}"
+    )
+
+
+def certificate_of(problem: Problem, parts: Sequence[Part]) -> Certificate:
+    """Put the grades of all chunks together; sums are taken in a fixed order."""
+    all_grids = grids(problem)
+    last = all_grids[-1]
+    # untouched where all is proven: then the system gives it no memory
+    status = np.zeros(last.start + last.rows * last.cols, np.uint8)
+    numbers, gaps = [], []
+    for part in parts:
+        if part.grade is None or not len(part.grade.unproven):
+            continue
+        place, grid = part.place, all_grids[part.place.matrix]
+        view = status[grid.start : grid.start + grid.rows * grid.cols].reshape(grid.rows, grid.cols)
+        target = view[place.block_rows, place.block_cols]
+        target[...] = part.grade.status.reshape(target.shape)
+        numbers.append(block_numbers(place, grid)[part.grade.unproven])
+        gaps.append(part.grade.gaps)
+    unproven, all_gaps, gap = np.empty(0, np.int64), np.empty(0), 0.0
+    if numbers:
+        unproven, all_gaps = np.concatenate(numbers), np.concatenate(gaps)
+        order = np.argsort(unproven, kind="stable")
+        unproven, all_gaps = unproven[order], all_gaps[order]
+        gap = total(all_gaps)
+    objective = total(part.grade.objective for part in parts if part.grade is not None)
+    # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
+    bound = objective + gap
+    return Certificate(
+        problem.pattern, objective, gap, bound, status, unproven, all_gaps,
+        tuple((grid.rows // problem.stack, grid.cols) for grid in all_grids for _ in range(problem.stack)),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Running a solver over the chunks of a problem, and grading what it gives while it is in cache."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nmflow.blocks import DROP, FREE, KEEP, Chunk, Place, grids, iter_places, load, pad, region, store
+from nmflow.certificate import ChunkGrade, Duals, grade
+from nmflow.crew import map_on_threads
+from nmflow.dual_arrays import DualArrays
+from nmflow.gathered import Part, certificate_of, check_feasible, total
+from nmflow.problem import Array, Problem
+from nmflow.solution import Certificate, Solution
+from nmflow.solvers import get
+from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.switching import switch_of
+
+__all__ = ["grade_mask", "run"]
+
+
+class _ContradictionError(Exception):
+    """Blocks of a chunk that have no mask; it never leaves this module."""
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+
+def run(
+    problem: Problem,
+    method: Solver,
+    threads: int,
+    *,
+    keep_duals: bool = False,
+    certified: bool = False,
+) -> Solution:
+    """Solve a problem on some threads; `certified`: whether masks of a solver that is not exact are graded too."""
+    started = time.perf_counter()
+    mask, masks = problem.new_mask()
+    matrices = problem.matrices(problem.scores)
+    duals = DualArrays(problem) if keep_duals else None
+    certified = certified or method.exact
+
+    def work(place: Place) -> Part:
+        chunk = load(problem, matrices, masks, place, None if duals is None else (duals.row, duals.col))
+        if certified:
+            evidence, graded, counts = _settled_and_graded(problem, chunk, method)
+            if duals is not None:
+                duals.store(chunk, evidence)
+            part = Part(place, graded, counts, graded.objective)
+        else:
+            part = Part(place, None, _solved(problem, chunk, method).counts, _kept(chunk))
+        store(chunk, masks)
+        return part
+
+    parts = map_on_threads(_feasible(work), list(iter_places(problem)), threads)
+    check_feasible(problem, parts)
+    row_duals, col_duals = (None, None) if duals is None else duals.complete()
+    certificate = certificate_of(problem, parts) if certified else None
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.counts)
+    last = grids(problem)[-1]
+    stats = {
+        **counts,
+        "blocks": last.start + last.rows * last.cols,
+        "threads": threads,
+        "seconds": time.perf_counter() - started,
+    }
+    return Solution(
+        mask=mask,
+        objective=total(part.objective for part in parts),
+        certificate=certificate,
+        solver=method.name,
+        pattern=problem.pattern,
+        switch=None if problem.previous is None else switch_of(problem, masks, problem.previous, threads),
+        row_duals=row_duals,
+        col_duals=col_duals,
+        stats=stats,
+    )
+
+
+def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
+    """Grade a mask of the problem's shape, by duals of best masks."""
+    whole, masks = problem.new_mask()
+    whole[...] = mask
+    method, matrices = get("dual"), problem.matrices(problem.scores)
+
+    def work(place: Place) -> Part:
+        chunk = load(problem, matrices, masks, place)
+        if place.padded:  # the real entries are as given; the padding takes what is left, as a free choice
+            return _certify_edge(problem, chunk, masks, method)
+        return Part(place, grade(chunk, _best_duals(problem, chunk)), {})
+
+    parts = map_on_threads(_feasible(work), list(iter_places(problem)), threads)
+    check_feasible(problem, parts)
+    return certificate_of(problem, parts)
+
+
+def _solved(problem: Problem, chunk: Chunk, method: Solver) -> ChunkSolution:
+    """Solve a chunk; scores that are not finite are an error, and blocks without a mask an exception of ours."""
+    if not method.checks_finite and not np.isfinite(chunk.source).all():
+        raise problem.non_finite_error()
+    solution = method.solve(chunk)
+    if not solution.finite:
+        raise problem.non_finite_error()
+    if solution.infeasible:
+        raise _ContradictionError(solution.infeasible)
+    return solution
+
+
+def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple[Duals, ChunkGrade, dict[str, int]]:
+    """Solve a chunk and grade it; what an exact solver leaves unproven is solved again in exact arithmetic."""
+    solution = _solved(problem, chunk, method)
+    duals, counts = solution.duals, dict(solution.counts)
+    if not method.exact and duals.row is None and not duals.special:
+        duals = _best_duals(problem, chunk)
+    graded = grade(chunk, duals, solution.proven)
+    if len(graded.unproven) and method.exact:
+        counts["refined"] = len(graded.unproven)
+        for refined in method.refine(chunk, graded.unproven, duals):
+            duals, graded = refined, grade(chunk, refined, solution.proven)
+            if not len(graded.unproven):
+                break
+        if len(graded.unproven) and method.name != "dual":
+            # the evidence of this solver proves too little; any duals may grade its mask
+            duals = _best_duals(problem, chunk)
+            graded = grade(chunk, duals)
+        if duals.special:
+            counts["integers"] = len(duals.special)
+    return duals, graded, counts
+
+
+def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
+    """Optimal duals of a chunk, whatever its mask: they give the best bound on it."""
+    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_), duals=chunk.room_for_duals())
+    return _settled_and_graded(problem, best, get("dual"))[0]
+
+
+def _kept(chunk: Chunk) -> float:
+    """Kept score of a chunk, summed in float64 in a fixed order."""
+    values = chunk.scores if chunk.kind in ("float32", "float64") else chunk.source.astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
+        return float(np.sum(np.abs(values) if chunk.absolute else values, dtype=np.float64, where=chunk.mask))
+
+
+def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], method: Solver) -> Part:
+    """Grade edge blocks: the padding completes the given mask in any way that the pattern allows."""
+    place, mask = chunk.place, masks[chunk.place.matrix]
+    part = mask[region(place, chunk.pattern, mask.shape)]
+    given, real = pad(part, chunk.pattern), pad(np.ones_like(part), chunk.pattern)
+    state = np.where(real, np.where(given, KEEP, DROP), FREE).astype(np.int8)
+    chunk.mask[...] = given
+    if chunk.pattern.fill == "exact":
+        whole = replace(chunk, mask=np.zeros(chunk.mask.shape, np.bool_), state=state)
+        failed = set(method.solve(whole).infeasible)
+        for block in range(chunk.n_blocks):
+            if block not in failed:
+                corner = chunk.corner(block)
+                chunk.mask[corner] = whole.mask[corner]
+    return Part(place, grade(chunk, _best_duals(problem, chunk)), {})
+
+
+def _feasible(work: Callable[[Place], Part]) -> Callable[[Place], Part]:
+    """The same work, where blocks without a mask are a result: the error is to count those of all chunks."""
+
+    def guarded(place: Place) -> Part:
+        try:
+            return work(place)
+        except _ContradictionError as found:
+            return Part(place, infeasible=found.blocks)
+
+    return guarded

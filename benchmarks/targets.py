@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import inspect
+import itertools
 import json
 import operator
 import os
@@ -101,7 +102,7 @@ def linear(bench: Bench) -> Iterator[Row]:
 
     A turn of a small size is as many matrices as hold the entries of a middle one, and their mean counts: layers of a
     model come one after the other. What the first of them takes, after matrices that leave nothing of the interpreter
-    in a cache, is noted beside it.
+    in a cache, is noted beside it. On one thread too: a small matrix has one chunk, so that others wait.
     """
     middle = bench.weights(bench.side)
     matrices = {side: middle.reshape(-1, side, side) for side in (bench.side // k for k in (8, 4, 2, 1))}
@@ -110,7 +111,7 @@ def linear(bench: Bench) -> Iterator[Row]:
             matrices[side] = make(GAUSSIAN, (side, side))[np.newaxis]
         except NmflowError as error:
             tell(f"growth is measured without this size: {error}")
-    for pattern in HALVES:
+    for pattern, threads in itertools.product(HALVES, sorted({1, bench.threads})):
         alone: dict[int, list[float]] = {side: [] for side in matrices}
 
         def turn(side: int, calls: list[Callable[[], Any]], firsts: dict[int, list[float]] = alone) -> None:
@@ -121,7 +122,7 @@ def linear(bench: Bench) -> Iterator[Row]:
                 call()
 
         times = bench.turns({
-            str(side): functools.partial(turn, side, [bench.solving(weights, pattern) for weights in stack])
+            str(side): functools.partial(turn, side, [bench.solving(weights, pattern, threads) for weights in stack])
             for side, stack in matrices.items()
         })  # fmt: skip
         sizes = [side * side for side in matrices]
@@ -132,8 +133,8 @@ def linear(bench: Bench) -> Iterator[Row]:
         )
         per_entry = {side: took / size * 1e9 for side, size, took in zip(times, sizes, seconds, strict=True)}
         row = _row(
-            f"{pattern}, time ~ entries to the power of p: |p - 1|", "<=", 0.1, abs(exponent - 1), times, 0,
-            pattern=pattern, exponent=exponent, exponent_of_the_first=by_first, ns_per_entry_by_side=per_entry,
+            f"{pattern}, time ~ entries to the power of p: |p - 1|{', one thread' if threads == 1 else ''}", "<=", 0.1,
+            abs(exponent - 1), times, 0, pattern=pattern, threads=threads, exponent=exponent, exponent_of_the_first=by_first, ns_per_entry_by_side=per_entry,
         )  # fmt: skip
         yield {**row, "note": f"the first of each size: {abs(by_first - 1):.2f}"}
 

@@ -174,8 +174,8 @@ def block_scores(chunk: Chunk, blocks: Array, out: Array | None = None) -> Array
     shape = chunk.pattern.block_shape
     blocks = np.ascontiguousarray(blocks, np.int64)
     values = np.empty((len(blocks), *shape)) if out is None else out
-    gather_scores_kernel(chunk.kind, *shape, chunk.absolute)(
-        chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.grid[1], blocks.ctypes.data, len(blocks),
+    gather_scores_kernel(chunk.kind, chunk.absolute)(
+        chunk.scores.ctypes.data, chunk.scores.strides[0], *shape, chunk.grid[1], blocks.ctypes.data, len(blocks),
         values.ctypes.data,
     )  # fmt: skip
     return values

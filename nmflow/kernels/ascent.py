@@ -20,6 +20,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nmflow.kernels.networks import selection_network
@@ -39,21 +40,20 @@ LOWEST = -32768
 
 @intrinsic(prefer_literal=True)
 def ascend(  # type: ignore[no-untyped-def]
-    typing, lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, r, c, rounds, clamp_rows, clamp_cols, given
+    typing, lanes, rows_at, cols_at, row_floors, col_floors, rounds, rows, cols, r, c, free, clamp_rows, clamp_cols
 ):
     """Rounds of row and column steps of 32 blocks from the column duals that are there, and a last row step.
 
     lanes : address of rows x cols lane vectors. rows_at, cols_at : of the duals; row duals are only written.
-    row_floors, col_floors : of their least values, where clamped.
-    given : whether scores are cut off at 16 bits, so that differences have to be too; else differences stay within
-    16 bits, but for duals far from the scores, which then are poor candidates and no more.
+    row_floors, col_floors : of their least values, where clamped. rounds : at least 1, and none if columns are `free`.
+    Differences are cut off at 16 bits, as scores can be: what lies there is no candidate.
     """
-    rows_, cols_, r_, c_, rounds_ = (literal(x) for x in (rows, cols, r, c, rounds))
-    clamps, given_ = (literal(clamp_rows), literal(clamp_cols)), literal(given)
+    rows_, cols_, r_, c_ = (literal(x) for x in (rows, cols, r, c))
+    clamps, free_ = (literal(clamp_rows), literal(clamp_cols)), literal(free)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        lanes, rows_at, cols_at, row_floors, col_floors = args[:5]
+        lanes, rows_at, cols_at, row_floors, col_floors, rounds = args[:6]
         kind = vector(I16, LANES)
         sides = (
             _Side(rows_, cols_, r_, cols_ * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamps[0] else None),
@@ -72,20 +72,19 @@ def ascend(  # type: ignore[no-untyped-def]
                     line = [scores[i * cols_ + j] if side == 0 else scores[j * cols_ + i] for j in range(len(across))]
                     floor = sides[side].floor(emit, i)
                     old = builder.load(held[side][i]) if relax else None
-                    builder.store(_moved(emit, line, across, old, floor, sides[side].budget, given_), held[side][i])
+                    builder.store(_moved(emit, line, across, old, floor, sides[side].budget), held[side][i])
 
         else:
 
             def half(side: int, relax: bool) -> None:
-                _half_round(emit, sides[side], lanes, relax, given_)
+                _half_round(emit, sides[side], lanes, relax)
 
         half(0, False)
-        if rounds_:
+        if not free_:
             half(1, False)
-            if rounds_ > 1:
-                with loop(builder, rounds_ - 1):
-                    half(0, True)
-                    half(1, True)
+            with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))):
+                half(0, True)
+                half(1, True)
             half(0, False)
         if rows_ * cols_ <= IN_REGISTERS:
             for side, slots in zip(sides, held, strict=True):
@@ -94,7 +93,7 @@ def ascend(  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     arguments = (
-        lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, r, c, rounds, clamp_rows, clamp_cols, given
+        lanes, rows_at, cols_at, row_floors, col_floors, types.int64, rows, cols, r, c, free, clamp_rows, clamp_cols
     )  # fmt: skip
     return types.none(*arguments), codegen
 
@@ -119,7 +118,7 @@ class _Side:
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
 
 
-def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, given: int) -> None:
+def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool) -> None:
     """A step of each line, whose scores are in memory."""
     builder, kind = emit.builder, vector(I16, LANES)
 
@@ -134,19 +133,14 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, given: int)
         scores = [emit.load(emit.at(line, t * side.entry_step), kind, VECTOR) for t in range(side.count)]
         floor = None if side.floors is None else emit.load(builder.add(side.floors, ahead), kind, VECTOR)
         old = emit.load(dual, kind, VECTOR) if relax else None
-        fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget, given)
+        fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget)
         emit.store(fresh, dual, VECTOR)
 
 
-def _moved(
-    emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int, given: int
-) -> Any:
+def _moved(emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int) -> Any:
     """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one."""
     builder, count = emit.builder, len(scores)
-    wires = [
-        emit.call("llvm.ssub.sat", score, dual) if given else builder.sub(score, dual)
-        for score, dual in zip(scores, across, strict=True)
-    ]
+    wires = [emit.call("llvm.ssub.sat", score, dual) for score, dual in zip(scores, across, strict=True)]
     ranks = (budget - 1, budget) if budget < count else (budget - 1,)
     for i, j, use_max, use_min in selection_network(count, ranks, unordered=True):
         a, b = wires[i], wires[j]

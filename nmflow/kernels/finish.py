@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.augment import IN, OUT, centre_compiled
 from nmflow.kernels.compile import compiled, fingerprint, once
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest, separate
 from nmflow.kernels.simd import count_ones
+from nmflow.kernels.transport import IN, OUT, centre_compiled
 from nmflow.kernels.words import WIDTH, prove_line, read_bits, write_bits
 
 __all__ = ["finish_kernel", "finish_scratch"]

@@ -43,27 +43,35 @@ def widen_number(typing, source, target, size):  # type: ignore[no-untyped-def]
 
 
 @once
-def gather_scores_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
-    """Compile the gathering of scores for one kind of scores and one shape of blocks.
+def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
+    """Compile the gathering of scores for one kind of scores.
 
     Returns
     -------
-    function (scores, stride, grid_cols, blocks, count, values) -> None
-        Addresses as int64; `stride` bytes between rows; blocks: `count` int64; values: (count, R, C) float64, output.
+    function (scores, stride, rows, cols, grid_cols, blocks, count, values) -> None
+        Addresses as int64; `stride` bytes between rows; blocks: `count` int64, of `rows` x `cols` entries each; values:
+        (count, rows, cols) float64, output.
     """
     kind = KINDS[kind_name]
     code, item, magnitude = kind.code, kind.itemsize, int(absolute)
     version = fingerprint()
 
-    def gather(scores, stride, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
+    def gather(scores, stride, rows, cols, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
+        sixteens, fours = cols - cols % 16, cols - cols % 4
         for k in range(count if version else 0):
             b = read_word(blocks + k * 8)
             s = b // grid_cols
-            base = scores + s * rows * stride + (b - s * grid_cols) * cols * item
             for i in range(rows):
-                widen_row(base + i * stride, values + (k * rows + i) * cols * 8, code, cols, magnitude)
+                source = scores + (s * rows + i) * stride + (b - s * grid_cols) * cols * item
+                target = values + (k * rows + i) * cols * 8
+                for t in range(0, sixteens, 16):
+                    widen_row(source + t * item, target + t * 8, code, 16, magnitude)
+                for t in range(sixteens, fours, 4):
+                    widen_row(source + t * item, target + t * 8, code, 4, magnitude)
+                for t in range(fours, cols):
+                    widen_row(source + t * item, target + t * 8, code, 1, magnitude)
 
-    return compiled(gather, types.none(*[types.int64] * 6))
+    return compiled(gather, types.none(*[types.int64] * 8))
 
 
 @once

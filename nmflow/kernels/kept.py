@@ -16,7 +16,7 @@ __all__ = ["kept_kernel"]
 
 @intrinsic(prefer_literal=True)
 def add_kept(typing, scores, mask, sums, kind, cols, absolute):  # type: ignore[no-untyped-def]
-    """Add the scores of a row of a block that a mask keeps to `cols` sums in float64."""
+    """Add the scores that a mask keeps of `cols` entries of a row to as many sums in float64."""
     kind_, cols_, absolute_ = BY_CODE[literal(kind)], literal(cols), bool(literal(absolute))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -31,24 +31,32 @@ def add_kept(typing, scores, mask, sums, kind, cols, absolute):  # type: ignore[
 
 
 @once
-def kept_kernel(kind_name: str, rows: int, cols: int, absolute: bool) -> Any:
-    """Compile for one kind of scores and one shape of blocks.
+def kept_kernel(kind_name: str, absolute: bool) -> Any:
+    """Compile for one kind of scores.
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, grid_cols, blocks, count, sums) -> None
-        Addresses as int64; strides in bytes. Adds the scores that the mask keeps in `count` blocks to `cols` float64.
+    function (scores, stride, mask, mask_stride, rows, cols, grid_cols, blocks, count, sums) -> None
+        Addresses as int64; strides in bytes. Adds the scores that the mask keeps in `count` blocks, of `rows` x `cols`
+        entries each, to `cols` float64.
     """
     kind = KINDS[kind_name]
     code, item, magnitude = kind.code, kind.itemsize, int(absolute)
     version = fingerprint()
 
-    def add_blocks(scores, stride, mask, mask_stride, grid_cols, blocks, count, sums):  # type: ignore[no-untyped-def]
+    def add_blocks(scores, stride, mask, mask_stride, rows, cols, grid_cols, blocks, count, sums):  # type: ignore[no-untyped-def]
+        sixteens, fours = cols - cols % 16, cols - cols % 4
         for k in range(count if version else 0):
             b = read_word(blocks + k * 8)
             s = b // grid_cols
             j = (b - s * grid_cols) * cols
             for i in range(s * rows, (s + 1) * rows):
-                add_kept(scores + i * stride + j * item, mask + i * mask_stride + j, sums, code, cols, magnitude)
+                line, kept = scores + i * stride + j * item, mask + i * mask_stride + j
+                for t in range(0, sixteens, 16):
+                    add_kept(line + t * item, kept + t, sums + t * 8, code, 16, magnitude)
+                for t in range(sixteens, fours, 4):
+                    add_kept(line + t * item, kept + t, sums + t * 8, code, 4, magnitude)
+                for t in range(fours, cols):
+                    add_kept(line + t * item, kept + t, sums + t * 8, code, 1, magnitude)
 
-    return compiled(add_blocks, types.none(*[types.int64] * 8))
+    return compiled(add_blocks, types.none(*[types.int64] * 10))

@@ -181,7 +181,6 @@ def write_masks(
     builder = emit.builder
     parts = words_in_row(cols)
     total = emit.variable(emit.load(sums, vector(F64, LANES)))
-    zero = emit.splat(kind.work, LANES, 0.0)
     at, to = emit.variable(scores), emit.variable(mask)
     with loop(builder, rows) as turn:
         row = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
@@ -201,9 +200,7 @@ def write_masks(
             one_bit = builder.and_(chosen, ir.Constant(vector(I16, LANES), places))
             kept = builder.icmp_signed("!=", one_bit, emit.splat(I16, LANES, 0))
             emit.store(builder.zext(kept, vector(I8, LANES)), emit.at(builder.load(to), k * LANES))
-            score = kind.load(emit, emit.at(builder.load(at), k * LANES * kind.itemsize), LANES, absolute)
-            share = builder.select(kept, score, zero)
-            share = share if kind.work == F64 else builder.fpext(share, vector(F64, LANES))
+            share = kind.load_kept(emit, emit.at(builder.load(at), k * LANES * kind.itemsize), kept, absolute)
             builder.store(builder.fadd(builder.load(total), share), total)
         builder.store(builder.add(builder.load(at), stride), at)
         builder.store(builder.add(builder.load(to), mask_stride), to)

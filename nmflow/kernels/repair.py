@@ -4,7 +4,7 @@ The arcs that a block keeps are the bits of words, of each row and of each colum
 are found breadth first, a word operation for each node; where scores repeat that mends most. What is left needs paths
 of some length, found by Dijkstra's method in lines of a dense block.
 
-The same network as in `nmflow.kernels.augment`, which has other arithmetics and fixed entries. Nodes are rows, then
+The same network as in `nmflow.kernels.transport`, which has other arithmetics and fixed entries. Nodes are rows, then
 columns from the number of rows, padded to whole vectors, on; then the slack node of fills that are not exact.
 
 References

@@ -113,6 +113,24 @@ class ScoreKind:
         score = self.load(emit, address, count, absolute)
         return score if self.work == F64 else emit.builder.fpext(score, vector(F64, count))
 
+    def load_kept(self, emit: Emitter, address: Value, kept: Value, absolute: bool) -> Value:
+        """Load 32 scores as float64, exactly, with 0 for what is not kept; in any order, as for a sum."""
+        builder = emit.builder
+        if self.mantissa != 7:
+            score = self.load(emit, address, LANES, absolute)
+            share = builder.select(kept, score, emit.splat(self.work, LANES, 0.0))
+            return share if self.work == F64 else builder.fpext(share, vector(F64, LANES))
+        # one choice for two entries of a word, which are told apart after
+        bits = emit.load(address, vector(I16, LANES))
+        if absolute:
+            bits = builder.and_(bits, emit.splat(I16, LANES, self.sign_mask))
+        bits = builder.select(kept, bits, emit.splat(I16, LANES, 0))
+        halves, words = vector(F32, LANES // 2), builder.bitcast(bits, vector(I32, LANES // 2))
+        low = builder.shl(words, emit.splat(I32, LANES // 2, 16))
+        high = builder.and_(words, emit.splat(I32, LANES // 2, -1 << 16))
+        both = emit.shuffle(builder.bitcast(low, halves), builder.bitcast(high, halves), range(LANES))
+        return builder.fpext(both, vector(F64, LANES))
+
     def load_pairs(self, emit: Emitter, address: Value, count: int, absolute: bool) -> list[Value]:
         """Load `count` times 64 scores of bfloat16 as words of two: vectors of the even ones, then of the odd ones.
 
@@ -125,7 +143,7 @@ class ScoreKind:
             low = builder.shl(words, emit.splat(I32, LANES, 16))
             if absolute:
                 low = builder.and_(low, emit.splat(I32, LANES, 0x7FFFFFFF))
-            high = builder.and_(words, emit.splat(I32, LANES, 0x7FFF0000 if absolute else 0xFFFF0000 - (1 << 32)))
+            high = builder.and_(words, emit.splat(I32, LANES, 0x7FFF0000 if absolute else -1 << 16))
             even.append(builder.bitcast(low, vector(F32, LANES)))
             odd.append(builder.bitcast(high, vector(F32, LANES)))
         return even + odd

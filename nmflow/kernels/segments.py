@@ -22,6 +22,7 @@ from nmflow.kernels.simd import (
     LANES,
     Emitter,
     deinterleave,
+    deinterleave_narrow,
     interleave,
     literal,
     loop,
@@ -175,16 +176,14 @@ def read_segment(  # type: ignore[no-untyped-def]
                     below = builder.select(builder.fcmp_ordered("<", value, zero), emit.splat(work, LANES, -0.5), top)
                     value = emit.better(builder.fmul(value, wide[k]), below, "<")
                     value, offset = emit.call("llvm.floor", value), 0
-                number = builder.fptosi(value, vector(I32, LANES))
-                if offset:
-                    number = builder.sub(number, emit.splat(I32, LANES, offset))
-                parts.append(builder.trunc(number, vector(I16, LANES)))
+                parts.append(builder.fptosi(value, vector(I32, LANES)))
             out = builder.load(target)
             step = 1 + pairs
             for first in range(step):  # every column, or the even ones and the odd ones apart
-                for j, part in enumerate(
-                    deinterleave(emit, parts[first * cols_ // step : (first + 1) * cols_ // step])
-                ):
+                some = parts[first * cols_ // step : (first + 1) * cols_ // step]
+                for j, part in enumerate(deinterleave_narrow(emit, some)):
+                    if offset:  # modulo 2**16, as they were cut off
+                        part = builder.sub(part, emit.splat(I16, LANES, offset - (1 << 16 if offset >> 15 else 0)))
                     emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
             builder.store(emit.at(out, cols_ * VECTOR), target)
             builder.store(builder.add(base, stride), at)

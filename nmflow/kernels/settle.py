@@ -63,6 +63,7 @@ def settle_kernel(
     first_rounds, again_rounds, warm_rounds = rounds_for(max(rows, cols)) if col_fill else (0, 0, 0)
     if warm:
         first_rounds = warm_rounds
+    free_cols = int(not col_fill)
     row_bytes, block_bytes = cols * VECTOR, cols * item
     segment_bytes, u_bytes, v_bytes = LANES * cols * item, rows * work, cols * work
     many = blocks_in_span(cols)
@@ -142,11 +143,6 @@ def settle_kernel(
                     set_floors(
                         row_floors, col_floors, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, bias, 1
                     )
-                ascend(
-                    lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, row_budget, col_budget, again_rounds,
-                    clamp_rows, clamp_cols, 1,
-                )  # fmt: skip
-                store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, bias, 1)
             else:
                 read_segment(base, step, lanes, scales, u, 0, v, 0, code, rows, cols, magnitude, 0)
                 if given:
@@ -157,10 +153,13 @@ def settle_kernel(
                     set_lanes(row_floors, lines, lowest)
                 elif clamped:
                     set_floors(row_floors, col_floors, scales, u, 0, v, 0, code, rows, cols, bias, 0)
-                ascend(
-                    lanes, rows_at, cols_at, row_floors, col_floors, rows, cols, row_budget, col_budget, first_rounds,
-                    clamp_rows, clamp_cols, 0,
-                )  # fmt: skip
+            ascend(  # here for both, since it is most of the code
+                lanes, rows_at, cols_at, row_floors, col_floors, again_rounds if again else first_rounds,
+                rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
+            )  # fmt: skip
+            if again:
+                store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, bias, 1)
+            else:
                 if filled:
                     level_lanes(rows_at, cols_at, rows, cols, bias)
                 if filled or not clamped:

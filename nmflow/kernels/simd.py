@@ -21,6 +21,7 @@ __all__ = [
     "copy_bytes",
     "count_ones",
     "deinterleave",
+    "deinterleave_narrow",
     "interleave",
     "literal",
     "read_byte",
@@ -179,6 +180,25 @@ def deinterleave(emit: Emitter, parts: Sequence[Value], count: int = LANES) -> l
     out: list[Value] = [None] * groups
     for r in range(f):
         out[r::f] = deinterleave(emit, split[r], count)
+    return out
+
+
+def deinterleave_narrow(emit: Emitter, parts: Sequence[Value]) -> list[Value]:
+    """The same of lanes of 32 bits, of which the lower 16 are kept.
+
+    Cutting off is a choice of halves: where it also puts even entries before odd ones, what is left to do is cheaper.
+    """
+    builder = emit.builder
+    if len(parts) % 2:
+        return deinterleave(emit, [builder.trunc(part, vector(I16, LANES)) for part in parts])
+    order = [*range(0, 2 * LANES, 4), *range(2, 2 * LANES, 4)]
+    sorted_ = [emit.pick(builder.bitcast(part, vector(I16, 2 * LANES)), order) for part in parts]
+    half = LANES // 2
+    out: list[Value] = [None] * len(parts)
+    for r in range(2):
+        lanes = [*range(r * half, (r + 1) * half), *range(LANES + r * half, LANES + (r + 1) * half)]
+        joined = [emit.shuffle(sorted_[k], sorted_[k + 1], lanes) for k in range(0, len(parts), 2)]
+        out[r::2] = deinterleave(emit, joined)
     return out
 
 

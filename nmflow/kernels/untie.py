@@ -141,22 +141,22 @@ def untie_kernel(
                 move_lanes(lanes, moved, offsets, entries, broad)
                 set_lanes(cols_at, cols, 0)
                 set_lanes(u, base_vectors, 0)
-                ascend(moved, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, rounds, 0, 0, 0)
-                add_duals(rows_at, u, first_up, moved_bias, rows, broad)
-                add_duals(cols_at, v, first_up, 0, cols, broad)
             up = first_up
-            for zoom in range(zooms):
-                up -= zoom_bits
-                if wide:
-                    magnify_lanes(lanes, moved, u, v, offsets, up, rows, cols, broad)
-                else:
-                    more = more_offsets + zoom * entries * number_bytes
-                    magnify_lanes(lanes, moved, rows_at, cols_at, more, 0, rows, cols, broad)
-                set_lanes(rows_at, lines, 0)
+            for zoom in range(1 if given_u else 0, zooms + 1):
+                if zoom:
+                    up -= zoom_bits
+                    if wide:
+                        magnify_lanes(lanes, moved, u, v, offsets, up, rows, cols, broad)
+                    else:
+                        more = more_offsets + (zoom - 1) * entries * number_bytes
+                        magnify_lanes(lanes, moved, rows_at, cols_at, more, 0, rows, cols, broad)
+                    set_lanes(rows_at, lines, 0)
                 ascend(
-                    moved, rows_at, cols_at, rows_at, cols_at, rows, cols, row_budget, col_budget, again_rounds, 0, 0, 1
-                )
-                add_duals(rows_at, u, up, 0, lines, broad)
+                    moved, rows_at, cols_at, rows_at, cols_at, again_rounds if zoom else rounds,
+                    rows, cols, row_budget, col_budget, 0, 0, 0,
+                )  # fmt: skip
+                add_duals(rows_at, u, up, 0 if zoom else moved_bias, rows, broad)
+                add_duals(cols_at, v, up, 0, cols, broad)
             choose_lanes(moved, rows_at, cols_at, words, faults, rows, cols, row_budget, col_budget)
             round_lanes(v, grains, least, cols, broad)
             changed = 0

@@ -49,7 +49,8 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
 
 def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tuple[Array, Duals]:
     """Solve some blocks one by one, from the duals in `start`; how each ended, and the duals of the chunk."""
-    from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, LOOSE, OUT, augment_kernel
+    from nmflow.kernels.augment import LOOSE, augment_kernel
+    from nmflow.kernels.transport import FIXED_IN, FIXED_OUT, OUT
 
     pattern = chunk.pattern
     u, v = start.gather(chunk, blocks)
@@ -71,7 +72,7 @@ def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tup
 
 def in_integers(chunk: Chunk, blocks: Array, given: Duals) -> dict[int, BlockDuals]:
     """Solve some blocks in Python integers."""
-    from nmflow.kernels.augment import FIXED_IN, FIXED_OUT, augment_block
+    from nmflow.kernels.transport import FIXED_IN, FIXED_OUT, augment_block
 
     pattern = chunk.pattern
     rows, cols = pattern.block_shape
@@ -97,9 +98,9 @@ def kept_score(chunk: Chunk, blocks: Array) -> float:
     from nmflow.kernels.kept import kept_kernel
 
     shape, sums = chunk.pattern.block_shape, np.zeros(chunk.pattern.block_shape[1])
-    kept_kernel(chunk.kind, *shape, chunk.absolute)(
+    kept_kernel(chunk.kind, chunk.absolute)(
         chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
-        chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,
+        *shape, chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,
     )  # fmt: skip
     with np.errstate(over="ignore"):
         return float(sums.sum())

@@ -33,6 +33,8 @@ __all__ = [
 
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
+FIRST_ENTRIES = 1 << 21
+"""Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter."""
 LEAST_ENTRIES = 1 << 19
 """Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in a
 large one: to hand a smaller one to a thread takes longer than to solve it."""
@@ -241,7 +243,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
                 wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
             i = 0
             while i < full_rows:
-                entries = min(CHUNK_ENTRIES, max(least, (full_rows - i) * stripe // 2))
+                entries = min(CHUNK_ENTRIES if i else FIRST_ENTRIES, max(least, (full_rows - i) * stripe // 2))
                 tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)

@@ -81,6 +81,34 @@ def test_float64_has_lattices_of_its_own(scale: float, taken: list[int]) -> None
     assert sum(taken) > 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1 / 3, 1.3e-100, 2.3e50])
+@pytest.mark.parametrize("zeros", [0.1, 0.5])
+def test_at_most_fill_is_proven_in_whole_numbers(scale: float, zeros: float, taken: list[int]) -> None:
+    """Their best masks are those of the whole numbers, however these are scaled; no block needs Python's integers."""
+    rng = np.random.default_rng(6)
+    whole = np.where(rng.random((64, 96)) < zeros, 0, rng.integers(-7, 8, (64, 96)))
+    pattern = nmflow.Pattern(2, 4, fill="at-most")
+    best = nmflow.solve(whole, pattern=pattern, solver="network-simplex")
+    for duals in (True, False):
+        solution = nmflow.solve(whole * scale, pattern=pattern, duals=duals)
+        assert solution.certificate.proven
+        assert np.abs(whole)[solution.mask].sum() == best.objective
+        assert "integers" not in solution.stats
+        assert scale != 1.0 or "rounded" not in solution.stats
+        assert not duals or unproven(whole * scale, solution, absolute=True) <= solution.stats.get("rounded", 0)
+        assert solution.objective == pytest.approx(np.abs(whole * scale)[solution.mask].sum(), rel=1e-12)
+    assert sum(taken) > 0
+
+
+def test_integers_that_float64_rounds_are_proven_under_at_most_fill() -> None:
+    weights = (np.random.default_rng(7).standard_normal((64, 64)) * 1e17).astype(np.int64)
+    pattern = nmflow.Pattern(2, 4, fill="at-most")
+    solution, best = (nmflow.solve(weights, pattern=pattern, solver=name) for name in ("dual", "network-simplex"))
+    assert solution.certificate.proven
+    assert solution.stats.get("integers", 0) < 0.03 * solution.certificate.n_blocks
+    assert np.abs(weights).astype(object)[solution.mask].sum() == np.abs(weights).astype(object)[best.mask].sum()
+
+
 def test_many_levels_are_proven_too(taken: list[int]) -> None:
     """Eight bits: what rounding leaves of each is up to 63 times the smallest."""
     weights = (np.round(np.random.default_rng(1).standard_normal((128, 128)) * 30) * 0.0137).astype(np.float32)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import Duals, Proven, fills
+from nmflow.certificate import Duals, Proven, block_scores, fills
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
@@ -65,13 +65,13 @@ class Dual(Solver):
         if fillable(chunk.pattern) and chunk.state is None and likely_full(chunk, tied=True):
             full = replace(chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col))
             tied, lattice = plan(full)
-            if tied:
+            if tied or not chunk.exact:
                 full = replace(full, duals=chunk.duals or chunk.room_for_duals())
-                return self._filled(chunk, self._planned(full, tied, lattice))
-        return self._planned(chunk, *plan(chunk))
-
-    def _planned(self, chunk: Chunk, tied: bool, lattice: Lattice | None) -> ChunkSolution:
-        """Solve a chunk by whole numbers on a lattice, or by its scores."""
+                untied = None if lattice is None else untie_on(lattice, full)
+                if lattice is None or untied is None:
+                    return self._filled(chunk, self._solved(full, tied=tied))
+                return self._finished(chunk, self._numbered(full, lattice, untied, chunk))
+        tied, lattice = plan(chunk)
         if lattice is not None:
             untied = untie_on(lattice, chunk)
             if untied is not None:
@@ -87,22 +87,27 @@ class Dual(Solver):
 
         if not full.finite:
             return full
-        if full.proven is None or "rounded" in full.counts:  # duals are not those that prove it
+        if full.proven is None:
             return self._solved(chunk, tied=False)
         blocks = np.arange(chunk.n_blocks)
         u, v = full.duals.gather(chunk, blocks)
         good = np.empty(chunk.n_blocks, np.uint8)
         level_kernel()(u, v, good)
         good[full.proven.others] = False
-        left = np.flatnonzero(good == 0)
-        every = Duals() if chunk.duals is None else Duals(blocks=blocks, block_row=u, block_col=v)
-        if not len(left):
-            return ChunkSolution(every, counts=full.counts, proven=full.proven)
-        start = Duals(blocks=left, block_row=u[left], block_col=v[left])
+        proven = Proven(kept_score(chunk, np.flatnonzero(good)), np.flatnonzero(good == 0))
+        return self._finished(chunk, replace(full, duals=Duals(blocks=blocks, block_row=u, block_col=v), proven=proven))
+
+    def _finished(self, chunk: Chunk, full: ChunkSolution) -> ChunkSolution:
+        """Send paths through the blocks that are not proven under the fill of the chunk."""
+        if full.proven is None or not len(full.proven.others):
+            return full
+        left = full.proven.others
+        u, v = full.duals.gather(chunk, left)
+        start = Duals(blocks=left, block_row=u, block_col=v)
         proven = finish(chunk, start, begun=False)
-        proven = replace(proven, objective=kept_score(chunk, np.flatnonzero(good)) + proven.objective)
+        proven = replace(proven, objective=full.proven.objective + proven.objective)
         counts = {**full.counts, "augmented": full.counts.get("augmented", 0) + len(left)}
-        return ChunkSolution(every.updated(start), counts=counts, proven=proven)
+        return ChunkSolution(full.duals.updated(start), counts=counts, proven=proven)
 
     def augment(self, chunk: Chunk) -> ChunkSolution:
         """Send paths through all blocks of a small chunk, from nothing, by kernels that take any pattern."""
@@ -110,8 +115,11 @@ class Dual(Solver):
         nothing = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
         return self._augmented(chunk, blocks, Duals(None, None, blocks, *nothing), {})
 
-    def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied) -> ChunkSolution:
-        """Send paths through what whole numbers left open, in these numbers; what that proves of the scores."""
+    def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied, at_most: Chunk | None = None) -> ChunkSolution:
+        """Send paths through what whole numbers left open, in these numbers; what that proves of the scores.
+
+        at_most : the chunk under that fill, where it is to be proven under it.
+        """
         open_ = Duals(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
         counts, kept, others = {"tied": chunk.n_blocks - len(untied.blocks)}, untied.kept, untied.blocks
         if len(untied.blocks):
@@ -122,6 +130,13 @@ class Dual(Solver):
         # where nobody asks for duals, only those to go on from
         blocks = others if chunk.duals is None else np.arange(chunk.n_blocks)
         u, v = untied.every.updated(open_).gather(chunk, blocks)
+        if at_most is not None:
+            proven, left = _levelled(at_most, lattice, untied.largest, u, v)
+            proven[np.setdiff1d(others, left)] = False  # but for those that were solved anew
+            others, kept = np.flatnonzero(~proven), kept_score(chunk, np.flatnonzero(proven))
+            counts["augmented"] = len(np.union1d(untied.blocks, left))
+            if at_most.duals is None:
+                blocks, u, v = others, u[others], v[others]
         (u, u_lost), (v, v_lost) = lattice.dual(u, lattice.low), lattice.dual(v)
         if u_lost.any() or v_lost.any():
             counts["rounded"] = int((u_lost.any(axis=1) | v_lost.any(axis=1)).sum())
@@ -214,3 +229,16 @@ class Dual(Solver):
 def _many(chunk: Chunk, count: int) -> bool:
     """Whether so many blocks are moved sooner than augmented."""
     return count > max(FEWEST, chunk.n_blocks // by_side(MANY, chunk.pattern))
+
+
+def _levelled(chunk: Chunk, lattice: Lattice, largest: int, u: Array, v: Array) -> tuple[Array, Array]:
+    """Which blocks duals of T - low, changed in place, prove under at-most fill; and those that were solved anew."""
+    good = lattice.level(u, v)
+    left = np.flatnonzero(~good)
+    if len(left):
+        row, col = u[left] + lattice.low, v[left]
+        start = Duals(blocks=left, block_row=row, block_col=col)
+        open_ = finish(chunk, start, lattice.whole(block_scores(chunk, left)), begun=False).others
+        good[left] = lattice.is_near(row, col, largest) & ~np.isin(left, open_)
+        u[left], v[left] = row - lattice.low, col
+    return good, left

@@ -67,23 +67,53 @@ class Lattice:
         if self.linear:
             return duals * self.fine, np.zeros(duals.shape, np.bool_)
         steps = np.rint(duals / self.step)
-        rest = duals - steps * self.step
-        fraction, exponent = math.frexp(self.coarse)
-        high = math.ldexp(round(math.ldexp(fraction, 26)), exponent - 26)  # halves of so few bits have exact products
-        both, lost = _two_sum(steps * (self.coarse - high), rest * self.fine)
+        rest, (high, less) = duals - steps * self.step, self._halves
+        both, lost = _two_sum(steps * less, rest * self.fine)
         total, lost_too = _two_sum(steps * high, both)
         return total, (lost != 0) | (lost_too != 0)
+
+    def whole(self, values: Array) -> Array:
+        """T of numbers that are near the lattice, as float64: exactly."""
+        steps, (high, less) = np.rint(values / self.coarse), self._halves
+        rest: Array = ((values - steps * high) - steps * less) / self.fine
+        return steps * self.step + rest
+
+    @property
+    def _halves(self) -> tuple[float, float]:
+        """`coarse` in two parts of few bits: their products with small whole numbers are exact."""
+        fraction, exponent = math.frexp(self.coarse)
+        high = math.ldexp(round(math.ldexp(fraction, 26)), exponent - 26)
+        return high, self.coarse - high
 
     def near(self, u: Array, v: Array, largest: int) -> Array:
         """Whether what duals of T prove is proven of S, shape (k,); a shift from u to v may see to it, in place."""
         shifts = np.arange(0, self.step, max(1, self.step // 16))
-        found = np.ones(len(u), np.bool_) if self.linear else self._rests(u) + self._rests(v) + largest < self.step
+        found = self.is_near(u, v, largest)
         for k in np.flatnonzero(~found):
             moved_u, moved_v = u[k] - shifts[:, None], v[k] + shifts[:, None]
             rests = self._rests(moved_u) + self._rests(moved_v)
             best = int(rests.argmin())
             u[k], v[k], found[k] = moved_u[best], moved_v[best], rests[best] + largest < self.step
         return found
+
+    def is_near(self, u: Array, v: Array, largest: int) -> Array:
+        """The same without a shift."""
+        near: Array = self._rests(u) + self._rests(v) + largest < self.step
+        return near | self.linear
+
+    def level(self, u: Array, v: Array) -> Array:
+        """Move what rows and columns share by whole steps, so that no dual is negative; where that is so, shape (k,).
+
+        u, v : duals of T - low, changed in place. Duals of S have the signs of those of T, and what is proven of S
+        stays proven, as their remainders to a step stay what they are.
+        """
+        least_u, least_v = u.min(axis=1) + self.low, v.min(axis=1)
+        # as near to the middle as can be; only a linear lattice has steps of less than a whole number
+        share = np.rint((least_v - least_u) / (2 * self.step)) * self.step
+        u += share[:, None]
+        v -= share[:, None]
+        good: Array = (least_u + share >= 0) & (least_v - share >= 0)
+        return good
 
     def _rests(self, duals: Array) -> Array:
         """The largest remainder of the duals of each block, shape (k, lines), to a multiple of a step."""

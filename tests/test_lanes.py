@@ -124,3 +124,16 @@ def test_lines_that_may_stay_below_their_budgets_are_settled_as_if_full_or_not(p
         assert solution.certificate.proven
         assert unproven(scores, solution, absolute=False) == 0
         assert exact[solution.mask].sum() == oracles.best_total(exact, pattern)
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+@pytest.mark.parametrize("close", ["near one", "in order"])
+def test_scores_that_lie_close_together_are_settled(close: str, fill: str) -> None:
+    """Their differences are far below the steps of lanes at first; no ties, which would be hopeless."""
+    gaussian = np.random.default_rng(4).standard_normal((64, 64))
+    weights = 1.0 + 1e-7 * gaussian if close == "near one" else np.sort(gaussian, axis=None).reshape(64, 64)
+    pattern = nmflow.Pattern(2, 4, fill=fill)
+    solution = nmflow.solve(weights, pattern=pattern, duals=True)
+    assert solution.certificate.proven
+    assert solution.stats.get("augmented", 0) < 0.25 * solution.certificate.n_blocks
+    assert unproven(weights, solution, absolute=True) <= solution.stats.get("integers", 0)

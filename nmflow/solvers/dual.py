@@ -9,23 +9,19 @@ from typing import ClassVar
 import numpy as np
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import Duals, Proven, block_scores, fills
+from nmflow.certificate import Duals, Proven, block_scores
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.judge import by_side, fillable, likely_full, movable, plan
 from nmflow.solvers.levels import Lattice
-from nmflow.solvers.open_blocks import OpenBlocks, address, workspace
+from nmflow.solvers.open_blocks import OpenBlocks
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
+from nmflow.solvers.settled import settle
 from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
 
-ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
-"""First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
-and the step between; and the same where scores were rounded, from nothing."""
-AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
-"""The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
 MANY = {8: 1000, 16: 400, 64: 2}
 """Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
 larger blocks take longer to move than to augment."""
@@ -41,7 +37,7 @@ class Dual(Solver):
     -----
     1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles and proves most blocks.
        O(M^2 log^2 M) a round and block, and a fixed number of rounds. What is still open then is magnified for more
-       rounds, three times at most; over 99% of blocks of Gaussian scores are proven by then.
+       rounds, a few times; over 99% of blocks of Gaussian scores are proven by then.
        Under at-most fill, lines are taken as full at first, which proves most blocks where most scores are above 0.
     2. Blocks whose scores repeat are settled with each score moved a little, and duals of the true scores follow
        (`nmflow.kernels.untie`). Scores near a lattice are solved as small whole numbers (`nmflow.solvers.levels`).
@@ -147,12 +143,12 @@ class Dual(Solver):
         todo = OpenBlocks(chunk)
         counts = {}
         if chunk.exact and not tied:
-            counts["ascended"] = self._settle(chunk, todo)
+            counts["ascended"] = settle(chunk, todo)
         else:
             todo.add_all()
             if not tied:  # scores that were rounded are compared as floats, where a tie proves nothing
                 todo.u[:] = todo.v[:] = 0.0
-                counts["ascended"] = self._settle(chunk, todo)
+                counts["ascended"] = settle(chunk, todo)
         if todo.count < 0:
             return ChunkSolution(finite=False)
         with np.errstate(over="ignore"):
@@ -190,27 +186,6 @@ class Dual(Solver):
         ended, duals = augment(chunk, blocks, start, integers=False)
         failed = tuple(int(b) for b in blocks[ended == FAILED])
         return ChunkSolution(start.updated(duals), infeasible=failed, counts=counts)
-
-    def _settle(self, chunk: Chunk, todo: OpenBlocks) -> int:
-        """Ascend, make masks and prove them; how many blocks are open. See `nmflow.kernels.settle`."""
-        from nmflow.kernels.settle import settle_kernel, settle_scratch
-
-        pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
-        loose = pattern.fill == "at-most" and pattern.col is not None
-        zooms = ROUNDED if not chunk.exact else by_side(AT_MOST, pattern) if loose else ZOOMS
-        shape = pattern.block_shape
-        workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
-        kernel = settle_kernel(
-            chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
-            chunk.warm is not None,
-        )  # fmt: skip
-        todo.count = kernel(
-            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
-            0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
-            todo.count, todo.sums.ctypes.data, int(chunk.exact),
-            int(loose and likely_full(chunk, tied=False)), *zooms,
-        )  # fmt: skip
-        return todo.count
 
     def refine(self, chunk: Chunk, blocks: Array, given: Duals) -> Iterator[Duals]:
         """Augment in 64-bit integers, then in Python's."""

@@ -13,12 +13,14 @@ from nmflow.problem import Array
 from nmflow.reading import work_dtype
 from nmflow.solvers.levels import Lattice, lattice_of
 
-__all__ = ["by_side", "fillable", "likely_full", "movable", "plan"]
+__all__ = ["by_side", "fillable", "likely_distinct", "likely_full", "movable", "plan"]
 
 Entry = TypeVar("Entry")
 
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
+DISTINCT_SHARE = 0.9
+"""Share of some scores that must be different from all others."""
 POSITIVE, TIED_POSITIVE, MOST_POSITIVE = 1.5, 0.5, 0.95
 """Under at-most fill, blocks are settled as if lines had to be full where this many times as many scores are above 0 as
 lines keep; the same where most of those repeat; and a share of all scores that is always enough."""
@@ -62,6 +64,12 @@ def likely_full(chunk: Chunk, *, tied: bool) -> bool:
         return True
     repeat = tied and share > min(TIED_POSITIVE * kept, MOST_POSITIVE)
     return repeat and len(np.unique(above)) < TIED_SHARE * above.size
+
+
+def likely_distinct(chunk: Chunk) -> bool:
+    """Whether hardly a score repeats: what is hard to tell apart then is no tie."""
+    some = chunk.source[:: max(1, len(chunk.source) // 8), :128]
+    return len(np.unique(some)) > DISTINCT_SHARE * some.size
 
 
 def by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:

@@ -1,0 +1,50 @@
+"""Blocks settled by dual ascent: how `nmflow.kernels.settle` is called."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nmflow.blocks import Chunk
+from nmflow.certificate import fills
+from nmflow.solvers.judge import by_side, likely_distinct, likely_full
+from nmflow.solvers.open_blocks import OpenBlocks, address, workspace
+
+__all__ = ["settle"]
+
+ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
+"""First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
+and the step between; and the same where scores were rounded, from nothing."""
+AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
+"""The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
+FINEST = {2: 12, 4: 12, 8: 36}
+"""The last one, by bytes of a score, where most blocks are open and scores don't repeat: they lie close together."""
+
+
+def settle(chunk: Chunk, todo: OpenBlocks) -> int:
+    """Ascend, make masks and prove them; how many blocks are open.
+
+    All blocks are settled if `todo` is empty, else those in it, from their duals. It holds what is open then.
+    """
+    from nmflow.kernels.settle import settle_kernel, settle_scratch
+
+    pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
+    loose = pattern.fill == "at-most" and pattern.col is not None
+    zooms = ROUNDED if not chunk.exact else by_side(AT_MOST, pattern) if loose else ZOOMS
+    shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
+    workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
+    kernel = settle_kernel(
+        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
+        chunk.warm is not None,
+    )  # fmt: skip
+
+    def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
+        return int(kernel(
+            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
+            0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
+            todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step,
+        ))  # fmt: skip
+
+    todo.count = go_on(*zooms)
+    if 2 * todo.count > chunk.n_blocks and chunk.exact and likely_distinct(chunk):
+        todo.count = go_on(zooms[0] + zooms[2], FINEST[scores.itemsize], zooms[2])
+    return todo.count

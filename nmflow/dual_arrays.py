@@ -76,7 +76,7 @@ class DualArrays:
 
 
 def earlier_duals(problem: Problem, earlier: Solution, solver: str) -> tuple[Array, ...]:
-    """The column duals of an earlier solution, checked to be those of a problem like this one."""
+    """The column duals of an earlier solution of a problem like this one; `load` checks that they are finite."""
     if not isinstance(earlier, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
     if solver != "dual":
@@ -90,13 +90,4 @@ def earlier_duals(problem: Problem, earlier: Solution, solver: str) -> tuple[Arr
     shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in caller_grids(problem)]
     if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
-    for side in sides:
-        if not all(_finite(part) for part in side):
-            raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
     return sides[1] if problem.stack == 1 else (np.concatenate(sides[1]),)
-
-
-def _finite(values: Array) -> bool:
-    """Whether all numbers are finite: told by their sum, unless that overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())

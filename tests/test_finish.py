@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
+from test_lanes import unproven
 
+import nmflow
 from nmflow import Pattern
 from nmflow.kernels.finish import finish_kernel, finish_scratch
 
@@ -132,3 +134,16 @@ def test_the_same_blocks_are_proven_whatever_their_duals_are_for(kind: str) -> N
     assert np.array_equal(one[0], other[0])
     assert np.array_equal(one[1], other[1])
     assert one[2] == pytest.approx(other[2], rel=1e-12)
+
+
+def test_duals_are_of_float32_where_a_mask_is_best_by_its_last_bit() -> None:
+    """Each block is a choice between two sums that differ by about one rounding error."""
+    rng = np.random.default_rng(8)
+    a, b, c = rng.uniform(1, 2, (3, 32, 48)).astype(np.float32)
+    weights = np.stack([np.stack([a, b], -1), np.stack([c, np.abs(b + c - a)], -1)], 1).reshape(64, 96)
+    solution = nmflow.solve(weights, 1, 2, duals=True)
+    assert solution.certificate.proven
+    assert unproven(weights, solution, absolute=True) == 0
+    wide = [side != side.astype(np.float32) for side in (solution.row_duals, solution.col_duals)]
+    blocks = wide[0].reshape(32, 2, 48).any(axis=1) | wide[1].reshape(32, 48, 2).any(axis=2)
+    assert np.count_nonzero(blocks) < 0.01 * blocks.size

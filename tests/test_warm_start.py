@@ -74,7 +74,7 @@ def test_what_cannot_be_a_warm_start_is_refused() -> None:
         nmflow.solve(families.gaussian((16, 20), 0), 2, 4, warm_start=first)
     with pytest.raises(InputTypeError, match="warm_start must be a Solution, not ndarray"):
         nmflow.solve(weights, 2, 4, warm_start=first.mask)
-    first.row_duals[0, 0] = np.nan
+    first.col_duals[0, 0] = np.nan  # row duals are not read
     with pytest.raises(InputValueError, match="warm_start must hold finite duals"):
         nmflow.solve(weights, 2, 4, warm_start=first)
 

@@ -132,9 +132,10 @@ def linear(bench: Bench) -> Iterator[Row]:
             for took in (seconds, [statistics.median(each) for each in alone.values()])
         )
         per_entry = {side: took / size * 1e9 for side, size, took in zip(times, sizes, seconds, strict=True)}
+        name = f"{pattern}, time ~ entries to the power of p: |p - 1|" + (", one thread" if threads == 1 else "")
         row = _row(
-            f"{pattern}, time ~ entries to the power of p: |p - 1|{', one thread' if threads == 1 else ''}", "<=", 0.1,
-            abs(exponent - 1), times, 0, pattern=pattern, threads=threads, exponent=exponent, exponent_of_the_first=by_first, ns_per_entry_by_side=per_entry,
+            name, "<=", 0.1, abs(exponent - 1), times, 0, pattern=pattern, threads=threads, exponent=exponent,
+            exponent_of_the_first=by_first, ns_per_entry_by_side=per_entry,
         )  # fmt: skip
         yield {**row, "note": f"the first of each size: {abs(by_first - 1):.2f}"}
 

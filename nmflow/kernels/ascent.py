@@ -46,7 +46,8 @@ def ascend(  # type: ignore[no-untyped-def]
 
     lanes : address of rows x cols lane vectors. rows_at, cols_at : of the duals; row duals are only written.
     row_floors, col_floors : of their least values, where clamped. rounds : at least 1, and none if columns are `free`.
-    Differences are cut off at 16 bits, as scores can be: what lies there is no candidate.
+    Scores have 15 bits, so that differences stay within 16, but for duals far from the scores, which are poor
+    candidates and no more.
     """
     rows_, cols_, r_, c_ = (literal(x) for x in (rows, cols, r, c))
     clamps, free_ = (literal(clamp_rows), literal(clamp_cols)), literal(free)
@@ -140,7 +141,7 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool) -> None:
 def _moved(emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int) -> Any:
     """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one."""
     builder, count = emit.builder, len(scores)
-    wires = [emit.call("llvm.ssub.sat", score, dual) for score, dual in zip(scores, across, strict=True)]
+    wires = [builder.sub(score, dual) for score, dual in zip(scores, across, strict=True)]
     ranks = (budget - 1, budget) if budget < count else (budget - 1,)
     for i, j, use_max, use_min in selection_network(count, ranks, unordered=True):
         a, b = wires[i], wires[j]

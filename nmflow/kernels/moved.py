@@ -76,13 +76,13 @@ def _offset(emit: Emitter, lanes: Width, address: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def magnify_lanes(typing, numbers, moved, u, v, offsets, down, rows, cols, wide):  # type: ignore[no-untyped-def]
-    """Write what is left of moved numbers beside their duals, magnified and cut off at 16 bits.
+    """Write what is left of moved numbers beside their duals, magnified and cut off at 15 bits.
 
     Wide: numbers plus offsets less u + v, `down` bits of them dropped. Narrow: what is left is in `moved` already, but
     for duals u and v of it, 16 bits each; offsets : the part of them that had no room before.
     """
     rows_, cols_, lanes = literal(rows), literal(cols), width_of(wide)
-    most = 1 << 15 if lanes.wide else 1 << (15 - ZOOM)
+    most = 1 << 14 if lanes.wide else 1 << (14 - ZOOM)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)

@@ -136,7 +136,7 @@ def read_segment(  # type: ignore[no-untyped-def]
 ):
     """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less the bias.
 
-    With duals `given` instead: S - u - v, magnified and rounded, cut off at 16 bits.
+    With duals `given` instead: S - u - v, magnified and rounded, cut off at 15 bits, so that differences have 16.
     """
     kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
     absolute_, given_ = bool(literal(absolute)), literal(given)
@@ -149,8 +149,8 @@ def read_segment(  # type: ignore[no-untyped-def]
         scale = inverse(emit, magnified(emit, unit, kind_, zoom) if given_ else unit, kind_)
         pairs = not given_ and kind_.mantissa == 7 and cols_ % 2 == 0
         wide = [spread_over(emit, scale, k, cols_, 1 + pairs) for k in range(cols_ // (1 + pairs))] * (1 + pairs)
-        # adding 2**15 before cutting makes it a floor
-        half, top = emit.splat(work, LANES, 32768.0), emit.splat(work, LANES, 65535.0)
+        # adding 2**14 before cutting makes it a floor
+        half, top = emit.splat(work, LANES, 16384.0), emit.splat(work, LANES, 32767.0)
         zero = emit.splat(work, LANES, 0.0)
         at, target, row_at = emit.variable(scores), emit.variable(lanes), emit.variable(u)
         with loop(builder, rows_):
@@ -168,7 +168,7 @@ def read_segment(  # type: ignore[no-untyped-def]
                     value = builder.fadd(builder.fmul(builder.fsub(value, threshold), wide[k]), half)
                     value = emit.better(value, zero, ">")
                     value = emit.better(value, top, "<")
-                    offset = 32768
+                    offset = 16384
                 elif absolute_:
                     value, offset = builder.fmul(value, wide[k]), BIAS
                 else:
@@ -183,7 +183,7 @@ def read_segment(  # type: ignore[no-untyped-def]
                 some = parts[first * cols_ // step : (first + 1) * cols_ // step]
                 for j, part in enumerate(deinterleave_narrow(emit, some)):
                     if offset:  # modulo 2**16, as they were cut off
-                        part = builder.sub(part, emit.splat(I16, LANES, offset - (1 << 16 if offset >> 15 else 0)))
+                        part = builder.sub(part, emit.splat(I16, LANES, offset))
                     emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
             builder.store(emit.at(out, cols_ * VECTOR), target)
             builder.store(builder.add(base, stride), at)

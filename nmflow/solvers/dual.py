@@ -208,7 +208,7 @@ def _many(chunk: Chunk, count: int) -> bool:
 
 def _levelled(chunk: Chunk, lattice: Lattice, largest: int, u: Array, v: Array) -> tuple[Array, Array]:
     """Which blocks duals of T - low, changed in place, prove under at-most fill; and those that were solved anew."""
-    good = lattice.level(u, v)
+    good = lattice.level(u, v, largest)
     left = np.flatnonzero(~good)
     if len(left):
         row, col = u[left] + lattice.low, v[left]

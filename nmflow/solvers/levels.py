@@ -101,18 +101,23 @@ class Lattice:
         near: Array = self._rests(u) + self._rests(v) + largest < self.step
         return near | self.linear
 
-    def level(self, u: Array, v: Array) -> Array:
-        """Move what rows and columns share by whole steps, so that no dual is negative; where that is so, shape (k,).
+    def level(self, u: Array, v: Array, largest: int) -> Array:
+        """Move what rows and columns share so that no dual is negative; where that is so, shape (k,).
 
-        u, v : duals of T - low, changed in place. Duals of S have the signs of those of T, and what is proven of S
-        stays proven, as their remainders to a step stay what they are.
+        u, v : duals of T - low, changed in place. Duals of S have the signs of those of T. Moved by whole steps their
+        remainders to a step stay what they are, so that what is proven of S stays proven; by less than a step where
+        that is not enough, if it leaves them small.
         """
         least_u, least_v = u.min(axis=1) + self.low, v.min(axis=1)
-        # as near to the middle as can be; only a linear lattice has steps of less than a whole number
-        share = np.rint((least_v - least_u) / (2 * self.step)) * self.step
+        middle = (least_v - least_u) / 2
+        share = np.rint(middle / self.step) * self.step
+        good: Array = (least_u + share >= 0) & (least_v - share >= 0)
+        other = np.flatnonzero(~good)
+        share[other] = np.rint(middle[other])
         u += share[:, None]
         v -= share[:, None]
-        good: Array = (least_u + share >= 0) & (least_v - share >= 0)
+        nonnegative = (least_u[other] + share[other] >= 0) & (least_v[other] - share[other] >= 0)
+        good[other] = nonnegative & self.is_near(u[other], v[other], largest)
         return good
 
     def _rests(self, duals: Array) -> Array:

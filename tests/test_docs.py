@@ -157,5 +157,5 @@ def test_the_architecture_page_names_every_room() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     package = ROOT / "nmflow"
     rooms = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
-    named = set(re.findall(r"`([a-z]+)`", "".join(re.findall(r"^\|[^|]*\|", text, re.MULTILINE))))
+    named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\|[^|]*\|", text, re.MULTILINE))))
     assert rooms - {"__init__"} == named

@@ -140,7 +140,7 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Instructions in the machine code of the first stage, with the ascent of all blocks and that of open ones:",
+        "Instructions in the machine code of the first stage; its one ascent is for all blocks and for open ones:",
         "",
     ]
     names = [*SELECTION, *OTHERS, "vector", "spills"]

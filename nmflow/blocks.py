@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.problem import Array, Matrix, Problem
 from nmflow.reading import Kind, readable, turned, with_bonus, work_dtype
@@ -320,16 +319,9 @@ def load(
 
 
 def _warm_part(place: Place, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -> Array:
-    """The column duals of a place, laid out as its chunk is; a view where they can be read as they are.
-
-    Those that are not finite are an error: told by the sum of all, unless that overflows.
-    """
+    """The column duals of a place, laid out as its chunk is; a view where they can be read as they are."""
     cols = pattern.block_shape[1]
     across = v[place.block_rows, place.block_cols.start * cols : place.block_cols.stop * cols]
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(across.sum()) or np.isfinite(across).all()
-    if not finite:
-        raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
     if place.padded:  # its blocks lie side by side in one stripe
         across = across.reshape(1, -1)
     return np.ascontiguousarray(across, dtype)

@@ -6,6 +6,7 @@ import numpy as np
 
 from nmflow.blocks import Chunk, Place, caller_grids, grids
 from nmflow.certificate import Duals
+from nmflow.crew import map_on_threads
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.problem import Array, Problem
 from nmflow.reading import kind_of, work_dtype
@@ -75,8 +76,8 @@ class DualArrays:
         return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def earlier_duals(problem: Problem, earlier: Solution, solver: str) -> tuple[Array, ...]:
-    """The column duals of an earlier solution of a problem like this one; `load` checks that they are finite."""
+def earlier_duals(problem: Problem, earlier: Solution, solver: str, threads: int) -> tuple[Array, ...]:
+    """The column duals of an earlier solution, checked to be those of a problem like this one."""
     if not isinstance(earlier, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
     if solver != "dual":
@@ -90,4 +91,12 @@ def earlier_duals(problem: Problem, earlier: Solution, solver: str) -> tuple[Arr
     shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in caller_grids(problem)]
     if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
+    if not all(map_on_threads(_finite, [*sides[0], *sides[1]], threads)):
+        raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
     return sides[1] if problem.stack == 1 else (np.concatenate(sides[1]),)
+
+
+def _finite(values: Array) -> bool:
+    """Whether all numbers are finite: told by their sum, unless that overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())

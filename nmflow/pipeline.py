@@ -135,7 +135,7 @@ def solve(
     if previous is not None or switch_cost is not None:
         problem = with_previous(problem, previous, switch_cost, workers)
     if warm_start is not None:
-        problem = replace(problem, warm=earlier_duals(problem, warm_start, method.name))
+        problem = replace(problem, warm=earlier_duals(problem, warm_start, method.name, workers))
     method.check(problem)
     return run(problem, method, workers, keep_duals=duals, certified=certify)
 

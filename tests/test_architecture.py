@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "certificate"},
     "crew": set(),
-    "dual_arrays": BASE | {"problem", "reading", "blocks", "certificate"},
+    "dual_arrays": BASE | {"problem", "reading", "blocks", "certificate", "crew"},
     "gathered": BASE | {"problem", "blocks", "certificate"},
     "running": BASE | {"problem", "blocks", "certificate", "solvers", "switching", "crew", "dual_arrays", "gathered"},
     "pipeline": BASE | {"problem", "solvers", "switching", "dual_arrays", "running"},

@@ -74,9 +74,11 @@ def test_what_cannot_be_a_warm_start_is_refused() -> None:
         nmflow.solve(families.gaussian((16, 20), 0), 2, 4, warm_start=first)
     with pytest.raises(InputTypeError, match="warm_start must be a Solution, not ndarray"):
         nmflow.solve(weights, 2, 4, warm_start=first.mask)
-    first.col_duals[0, 0] = np.nan  # row duals are not read
-    with pytest.raises(InputValueError, match="warm_start must hold finite duals"):
-        nmflow.solve(weights, 2, 4, warm_start=first)
+    for side in ("col_duals", "row_duals"):
+        last = nmflow.solve(weights, 2, 4, duals=True)
+        getattr(last, side)[0, 0] = np.nan
+        with pytest.raises(InputValueError, match="warm_start must hold finite duals"):
+            nmflow.solve(weights, 2, 4, warm_start=last)
 
 
 def test_out_takes_the_mask() -> None:

@@ -82,10 +82,9 @@ def test_options_reach_the_library(tmp_path: Path, model: Path) -> None:
 
 def test_rows_only(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "out.safetensors"
-    others = [part for name in ("*f16*", "*conv2d*", "*f64*") for part in ("--exclude", name)]  # float32 alone
-    assert run("prune", model, out, "--pattern", "2:4", *others, "--rows-only").exit_code == 0
-    assert run("verify", out, "--pattern", "2:4", *others, "--rows-only").exit_code == 0
-    assert run("verify", out, "--pattern", "2:4", *others).exit_code == 1
+    assert run("prune", model, out, "--pattern", "2:4", "--rows-only").exit_code == 0
+    assert run("verify", out, "--pattern", "2:4", "--rows-only").exit_code == 0
+    assert run("verify", out, "--pattern", "2:4").exit_code == 1
 
 
 def test_violation(tmp_path: Path) -> None:

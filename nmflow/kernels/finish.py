@@ -148,20 +148,19 @@ def finish_kernel() -> Any:
             # the duals of the paths lie on scores: where their sums rounded, those between the scores prove more
             _copy(row, mid_row, False)
             _copy(col, mid_col, False)
-            for turn in range(0 if single else 3, 6 if re and ce else 5):
+            # those of the paths, in the middle, and separated: of float32 in turns 0 to 2, of float64 in 3 to 5
+            for turn in range(0 if single else 3, 6):
                 if single == 2 and turn < 4:  # the nearest at hand first, then the same as ever
                     turn = (turn + 3) % 4
-                if turn == 2 and not (re and ce):
+                way = turn % 3
+                if way == 2 and not (re and ce):
                     continue
-                near, between = turn < 3, turn != 0 and turn != 3
                 if turn == 1 or (turn == 4 and single == 0):
                     _centre(score, mid_row, mid_col, row_words, loose, first, re, ce)
-                elif turn == 5:
-                    separate(score, mid_row, mid_col, row_words, False)
-                _copy(mid_row if between else row, try_row, near and turn < 2)
-                _copy(mid_col if between else col, try_col, near and turn < 2)
-                if turn == 2:
-                    separate(score, try_row, try_col, row_words, True)
+                _copy(mid_row if way else row, try_row, turn < 2)
+                _copy(mid_col if way else col, try_col, turn < 2)
+                if way == 2:
+                    separate(score, try_row, try_col, row_words, turn == 2)
                 done, kept = _proven(
                     at_line, try_row, try_col, at_try, row_words, col_words, exact, r, c, row_fill, col_fill, rows,
                     cols, sums, at_sums,

@@ -81,10 +81,8 @@ class Dual(Solver):
         """
         from nmflow.kernels.level import level_kernel
 
-        if not full.finite:
+        if full.proven is None:  # a score is not finite
             return full
-        if full.proven is None:
-            return self._solved(chunk, tied=False)
         blocks = np.arange(chunk.n_blocks)
         u, v = full.duals.gather(chunk, blocks)
         good = np.empty(chunk.n_blocks, np.uint8)

@@ -55,7 +55,7 @@ def fillable(pattern: Pattern) -> bool:
 
 def likely_full(chunk: Chunk, *, tied: bool) -> bool:
     """Whether lines of most best masks are full under at-most fill; `tied`: or of many, where most scores repeat."""
-    some = chunk.source[:: max(1, len(chunk.source) // 8), :128].astype(np.float64)
+    some = _some(chunk).astype(np.float64)
     if chunk.absolute:
         np.abs(some, out=some)
     above = some[some > 0]
@@ -68,7 +68,7 @@ def likely_full(chunk: Chunk, *, tied: bool) -> bool:
 
 def likely_distinct(chunk: Chunk) -> bool:
     """Whether hardly a score repeats: what is hard to tell apart then is no tie."""
-    some = chunk.source[:: max(1, len(chunk.source) // 8), :128]
+    some = _some(chunk)
     return len(np.unique(some)) > DISTINCT_SHARE * some.size
 
 
@@ -76,6 +76,11 @@ def by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
     """The entry of a table for the longer side of a block."""
     side = max(pattern.block_shape)
     return next(entry for most, entry in table.items() if side <= most)
+
+
+def _some(chunk: Chunk) -> Array:
+    """A few entries of lines all over a chunk."""
+    return chunk.source[:: max(1, len(chunk.source) // 8), :128]
 
 
 def _repeated_share(lines: Array) -> float:

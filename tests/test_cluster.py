@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -237,6 +238,8 @@ def test_a_cluster_that_cannot_be_used(tmp_path: Path, two: Cluster, monkeypatch
     for address in ("tcp://127.0.0.1:9", "no address"):
         with pytest.raises(ClusterError, match="scheduler must be"), cluster.dask_executor(address):
             pass
+        # nothing is left for the garbage collector to close, while another client starts
+        assert "IO loop" not in [thread.name for thread in threading.enumerate()]
     with (
         started(tmp_path / "empty", 0) as made,
         pytest.raises(ClusterError, match="must have workers"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -48,12 +49,10 @@ def dask_executor(scheduler: str) -> Iterator[Executor]:
     """
     if find_spec("distributed") is None:
         raise MissingLibraryError('a Dask cluster needs dask.distributed; pip install "nmflow[dask]"')
-    from distributed import Client
     from distributed.scheduler import KilledWorker
 
-    connect: Any = Client  # has no annotations
     try:
-        client: Any = connect(scheduler, timeout=WAIT_SECONDS, set_as_default=False)
+        client = _connected(scheduler)
     except (OSError, ValueError, TypeError) as error:
         raise ClusterError(
             f"scheduler must be the address of a Dask scheduler that answers, not {scheduler!r}: {error}"
@@ -74,6 +73,27 @@ def dask_executor(scheduler: str) -> Iterator[Executor]:
             raise _with_notes(
                 ClusterError(f"the scheduler at {scheduler} must stay, and it went away; start it again"), error
             ) from error
+
+
+def _connected(scheduler: str) -> Any:
+    """A client of a scheduler that answers.
+
+    Its address is tried without a client first. One that cannot connect leaves its loop running until the garbage
+    collector closes it, at any time and in any thread, where it waits for a lock that the start of the next client may
+    hold.
+    """
+    import distributed.comm
+
+    dask: Any = distributed  # has no annotations
+    security = dask.Security()  # as Dask's configuration has it
+
+    async def answers() -> None:
+        comm = await dask.comm.connect(scheduler, timeout=WAIT_SECONDS, **security.get_connection_args("client"))
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # ours may run a loop, as in a notebook
+        thread.submit(asyncio.run, answers()).result()
+    return dask.Client(scheduler, timeout=WAIT_SECONDS, set_as_default=False)
 
 
 def _with_notes(error: ClusterError, cause: BaseException) -> ClusterError:

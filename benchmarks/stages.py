@@ -1,7 +1,7 @@
 """Where the time of a solve goes, and what its inner loops are made of: ``python -m benchmarks.stages``.
 
-Processor time of one thread, kernel by kernel, and the vector instructions in the machine code of the ascent. Writes
-benchmarks/results/stages.json and the section of docs/performance.md that shows it.
+Processor time of one thread, kernel by kernel, and the vector instructions in the machine code of the first pass.
+Writes benchmarks/results/stages.json and the section of docs/performance.md that shows it.
 """
 
 from __future__ import annotations
@@ -93,15 +93,19 @@ def measure(side: int, repeats: int) -> dict[str, Any]:
 
 LISTING = """
 import sys
-from nmflow.kernels.settle import settle_kernel
+from nmflow.kernels import compile
+from nmflow.kernels.ascent import ascent_of
+from nmflow.kernels.settle_passes import first_pass
 n, m = (int(x) for x in sys.argv[1].split(":"))
-[text] = settle_kernel("float32", m, m, n, n, 2, 2, True, False).inspect_asm().values()
-print(text)
+ascent_of(m, m, n, n, 0, 0, 0)
+first_pass("float32", m, m, n, n, 2, 2, True, False)
+for made in compile._operations:
+    print(made._library.get_asm_str())
 """
 
 
 def instructions(pattern: str) -> dict[str, int]:
-    """Vector instructions in the ascent's machine code, by mnemonic, and those that spill a register to the stack."""
+    """Vector instructions in the machine code of the first pass, by mnemonic, and those that spill a register."""
     with tempfile.TemporaryDirectory() as folder:  # Numba shows no code that comes from its cache
         text = subprocess.run(
             [sys.executable, "-c", LISTING, pattern],
@@ -140,7 +144,7 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Instructions in the machine code of the first stage; its one ascent is for all blocks and for open ones:",
+        "Instructions in the machine code of the first pass over 32 blocks, to read, ascend and prove:",
         "",
     ]
     names = [*SELECTION, *OTHERS, "vector", "spills"]

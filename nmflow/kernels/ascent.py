@@ -23,12 +23,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nmflow.kernels.compile import once, operation
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, deinterleave, literal, loop, vector
 
-__all__ = ["LOWEST", "ascend", "rounds_for", "set_floors", "set_lanes"]
+__all__ = ["LOWEST", "ascend", "ascent_of", "rounds_for", "set_floors", "set_lanes"]
 
 IN_REGISTERS = 16
 """Most entries of a block whose lanes all stay in vector registers while it ascends."""
@@ -40,63 +41,97 @@ LOWEST = -32768
 
 @intrinsic(prefer_literal=True)
 def ascend(  # type: ignore[no-untyped-def]
-    typing, lanes, rows_at, cols_at, row_floors, col_floors, rounds, rows, cols, r, c, free, clamp_rows, clamp_cols
-):
+    typing, ascent, lanes, rows_at, cols_at, row_floors, col_floors, rounds, rows, cols, r, c, free, clamp_rows,
+    clamp_cols,
+):  # fmt: skip
     """Rounds of row and column steps of 32 blocks from the column duals that are there, and a last row step.
 
-    lanes : address of rows x cols lane vectors. rows_at, cols_at : of the duals; row duals are only written.
-    row_floors, col_floors : of their least values, where clamped. rounds : at least 1, and none if columns are `free`.
+    ascent : what `ascent_of` gives for this pattern; small blocks do without the call. lanes : address of rows x cols
+    lane vectors. rows_at, cols_at : of the duals; row duals are only written. row_floors, col_floors : of their least
+    values, where clamped. rounds : at least 1, and none if columns are `free`.
     Scores have 15 bits, so that differences stay within 16, but for duals far from the scores, which are poor
     candidates and no more.
     """
-    rows_, cols_, r_, c_ = (literal(x) for x in (rows, cols, r, c))
-    clamps, free_ = (literal(clamp_rows), literal(clamp_cols)), literal(free)
+    shape = tuple(literal(x) for x in (rows, cols, r, c, free, clamp_rows, clamp_cols))
+    here = shape[0] * shape[1] <= IN_REGISTERS or getattr(ascent, "literal_value", None) == 0
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        lanes, rows_at, cols_at, row_floors, col_floors, rounds = args[:6]
-        kind = vector(I16, LANES)
-        sides = (
-            _Side(rows_, cols_, r_, cols_ * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamps[0] else None),
-            _Side(cols_, rows_, c_, VECTOR, cols_ * VECTOR, cols_at, rows_at, col_floors if clamps[1] else None),
-        )
-        if rows_ * cols_ <= IN_REGISTERS:
-            scores = [emit.load(emit.at(lanes, t * VECTOR), kind, VECTOR) for t in range(rows_ * cols_)]
-            held = [
-                [emit.variable(emit.load(emit.at(side.duals, t * VECTOR), kind, VECTOR)) for t in range(side.lines)]
-                for side in sides
-            ]
-
-            def half(side: int, relax: bool) -> None:
-                across = [builder.load(slot) for slot in held[1 - side]]
-                for i in range(sides[side].lines):
-                    line = [scores[i * cols_ + j] if side == 0 else scores[j * cols_ + i] for j in range(len(across))]
-                    floor = sides[side].floor(emit, i)
-                    old = builder.load(held[side][i]) if relax else None
-                    builder.store(_moved(emit, line, across, old, floor, sides[side].budget), held[side][i])
-
+        if here:
+            _ascend(Emitter(builder), args[1:7], *shape)
         else:
-
-            def half(side: int, relax: bool) -> None:
-                _half_round(emit, sides[side], lanes, relax)
-
-        half(0, False)
-        if not free_:
-            half(1, False)
-            with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))):
-                half(0, True)
-                half(1, True)
-            half(0, False)
-        if rows_ * cols_ <= IN_REGISTERS:
-            for side, slots in zip(sides, held, strict=True):
-                for t, slot in enumerate(slots):
-                    emit.store(builder.load(slot), emit.at(side.duals, t * VECTOR), VECTOR)
+            function = ir.FunctionType(I64, [I64] * 6)
+            builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:7])
         return context.get_dummy_value()
 
     arguments = (
-        lanes, rows_at, cols_at, row_floors, col_floors, types.int64, rows, cols, r, c, free, clamp_rows, clamp_cols
+        ascent, lanes, rows_at, cols_at, row_floors, col_floors, types.int64, rows, cols, r, c, free, clamp_rows,
+        clamp_cols,
     )  # fmt: skip
     return types.none(*arguments), codegen
+
+
+@once
+def ascent_of(rows: int, cols: int, r: int, c: int, free: int, clamp_rows: int, clamp_cols: int) -> int:
+    """Compile the ascent of one pattern, for any kind of scores; 0 for small blocks.
+
+    Returns
+    -------
+    operation (lanes, rows_at, cols_at, row_floors, col_floors, rounds) -> 0
+    """
+    if rows * cols <= IN_REGISTERS:
+        return 0
+
+    def rise(lanes, rows_at, cols_at, row_floors, col_floors, rounds):  # type: ignore[no-untyped-def]
+        ascend(
+            0, lanes, rows_at, cols_at, row_floors, col_floors, rounds, rows, cols, r, c, free, clamp_rows, clamp_cols
+        )
+        return 0
+
+    return operation(rise, 6)
+
+
+def _ascend(
+    emit: Emitter, addresses: Any, rows: int, cols: int, r: int, c: int, free: int, clamp_rows: int, clamp_cols: int
+) -> None:
+    builder = emit.builder
+    lanes, rows_at, cols_at, row_floors, col_floors, rounds = addresses
+    kind = vector(I16, LANES)
+    sides = (
+        _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None),
+        _Side(cols, rows, c, VECTOR, cols * VECTOR, cols_at, rows_at, col_floors if clamp_cols else None),
+    )
+    small = rows * cols <= IN_REGISTERS
+    if small:
+        scores = [emit.load(emit.at(lanes, t * VECTOR), kind, VECTOR) for t in range(rows * cols)]
+        held = [
+            [emit.variable(emit.load(emit.at(side.duals, t * VECTOR), kind, VECTOR)) for t in range(side.lines)]
+            for side in sides
+        ]
+
+        def half(side: int, relax: bool) -> None:
+            across = [builder.load(slot) for slot in held[1 - side]]
+            for i in range(sides[side].lines):
+                line = [scores[i * cols + j] if side == 0 else scores[j * cols + i] for j in range(len(across))]
+                floor = sides[side].floor(emit, i)
+                old = builder.load(held[side][i]) if relax else None
+                builder.store(_moved(emit, line, across, old, floor, sides[side].budget), held[side][i])
+
+    else:
+
+        def half(side: int, relax: bool) -> None:
+            _half_round(emit, sides[side], lanes, relax)
+
+    half(0, False)
+    if not free:
+        half(1, False)
+        with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))):
+            half(0, True)
+            half(1, True)
+        half(0, False)
+    if small:
+        for side, slots in zip(sides, held, strict=True):
+            for t, slot in enumerate(slots):
+                emit.store(builder.load(slot), emit.at(side.duals, t * VECTOR), VECTOR)
 
 
 @dataclass(frozen=True)

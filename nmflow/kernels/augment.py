@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.transport import centre_compiled, paths_compiled, start_compiled
 
 __all__ = ["EXACT", "FAILED", "LOOSE", "WIDE", "augment_kernel"]
@@ -66,7 +66,6 @@ def augment_kernel(integers: bool) -> Any:
         arcs : (k, R, C) uint8, as for `augment_block`. ended : (k,) uint8, output: FAILED or FLOAT
         in float64; FAILED, EXACT, WIDE or LOOSE in integers.
     """
-    version = fingerprint()
 
     def augment_floats(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
@@ -74,7 +73,7 @@ def augment_kernel(integers: bool) -> Any:
         dist = np.empty(rows + cols + 1, np.float64)
         need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
         low, high = np.empty((2, max(rows, cols)))
-        for k in range(count if version else 0):
+        for k in range(count):
             if not start_compiled(values[k], u[k], v[k], arcs[k], r, c, re, ce, need, loose):
                 continue
             if paths_compiled(values[k], u[k], v[k], arcs[k], re, ce, dist, need, loose, previous, mark):
@@ -88,7 +87,7 @@ def augment_kernel(integers: bool) -> Any:
         need, loose, previous, mark = np.empty((4, rows + cols + 1), np.int64)
         numbers = np.empty((rows, cols), np.int64)
         iu, iv = np.empty(rows, np.int64), np.empty(cols, np.int64)
-        for k in range(count if version else 0):
+        for k in range(count):
             e = _scale_of(values[k])
             if e == -2000:
                 ended[k] = LOOSE

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 
 __all__ = ["GREEDY", "LIGHTEST", "REFILLED", "ROUNDED", "choose_kernel"]
 
@@ -179,7 +179,6 @@ def choose_kernel() -> Any:
     -----
     O(R C log(R C)) a block, and O(R^2 C^2) more for each entry that a repair adds.
     """
-    version = fingerprint()
 
     def choose(  # type: ignore[no-untyped-def]
         values, keys, state, start, r, c, full, free, method, trusted, mask, left
@@ -193,8 +192,6 @@ def choose_kernel() -> Any:
         fixed_flat, nothing = fixed.ravel(), np.empty(0, np.uint8)
         lightest = method >= LIGHTEST
         for k in range(len(values)):
-            if version == 0:
-                break
             value, kept = values[k].ravel(), mask[k].ravel()
             left[k] = 1
             _sort(keys[k].ravel(), value, order, other)

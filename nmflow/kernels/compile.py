@@ -1,4 +1,8 @@
-"""Compiling kernels: eager, nogil, cached on disk where that is possible, never reordered."""
+"""Compiling kernels: eager, nogil, cached on disk where that is possible, never reordered.
+
+A kernel is called from Python. An *operation* is called by kernels, through its address: what differs from pattern to
+pattern is compiled alone, and the loops around it once for all.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-__all__ = ["compiled", "fingerprint", "once"]
+__all__ = ["call", "compiled", "once", "operation", "with_plan"]
 
 _lock = threading.RLock()
 
 
 @cache
-def fingerprint() -> int:
-    """A number that changes with any kernel source.
-
-    Numba's cache looks only at the file of the function itself; kernels here are put together from several files,
-    so each closes over this number, which is part of the cache's key.
-    """
+def _fingerprint() -> str:
+    """A name that changes with any kernel source: Numba's cache looks only at the file of the function itself."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:6], "little")
+    return digest.hexdigest()
 
 
 def once(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +50,7 @@ def once(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _own_name(function: Callable[..., Any]) -> None:
-    """Give each function of a factory a name of its own, from what it closes over.
+    """Give each function of a factory a name of its own, from what it closes over and from the kernels' sources.
 
     Numba keeps one index of cached code for each name. Processes that compile several functions of one name at a time
     write over each other's entries, so that a later one can load the code of another function; with one function to a
@@ -55,18 +58,62 @@ def _own_name(function: Callable[..., Any]) -> None:
     """
     held = [cell.cell_contents for cell in function.__closure__ or ()]
     plain = [x if isinstance(x, int | float | str) else getattr(x, "__qualname__", repr(type(x))) for x in held]
-    digest = hashlib.sha256(repr((function.__code__.co_freevars, plain)).encode())
+    digest = hashlib.sha256(repr((_fingerprint(), function.__code__.co_freevars, plain)).encode())
     function.__qualname__ += f"_{digest.hexdigest()[:16]}"
 
 
+def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signature: Any, **options: Any) -> Any:
+    """Compile with a cache on the disk, if one can be written."""
+    _own_name(function)
+    try:
+        return decorate(signature, cache=True, nogil=True, error_model="numpy", **options)(function)
+    except (RuntimeError, OSError):  # read-only install and unwritable home: no place for a cache
+        return decorate(signature, nogil=True, error_model="numpy", **options)(function)
+
+
 def compiled(function: Callable[..., Any], signature: Any) -> Any:
-    """Compile `function` for one signature, with a disk cache if one can be written.
+    """Compile a kernel for one signature.
 
     It must return a number or nothing: a returned array carries a constant that Numba looks up by the function's name,
     and functions of one factory that come from the caches of several processes can share a name.
     """
-    _own_name(function)
-    try:
-        return numba.njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-    except (RuntimeError, OSError):  # read-only install and unwritable home: no place for a cache
-        return numba.njit(signature, nogil=True, error_model="numpy")(function)
+    return _cached(numba.njit, function, signature)
+
+
+_operations: list[Any] = []
+"""All that were made: their code lasts as long as these."""
+
+
+def operation(function: Callable[..., Any], integers: int, floats: int = 0) -> int:
+    """Compile an operation of so many int64 and then float64, which must not fail; its address, for `call`."""
+    signature = types.int64(*[types.int64] * integers, *[types.float64] * floats)
+    made = _cached(numba.cfunc, function, signature, nopython=True)
+    _operations.append(made)
+    return int(made.address)
+
+
+def with_plan(kernel: Any, plan: Any) -> Callable[..., Any]:
+    """A kernel whose first argument is the address of a plan: operations and numbers, int64, which lasts as long."""
+
+    def planned(*arguments: Any) -> Any:
+        return kernel(address, *arguments)
+
+    address = plan.ctypes.data
+    planned.plan = plan  # type: ignore[attr-defined]
+    return planned
+
+
+@intrinsic
+def call(typing, address, arguments):  # type: ignore[no-untyped-def]
+    """Call an operation of int64 and float64 that returns an int64; arguments: a tuple."""
+    kinds = [x if x == types.float64 else types.int64 for x in arguments]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = [
+            context.cast(builder, builder.extract_value(args[1], k), given, kind)
+            for k, (given, kind) in enumerate(zip(arguments, kinds, strict=True))
+        ]
+        function = ir.FunctionType(ir.IntType(64), [value.type for value in values])
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), values)
+
+    return types.int64(types.int64, arguments), codegen

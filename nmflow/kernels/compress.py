@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.carry import LARGE, ask, drain, fill, put
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.lines import Lines4, any_lane, pack_nibbles
 from nmflow.kernels.pairs import compress_pairs
 from nmflow.kernels.simd import I8, I16, I32, I64, LANES, Emitter, deinterleave, interleave, literal, loop, vector
@@ -164,7 +164,7 @@ def compress_kernel(itemsize: int, code_bits: int, swizzled: bool) -> Any:
         room : a workspace of `room_size` bytes, for one call at a time.
         The result is not 0 where a line keeps too many; the outputs are worth nothing then.
     """
-    size, bits, version = itemsize, code_bits, fingerprint()
+    size, bits = itemsize, code_bits
     unit_rows, unit_cols = UNIT_ROWS, 4 * lanes_of(itemsize)
     block_cols, word, pair = BLOCK * unit_cols, word_size(itemsize), 2 * word_size(itemsize)
     full_values, full_codes, full_tiles = block_cols // 2 * size, block_cols * bits // 32, block_cols // 2
@@ -172,7 +172,7 @@ def compress_kernel(itemsize: int, code_bits: int, swizzled: bool) -> Any:
     def compress(  # type: ignore[no-untyped-def]
         weight, mask, rows, cols, start, stop, values, codes, values_t, codes_t, tiles, room
     ):
-        wrong, item = version & 0, np.int64(size)
+        wrong, item = 0, np.int64(size)
         large = rows * cols * item >= LARGE
         weight_step, values_step, codes_step, tiles_step = cols * item, cols // 2 * item, cols * bits // 32, cols // 2
         values_t_step, codes_t_step, tiles_8_step = rows // 2 * item, rows * bits // 32, -(-cols // 64) * 64

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 
 __all__ = ["entropic_kernel"]
 
@@ -60,7 +60,6 @@ def entropic_kernel() -> Any:
     -----
     O(R C) an iteration and block: three products, two additions and two comparisons an entry, in vectors of blocks.
     """
-    version = fingerprint()
 
     def entropic(values, r, c, full, free, temperature, iterations, keys):  # type: ignore[no-untyped-def]
         count, rows, cols = values.shape
@@ -69,8 +68,6 @@ def entropic_kernel() -> Any:
         sums = np.empty((cols, WIDTH))
         total = np.empty(WIDTH)
         for first in range(0, count, WIDTH):
-            if version == 0:
-                break
             for lane in range(WIDTH):
                 block = values[min(first + lane, count - 1)]
                 mean = 0.0

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.carry import LARGE, ask, drain, fill, put
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.compress import BLOCK, UNIT_ROWS, lanes_of
 from nmflow.kernels.lines import Lines4, any_lane, unpack_nibbles
 from nmflow.kernels.pairs import expand_pairs
@@ -144,7 +144,7 @@ def expand_kernel(itemsize: int, code_bits: int, swizzled: bool) -> Any:
         As `compress_kernel`, with weight and mask written and the others read. The result is not 0 where a code is
         undefined, a kept entry is not indexed, a value other than +0 is not kept, or the two sides differ.
     """
-    size, bits, version = itemsize, code_bits, fingerprint()
+    size, bits = itemsize, code_bits
     unit_rows, unit_cols = UNIT_ROWS, 4 * lanes_of(itemsize)
     block_cols, word, pair = BLOCK * unit_cols, word_size(itemsize), 2 * word_size(itemsize)
     full_values, full_codes, full_tiles = unit_cols // 2 * size, block_cols * bits // 32, block_cols // 2
@@ -153,7 +153,7 @@ def expand_kernel(itemsize: int, code_bits: int, swizzled: bool) -> Any:
     def expand(  # type: ignore[no-untyped-def]
         weight, mask, rows, cols, start, stop, values, codes, values_t, codes_t, tiles, room
     ):
-        fault, item = version & 0, np.int64(size)
+        fault, item = 0, np.int64(size)
         large = rows * cols * item >= LARGE
         weight_step, values_step, codes_step, tiles_step = cols * item, cols // 2 * item, cols * bits // 32, cols // 2
         values_t_step, codes_t_step, tiles_8_step = rows // 2 * item, rows * bits // 32, -(-cols // 64) * 64

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest, separate
 from nmflow.kernels.simd import count_ones
 from nmflow.kernels.transport import IN, OUT, centre_compiled
@@ -94,7 +94,6 @@ def finish_kernel() -> Any:
         scratch : what `finish_scratch` gives. flags : (k,) uint8, output: 0 where the mask is proven. Returns the kept
         score of those that are.
     """
-    version = fingerprint()
 
     def finish(  # type: ignore[no-untyped-def]
         values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, single, begun, line, turned, duals, floats,
@@ -112,7 +111,7 @@ def finish_kernel() -> Any:
         at_keys, at_dist, at_previous = keys.ctypes.data, dist.ctypes.data, previous.ctypes.data
         at_sums, at_try, at_mask = sums.ctypes.data, try_col.ctypes.data, mask.ctypes.data
         total = 0.0
-        for k in range(count if version else 0):
+        for k in range(count):
             score = values[k]
             for i in range(rows):
                 for j in range(cols):

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F32, F64, Emitter, literal, read_word
 
@@ -54,11 +54,10 @@ def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
     """
     kind = KINDS[kind_name]
     code, item, magnitude = kind.code, kind.itemsize, int(absolute)
-    version = fingerprint()
 
     def gather(scores, stride, rows, cols, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
         sixteens, fours = cols - cols % 16, cols - cols % 4
-        for k in range(count if version else 0):
+        for k in range(count):
             b = read_word(blocks + k * 8)
             s = b // grid_cols
             for i in range(rows):
@@ -84,10 +83,9 @@ def gather_duals_kernel(size: int) -> Any:
         Addresses as int64. u, v: as `nmflow.kernels.settle` writes them; block_u: (count, rows) and block_v: (count,
         cols) float64, output.
     """
-    version = fingerprint()
 
     def gather_duals(u, v, rows, cols, grid_cols, blocks, count, block_u, block_v):  # type: ignore[no-untyped-def]
-        for k in range(count if version else 0):
+        for k in range(count):
             b = read_word(blocks + k * 8)
             s = b // grid_cols
             j = b - s * grid_cols

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 
 __all__ = ["grade_block", "grade_kernel"]
 
@@ -77,12 +77,11 @@ def grade_kernel() -> Any:
         at most, 0 free. Writes a flag (0 proven, 1 not proven, 2 infeasible) and for each block the bound
         that u, v give less the kept score, as a sum of terms that are not negative. Returns the kept score.
     """
-    version = fingerprint()
 
     def grade(values, u, v, mask, state, exact, r, c, row_fill, col_fill, flags, gaps):  # type: ignore[no-untyped-def]
         col_count = np.empty(values.shape[2], np.int64)
         total = 0.0
-        for k in range(len(values) if version else 0):
+        for k in range(len(values)):
             flags[k], gaps[k], kept = grade_block(
                 values[k], u[k], v[k], mask[k], state[k], exact, r, c, row_fill, col_fill, col_count
             )

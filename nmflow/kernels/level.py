@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 
 __all__ = ["level_kernel"]
 
@@ -22,10 +22,9 @@ def level_kernel() -> Any:
         both are alike, and what is below 0 then is cut off. good : (k,) uint8, output: 1 where every u + v is what it
         was, without rounding.
     """
-    version = fingerprint()
 
     def level(u, v, good):  # type: ignore[no-untyped-def]
-        for k in range(len(u) if version else 0):
+        for k in range(len(u)):
             least_u, least_v, same = u[k, 0], v[k, 0], True
             for i in range(u.shape[1]):
                 least_u = min(least_u, u[k, i])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import KINDS
 
@@ -49,7 +49,6 @@ def rows_kernel(kind: str) -> Any:
     # The bits move to where a float32 has them; float16 then has another bias, which the product puts right, exactly.
     shift = wide({"bfloat16": 16, "float16": 13}.get(kind, 0))
     factor = 2.0**112 if kind == "float16" else 1.0
-    version = fingerprint()
 
     def rows(values, network, n, m, sums):  # type: ignore[no-untyped-def]
         high, length = values.shape
@@ -58,7 +57,7 @@ def rows_kernel(kind: str) -> Any:
         numbers = moved.view(real)
         every, best = np.zeros(LANES), np.zeros(LANES)
         groups = length // m
-        for i in range(high if version else 0):
+        for i in range(high):
             start = 0
             while start * m < length:
                 if start < groups:

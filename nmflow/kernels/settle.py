@@ -7,25 +7,19 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nmflow.kernels.ascent import LOWEST, ascend, rounds_for, set_floors, set_lanes
-from nmflow.kernels.compile import compiled, fingerprint, once
-from nmflow.kernels.lanes import level_lanes, prove_lanes, words_in_row
-from nmflow.kernels.proof import grade_span
+from nmflow.kernels.ascent import ascent_of, rounds_for
+from nmflow.kernels.compile import call, compiled, once, with_plan
+from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.scores import KINDS
-from nmflow.kernels.segments import BIAS, VECTOR, load_duals, measure_segment, read_segment, store_duals
-from nmflow.kernels.simd import LANES, copy_bytes, read_byte, read_word, write_word
-from nmflow.kernels.spans import blocks_in_span
+from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
+from nmflow.kernels.simd import LANES, read_word, read_words, write_word
 
 __all__ = ["settle_kernel", "settle_scratch"]
 
 
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs."""
-    rows, cols = block_shape
-    item = KINDS[kind]
-    lanes = (rows * cols + 2 * rows + 2 * cols + rows * words_in_row(cols)) * VECTOR
-    numbers = LANES * 8 + LANES * rows * cols * (item.itemsize + 1) + LANES * (rows + cols) * item.work_size
-    return lanes + numbers + LANES + 256
+    return Room.of(kind, *block_shape).size + 64
 
 
 @once
@@ -53,46 +47,49 @@ def settle_kernel(
         bits or less, 60 else), or until that settles few more.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
-    kind = KINDS[kind_name]
-    code, item, work = kind.code, kind.itemsize, kind.work_size
-    magnitude, given = int(absolute), int(warm)
-    bias = BIAS if absolute else 0
-    clamp_rows, clamp_cols = int(row_fill == 1), int(col_fill == 1)
-    clamped = clamp_rows or clamp_cols
-    fillable = int(row_fill == col_fill == 1 and rows * row_budget == cols * col_budget)
+    kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
+    pattern = rows, cols, row_budget, col_budget, row_fill, col_fill, absolute
+    clamps = int(row_fill == 1), int(col_fill == 1)
     first_rounds, again_rounds, warm_rounds = rounds_for(max(rows, cols)) if col_fill else (0, 0, 0)
-    if warm:
-        first_rounds = warm_rounds
-    free_cols = int(not col_fill)
-    row_bytes, block_bytes = cols * VECTOR, cols * item
-    segment_bytes, u_bytes, v_bytes = LANES * cols * item, rows * work, cols * work
-    many = blocks_in_span(cols)
-    version = fingerprint()
-    lane_count, vector_bytes, in_row, lines = LANES, VECTOR, words_in_row(cols), rows + cols
-    whole_spans, lowest = LANES // many * many, LOWEST
+    fillable = row_fill == col_fill == 1 and rows * row_budget == cols * col_budget
+    work = kind.work_size
+    operations = (
+        first_pass(kind_name, *pattern, warm), next_pass(kind_name, *pattern), masks_out(kind_name, *pattern),
+        duals_out(kind_name, rows, cols, absolute),
+        ascent_of(rows, cols, row_budget, col_budget, int(not col_fill), *clamps),
+        gather_blocks(cols * kind.itemsize), gather_blocks(work), gather_blocks(cols * work),
+        put_blocks(cols), put_blocks(work), put_blocks(cols * work),
+    )  # fmt: skip
+    plan = np.array([
+        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, room.masks, room.names,
+        any(clamps), fillable, int(warm), warm_rounds if warm else first_rounds, again_rounds,
+    ], np.int64)  # fmt: skip
+    return with_plan(_driver(), plan)
+
+
+@once
+def _driver() -> Any:
+    """Compile what all kinds and patterns have in common."""
+    lane_count, plan_size = LANES, 25
 
     def settle(  # type: ignore[no-untyped-def]
-        scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
+        plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
         count, sums, exact, fill_first, zoom, last_zoom, zoom_step,
     ):  # fmt: skip
-        if version == 0:
-            return -2
-        lanes = (scratch + 63) & ~63
-        rows_at = lanes + rows * row_bytes
-        cols_at = rows_at + rows * vector_bytes
-        row_floors = cols_at + cols * vector_bytes
-        col_floors = row_floors + rows * vector_bytes
-        words = col_floors + cols * vector_bytes
-        scales = words + rows * in_row * vector_bytes
-        gathered = scales + lane_count * 8
-        rows_out = gathered + rows * segment_bytes
-        cols_out = rows_out + rows * lane_count * work
-        masks = cols_out + lane_count * v_bytes
-        flags = masks + rows * lane_count * cols
-        u_stride, out_stride, masks_stride = grid_cols * work, lane_count * work, lane_count * cols
+        (
+            first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v, put_masks, put_u, put_v,
+            rows, cols, item, work, scores_in, u_in, v_in, masks_in, names_in, clamped, fillable, warm, first_rounds,
+            again_rounds,
+        ) = read_words(plan, plan_size)  # fmt: skip
+        room = (scratch + 63) & ~63
+        gathered, room_u, room_v, masks, names = (
+            room + scores_in, room + u_in, room + v_in, room + masks_in, room + names_in
+        )  # fmt: skip
+        v_bytes = cols * work
         total = 0 if count else grid_rows * grid_cols
-        filled = fillable and fill_first
-        bad, first = 0, 0
+        filled = fillable & fill_first
+        made = filled or not clamped
+        first = 0
         # blocks[head:tail] wait to be settled once more; blocks[:left] were, and are still open
         left, head, tail = 0, 0, count
         while True:
@@ -107,117 +104,59 @@ def settle_kernel(
                 zoom += zoom_step
                 head, tail, left = 0, left, 0
                 continue
-            here = min(lane_count, tail - head if again else total - first)
+            named, start, here = blocks, head, min(lane_count, tail - head)
+            if not again:
+                named, start, here = 0, first, min(lane_count, total - first)
             s = first // grid_cols
             j = first - s * grid_cols
             whole = not again and j + lane_count <= grid_cols
             if whole:
-                base, step = scores + s * rows * stride + j * block_bytes, stride
+                base, step = scores + s * rows * stride + j * cols * item, stride
                 to, to_step = mask + s * rows * mask_stride + j * cols, mask_stride
+                start_v = warm_v + first * v_bytes
             else:
-                # blocks that wait, or the end of one stripe and the start of the next: side by side in a copy
-                base, step, to, to_step = gathered, segment_bytes, masks, masks_stride
-                for lane in range(lane_count):  # lanes beyond the last block hold it again
-                    at = min(lane, here - 1)
-                    b = read_word(blocks + (head + at) * 8) if again else first + at
-                    bs = b // grid_cols
-                    source = scores + bs * rows * stride + (b - bs * grid_cols) * block_bytes
-                    for i in range(rows):
-                        copy_bytes(source + i * stride, gathered + i * segment_bytes + lane * block_bytes, block_bytes)
-                    if again:
-                        for i in range(rows):
-                            at_u = block_u + (head + at) * u_bytes + i * work
-                            copy_bytes(at_u, rows_out + i * out_stride + lane * work, work)
-                        copy_bytes(block_v + (head + at) * v_bytes, cols_out + lane * v_bytes, v_bytes)
-                    elif given:
-                        copy_bytes(warm_v + b * v_bytes, cols_out + lane * v_bytes, v_bytes)
-            open_lanes = 0
-            if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
-                bad = 1
+                base, step, to, to_step, start_v = gathered, lane_count * cols * item, masks, lane_count * cols, room_v
+                call(gather_scores, (scores, stride, rows, grid_cols, named, start, here, gathered))
+                if again:
+                    call(gather_u, (block_u, work, rows, 1, 0, start, here, room_u))
+                    call(gather_v, (block_v, v_bytes, 1, 1, 0, start, here, room_v))
+                elif warm:
+                    call(gather_v, (warm_v, v_bytes, 1, 1, 0, start, here, room_v))
             if again:
-                read_segment(
-                    base, step, lanes, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, magnitude, 1
+                if call(next_at, (room, base, step, zoom, ascent, again_rounds)) < 0:
+                    return -1
+            else:
+                open_lanes = call(
+                    first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, first_rounds, filled)
                 )
-                set_lanes(rows_at, lines, 0)
-                if clamped:
-                    set_floors(
-                        row_floors, col_floors, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, bias, 1
-                    )
-            else:
-                read_segment(base, step, lanes, scales, u, 0, v, 0, code, rows, cols, magnitude, 0)
-                if given:
-                    load_duals(cols_at, scales, (warm_v + first * v_bytes) if whole else cols_out, code, cols)
-                else:
-                    set_lanes(cols_at, cols, 0)
-                if filled:
-                    set_lanes(row_floors, lines, lowest)
-                elif clamped:
-                    set_floors(row_floors, col_floors, scales, u, 0, v, 0, code, rows, cols, bias, 0)
-            ascend(  # here for both, since it is most of the code
-                lanes, rows_at, cols_at, row_floors, col_floors, again_rounds if again else first_rounds,
-                rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
-            )  # fmt: skip
-            if again:
-                store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, zoom, code, rows, cols, bias, 1)
-            else:
-                if filled:
-                    level_lanes(rows_at, cols_at, rows, cols, bias)
-                if filled or not clamped:
-                    open_lanes = prove_lanes(
-                        base, step, to, to_step, lanes, rows_at, cols_at, scales, words, sums, here,
-                        code, rows, cols, row_budget, col_budget, col_fill, magnitude,
-                    )  # fmt: skip
+                if open_lanes < 0:
+                    return -1
                 if u and whole:
-                    to_u, to_v = u + s * rows * u_stride + j * work, v + first * v_bytes
-                    store_duals(rows_at, cols_at, scales, to_u, u_stride, to_v, 0, code, rows, cols, bias, 0)
-                if (clamped and not filled) or open_lanes or (u and not whole):
-                    store_duals(rows_at, cols_at, scales, rows_out, out_stride, cols_out, 0, code, rows, cols, bias, 0)
-            if again or (clamped and not filled):
-                even = whole_spans if here == lane_count else 0
-                for k in range(0, even, many):
-                    grade_span(
-                        base + k * block_bytes, step, to + k * cols, to_step, rows_out + k * work, out_stride,
-                        cols_out + k * v_bytes, flags + k, sums, exact,
-                        code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
-                    )  # fmt: skip
-                for k in range(even, here):
-                    grade_span(
-                        base + k * block_bytes, step, to + k * cols, to_step, rows_out + k * work, out_stride,
-                        cols_out + k * v_bytes, flags + k, sums + 512, exact,
-                        code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
-                    )  # fmt: skip
-                for k in range(here):
-                    open_lanes |= np.int64(read_byte(flags + k) != 0) << k
-            if open_lanes or not whole:
+                    to_u = u + (s * rows * grid_cols + j) * work
+                    call(duals_at, (room, to_u, grid_cols * work, v + first * v_bytes))
+                if open_lanes or not made or (u and not whole):
+                    call(duals_at, (room, room_u, lane_count * work, room_v))
+            if again or not made:
+                open_lanes = call(masks_at, (room, base, step, to, to_step, here, sums, exact))
+            if not whole:
+                call(put_masks, (masks, mask, mask_stride, rows, grid_cols, named, start, here, -1))
+                if u:
+                    call(put_u, (room_u, u, grid_cols * work, rows, grid_cols, named, start, here, -1))
+                    call(put_v, (room_v, v, v_bytes, 1, 1, named, start, here, -1))
+            listed = left if again else tail
+            if open_lanes:
                 for lane in range(here):
-                    b = read_word(blocks + (head + lane) * 8) if again else first + lane
-                    bs = b // grid_cols
-                    bj = b - bs * grid_cols
-                    if not whole:
-                        target = mask + bs * rows * mask_stride + bj * cols
-                        for i in range(rows):
-                            copy_bytes(masks + i * masks_stride + lane * cols, target + i * mask_stride, cols)
-                    if u and not whole:
-                        for i in range(rows):
-                            at_u = u + (bs * rows + i) * u_stride + bj * work
-                            copy_bytes(rows_out + i * out_stride + lane * work, at_u, work)
-                        copy_bytes(cols_out + lane * v_bytes, v + b * v_bytes, v_bytes)
                     if (open_lanes >> lane) & 1:
-                        to_list = left if again else tail
-                        write_word(blocks + to_list * 8, b)
-                        for i in range(rows):
-                            copy_bytes(
-                                rows_out + i * out_stride + lane * work, block_u + to_list * u_bytes + i * work, work
-                            )
-                        copy_bytes(cols_out + lane * v_bytes, block_v + to_list * v_bytes, v_bytes)
-                        if again:
-                            left += 1
-                        else:
-                            tail += 1
+                        place = start + lane
+                        write_word(blocks + listed * 8, read_word(blocks + place * 8) if again else place)
+                        write_word(names + lane * 8, listed)
+                        listed += 1
+                call(put_u, (room_u, block_u, work, rows, 1, names, 0, here, open_lanes))
+                call(put_v, (room_v, block_v, v_bytes, 1, 1, names, 0, here, open_lanes))
             if again:
-                head += here
+                left, head = listed, head + here
             else:
-                first += here
-        return -1 if bad else left
+                tail, first = listed, first + here
+        return left
 
-    return compiled(settle, types.int64(*[types.int64] * 20))
+    return compiled(settle, types.int64(*[types.int64] * 21))

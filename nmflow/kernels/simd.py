@@ -28,6 +28,7 @@ __all__ = [
     "read_float",
     "read_short",
     "read_word",
+    "read_words",
     "trailing_zeros",
     "write_word",
 ]
@@ -249,6 +250,19 @@ def read_word(typing, address):  # type: ignore[no-untyped-def]
         return Emitter(builder).load(args[0], I64)
 
     return types.int64(address), codegen
+
+
+@intrinsic(prefer_literal=True)
+def read_words(typing, address, count):  # type: ignore[no-untyped-def]
+    """Load `count` int64 from an address, as a tuple."""
+    kind = types.UniTuple(types.int64, literal(count))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        words = [emit.load(emit.at(args[0], 8 * k), I64) for k in range(kind.count)]
+        return context.make_tuple(builder, kind, words)
+
+    return kind(address, count), codegen
 
 
 @intrinsic

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 
 __all__ = ["swaps_kernel"]
 
@@ -108,7 +108,6 @@ def swaps_kernel() -> Any:
     -----
     O(R^2 C) a sweep and a block; two or three sweeps are usual.
     """
-    version = fingerprint()
 
     def swaps(values, state, r, c, row_free, col_free, sweeps, mask, skip):  # type: ignore[no-untyped-def]
         _, rows, cols = values.shape
@@ -116,7 +115,7 @@ def swaps_kernel() -> Any:
         row_count, col_count = np.empty(rows, np.int64), np.empty(cols, np.int64)
         total = 0
         for k in range(len(values)):
-            if version == 0 or skip[k]:
+            if skip[k]:
                 continue
             block, kept = values[k], mask[k]
             top = 0.0

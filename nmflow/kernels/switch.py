@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F64, I1, I64, LANES, Emitter, literal, vector
 
@@ -83,11 +83,10 @@ def measure_kernel(kind_name: str) -> Any:
     """
     kind = KINDS[kind_name]
     code, item, lane_count = kind.code, kind.itemsize, LANES
-    version = fingerprint()
 
     def measure(scores, stride, rows, cols, sums, tops):  # type: ignore[no-untyped-def]
         whole = cols // lane_count * lane_count
-        for i in range(rows if version else 0):
+        for i in range(rows):
             score = scores + i * stride
             for j in range(0, whole, lane_count):
                 measure_part(score + j * item, sums, tops, code, lane_count)
@@ -108,11 +107,10 @@ def bonus_kernel(kind_name: str, absolute: bool) -> Any:
     """
     kind = KINDS[kind_name]
     code, item, magnitude, lane_count = kind.code, kind.itemsize, int(absolute), LANES
-    version = fingerprint()
 
     def add(scores, stride, previous, previous_stride, target, rows, cols, bonus):  # type: ignore[no-untyped-def]
         whole = cols // lane_count * lane_count
-        for i in range(rows if version else 0):
+        for i in range(rows):
             score, before, to = scores + i * stride, previous + i * previous_stride, target + i * cols * 8
             for j in range(0, whole, lane_count):
                 add_bonus(score + j * item, before + j, to + j * 8, bonus, code, lane_count, magnitude)
@@ -134,13 +132,12 @@ def compare_kernel(kind_name: str, absolute: bool) -> Any:
     """
     kind = KINDS[kind_name]
     code, item, magnitude, lane_count = kind.code, kind.itemsize, int(absolute), LANES
-    version = fingerprint()
 
     def compare(  # type: ignore[no-untyped-def]
         scores, stride, mask, mask_stride, previous, previous_stride, rows, cols, counts, sums
     ):
         whole = cols // lane_count * lane_count
-        for i in range(rows if version else 0):
+        for i in range(rows):
             score, now, before = scores + i * stride, mask + i * mask_stride, previous + i * previous_stride
             for j in range(0, whole, lane_count):
                 compare_part(score + j * item, now + j, before + j, counts, sums, code, lane_count, magnitude)

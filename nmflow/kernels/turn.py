@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, fingerprint, once
+from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.simd import I64, Emitter, copy_bytes, interleave, literal, vector
 
 __all__ = ["turn_kernel"]
@@ -53,11 +53,8 @@ def turn_kernel(item: int) -> Any:
         Addresses as int64; target: rows x cols entries, those of a row side by side; source: cols x rows.
     """
     side = min(LINE // item, MOST)
-    version = fingerprint()
 
     def turn(source, source_stride, target, target_stride, rows, cols):  # type: ignore[no-untyped-def]
-        if version == 0:
-            return
         if rows < side or cols < side:
             for i in range(rows):
                 for j in range(cols):

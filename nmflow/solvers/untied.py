@@ -117,7 +117,7 @@ def _untie(
         chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0], chunk.grid[1],
         scratch.ctypes.data, left.ctypes.data, count, *((0, 0) if given is None else (x.ctypes.data for x in given)),
         u.ctypes.data, v.ctypes.data, numbers.ctypes.data, sums.ctypes.data, offsets.ctypes.data,
-        offsets[1:].ctypes.data, *numeric, shift, least, part, room, zooms, int(keep),
+        offsets[1:].ctypes.data, shift, least, part, room, zooms, int(keep), *numeric,
     )  # fmt: skip
     if still < 0:
         return None

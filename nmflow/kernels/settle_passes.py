@@ -1,0 +1,199 @@
+"""What `nmflow.kernels.settle` does with 32 blocks side by side, for one kind of scores and one pattern.
+
+All are operations (`nmflow.kernels.compile`). They work in a *room*, the address of memory laid out as `Room` says, and
+take `base` and `step`, the address of the first score and the bytes between rows; `to` and `to_step`, the same of the
+mask; `here`, how many of the blocks count; and `sums`, 128 float64 to which the kept scores of proven blocks are added.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import NamedTuple
+
+from nmflow.kernels.ascent import LOWEST, ascend, set_floors, set_lanes
+from nmflow.kernels.compile import once, operation
+from nmflow.kernels.lanes import level_lanes, prove_lanes, words_in_row
+from nmflow.kernels.proof import grade_span
+from nmflow.kernels.scores import KINDS
+from nmflow.kernels.segments import BIAS, VECTOR, load_duals, measure_segment, read_segment, store_duals
+from nmflow.kernels.simd import LANES, read_byte
+from nmflow.kernels.spans import blocks_in_span
+
+__all__ = ["Room", "duals_out", "first_pass", "masks_out", "next_pass"]
+
+
+class Room(NamedTuple):
+    """Where things lie in the workspace of a group: bytes from its start, a multiple of 64, where its lanes are.
+
+    rows_at, cols_at : the duals of the lines, in lanes. row_floors, col_floors : how far these may fall. words : the
+    mask, as bits. scales : what a step of each block is worth. scores, masks : those of the blocks, side by side. u,
+    v : their duals as floats, (rows, 32) and (32, cols). flags, names : a byte and an int64 for each. size : of all.
+    """
+
+    rows_at: int
+    cols_at: int
+    row_floors: int
+    col_floors: int
+    words: int
+    scales: int
+    scores: int
+    u: int
+    v: int
+    masks: int
+    flags: int
+    names: int
+    size: int
+
+    @classmethod
+    def of(cls, kind_name: str, rows: int, cols: int) -> Room:
+        """The room of one kind of scores and one shape of blocks."""
+        kind = KINDS[kind_name]
+        row, col, block = rows * VECTOR, cols * VECTOR, rows * cols * LANES
+        sizes = (
+            block * 2, row, col, row, col, rows * words_in_row(cols) * VECTOR, LANES * 8, block * kind.itemsize,
+            LANES * rows * kind.work_size, LANES * cols * kind.work_size, block, LANES, LANES * 8,
+        )  # fmt: skip
+        return cls(*accumulate(sizes))
+
+
+@once
+def first_pass(
+    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
+    absolute: bool, warm: bool,
+) -> int:  # fmt: skip
+    """Compile the first ascent, and the making and proof of masks in whole numbers.
+
+    Returns
+    -------
+    operation (room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled) -> bits of open blocks
+        warm_v: column duals to begin with, if `warm`, (32, cols). filled: whether lines that need not be full are
+        settled as if they had to. -1 if a score is not finite; nothing is made under at-most fill if not `filled`.
+    """
+    kind = KINDS[kind_name]
+    code, magnitude, given, bias = kind.code, int(absolute), int(warm), BIAS if absolute else 0
+    clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
+    clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
+    rows_in, cols_in, row_floors, col_floors, words_in, scales_in, *_ = Room.of(kind_name, rows, cols)
+
+    def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled):  # type: ignore[no-untyped-def]
+        rows_at, cols_at, scales = room + rows_in, room + cols_in, room + scales_in
+        if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
+            return -1
+        read_segment(base, step, room, scales, 0, 0, 0, 0, code, rows, cols, magnitude, 0)
+        if given:
+            load_duals(cols_at, scales, warm_v, code, cols)
+        else:
+            set_lanes(cols_at, cols, 0)
+        if clamped:
+            if filled:
+                set_lanes(room + row_floors, lines, lowest)
+            else:
+                set_floors(room + row_floors, room + col_floors, scales, 0, 0, 0, 0, code, rows, cols, bias, 0)
+        ascend(
+            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds,
+            rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
+        )  # fmt: skip
+        if clamped:
+            if not filled:
+                return 0
+            level_lanes(rows_at, cols_at, rows, cols, bias)
+        return prove_lanes(
+            base, step, to, to_step, room, rows_at, cols_at, scales, room + words_in, sums, here,
+            code, rows, cols, row_budget, col_budget, col_fill, magnitude,
+        )  # fmt: skip
+
+    return operation(first, 11)
+
+
+@once
+def next_pass(
+    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int, absolute: bool
+) -> int:
+    """Compile an ascent of what is left beside the duals in the room, magnified by `zoom` bits, which changes these.
+
+    Returns
+    -------
+    operation (room, base, step, zoom, ascent, rounds) -> 0, or -1 if a score is not finite
+    """
+    kind = KINDS[kind_name]
+    code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
+    clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
+    clamped, lines, u_stride = clamp_rows or clamp_cols, rows + cols, LANES * kind.work_size
+    rows_in, cols_in, row_floors, col_floors, _, scales_in, _, u_in, v_in, *_ = Room.of(kind_name, rows, cols)
+
+    def again(room, base, step, zoom, ascent, rounds):  # type: ignore[no-untyped-def]
+        rows_at, cols_at, scales, u, v = room + rows_in, room + cols_in, room + scales_in, room + u_in, room + v_in
+        if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
+            return -1
+        read_segment(base, step, room, scales, u, u_stride, v, zoom, code, rows, cols, magnitude, 1)
+        set_lanes(rows_at, lines, 0)
+        if clamped:
+            set_floors(
+                room + row_floors, room + col_floors, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1
+            )  # fmt: skip
+        ascend(
+            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds,
+            rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
+        )  # fmt: skip
+        store_duals(rows_at, cols_at, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1)
+        return 0
+
+    return operation(again, 6)
+
+
+@once
+def duals_out(kind_name: str, rows: int, cols: int, absolute: bool) -> int:
+    """Compile the writing of the duals that the first pass left in lanes.
+
+    Returns
+    -------
+    operation (room, u, u_stride, v) -> 0
+    """
+    kind = KINDS[kind_name]
+    code, bias = kind.code, BIAS if absolute else 0
+    rows_in, cols_in, _, _, _, scales_in, *_ = Room.of(kind_name, rows, cols)
+
+    def out(room, u, u_stride, v):  # type: ignore[no-untyped-def]
+        store_duals(room + rows_in, room + cols_in, room + scales_in, u, u_stride, v, 0, code, rows, cols, bias, 0)
+        return 0
+
+    return operation(out, 4)
+
+
+@once
+def masks_out(
+    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int, absolute: bool
+) -> int:
+    """Compile the making and the proof of masks from the duals in the room.
+
+    Returns
+    -------
+    operation (room, base, step, to, to_step, here, sums, exact) -> bits of the blocks that are open
+    """
+    kind = KINDS[kind_name]
+    code, magnitude, item, work = kind.code, int(absolute), kind.itemsize, kind.work_size
+    many, u_stride = blocks_in_span(cols), LANES * kind.work_size
+    spans_end, lane_count = LANES // many * many, LANES
+    room_of = Room.of(kind_name, rows, cols)
+    u_in, v_in, flags_in = room_of.u, room_of.v, room_of.flags
+
+    def grade(room, base, step, to, to_step, here, sums, exact):  # type: ignore[no-untyped-def]
+        u, v, flags, open_lanes = room + u_in, room + v_in, room + flags_in, 0
+        even = spans_end if here == lane_count else 0
+        for k in range(0, even, many):
+            grade_span(
+                base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
+                flags + k, sums, exact,
+                code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
+            )  # fmt: skip
+        for k in range(even, here):
+            grade_span(
+                base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
+                flags + k, sums + 512, exact,
+                code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
+            )  # fmt: skip
+        for k in range(here):
+            open_lanes |= (read_byte(flags + k) != 0) << k
+        return open_lanes
+
+    return operation(grade, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nmflow.kernels.simd import LANES, read_word, read_words, write_word
 __all__ = ["settle_kernel", "settle_scratch"]
 
 
+@cache
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs."""
     return Room.of(kind, *block_shape).size + 64

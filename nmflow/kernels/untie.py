@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nmflow.kernels.untie_pass import Room, lane_out, untie_pass
 __all__ = ["untie_kernel", "untie_scratch"]
 
 
+@cache
 def untie_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs."""
     return Room.of(kind, *block_shape, True).size + 64

@@ -1,0 +1,94 @@
+"""What commands and their terminal say to each other: exit statuses, errors in one line, progress, interrupts, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from nmflow.errors import NmflowError
+
+if TYPE_CHECKING:
+    from nmflow.checkpoint import Progress
+
+__all__ = ["VIOLATION", "catch_signals", "check_interrupts", "one_line_errors", "print_json", "progress_of", "say"]
+
+OK, VIOLATION, ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses; 130 is what a shell reports for Ctrl-C."""
+_interrupts: list[int] = []
+
+
+def catch_signals() -> None:
+    """Let a polite kill take the same way out as Ctrl-C, so that what was staged is removed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def check_interrupts(*args: object) -> None:
+    """Raise again what was lost: Python drops an exception that a signal raises inside a destructor or a callback."""
+    if _interrupts:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors that a user can act on into one line and an exit status; others are defects and keep their trace."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        # Python would flush standard output once more as it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ERROR) from None
+    except (NmflowError, OSError) as error:
+        text = " ".join(str(error).split())
+        typer.echo(f"nmflow: {text}{_notes(error)}", err=True)
+        raise typer.Exit(ERROR) from None
+    except KeyboardInterrupt as error:
+        typer.echo(f"nmflow: interrupted{_notes(error)}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _notes(error: BaseException) -> str:
+    """What was noted on an error on its way here: how to go on."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+
+
+@contextlib.contextmanager
+def progress_of(verb: str) -> Iterator[Progress]:
+    """What is called before each tensor: a progress bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield check_interrupts
+        return
+    from nmflow.cli import show
+
+    with show.progress_bar(verb) as update:
+
+        def update_or_stop(name: str, done: int, total: int) -> None:
+            check_interrupts()
+            update(name, done, total)
+
+        yield update_or_stop
+
+
+def say(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Show what was found to people, or print it as JSON."""
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print JSON, which has no NaN."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -10,22 +10,25 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F32, F64, Emitter, literal, read_word
+from nmflow.kernels.simd import F32, F64, PARTS, Emitter, literal, read_word
 
 __all__ = ["gather_duals_kernel", "gather_scores_kernel"]
 
 
 @intrinsic(prefer_literal=True)
-def widen_row(typing, source, target, kind, count, absolute):  # type: ignore[no-untyped-def]
+def widen_row(typing, source, target, count, kind, absolute):  # type: ignore[no-untyped-def]
     """Copy `count` scores as float64, exactly."""
-    kind_, count_, absolute_ = BY_CODE[literal(kind)], literal(count), bool(literal(absolute))
+    kind_, absolute_ = BY_CODE[literal(kind)], bool(literal(absolute))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        emit.store(kind_.load_doubles(emit, args[0], count_, absolute_), args[1])
+        source, target, count = args[:3]
+        for place, some in emit.parts(count, PARTS):
+            value = kind_.load_doubles(emit, emit.beyond(source, place, kind_.itemsize), some, absolute_)
+            emit.store(value, emit.beyond(target, place, 8))
         return context.get_dummy_value()
 
-    return types.none(source, target, kind, count, absolute), codegen
+    return types.none(source, target, types.int64, kind, absolute), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -56,19 +59,12 @@ def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
     code, item, magnitude = kind.code, kind.itemsize, int(absolute)
 
     def gather(scores, stride, rows, cols, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
-        sixteens, fours = cols - cols % 16, cols - cols % 4
         for k in range(count):
             b = read_word(blocks + k * 8)
             s = b // grid_cols
             for i in range(rows):
                 source = scores + (s * rows + i) * stride + (b - s * grid_cols) * cols * item
-                target = values + (k * rows + i) * cols * 8
-                for t in range(0, sixteens, 16):
-                    widen_row(source + t * item, target + t * 8, code, 16, magnitude)
-                for t in range(sixteens, fours, 4):
-                    widen_row(source + t * item, target + t * 8, code, 4, magnitude)
-                for t in range(fours, cols):
-                    widen_row(source + t * item, target + t * 8, code, 1, magnitude)
+                widen_row(source, values + (k * rows + i) * cols * 8, cols, code, magnitude)
 
     return compiled(gather, types.none(*[types.int64] * 8))
 

@@ -7,7 +7,7 @@ to whatever registers the machine has. Everything is integer or exactly rounded,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -38,6 +38,8 @@ LANES = 32
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
+PARTS = (16, 4, 1)
+"""Entries of a row of a block at a time, where its length is not known."""
 Value = Any
 
 
@@ -87,6 +89,23 @@ class Emitter:
         """Call an LLVM intrinsic on one number, by its full name, such as llvm.ctpop.i64."""
         kind = ir.FunctionType(value.type, [value.type])
         return self.builder.call(cgutils.get_or_insert_function(self.module, kind, full_name), [value])
+
+    def parts(self, count: Value, sizes: Sequence[int]) -> Iterator[tuple[Value, int]]:
+        """Loops that together go over `count` places, so many at a time: the first of these, and how many they are.
+
+        sizes : from the largest to 1, each a multiple of the next.
+        """
+        start: Value = ir.Constant(I64, 0)
+        for size in sizes:
+            step = ir.Constant(I64, size)
+            end = self.builder.sub(count, self.builder.srem(count, step))
+            with cgutils.for_range_slice(self.builder, start, end, step, I64) as (place, _):
+                yield place, size
+            start = end
+
+    def beyond(self, address: Value, place: Value, size: int) -> Value:
+        """Address of an entry of `size` bytes."""
+        return self.builder.add(address, self.builder.mul(place, ir.Constant(I64, size)))
 
     def trailing_zeros(self, bits: Value) -> Value:
         """Place of the lowest bit of an int64 that is set; any number where none is."""

@@ -11,6 +11,7 @@ from test_lanes import unproven
 
 import nmflow
 from nmflow import Pattern
+from nmflow.kernels.between import between_kernel
 from nmflow.kernels.finish import finish_kernel, finish_scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -20,14 +21,19 @@ def finish(
     values: Array, u: Array, v: Array, r: int, c: int, *, fill: int = 2, exact: bool = True, begun: Array | None = None,
     single: int = 0,
 ) -> tuple[Array, Array, float]:  # fmt: skip
-    """Masks, flags and the kept score of blocks; their duals are changed in place. begun : masks to begin with."""
+    """Masks, flags and the kept score of blocks; their duals are changed in place. begun : masks to begin with.
+
+    single : as scores are of float64 (0), or of float32 where duals are wanted (1), or are not (2).
+    """
     count, rows, cols = values.shape
     mask = np.full((count * rows, cols), 7, np.uint8) if begun is None else begun.reshape(-1, cols).copy()
     flags = np.empty(count, np.uint8)
-    kept = finish_kernel()(
-        values, u, v, mask, np.arange(count), r, c, c, fill, fill, exact, single, begun is not None,
-        *finish_scratch(rows, cols), flags,
-    )  # fmt: skip
+    blocks, rules, scratch = np.arange(count), (r, c, c, fill, fill, exact, single == 1), finish_scratch(rows, cols)
+    kept = finish_kernel()(values, u, v, mask, blocks, *rules, begun is not None, *scratch, flags)
+    left = np.flatnonzero(flags)
+    row, col, still = u[left], v[left], flags[left]
+    kept += between_kernel()(values[left], row, col, mask, left, *rules, single > 0, *scratch, still)
+    u[left], v[left], flags[left] = row, col, still
     return mask.reshape(values.shape), flags, kept
 
 

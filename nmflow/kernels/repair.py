@@ -21,10 +21,7 @@ from numba import njit
 from nmflow.kernels.simd import count_ones, trailing_zeros
 from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
 
-__all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest", "separate"]
-
-SWEEPS = 64
-"""Most sweeps over the rows of a block in search of duals between its scores."""
+__all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest"]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -251,48 +248,3 @@ def send_shortest(  # type: ignore[no-untyped-def]
         node = before
     need[node] -= 1
     return True
-
-
-@njit(nogil=True, error_model="numpy")
-def _beside(number, towards):  # type: ignore[no-untyped-def]
-    """The nearest number of float32 that does not lie on the other side."""
-    single = np.float32(number)
-    beyond = single > number if towards < 0.0 else single < number
-    return np.float64(np.nextafter(single, np.float32(towards)) if beyond else single)
-
-
-@njit(nogil=True, error_model="numpy")
-def separate(scores, u, v, row_words, near):  # type: ignore[no-untyped-def]
-    """Move duals between the scores: what is kept lies a little above u + v, what is not a little below.
-
-    By Bellman-Ford, row by row, with a margin of some rounding errors: where a mask is the only best one, by more than
-    the margins of a cycle, no sum of duals is left to round onto a score. near : instead of a margin all duals are
-    numbers of float32, those of rows rounded down and those of columns up.
-    """
-    rows, cols = scores.shape
-    top = 0.0
-    for i in range(rows):
-        for j in range(cols):
-            top = max(top, abs(scores[i, j]))
-    margin = 0.0 if near else top * 2.0**-50
-    if near:
-        for j in range(cols):
-            v[j] = np.float32(v[j])
-    for _ in range(SWEEPS):
-        changed = False
-        for i in range(rows):
-            least = np.inf
-            for j in range(cols):
-                if (row_words[i] >> j) & 1:
-                    least = min(least, scores[i, j] - v[j])
-            if not least < np.inf:
-                return
-            u[i] = _beside(least, -np.inf) if near else least - margin
-            for j in range(cols):
-                if not (row_words[i] >> j) & 1:
-                    lowest = scores[i, j] - u[i] + margin
-                    if lowest > v[j]:
-                        v[j] = _beside(lowest, np.inf) if near else lowest
-                        changed = True
-        if not changed:
-            return

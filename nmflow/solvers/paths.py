@@ -21,6 +21,7 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
 
     numbers : shape (k, R, C), what to read instead of the scores. begun : whether masks say which ties to keep.
     """
+    from nmflow.kernels.between import between_kernel
     from nmflow.kernels.finish import finish_kernel, finish_scratch
 
     pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
@@ -30,7 +31,8 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
     flags = np.empty(len(blocks), np.uint8)
     rows, cols = pattern.block_shape
     size = max(1, BATCH_ENTRIES // (rows * cols))
-    single = 0 if chunk.kind == "float64" else 1 if chunk.duals is not None else 2
+    single = chunk.kind != "float64"
+    near = single and chunk.duals is not None
     values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
     kernel, scratch, mask, kept = finish_kernel(), finish_scratch(rows, cols), chunk.mask.view(np.uint8), 0.0
     for first in range(0, len(blocks), size):
@@ -40,10 +42,14 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
             block_scores(chunk, blocks[part], some)
         else:
             some[...] = numbers[part]
-        kept += kernel(
-            some, u[part], v[part], mask, blocks[part], pattern.row_budget, pattern.col_budget, _room(pattern),
-            *fills(pattern), chunk.exact, single, begun, *scratch, flags[part],
-        )  # fmt: skip
+        rules = pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, near
+        kept += kernel(some, u[part], v[part], mask, blocks[part], *rules, begun, *scratch, flags[part])
+        left = np.flatnonzero(flags[part])
+        if len(left):
+            at = first + left
+            row, col, open_flags = u[at], v[at], flags[at]
+            kept += between_kernel()(some[left], row, col, mask, blocks[at], *rules, single, *scratch, open_flags)
+            u[at], v[at], flags[at] = row, col, open_flags
     return Proven(kept, blocks[flags != 0])
 
 

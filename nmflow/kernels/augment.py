@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.transport import centre_compiled, paths_compiled, start_compiled
 
 __all__ = ["EXACT", "FAILED", "LOOSE", "WIDE", "augment_kernel"]
@@ -24,7 +24,7 @@ SCALED_BITS = 54
 """Scores are scaled to below 2**54: path sums over the 2 * 64 + 1 nodes of the largest block stay below 2**62."""
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _power(exponent):  # type: ignore[no-untyped-def]
     """2.0**exponent, exactly, for -1022 <= exponent <= 1023."""
     value, base, left = 1.0, 2.0 if exponent >= 0 else 0.5, abs(exponent)
@@ -36,7 +36,7 @@ def _power(exponent):  # type: ignore[no-untyped-def]
     return value
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _scale_of(scores):  # type: ignore[no-untyped-def]
     """Exponent e so that every score * 2**e is a whole number below 2**SCALED_BITS; -2000 if there is none."""
     top = 0.0

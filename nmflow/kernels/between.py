@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from nmflow.kernels.block_proof import copy_numbers, prove_block
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.simd import count_ones
 from nmflow.kernels.transport import IN, OUT, centre_compiled
 from nmflow.kernels.words import read_bits
@@ -22,7 +22,7 @@ SWEEPS = 64
 """Most sweeps over the rows of a block in search of duals between its scores."""
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _beside(number, towards):  # type: ignore[no-untyped-def]
     """The nearest number of float32 that does not lie on the other side."""
     single = np.float32(number)
@@ -30,7 +30,7 @@ def _beside(number, towards):  # type: ignore[no-untyped-def]
     return np.float64(np.nextafter(single, np.float32(towards)) if beyond else single)
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _separate(scores, u, v, row_words, near):  # type: ignore[no-untyped-def]
     """Move duals between the scores: what is kept lies a little above u + v, what is not a little below.
 
@@ -67,7 +67,7 @@ def _separate(scores, u, v, row_words, near):  # type: ignore[no-untyped-def]
             return
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _centre(score, u, v, row_words, col_words, r, room, row_exact, col_exact, arcs, loose, low, high):  # type: ignore[no-untyped-def]
     """Move duals to the middle of what the mask leaves open for them; the last four are workspace."""
     rows, cols = score.shape

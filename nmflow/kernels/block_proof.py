@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from nmflow.kernels.compile import part
 from nmflow.kernels.simd import count_ones
 from nmflow.kernels.words import WIDTH, prove_line
 
 __all__ = ["copy_numbers", "prove_block"]
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def prove_block(  # type: ignore[no-untyped-def]
     lines, u, v, at_v, row_words, col_words, ties, r, c, row_fill, col_fill, rows, cols, sums, at_sums
 ):
@@ -32,7 +32,7 @@ def prove_block(  # type: ignore[no-untyped-def]
     return wrong == 0, total
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _line_wrong(count, budget, dual, fill):  # type: ignore[no-untyped-def]
     """Whether a line breaks its budget, or its dual is none: at least 0, and 0 where it is free or has room."""
     if fill == 2:
@@ -41,7 +41,7 @@ def _line_wrong(count, budget, dual, fill):  # type: ignore[no-untyped-def]
     return np.int64(count > budget or not 0.0 <= dual <= least)
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def copy_numbers(source, target, near):  # type: ignore[no-untyped-def]
     """Copy numbers, to those of float32 where `near`."""
     for k in range(min(len(source), len(target))):

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nmflow.kernels.compile import part
 from nmflow.kernels.simd import I8, I32, Emitter, literal, vector
 
 __all__ = ["LARGE", "LINE", "ask", "drain", "fill", "move", "put"]
@@ -90,7 +91,7 @@ def drain(typing):  # type: ignore[no-untyped-def]
     return types.none(), codegen
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def put(source, source_step, target, target_step, lines, count, large):  # type: ignore[no-untyped-def]
     """Copy `count` bytes for each of `lines` rows; steps are bytes between rows."""
     for r in range(lines):
@@ -117,7 +118,7 @@ def put(source, source_step, target, target_step, lines, count, large):  # type:
             move(from_ + done, to + done, count - done)
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def ask(source, step, lines, count):  # type: ignore[no-untyped-def]
     """Fetch `count` bytes of each of `lines` rows that are read soon."""
     for r in range(lines):

@@ -25,9 +25,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 
 __all__ = ["GREEDY", "LIGHTEST", "REFILLED", "ROUNDED", "choose_kernel"]
 
@@ -40,7 +40,7 @@ RUN = 8
 """Entries that are sorted by insertion before runs are merged."""
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _sort(keys, values, order, other):  # type: ignore[no-untyped-def]
     """Write to `order` the entries of a block by falling key; ties by falling value, then in C order (merge sort)."""
     size = keys.size
@@ -74,7 +74,7 @@ def _sort(keys, values, order, other):  # type: ignore[no-untyped-def]
         width *= 2
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _fill(order, wanted, values, fixed, mask, row_room, col_room, cols, full):  # type: ignore[no-untyped-def]
     """Keep entries in order while both their lines have room; with at-most fill those that add to the score.
 
@@ -91,7 +91,7 @@ def _fill(order, wanted, values, fixed, mask, row_room, col_room, cols, full):  
             col_room[j] -= 1
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _lighten(order, values, fixed, mask, row_room, col_room, cols, full):  # type: ignore[no-untyped-def]
     """Algorithm 1: from a full mask, lightest first, prune what its row or its column must still lose.
 
@@ -109,7 +109,7 @@ def _lighten(order, values, fixed, mask, row_room, col_room, cols, full):  # typ
             col_room[j] += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _repair(values, fixed, mask, row_room, col_room):  # type: ignore[no-untyped-def]
     """Fill what rows and columns lack, each time at the least loss; False if some row cannot be filled like that.
 
@@ -144,7 +144,7 @@ def _repair(values, fixed, mask, row_room, col_room):  # type: ignore[no-untyped
     return col_room.min() >= 0
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _line_sums(order, values, r, c, rows, cols, row_count, col_count):  # type: ignore[no-untyped-def]
     """Sums of the first r entries of each row in order, and of the first c of each column."""
     row_count[:] = 0

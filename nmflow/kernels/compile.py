@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["call", "compiled", "once", "operation", "with_plan"]
+__all__ = ["call", "compiled", "once", "operation", "part", "with_plan"]
 
 _lock = threading.RLock()
 
@@ -77,8 +77,12 @@ def compiled(function: Callable[..., Any], signature: Any) -> Any:
     It must return a number or nothing: a returned array carries a constant that Numba looks up by the function's name,
     and functions of one factory that come from the caches of several processes can share a name.
     """
-    return _cached(numba.njit, function, signature)
+    return _cached(numba.njit, function, signature, no_cfunc_wrapper=True)
 
+
+_inner: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+part: Any = numba.njit(nogil=True, error_model="numpy", **_inner)
+"""Decorator of what only kernels call: it is compiled into each of them, without what Python would need to call it."""
 
 _operations: list[Any] = []
 """All that were made: their code lasts as long as these."""

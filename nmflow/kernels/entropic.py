@@ -19,9 +19,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 
 __all__ = ["entropic_kernel"]
 
@@ -32,7 +32,7 @@ LOWEST, HIGHEST = -600.0, 300.0
 LOG2_E, LN2 = 1.4426950408889634, 0.6931471805599453
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _exp(x):  # type: ignore[no-untyped-def]
     """e**x to about 1e-10, by additions and products alone: the same bits on every machine, unlike libm's."""
     x = min(max(x, LOWEST), HIGHEST)

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from nmflow.kernels.block_proof import copy_numbers, prove_block
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest
 from nmflow.kernels.words import WIDTH, read_bits, write_bits
 
 __all__ = ["finish_kernel", "finish_scratch"]
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _some_left(need):  # type: ignore[no-untyped-def]
     """Whether some node has something to send."""
     left = 0

@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 
 __all__ = ["grade_block", "grade_kernel"]
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _reduced(score, u, v):  # type: ignore[no-untyped-def]
     """S - u - v with the sign of the exact value, and its magnitude but for the last bits."""
     high = u + v
@@ -25,7 +25,7 @@ def _reduced(score, u, v):  # type: ignore[no-untyped-def]
     return (score - high) - low if score != high else -low
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def grade_block(values, u, v, mask, state, exact, r, c, row_fill, col_fill, col_count):  # type: ignore[no-untyped-def]
     """Flag, gap and kept score of one block; see `grade_kernel`. col_count : (C,) int64, workspace."""
     rows, cols = values.shape

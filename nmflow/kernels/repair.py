@@ -16,15 +16,15 @@ shortest paths), section 9.8 (primal-dual).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from nmflow.kernels.compile import part
 from nmflow.kernels.simd import count_ones, trailing_zeros
 from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
 
 __all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest"]
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def fill_lines(  # type: ignore[no-untyped-def]
     lines, turned, u, v, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need, loose, r, c, rows, cols,
     row_exact, col_exact,
@@ -95,7 +95,7 @@ def fill_lines(  # type: ignore[no-untyped-def]
     need[slack] = -rest
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def find_ties(lines, turned, u, v, at_u, at_v, row_ties, col_ties, rows, cols):  # type: ignore[no-untyped-def]
     """Words of what lies on the thresholds of each line."""
     down, across = -(-rows // WIDTH), -(-cols // WIDTH)
@@ -109,7 +109,7 @@ def find_ties(lines, turned, u, v, at_u, at_v, row_ties, col_ties, rows, cols): 
         col_ties[j] = on & in_col
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def send_along_ties(row_words, col_words, row_ties, col_ties, need, previous, queue, rows, cols):  # type: ignore[no-untyped-def]
     """Under exact fill, send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
 
@@ -173,7 +173,7 @@ def send_along_ties(row_words, col_words, row_ties, col_ties, need, previous, qu
         need[node] -= 1
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def send_shortest(  # type: ignore[no-untyped-def]
     lines, turned, u, v, at_u, at_v, row_words, col_words, need, loose, keys, dist, previous, at_keys, at_dist,
     at_previous, rows, cols, row_exact, col_exact,

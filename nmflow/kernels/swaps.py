@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 
 __all__ = ["swaps_kernel"]
 
@@ -22,7 +22,7 @@ LEAST_GAIN = 2.0**-46
 improves the mask and the search ends."""
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _pair(values, fixed, mask, i, a, least):  # type: ignore[no-untyped-def]
     """Make the best swaps between two rows until none gains; how many there were."""
     cols, swaps = values.shape[1], 0
@@ -44,7 +44,7 @@ def _pair(values, fixed, mask, i, a, least):  # type: ignore[no-untyped-def]
         swaps += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def _singles(  # type: ignore[no-untyped-def]
     values, fixed, mask, row_count, col_count, r, c, row_free, col_free, least
 ):

@@ -16,10 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.carry import fill, move, put
+from nmflow.kernels.compile import part
 from nmflow.kernels.simd import I64, Emitter, deinterleave, interleave, literal, vector
 
 __all__ = ["CHUNK", "EMPTY", "LINES", "get_tiles", "get_words", "put_tiles", "put_words", "word_size"]
@@ -92,7 +93,7 @@ def swizzle_lines(typing, lines, step, chunk, word, back):  # type: ignore[no-un
     return types.none(lines, step, chunk, word, back), codegen
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def put_words(codes, step, chunk, target, n_lines, n_bytes, word, large):  # type: ignore[no-untyped-def]
     """Write codes of 32 lines, 16 bytes a line of which n_bytes count, to metadata of n_lines lines."""
     if word == 4:
@@ -103,7 +104,7 @@ def put_words(codes, step, chunk, target, n_lines, n_bytes, word, large):  # typ
         put(chunk + pair * LINES * 2 * word, 0, target + pair * n_lines * 2 * word, 0, 1, LINES * 2 * word, large)
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def get_words(codes, step, chunk, source, n_lines, n_bytes, word):  # type: ignore[no-untyped-def]
     """Inverse of `put_words`; the bytes that do not count are the codes of empty groups."""
     fill(chunk, CHUNK, EMPTY)
@@ -115,7 +116,7 @@ def get_words(codes, step, chunk, source, n_lines, n_bytes, word):  # type: igno
         swizzle_lines(codes, step, chunk, 2, 1)
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def put_tiles(tiles, step, chunk, target, target_step, n_rows, n_bytes, large):  # type: ignore[no-untyped-def]
     """Write n_rows rows of 4 x 4 tiles as rows of 8 x 8 tiles: of each the upper two, then the lower two."""
     for i in range(n_rows // 2):
@@ -126,7 +127,7 @@ def put_tiles(tiles, step, chunk, target, target_step, n_rows, n_bytes, large): 
         put(chunk, 0, target + i * target_step, 0, 1, 2 * n_bytes, large)
 
 
-@njit(nogil=True, error_model="numpy")
+@part
 def get_tiles(tiles, step, source, source_step, n_rows, n_bytes):  # type: ignore[no-untyped-def]
     """Inverse of `put_tiles`."""
     for i in range(n_rows // 2):

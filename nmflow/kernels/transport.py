@@ -16,7 +16,8 @@ R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 9.7 (successive 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from nmflow.kernels.compile import part
 
 __all__ = [
     "FIXED_IN",
@@ -247,6 +248,6 @@ def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: 
                         u[i] = below + (above - below) * 0.5
 
 
-start_compiled = njit(nogil=True, error_model="numpy")(start)
-paths_compiled = njit(nogil=True, error_model="numpy")(paths)
-centre_compiled = njit(nogil=True, error_model="numpy")(centre)
+start_compiled = part(start)
+paths_compiled = part(paths)
+centre_compiled = part(centre)

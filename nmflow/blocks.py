@@ -1,19 +1,19 @@
 """Matrix <-> blocks: chunks of whole blocks, viewed in place where the matrix allows it, and padded at its edges.
 
 A chunk is what one call of a solver sees: `h` rows by `w` columns, both multiples of the block shape, C-contiguous
-along rows, in a dtype that the kernels read. Chunks never depend on the number of threads, so neither does a mask.
+along rows, in a dtype that the kernels read. Where it lies `nmflow.cutting` says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.cutting import Place, region
 from nmflow.pattern import Pattern
 from nmflow.problem import Array, Matrix, Problem
 from nmflow.reading import Kind, readable, turned, with_bonus, work_dtype
@@ -23,46 +23,13 @@ __all__ = [
     "FREE",
     "KEEP",
     "Chunk",
-    "Grid",
-    "Place",
     "integers_of",
-    "iter_places",
     "load",
+    "pad",
     "store",
 ]
 
-CHUNK_ENTRIES = 1 << 22
-"""Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
-FIRST_ENTRIES = 1 << 21
-"""Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter."""
-LEAST_ENTRIES = 1 << 19
-"""Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in a
-large one: to hand a smaller one to a thread takes longer than to solve it."""
-WIDEST_STRIPE = 1 << 21
-"""Entries above which one row of blocks is cut into several chunks."""
-LANE_BLOCKS = 64
-"""A stripe is cut at multiples of this many blocks, so that vector lanes stay full."""
-
 FREE, KEEP, DROP = 0, 1, -1
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The blocks of one matrix: rows x cols of them, numbered from `start` in C order."""
-
-    rows: int
-    cols: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chunk lies: a rectangle of blocks of one matrix."""
-
-    matrix: int
-    block_rows: slice
-    block_cols: slice
-    padded: bool
 
 
 @dataclass(frozen=True)
@@ -212,60 +179,6 @@ def integers_of(values: Array) -> tuple[Array, int]:
     return numbers >> trailing, lowest - 53 + trailing
 
 
-def grids(problem: Problem) -> tuple[Grid, ...]:
-    """The block grid of each matrix that `problem.matrices` gives, with running numbers."""
-    (rows, cols), (tall, wide) = problem.pattern.block_shape, problem.matrix_shape
-    down, across = -(-tall // rows), -(-wide // cols)
-    return tuple(Grid(down, across, k * down * across) for k in range(problem.count // problem.stack))
-
-
-def caller_grids(problem: Problem) -> tuple[Grid, ...]:
-    """The block grid of each matrix of the caller's array: where they are seen as one, it is cut again."""
-    stack = problem.stack
-    return tuple(
-        Grid(grid.rows // stack, grid.cols, grid.start + k * (grid.rows // stack) * grid.cols)
-        for grid in grids(problem)
-        for k in range(stack)
-    )
-
-
-def iter_places(problem: Problem) -> Iterator[Place]:
-    """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
-    rows, cols = problem.pattern.block_shape
-    shape = problem.matrix_shape
-    for number, grid in enumerate(grids(problem)):
-        full_rows, full_cols = shape[0] // rows, shape[1] // cols
-        least = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, shape[0] * shape[1] // 8))
-        if full_rows and full_cols:
-            stripe = rows * full_cols * cols
-            wide = full_cols
-            if stripe > WIDEST_STRIPE:
-                wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
-            i = 0
-            while i < full_rows:
-                entries = min(CHUNK_ENTRIES if i else FIRST_ENTRIES, max(least, (full_rows - i) * stripe // 2))
-                tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
-                for j in range(0, full_cols, wide):
-                    yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)
-                i += tall
-        step = max(1, CHUNK_ENTRIES // (rows * cols))
-        if full_cols < grid.cols:
-            for i in range(0, full_rows, step):
-                yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, grid.cols), True)
-        if full_rows < grid.rows:
-            for j in range(0, grid.cols, step):
-                yield Place(number, slice(full_rows, grid.rows), slice(j, min(j + step, grid.cols)), True)
-
-
-def region(place: Place, pattern: Pattern, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the real matrix that a place covers."""
-    rows, cols = pattern.block_shape
-    return (
-        slice(place.block_rows.start * rows, min(place.block_rows.stop * rows, shape[0])),
-        slice(place.block_cols.start * cols, min(place.block_cols.stop * cols, shape[1])),
-    )
-
-
 def pad(part: Array, pattern: Pattern) -> Array:
     """Pad an edge with zeros to whole blocks and lay its blocks side by side in one stripe."""
     rows, cols = pattern.block_shape
@@ -341,10 +254,3 @@ def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:
     whole = blocks.reshape(tall * rows, wide * cols)
     out = target[area]
     out[...] = whole[: out.shape[0], : out.shape[1]]
-
-
-def block_numbers(place: Place, grid: Grid) -> npt.NDArray[np.int64]:
-    """Running numbers of the blocks of a place, in the chunk's order."""
-    i = np.arange(place.block_rows.start, place.block_rows.stop)[:, None]
-    j = np.arange(place.block_cols.start, place.block_cols.stop)[None, :]
-    return (grid.start + i * grid.cols + j).ravel()

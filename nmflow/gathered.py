@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nmflow.blocks import Place, block_numbers, caller_grids, grids
 from nmflow.certificate import ChunkGrade
+from nmflow.cutting import Place, block_numbers, caller_grids, grids
 from nmflow.errors import InfeasibleError
 from nmflow.problem import Problem
 from nmflow.solution import Certificate

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from nmflow.blocks import DROP, FREE, KEEP, Chunk, Place, grids, iter_places, load, pad, region, store
+from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Duals, grade
 from nmflow.crew import map_on_threads
+from nmflow.cutting import Place, grids, iter_places, region
 from nmflow.dual_arrays import DualArrays
 from nmflow.gathered import Part, certificate_of, check_feasible, total
 from nmflow.problem import Array, Problem

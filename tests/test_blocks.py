@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nmflow
-from nmflow import blocks
-from nmflow.blocks import DROP, FREE, KEEP, block_numbers, grids, integers_of, iter_places, load, store
+from nmflow import cutting
+from nmflow.blocks import DROP, FREE, KEEP, Chunk, integers_of, load, store
 from nmflow.certificate import block_scores
+from nmflow.cutting import block_numbers, grids, iter_places
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.reading import turned
@@ -28,7 +29,7 @@ SHAPES = [((8, 12), None, 1), ((5, 6, 7), "batch", 1), ((2, 2, 9, 4), "batch", 1
 SHAPES += [(shape, None, 1) for shape in families.RAGGED]
 
 
-def chunks_of(problem: Problem) -> tuple[np.ndarray[Any, Any], list[blocks.Chunk], tuple[Any, ...]]:
+def chunks_of(problem: Problem) -> tuple[np.ndarray[Any, Any], list[Chunk], tuple[Any, ...]]:
     matrices = problem.matrices(problem.scores)
     mask, masks = problem.new_mask()
     return mask, [load(problem, matrices, masks, place) for place in iter_places(problem)], masks
@@ -46,9 +47,9 @@ def test_chunks_tile_the_matrices(
     pattern: Pattern, shape: Any, layout: Any, groups: int, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if small:  # many chunks, stripes cut as well
-        monkeypatch.setattr(blocks, "CHUNK_ENTRIES", 32)
-        monkeypatch.setattr(blocks, "WIDEST_STRIPE", 8)
-        monkeypatch.setattr(blocks, "LANE_BLOCKS", 1)
+        monkeypatch.setattr(cutting, "CHUNK_ENTRIES", 32)
+        monkeypatch.setattr(cutting, "WIDEST_STRIPE", 8)
+        monkeypatch.setattr(cutting, "LANE_BLOCKS", 1)
     array = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
     problem = Problem.build(array, pattern, layout=layout, groups=groups)
     mask, chunks, masks = chunks_of(problem)

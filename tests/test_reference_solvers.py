@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nmflow import solvers
-from nmflow.blocks import Chunk, iter_places, load, store
+from nmflow.blocks import Chunk, load, store
+from nmflow.cutting import iter_places
 from nmflow.errors import (
     InputTypeError,
     InputValueError,

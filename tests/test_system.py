@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nmflow
-from nmflow import blocks
-from nmflow.blocks import WIDEST_STRIPE
+from nmflow import cutting
+from nmflow.cutting import WIDEST_STRIPE
 from nmflow.pattern import Pattern
 
 Array = Any
@@ -74,7 +74,7 @@ def kept_score(weights: Array, mask: Array) -> Fraction:
 def test_the_mask_does_not_depend_on_threads(
     shape: tuple[int, ...], pattern: Pattern, options: dict[str, Any], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "LEAST_ENTRIES", 1 << 10)  # so that small matrices have several chunks
+    monkeypatch.setattr(cutting, "LEAST_ENTRIES", 1 << 10)  # so that small matrices have several chunks
     weights = families.FAMILIES[family](shape, 4)
     first, *others = [
         nmflow.solve(weights, pattern=pattern, threads=threads, duals=True, **options) for threads in (1, 2, 5, 1)
@@ -89,7 +89,7 @@ def test_the_mask_does_not_depend_on_threads(
 
 def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
     """So that the test above tests what it says."""
-    from nmflow.blocks import iter_places
+    from nmflow.cutting import iter_places
     from nmflow.problem import Problem
 
     places = [p for p in iter_places(Problem.build(np.ones(WIDE, np.int8), P24)) if not p.padded]
@@ -119,7 +119,7 @@ def test_a_transpose_keeps_as_much(weights: Array, pattern: Pattern) -> None:
 
 
 def test_calls_from_several_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "LEAST_ENTRIES", 1 << 14)
+    monkeypatch.setattr(cutting, "LEAST_ENTRIES", 1 << 14)
     problems = [families.gaussian((300 + k, 257), k) for k in range(8)]
     alone = [nmflow.solve(weights, 2, 4, threads=1).mask for weights in problems]
     with ThreadPoolExecutor(8) as pool:
@@ -196,9 +196,9 @@ def test_every_kernel_has_a_cache_of_its_own() -> None:
 
 FORKS = """
 import os, signal, sys
-import numpy as np, nmflow, nmflow.blocks
+import numpy as np, nmflow, nmflow.cutting
 
-nmflow.blocks.LEAST_ENTRIES = 1 << 11  # so that small matrices have several chunks
+nmflow.cutting.LEAST_ENTRIES = 1 << 11  # so that small matrices have several chunks
 weights = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
 parent = nmflow.solve(weights, 2, 4, threads=2).mask
 child = os.fork()

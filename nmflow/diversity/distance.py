@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.blocks import grids
+from nmflow.cutting import grids
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem, as_mask
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
-from nmflow.certificate import ChunkGrade, Duals, grade
+from nmflow.certificate import ChunkGrade, grade
 from nmflow.crew import map_on_threads
 from nmflow.cutting import Place, grids, iter_places, region
 from nmflow.dual_arrays import DualArrays
+from nmflow.duals import Duals
 from nmflow.gathered import Part, certificate_of, check_feasible, total
 from nmflow.problem import Array, Problem
 from nmflow.solution import Certificate, Solution

@@ -28,16 +28,18 @@ ALLOWED: dict[str, set[str]] = {
     "cutting": BASE | {"problem"},
     "blocks": BASE | {"problem", "reading", "cutting"},
     "network": BASE | {"problem", "blocks"},
-    "certificate": BASE | {"problem", "blocks", "kernels"},
+    "duals": BASE | {"problem", "blocks", "kernels"},
+    "certificate": BASE | {"problem", "blocks", "duals", "kernels"},
     "formats": BASE | {"problem", "kernels"},
     "diversity": BASE | {"problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
-    "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "certificate"},
+    "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "duals", "certificate"},
     "crew": set(),
-    "dual_arrays": BASE | {"problem", "reading", "cutting", "blocks", "certificate", "crew"},
+    "dual_arrays": BASE | {"problem", "reading", "cutting", "blocks", "duals", "crew"},
     "gathered": BASE | {"problem", "cutting", "certificate"},
     "running": BASE
-    | {"problem", "cutting", "blocks", "certificate", "solvers", "switching", "crew", "dual_arrays", "gathered"},
+    | {"problem", "cutting", "blocks", "duals", "certificate", "solvers"}
+    | {"switching", "crew", "dual_arrays", "gathered"},
     "pipeline": BASE | {"problem", "solvers", "switching", "dual_arrays", "running"},
     "checkpoint": BASE | {"problem", "kernels", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},

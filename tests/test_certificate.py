@@ -22,8 +22,9 @@ from hypothesis.extra import numpy as hnp
 import nmflow
 from nmflow import solvers
 from nmflow.blocks import Chunk, integers_of, load
-from nmflow.certificate import BlockDuals, Duals, grade, grade_exactly
+from nmflow.certificate import grade, grade_exactly
 from nmflow.cutting import iter_places
+from nmflow.duals import BlockDuals, Duals
 from nmflow.errors import InputTypeError, InputValueError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import BlockDuals, Duals, Proven
+from nmflow.certificate import Proven
+from nmflow.duals import BlockDuals, Duals
 from nmflow.errors import InfeasibleError, SolverLimitError
 from nmflow.pattern import Fill, Pattern
 from nmflow.problem import Array, Problem

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import Duals, Proven, block_scores
+from nmflow.certificate import Proven, block_scores
+from nmflow.duals import Duals
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import Duals
+from nmflow.duals import Duals
 from nmflow.problem import Array
 from nmflow.reading import work_dtype
 

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from nmflow.blocks import Chunk
-from nmflow.certificate import Duals
+from nmflow.duals import Duals
 from nmflow.problem import Array
 from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice

@@ -34,7 +34,7 @@ def settle_kernel(
     Returns
     -------
     function (scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
-    count, sums, exact, fill_first, zoom, last_zoom, zoom_step) -> int
+    count, sums, exact, fill_first, zoom, last_zoom, zoom_step, few) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous,
         shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: the duals of all blocks
         are written there, unless u is 0. warm_v: like v; if `warm` the search starts from it. With `count` 0
@@ -46,7 +46,7 @@ def settle_kernel(
         full lines use up both budgets: most best masks are full then, and duals that are not negative prove it; those
         of other blocks are a good start. What is left of the scores, S - u - v, is magnified by `zoom` bits where
         blocks are settled once more, and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32
-        bits or less, 60 else), or until that settles few more.
+        bits or less, 60 else), or until that settles few more, or no more than `few` are open.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
@@ -76,7 +76,7 @@ def _driver() -> Any:
 
     def settle(  # type: ignore[no-untyped-def]
         plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
-        count, sums, exact, fill_first, zoom, last_zoom, zoom_step,
+        count, sums, exact, fill_first, zoom, last_zoom, zoom_step, few,
     ):  # fmt: skip
         (
             first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v, put_masks, put_u, put_v,
@@ -97,7 +97,7 @@ def _driver() -> Any:
         while True:
             again = tail - head >= lane_count or (first >= total and head < tail)
             if not again and first >= total:
-                if left == 0 or zoom >= last_zoom:
+                if left <= few or zoom >= last_zoom:
                     break
                 # ties, which more bits do not tell apart
                 if total and 2 * left > tail and (2 * left < total or 16 * left > 15 * tail):
@@ -161,4 +161,4 @@ def _driver() -> Any:
                 tail, first = listed, first + here
         return left
 
-    return compiled(settle, types.int64(*[types.int64] * 21))
+    return compiled(settle, types.int64(*[types.int64] * 22))

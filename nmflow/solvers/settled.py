@@ -14,6 +14,8 @@ __all__ = ["settle"]
 ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
 and the step between; and the same where scores were rounded, from nothing."""
+FEW_BITS, FEW = (8, 12, 4), 4
+"""The same for bfloat16, of which only ties keep most blocks open after that: one in so many of all is few enough."""
 AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
 """The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
 FINEST = {2: 12, 4: 12, 8: 36}
@@ -30,6 +32,9 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
     zooms = ROUNDED if not chunk.exact else by_side(AT_MOST, pattern) if loose else ZOOMS
+    few = 0
+    if zooms is ZOOMS and chunk.kind == "bfloat16":
+        zooms, few = FEW_BITS, chunk.n_blocks // FEW
     shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
     workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
     kernel = settle_kernel(
@@ -41,7 +46,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
         return int(kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
-            todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step,
+            todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step, few,
         ))  # fmt: skip
 
     todo.count = go_on(*zooms)

@@ -137,9 +137,11 @@ class Solution:
     row_duals, col_duals : tuple of ndarray of float32 or float64, or ndarray, or None
         With ``duals=True``: u of shape (R, block columns) and v of shape (block rows, C) for each matrix,
         C and R padded to whole blocks; a plain array where there is one matrix. float32 for scores of at most 32 bits
-        (16 of integers), unless some block needs more.
+        (16 of integers), unless some block needs more. They prove each block as real numbers, but for
+        ``stats["integers"]`` and ``stats["rounded"]`` blocks: those were proven by duals of more bits, and these are
+        the nearest float64.
     stats : mapping
-        Counts and seconds: blocks by the arithmetic that proved them, threads, wall time.
+        Counts and seconds: blocks by the arithmetic that proved them, threads, wall time. A count of 0 may be missing.
     """
 
     mask: npt.NDArray[np.bool_] = field(repr=False)

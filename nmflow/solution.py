@@ -139,7 +139,7 @@ class Solution:
         C and R padded to whole blocks; a plain array where there is one matrix. float32 for scores of at most 32 bits
         (16 of integers), unless some block needs more. They prove each block as real numbers, but for
         ``stats["integers"]`` and ``stats["rounded"]`` blocks: those were proven by duals of more bits, and these are
-        the nearest float64.
+        rounded.
     stats : mapping
         Counts and seconds: blocks by the arithmetic that proved them, threads, wall time. A count of 0 may be missing.
     """

@@ -23,7 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import once, operation
+from nmflow.kernels.compile import call_address, once, operation
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
@@ -59,8 +59,7 @@ def ascend(  # type: ignore[no-untyped-def]
         if here:
             _ascend(Emitter(builder), args[1:7], *shape)
         else:
-            function = ir.FunctionType(I64, [I64] * 6)
-            builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:7])
+            call_address(builder, args[0], args[1:7])
         return context.get_dummy_value()
 
     arguments = (
@@ -163,7 +162,7 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool) -> None:
 
     across = duals_across() if side.count <= HELD else None
     with loop(builder, side.lines) as turn:
-        line = builder.add(lanes, builder.mul(turn.index, ir.Constant(I64, side.line_step)))
+        line = emit.beyond(lanes, turn.index, side.line_step)
         ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
         dual = builder.add(side.duals, ahead)
         scores = [emit.load(emit.at(line, t * side.entry_step), kind, VECTOR) for t in range(side.count)]
@@ -220,7 +219,7 @@ def set_floors(  # type: ignore[no-untyped-def]
         for i in range(rows_):
             value = emit.splat(I16, LANES, -bias_)
             if given_:
-                at = builder.add(u, builder.mul(u_stride, ir.Constant(I64, i)))
+                at = emit.beyond(u, u_stride, i)
                 value = floor(emit.load(at, vector(kind_.work, LANES)), scale)
             emit.store(value, emit.at(row_floors, i * VECTOR), VECTOR)
         parts = [emit.splat(I16, LANES, 0)] * cols_

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 
 from nmflow.kernels.compile import compiled, once, part
-from nmflow.kernels.transport import centre_compiled, paths_compiled, start_compiled
+from nmflow.kernels.transport import centre, paths_compiled, start_compiled
 
 __all__ = ["EXACT", "FAILED", "LOOSE", "WIDE", "augment_kernel"]
 
@@ -77,7 +77,7 @@ def augment_kernel(integers: bool) -> Any:
             if not start_compiled(values[k], u[k], v[k], arcs[k], r, c, re, ce, need, loose):
                 continue
             if paths_compiled(values[k], u[k], v[k], arcs[k], re, ce, dist, need, loose, previous, mark):
-                centre_compiled(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
+                centre(values[k], u[k], v[k], arcs[k], re, ce, loose, low, high)
                 ended[k] = FLOAT
 
     def augment_integers(values, u, v, arcs, r, c, re, ce, ended):  # type: ignore[no-untyped-def]

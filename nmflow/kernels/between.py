@@ -13,7 +13,7 @@ from numba import types
 from nmflow.kernels.block_proof import copy_numbers, prove_block
 from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.simd import count_ones
-from nmflow.kernels.transport import IN, OUT, centre_compiled
+from nmflow.kernels.transport import IN, OUT, centre
 from nmflow.kernels.words import read_bits
 
 __all__ = ["between_kernel"]
@@ -77,7 +77,7 @@ def _centre(score, u, v, row_words, col_words, r, room, row_exact, col_exact, ar
             arcs[i, j] = IN if (row_words[i] >> j) & 1 else OUT
     for j in range(cols):
         loose[rows + j] = room - count_ones(col_words[j])
-    centre_compiled(score, u, v, arcs, row_exact, col_exact, loose, low, high)
+    centre(score, u, v, arcs, row_exact, col_exact, loose, low, high)
 
 
 @once

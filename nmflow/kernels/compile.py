@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["call", "compiled", "once", "operation", "part", "with_plan"]
+__all__ = ["call", "call_address", "compiled", "once", "operation", "part", "with_plan"]
 
 _lock = threading.RLock()
 
@@ -117,7 +117,12 @@ def call(typing, address, arguments):  # type: ignore[no-untyped-def]
             context.cast(builder, builder.extract_value(args[1], k), given, kind)
             for k, (given, kind) in enumerate(zip(arguments, kinds, strict=True))
         ]
-        function = ir.FunctionType(ir.IntType(64), [value.type for value in values])
-        return builder.call(builder.inttoptr(args[0], function.as_pointer()), values)
+        return call_address(builder, args[0], values)
 
     return types.int64(types.int64, arguments), codegen
+
+
+def call_address(builder: Any, address: Any, values: Sequence[Any]) -> Any:
+    """Emit the call of an operation."""
+    function = ir.FunctionType(ir.IntType(64), [value.type for value in values])
+    return builder.call(builder.inttoptr(address, function.as_pointer()), values)

@@ -64,38 +64,37 @@ def compress_unit(  # type: ignore[no-untyped-def]
         lines = Lines4(emit, lanes)
         wrong = emit.variable(ir.Constant(I64, 0))
 
-        def at(base: Value, number: Value, step: Value | int) -> Value:
-            by = ir.Constant(I64, step) if isinstance(step, int) else step
-            return builder.add(base, builder.mul(number, by))
-
         with loop(builder, UNIT_ROWS // 4) as tile_row:
             numbers = [
                 builder.add(builder.mul(tile_row.index, ir.Constant(I64, 4)), ir.Constant(I64, r)) for r in range(4)
             ]
             rows = [
                 (
-                    at(weight_, row, weight_step_),
-                    at(mask_, row, mask_step_),
-                    at(values_, row, BLOCK * width // 2 * size),
-                    at(codes_, row, BLOCK * width * bits // 32),
+                    emit.beyond(weight_, row, weight_step_),
+                    emit.beyond(mask_, row, mask_step_),
+                    emit.beyond(values_, row, BLOCK * width // 2 * size),
+                    emit.beyond(codes_, row, BLOCK * width * bits // 32),
                 )
                 for row in numbers
             ]
-            tile, stash_to = at(tiles_, tile_row.index, BLOCK * width // 2), at(stash_, tile_row.index, stash_row)
+            tile, stash_to = (
+                emit.beyond(tiles_, tile_row.index, BLOCK * width // 2),
+                emit.beyond(stash_, tile_row.index, stash_row),
+            )
             found = (_compress_lines if bits == 4 else compress_pairs)(lines, element, rows, tile, stash_to)
             builder.store(builder.or_(builder.load(wrong), found), wrong)
         with loop(builder, 4) as span:
             left = builder.mul(span.index, ir.Constant(I64, lanes))
             stored, coded = [], []
             for i in range(UNIT_ROWS // 4):
-                from_ = emit.at(at(stash_, left, size), i * stash_row)
+                from_ = emit.at(emit.beyond(stash_, left, size), i * stash_row)
                 stored += [emit.load(emit.at(from_, number * width * size), wide) for number in range(2)]
                 coded.append(emit.load(emit.at(builder.add(stash_, left), i * stash_row + 2 * width * size), flags))
             if bits == 4:
                 pairs = zip(coded[::2], coded[1::2], strict=True)
                 coded = [builder.or_(low, builder.shl(high, lines.constant(4))) for low, high in pairs]
             for parts, base, step in ((stored, values_t_, values_t_step_), (coded, codes_t_, codes_t_step_)):
-                _store_columns(emit, interleave(emit, parts, lanes), len(parts), at(base, left, step), step)
+                _store_columns(emit, interleave(emit, parts, lanes), len(parts), emit.beyond(base, left, step), step)
         return builder.load(wrong)
 
     arguments = (

@@ -45,21 +45,17 @@ def expand_unit(  # type: ignore[no-untyped-def]
         lines = Lines4(emit, lanes)
         fault = emit.variable(ir.Constant(I64, 0))
 
-        def at(base: Value, number: Value, step: Value | int) -> Value:
-            by = ir.Constant(I64, step) if isinstance(step, int) else step
-            return builder.add(base, builder.mul(number, by))
-
         with loop(builder, 4) as span:
             left = builder.mul(span.index, ir.Constant(I64, lanes))
             n_codes = UNIT_ROWS * bits // 32
-            from_, code_from = at(values_t_, left, values_t_step_), at(codes_t_, left, codes_t_step_)
+            from_, code_from = emit.beyond(values_t_, left, values_t_step_), emit.beyond(codes_t_, left, codes_t_step_)
             stored = _load_columns(emit, element, UNIT_ROWS // 2, lanes, from_, values_t_step_)
             coded = _load_columns(emit, I8, n_codes, lanes, code_from, codes_t_step_)
             if bits == 4:
                 halves = [(builder.and_(c, lines.constant(15)), builder.lshr(c, lines.constant(4))) for c in coded]
                 coded = [half for pair in halves for half in pair]
             for i in range(UNIT_ROWS // 4):
-                to = emit.at(at(stash_, left, size), i * stash_row)
+                to = emit.at(emit.beyond(stash_, left, size), i * stash_row)
                 for number in range(2):
                     emit.store(stored[2 * i + number], emit.at(to, number * width * size))
                 emit.store(coded[i], emit.at(builder.add(stash_, left), i * stash_row + 2 * width * size))
@@ -69,15 +65,15 @@ def expand_unit(  # type: ignore[no-untyped-def]
             ]
             rows = [
                 (
-                    at(weight_, row, BLOCK * width * size),
-                    at(mask_, row, BLOCK * width),
-                    at(values_, row, values_step_),
-                    at(codes_, row, BLOCK * width * bits // 32),
+                    emit.beyond(weight_, row, BLOCK * width * size),
+                    emit.beyond(mask_, row, BLOCK * width),
+                    emit.beyond(values_, row, values_step_),
+                    emit.beyond(codes_, row, BLOCK * width * bits // 32),
                 )
                 for row in numbers
             ]
-            tile = emit.load(at(tiles_, tile_row.index, BLOCK * width // 2), vector(I16, lanes))
-            stash_from = at(stash_, tile_row.index, stash_row)
+            tile = emit.load(emit.beyond(tiles_, tile_row.index, BLOCK * width // 2), vector(I16, lanes))
+            stash_from = emit.beyond(stash_, tile_row.index, stash_row)
             found = (_expand_lines if bits == 4 else expand_pairs)(lines, element, rows, tile, stash_from)
             builder.store(builder.or_(builder.load(fault), found), fault)
         return builder.load(fault)

@@ -69,7 +69,7 @@ def copy_blocks(  # type: ignore[no-untyped-def]
             place = builder.add(first, block)
             number, stripe = emit.variable(place), emit.variable(place)
             with builder.if_then(builder.icmp_unsigned("!=", named, ir.Constant(I64, 0))):
-                found = emit.load(builder.add(named, builder.mul(place, ir.Constant(I64, 8))), I64)
+                found = emit.load(emit.beyond(named, place, 8), I64)
                 builder.store(found, number)
                 builder.store(found, stripe)
             number = builder.load(number)
@@ -77,13 +77,13 @@ def copy_blocks(  # type: ignore[no-untyped-def]
                 builder.store(builder.sdiv(number, grid_cols), stripe)
             stripe = builder.load(stripe)
             column = builder.sub(number, builder.mul(stripe, grid_cols))
-            there = builder.add(matrix, builder.mul(stripe, stripe_bytes))
-            there = builder.add(there, builder.mul(column, ir.Constant(I64, size_)))
-            here_ = builder.add(group, builder.mul(lane, ir.Constant(I64, size_)))
+            there = emit.beyond(matrix, stripe, stripe_bytes)
+            there = emit.beyond(there, column, size_)
+            here_ = emit.beyond(group, lane, size_)
             with cgutils.for_range(builder, rows) as turn:
                 places = (
-                    builder.add(here_, builder.mul(turn.index, ir.Constant(I64, LANES * size_))),
-                    builder.add(there, builder.mul(turn.index, stride)),
+                    emit.beyond(here_, turn.index, LANES * size_),
+                    emit.beyond(there, turn.index, stride),
                 )
                 to, from_ = (builder.inttoptr(at, I8.as_pointer()) for at in places[:: -1 if back_ else 1])
                 cgutils.raw_memcpy(builder, to, from_, ir.Constant(I64, size_), 1)

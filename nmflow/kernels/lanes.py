@@ -119,7 +119,7 @@ def write_words(
     counts = [[emit.variable(none) for _ in range(rows.bit_length())] for _ in range(parts)]
     with loop(builder, rows) as turn:
         ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
-        line = builder.add(lanes, builder.mul(turn.index, ir.Constant(I64, cols * VECTOR)))
+        line = emit.beyond(lanes, turn.index, cols * VECTOR)
         place = builder.add(rows_at, ahead)
         dual = emit.call("llvm.smax", emit.load(place, shape, VECTOR), emit.splat(I16, LANES, -32767))
         emit.store(dual, place, VECTOR)
@@ -132,7 +132,7 @@ def write_words(
                 rest = emit.call("llvm.ssub.sat", emit.load(emit.at(line, at), shape, VECTOR), across)
                 kept = builder.icmp_signed(">=", rest, dual)
                 word = builder.select(kept, builder.add(word, place_bit(emit, t)), word)
-            to = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+            to = emit.beyond(words, turn.index, parts * VECTOR)
             emit.store(word, emit.at(to, p * VECTOR), VECTOR)
             row_count = builder.add(row_count, emit.call("llvm.ctpop", word))
             carry = word  # the columns' counts, a bit of all of them at a time
@@ -183,7 +183,7 @@ def write_masks(
     total = emit.variable(emit.load(sums, vector(F64, LANES)))
     at, to = emit.variable(scores), emit.variable(mask)
     with loop(builder, rows) as turn:
-        row = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+        row = emit.beyond(words, turn.index, parts * VECTOR)
         bits = [
             builder.and_(emit.load(emit.at(row, p * VECTOR), vector(I16, LANES), VECTOR), good) for p in range(parts)
         ]

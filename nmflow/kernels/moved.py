@@ -38,7 +38,7 @@ def begin_duals(typing, given_u, given_v, lows, shifts, units, u, v, size, rows,
         most, least = (emit.splat(F64, LANES, x) for x in (2.0**29, -(2.0**29)))
         for given, to, lines, less in ((given_u, u, rows_, low), (given_v, v, cols_, lanes.splat(emit, 0))):
             with loop(builder, lines) as turn:
-                at = builder.add(given, builder.mul(turn.index, ir.Constant(I64, LANES * size_)))
+                at = emit.beyond(given, turn.index, LANES * size_)
                 dual = emit.load(at, work if size_ == 8 else vector(ir.FloatType(), LANES))
                 dual = builder.fmul(dual if size_ == 8 else builder.fpext(dual, work), back)
                 dual = emit.better(emit.better(dual, least, ">"), most, "<")
@@ -58,12 +58,12 @@ def move_lanes(typing, numbers, moved, offsets, count, wide):  # type: ignore[no
         emit = Emitter(builder)
         numbers, moved, offsets = args[:3]
         with loop(builder, literal(count)) as turn:
-            at = builder.add(offsets, builder.mul(turn.index, ir.Constant(I64, lanes.item)))
+            at = emit.beyond(offsets, turn.index, lanes.item)
             value = builder.add(lanes.load(emit, lanes.ahead(emit, numbers, turn)), _offset(emit, lanes, at))
             if lanes.wide:
                 value = builder.trunc(builder.ashr(value, lanes.splat(emit, BITS)), SHAPE)
                 value = builder.sub(value, emit.splat(I16, LANES, BIAS))
-            emit.store(value, builder.add(moved, builder.mul(turn.index, ir.Constant(I64, VECTOR))), VECTOR)
+            emit.store(value, emit.beyond(moved, turn.index, VECTOR), VECTOR)
         return context.get_dummy_value()
 
     return types.none(numbers, moved, offsets, count, wide), codegen
@@ -91,8 +91,8 @@ def magnify_lanes(typing, numbers, moved, u, v, offsets, down, rows, cols, wide)
         down = lanes.broadcast(emit, down)
         with loop(builder, rows_) as turn:
             source = lanes.ahead(emit, numbers if lanes.wide else moved, turn, cols_)
-            to = builder.add(moved, builder.mul(turn.index, ir.Constant(I64, cols_ * VECTOR)))
-            table = builder.add(offsets, builder.mul(turn.index, ir.Constant(I64, cols_ * lanes.item)))
+            to = emit.beyond(moved, turn.index, cols_ * VECTOR)
+            table = emit.beyond(offsets, turn.index, cols_ * lanes.item)
             dual = lanes.load(emit, lanes.ahead(emit, u, turn))
             for j in range(cols_):
                 offset = _offset(emit, lanes, emit.at(table, j * lanes.item))
@@ -125,7 +125,7 @@ def add_duals(typing, duals, base, up, bias, count, wide):  # type: ignore[no-un
         half = builder.ashr(builder.shl(lanes.splat(emit, 1), right), lanes.splat(emit, 1))
         bias = lanes.broadcast(emit, bias)
         with loop(builder, literal(count)) as turn:
-            at = builder.add(duals, builder.mul(turn.index, ir.Constant(I64, VECTOR)))
+            at = emit.beyond(duals, turn.index, VECTOR)
             step = emit.load(at, SHAPE, VECTOR)
             step = builder.add(builder.sext(step, lanes.shape) if lanes.wide else step, bias)
             step = builder.ashr(builder.add(builder.shl(step, left), half), right)

@@ -103,9 +103,10 @@ class Emitter:
                 yield place, size
             start = end
 
-    def beyond(self, address: Value, place: Value, size: int) -> Value:
-        """Address of an entry of `size` bytes."""
-        return self.builder.add(address, self.builder.mul(place, ir.Constant(I64, size)))
+    def beyond(self, address: Value, place: Value, size: Value | int) -> Value:
+        """Address `place` entries of `size` bytes on."""
+        by = ir.Constant(I64, size) if isinstance(size, int) else size
+        return self.builder.add(address, self.builder.mul(place, by))
 
     def trailing_zeros(self, bits: Value) -> Value:
         """Place of the lowest bit of an int64 that is set; any number where none is."""

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.lanes import WORD, words_in_row
 from nmflow.kernels.segments import VECTOR
-from nmflow.kernels.simd import F64, I1, I8, I16, I64, Emitter, literal, loop, vector
+from nmflow.kernels.simd import F64, I1, I8, I16, Emitter, literal, loop, vector
 from nmflow.kernels.tied import Width, width_of
 
 __all__ = ["copy_duals", "copy_lane", "copy_words"]
@@ -20,10 +20,10 @@ __all__ = ["copy_duals", "copy_lane", "copy_words"]
 def _copy(emit: Emitter, lanes: Width, count: int, size: int, args: Any, change: Callable[[Any], Any]) -> None:
     """Store what `change` makes of one lane of `count` vectors, `size` bytes each; args: source, lane, target, ..."""
     builder = emit.builder
-    source = builder.add(args[0], builder.mul(args[1], ir.Constant(I64, lanes.item)))
+    source = emit.beyond(args[0], args[1], lanes.item)
     with loop(builder, count) as turn:
         value = change(emit.load(lanes.ahead(emit, source, turn), lanes.element))
-        emit.store(value, builder.add(args[2], builder.mul(turn.index, ir.Constant(I64, size))))
+        emit.store(value, emit.beyond(args[2], turn.index, size))
 
 
 @intrinsic(prefer_literal=True)
@@ -66,10 +66,10 @@ def copy_words(typing, words, lane, mask, stride, rows, cols):  # type: ignore[n
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         words, lane, mask, stride = args[:4]
-        source = builder.add(words, builder.mul(lane, ir.Constant(I64, 2)))
+        source = emit.beyond(words, lane, 2)
         with loop(builder, rows_) as turn:
-            to = builder.add(mask, builder.mul(turn.index, stride))
-            at = builder.add(source, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+            to = emit.beyond(mask, turn.index, stride)
+            at = emit.beyond(source, turn.index, parts * VECTOR)
             for p in range(parts):
                 width = min(WORD, cols_ - WORD * p)
                 bits = emit.load(emit.at(at, p * VECTOR), I16)

@@ -69,10 +69,8 @@ def measure_row(typing, scores, sums, tops, count, kind):  # type: ignore[no-unt
         emit = Emitter(builder)
         scores, sums, tops, count = args[:4]
         for place, some in emit.parts(count, PARTS):
-            value, shape = (
-                kind_.load_doubles(emit, emit.beyond(scores, place, kind_.itemsize), some, True),
-                vector(F64, some),
-            )
+            shape = vector(F64, some)
+            value = kind_.load_doubles(emit, emit.beyond(scores, place, kind_.itemsize), some, True)
             emit.store(builder.fadd(emit.load(sums, shape), value), sums)
             emit.store(emit.better(value, emit.load(tops, shape), ">"), tops)
         return context.get_dummy_value()

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.carry import fill, move, put
 from nmflow.kernels.compile import part
-from nmflow.kernels.simd import I64, Emitter, deinterleave, interleave, literal, vector
+from nmflow.kernels.simd import Emitter, deinterleave, interleave, literal, vector
 
 __all__ = ["CHUNK", "EMPTY", "LINES", "get_tiles", "get_words", "put_tiles", "put_words", "word_size"]
 
@@ -52,7 +52,7 @@ def swizzle_lines(typing, lines, step, chunk, word, back):  # type: ignore[no-un
         eight, line = vector(element, 8), vector(element, n_words)
 
         def line_at(number: int) -> Value:
-            return builder.add(args[0], builder.mul(args[1], ir.Constant(I64, number)))
+            return emit.beyond(args[0], args[1], number)
 
         def order(pair: int) -> list[list[tuple[int, int]]]:
             """(column, eighth) of the vectors that are interleaved, one list for each stretch of a pair."""

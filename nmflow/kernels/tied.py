@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -76,7 +75,7 @@ class Width:
 
     def ahead(self, emit: Emitter, address: Any, turn: Any, vectors: int = 1) -> Any:
         """Address of the lane vectors of a turn of a loop."""
-        return emit.builder.add(address, emit.builder.mul(turn.index, ir.Constant(I64, vectors * self.size)))
+        return emit.beyond(address, turn.index, vectors * self.size)
 
 
 def width_of(wide: Any) -> Width:
@@ -145,7 +144,7 @@ def correct_lanes(typing, numbers, words, u, v, inexact, rows, cols, wide):  # t
 
         with loop(builder, rows_) as turn:
             line = lanes.ahead(emit, numbers, turn, cols_)
-            word_at = builder.add(words, builder.mul(turn.index, ir.Constant(I64, parts * VECTOR)))
+            word_at = emit.beyond(words, turn.index, parts * VECTOR)
             row = [emit.load(emit.at(word_at, p * VECTOR), vector(I16, LANES), VECTOR) for p in range(parts)]
             kept = [
                 builder.icmp_signed(

@@ -25,7 +25,7 @@ __all__ = [
     "IN",
     "OUT",
     "augment_block",
-    "centre_compiled",
+    "centre",
     "paths_compiled",
     "start_compiled",
 ]
@@ -216,6 +216,7 @@ def augment_block(scores, u, v, arc, r, c, row_exact, col_exact):  # type: ignor
     return paths(scores, u, v, arc, row_exact, col_exact, np.zeros(total, scores.dtype), *nodes)
 
 
+@part
 def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: ignore[no-untyped-def]
     """Move each dual to the middle of what the mask leaves open for it, away from rounding errors; float64 only.
 
@@ -250,4 +251,3 @@ def centre(scores, u, v, arc, row_exact, col_exact, loose, low, high):  # type: 
 
 start_compiled = part(start)
 paths_compiled = part(paths)
-centre_compiled = part(centre)

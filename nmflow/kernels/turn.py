@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, once
-from nmflow.kernels.simd import I64, Emitter, copy_bytes, interleave, literal, vector
+from nmflow.kernels.simd import Emitter, copy_bytes, interleave, literal, vector
 
 __all__ = ["turn_kernel"]
 
@@ -32,12 +32,9 @@ def turn_square(typing, source, source_stride, target, target_stride, side, item
         emit, kind = Emitter(builder), vector(ir.IntType(8 * item_), side_)
         source, source_stride, target, target_stride = args[:4]
 
-        def line(base: Any, stride: Any, number: int) -> Any:
-            return builder.add(base, builder.mul(stride, ir.Constant(I64, number)))
-
-        parts = [emit.load(line(source, source_stride, k), kind) for k in range(side_)]
+        parts = [emit.load(emit.beyond(source, source_stride, k), kind) for k in range(side_)]
         for k, part in enumerate(interleave(emit, parts, side_)):
-            emit.store(part, line(target, target_stride, k))
+            emit.store(part, emit.beyond(target, target_stride, k))
         return context.get_dummy_value()
 
     return types.none(source, source_stride, target, target_stride, side, item), codegen

@@ -132,7 +132,7 @@ def nearest_node(typing, keys, chunks):  # type: ignore[no-untyped-def]
 
         def find(number: Any, place: Any) -> None:
             back = builder.sub(builder.sub(chunks, ir.Constant(I64, 1)), number)
-            at = builder.add(keys, builder.mul(back, ir.Constant(I64, 8 * WIDTH)))
+            at = emit.beyond(keys, back, 8 * WIDTH)
             bits = builder.bitcast(builder.fcmp_ordered("==", emit.load(at, SHAPE), every), I8)
             bits = builder.zext(bits, I64)
             first = builder.add(emit.trailing_zeros(bits), builder.mul(back, ir.Constant(I64, WIDTH)))
@@ -226,7 +226,7 @@ def write_bits(typing, word, address, count):  # type: ignore[no-untyped-def]
 
         def write(number: Any, _: Any) -> None:
             truths = builder.zext(_truths_of(builder, word, number), vector(I8, WIDTH))
-            emit.store(truths, builder.add(address, builder.mul(number, ir.Constant(I64, WIDTH))))
+            emit.store(truths, emit.beyond(address, number, WIDTH))
 
         _each_vector(builder, whole, write)
         with cgutils.for_range(builder, builder.urem(count, ir.Constant(I64, WIDTH))) as turn:
@@ -252,7 +252,7 @@ def read_bits(typing, address, count):  # type: ignore[no-untyped-def]
             builder.store(builder.or_(builder.load(word), bits), word)
 
         def read(number: Any, _: Any) -> None:
-            at = builder.add(address, builder.mul(number, ir.Constant(I64, WIDTH)))
+            at = emit.beyond(address, number, WIDTH)
             truths = builder.trunc(emit.load(at, vector(I8, WIDTH)), vector(ir.IntType(1), WIDTH))
             add(_bits_of(builder, truths, number))
 

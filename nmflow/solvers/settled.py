@@ -31,9 +31,12 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
 
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
-    zooms = ROUNDED if not chunk.exact else by_side(AT_MOST, pattern) if loose else ZOOMS
-    few = 0
-    if zooms is ZOOMS and chunk.kind == "bfloat16":
+    zooms, few = ZOOMS, 0
+    if not chunk.exact:
+        zooms = ROUNDED
+    elif loose:
+        zooms = by_side(AT_MOST, pattern)
+    elif chunk.kind == "bfloat16":
         zooms, few = FEW_BITS, chunk.n_blocks // FEW
     shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
     workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)

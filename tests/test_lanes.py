@@ -137,3 +137,39 @@ def test_scores_that_lie_close_together_are_settled(close: str, fill: str) -> No
     assert solution.certificate.proven
     assert solution.stats.get("augmented", 0) < 0.25 * solution.certificate.n_blocks
     assert unproven(weights, solution, absolute=True) <= solution.stats.get("integers", 0)
+
+
+def few_bits(shape: tuple[int, int], dtype: Any, seed: int = 0) -> Array:
+    """Gaussian scores of a dtype, or of a bfloat16 that was read as float32."""
+    weights = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return weights.astype(ml_dtypes.bfloat16).astype(np.float32) if dtype == "loaded" else weights.astype(dtype)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "8:16", "3:6", "4:12", "16:32"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, "loaded"])
+def test_ties_among_scores_of_few_bits_hardly_need_paths(pattern: str, dtype: Any) -> None:
+    m = nmflow.Pattern.parse(pattern).m
+    weights = few_bits((8 * m, 40 * m), dtype)
+    solution = nmflow.solve(weights, pattern=pattern, duals=True)
+    assert solution.stats["ascended"] <= 0.05 * solution.certificate.n_blocks
+    assert unproven(weights, solution, absolute=True) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"transposable": False}, {"fill": "at-most"}], ids=str)
+@pytest.mark.parametrize("make", [
+    lambda g: g,
+    lambda g: -np.abs(g),
+    # far apart, so that sums of duals are no floats
+    lambda g: np.ldexp(np.sign(g), np.round(30 * g).clip(-120, 120).astype(int)),
+    lambda g: g * 2.0**-126,
+    lambda g: g * 2.0**125,
+    lambda g: np.where(g > 2, g * 2.0**60, g),
+    lambda g: np.outer(g[0], g[1, : len(g)]).repeat(2, axis=1),
+    lambda g: np.where(np.abs(g) < 1, 0.0, g),
+])  # fmt: skip
+def test_signed_scores_of_few_bits_are_proven(make: Any, options: dict[str, Any]) -> None:
+    given = make(np.random.default_rng(1).standard_normal((64, 128))).astype(ml_dtypes.bfloat16)
+    for weights in (given, given.astype(np.float32)):
+        solution = nmflow.solve(weights, 8, 16, scores=weights, duals=True, **options)
+        assert solution.certificate.proven
+        assert unproven(weights, solution, absolute=False) <= solution.stats.get("integers", 0)

@@ -25,6 +25,7 @@ from nmflow.kernels.simd import F64, I8, I16, I32, I64, LANES, Emitter, literal,
 
 __all__ = [
     "WORD",
+    "choose_lanes",
     "first_lanes",
     "level_lanes",
     "place_bit",
@@ -102,6 +103,23 @@ def prove_lanes(  # type: ignore[no-untyped-def]
         kind, rows, cols, r, c, col_fill, absolute,
     )  # fmt: skip
     return types.int64(*arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def choose_lanes(typing, lanes, rows_at, cols_at, words, faults, rows, cols, r, c):  # type: ignore[no-untyped-def]
+    """Write what lies on or above the duals as bits; faults : address of lanes, not 0 where a budget is broken.
+
+    c : 0 where columns are free.
+    """
+    rows_, cols_, r_, c_ = (literal(x) for x in (rows, cols, r, c))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        lanes, rows_at, cols_at, words, faults = args[:5]
+        emit.store(write_words(emit, lanes, rows_at, cols_at, words, rows_, cols_, r_, c_ or None), faults, VECTOR)
+        return context.get_dummy_value()
+
+    return types.none(lanes, rows_at, cols_at, words, faults, rows, cols, r, c), codegen
 
 
 def write_words(

@@ -13,40 +13,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.segments import BIAS, BITS, VECTOR
-from nmflow.kernels.simd import F64, I16, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.tied import Width, width_of
 
-__all__ = ["ZOOM", "add_duals", "begin_duals", "magnify_lanes", "move_lanes"]
+__all__ = ["ZOOM", "add_duals", "magnify_lanes", "move_lanes"]
 
 ZOOM = 6
 """Bits by which what is left of moved numbers is magnified each time."""
 SHAPE = vector(I16, LANES)
-
-
-@intrinsic(prefer_literal=True)
-def begin_duals(typing, given_u, given_v, lows, shifts, units, u, v, size, rows, cols):  # type: ignore[no-untyped-def]
-    """Duals of cut scores to begin with, as wide lanes; given_u, given_v : 32 floats of `size` bytes for each line."""
-    size_, rows_, cols_ = literal(size), literal(rows), literal(cols)
-    lanes = Width(1)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        given_u, given_v, lows, shifts, units, u, v = args[:7]
-        work = vector(F64, LANES)
-        back = builder.fdiv(emit.splat(F64, LANES, 1.0), emit.load(units, work))
-        shift, low = lanes.load(emit, shifts), lanes.load(emit, lows)
-        most, least = (emit.splat(F64, LANES, x) for x in (2.0**29, -(2.0**29)))
-        for given, to, lines, less in ((given_u, u, rows_, low), (given_v, v, cols_, lanes.splat(emit, 0))):
-            with loop(builder, lines) as turn:
-                at = emit.beyond(given, turn.index, LANES * size_)
-                dual = emit.load(at, work if size_ == 8 else vector(ir.FloatType(), LANES))
-                dual = builder.fmul(dual if size_ == 8 else builder.fpext(dual, work), back)
-                dual = emit.better(emit.better(dual, least, ">"), most, "<")
-                number = builder.sub(builder.fptosi(dual, lanes.shape), less)
-                lanes.store(emit, builder.shl(number, shift), lanes.ahead(emit, to, turn))
-        return context.get_dummy_value()
-
-    return types.none(given_u, given_v, lows, shifts, units, u, v, size, rows, cols), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -30,12 +30,14 @@ __all__ = ["grade_span", "proof_kernel"]
 
 @intrinsic(prefer_literal=True)
 def grade_span(  # type: ignore[no-untyped-def]
-    typing, scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact,
+    typing, scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact, words, faults,
     kind, rows, cols, groups, r, c, row_fill, col_fill, absolute, make,
 ):  # fmt: skip
     """Grade `groups` blocks side by side: 0 proven, 1 not proven, 2 infeasible; add kept scores to `sums`.
 
-    make : 0 the mask is read; 1 it is written, and only proven blocks are added to `sums`.
+    exact : 0 where a tie proves nothing, 2 where no u + v is rounded, 1 else. make : 0 the mask is read; 1 it is made
+    from the duals and written, and only proven blocks are added to `sums`; 2 the same, but it is read from lanes at
+    `words`, and its lines were counted: `faults` has 16 bits for each block, not 0 where a count is wrong.
     """
     kind_, rows_, absolute_, make_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute)), literal(make)
     lines = Lines(literal(groups), literal(cols), literal(r), literal(c), literal(row_fill), literal(col_fill))
@@ -43,7 +45,7 @@ def grade_span(  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact = args[:10]
+        scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact, words, faults = args[:12]
         none, zero = ir.Constant(I64, 0), emit.splat(kind_.work, width, 0.0)
         no_sums = emit.splat(F64, width, 0.0)
         col_duals = emit.load(v, vector(kind_.work, width))
@@ -65,32 +67,45 @@ def grade_span(  # type: ignore[no-untyped-def]
         at, of, row_at = emit.variable(scores), emit.variable(mask), emit.variable(u)
         counts = emit.variable(emit.splat(I8, width, 0))
         total = emit.variable(no_sums)
-        with loop(builder, rows_):
+        tied = emit.variable(emit.splat(I1, width, 0))
+        with loop(builder, rows_) as turn:
             score, row_duals = each_row()
             threshold = builder.fadd(row_duals, col_duals)
             above = builder.fcmp_ordered(">", score, threshold)
-            if make_:
+            if make_ == 2:
+                kept = lines.spread_words(emit, words, turn.index)
+                note(builder.select(kept, builder.fcmp_ordered("<", score, threshold), above))
+                on = builder.fcmp_unordered("==", score, threshold)
+                builder.store(builder.or_(builder.load(tied), on), tied)
+            elif make_ == 1:
                 kept = above
-                emit.store(lines.bytes_of(emit, kept), builder.load(of))
                 note(builder.fcmp_unordered("==", score, threshold))  # not above and not below
             else:
                 kept = lines.truths(emit, builder.load(of))
-                below = builder.fcmp_ordered("<", score, threshold)
-                note(builder.not_(builder.select(kept, above, below)))
-            builder.store(builder.add(builder.load(counts), lines.bytes_of(emit, kept)), counts)
-            over, slack = lines.rows_wrong(emit, lines.bits(emit, kept), row_duals)
-            builder.store(builder.or_(builder.load(wrong), over), wrong)
-            builder.store(builder.or_(builder.load(unsure), slack), unsure)
+                note(builder.not_(builder.select(kept, above, builder.fcmp_ordered("<", score, threshold))))
+            if make_:
+                emit.store(lines.bytes_of(emit, kept), builder.load(of))
+            if make_ < 2:
+                builder.store(builder.add(builder.load(counts), lines.bytes_of(emit, kept)), counts)
+                over, slack = lines.rows_wrong(emit, lines.bits(emit, kept), row_duals)
+                builder.store(builder.or_(builder.load(wrong), over), wrong)
+                builder.store(builder.or_(builder.load(unsure), slack), unsure)
             share = builder.select(kept, score, zero)
             share = share if kind_.work == F64 else builder.fpext(share, vector(F64, width))
             builder.store(builder.fadd(builder.load(total), share), total)
             next_row()
-        over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
-        over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
         signs_bits = emit.variable(lines.bits(emit, builder.load(signs)))
-        doubt = builder.and_(
-            builder.icmp_unsigned("!=", builder.load(signs_bits), none), builder.icmp_signed("!=", exact, none)
-        )
+        ties = builder.load(signs_bits)
+        if make_ == 2:
+            over = lines.bits(emit, lines.faulty(emit, faults))
+            slack = none if lines.col_fill else lines.cols_wrong(emit, builder.load(counts), col_duals)[1]
+            sure = builder.icmp_signed("==", exact, ir.Constant(I64, 2))
+            ties = builder.select(sure, none, lines.bits(emit, builder.load(tied)))
+            builder.store(builder.or_(builder.load(signs_bits), ties), signs_bits)
+        else:
+            over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
+            over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
+        doubt = builder.and_(builder.icmp_unsigned("!=", ties, none), builder.icmp_signed("!=", exact, none))
         with builder.if_then(doubt, likely=False):
             # some score lies on its threshold: once more, with the rounding error of u + v
             builder.store(emit.splat(I1, width, 0), signs)
@@ -122,7 +137,7 @@ def grade_span(  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     arguments = (
-        scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact,
+        scores, stride, mask, mask_stride, u, u_stride, v, flags, sums, exact, words, faults,
         kind, rows, cols, groups, r, c, row_fill, col_fill, absolute, make,
     )  # fmt: skip
     return types.none(*arguments), codegen
@@ -154,13 +169,13 @@ def proof_kernel(
             for j in range(0, whole, many):
                 grade_span(
                     base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
-                    v_base + j * cols * work, flag + j, sums, exact,
+                    v_base + j * cols * work, flag + j, sums, exact, 0, 0,
                     code, rows, cols, many, r, c, row_fill, col_fill, magnitude, 0,
                 )  # fmt: skip
             for j in range(whole, grid_cols):
                 grade_span(
                     base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
-                    v_base + j * cols * work, flag + j, sums + 512, exact,
+                    v_base + j * cols * work, flag + j, sums + 512, exact, 0, 0,
                     code, rows, cols, 1, r, c, row_fill, col_fill, magnitude, 0,
                 )  # fmt: skip
 

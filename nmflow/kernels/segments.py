@@ -131,67 +131,47 @@ def spread_over(emit: Emitter, numbers: Any, part: int, cols: int, step: int = 1
 
 
 @intrinsic(prefer_literal=True)
-def read_segment(  # type: ignore[no-untyped-def]
-    typing, scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given
-):
-    """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less the bias.
-
-    With duals `given` instead: S - u - v, magnified and rounded, cut off at 15 bits, so that differences have 16.
-    """
-    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
-    absolute_, given_ = bool(literal(absolute)), literal(given)
+def read_segment(typing, scores, stride, lanes, scales, kind, rows, cols, absolute):  # type: ignore[no-untyped-def]
+    """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less the bias."""
+    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        scores, stride, lanes, scales, u, u_stride, v, zoom = args[:8]
-        work, item, size = kind_.work, kind_.itemsize, kind_.work_size
-        unit = emit.load(scales, vector(work, LANES))
-        scale = inverse(emit, magnified(emit, unit, kind_, zoom) if given_ else unit, kind_)
-        pairs = not given_ and kind_.mantissa == 7 and cols_ % 2 == 0
-        wide = [spread_over(emit, scale, k, cols_, 1 + pairs) for k in range(cols_ // (1 + pairs))] * (1 + pairs)
-        # adding 2**14 before cutting makes it a floor
-        half, top = emit.splat(work, LANES, 16384.0), emit.splat(work, LANES, 32767.0)
-        zero = emit.splat(work, LANES, 0.0)
-        at, target, row_at = emit.variable(scores), emit.variable(lanes), emit.variable(u)
+        scores, stride, lanes, scales = args[:4]
+        work, item = kind_.work, kind_.itemsize
+        scale = inverse(emit, emit.load(scales, vector(work, LANES)), kind_)
+        step = 2 if kind_.mantissa == 7 and cols_ % 2 == 0 else 1
+        wide = [spread_over(emit, scale, k, cols_, step) for k in range(cols_ // step)] * step
+        top, zero = emit.splat(work, LANES, 32767.0), emit.splat(work, LANES, 0.0)
+        at, target = emit.variable(scores), emit.variable(lanes)
         with loop(builder, rows_):
             base = builder.load(at)
-            row_duals = emit.load(builder.load(row_at), vector(work, LANES)) if given_ else None
             parts = []
-            if pairs:
+            if step == 2:
                 values = kind_.load_pairs(emit, base, cols_ // 2, absolute_)
             else:
                 values = [kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_) for k in range(cols_)]
             for k, value in enumerate(values):
-                if given_:
-                    col_duals = emit.load(emit.at(v, k * LANES * size), vector(work, LANES))
-                    threshold = builder.fadd(spread_over(emit, row_duals, k, cols_), col_duals)
-                    value = builder.fadd(builder.fmul(builder.fsub(value, threshold), wide[k]), half)
-                    value = emit.better(value, zero, ">")
-                    value = emit.better(value, top, "<")
-                    offset = 16384
-                elif absolute_:
-                    value, offset = builder.fmul(value, wide[k]), BIAS
+                if absolute_:
+                    value = builder.fmul(value, wide[k])
                 else:
                     # a negative score is below 0 even where its product underflows
                     below = builder.select(builder.fcmp_ordered("<", value, zero), emit.splat(work, LANES, -0.5), top)
                     value = emit.better(builder.fmul(value, wide[k]), below, "<")
-                    value, offset = emit.call("llvm.floor", value), 0
+                    value = emit.call("llvm.floor", value)
                 parts.append(builder.fptosi(value, vector(I32, LANES)))
             out = builder.load(target)
-            step = 1 + pairs
             for first in range(step):  # every column, or the even ones and the odd ones apart
                 some = parts[first * cols_ // step : (first + 1) * cols_ // step]
                 for j, part in enumerate(deinterleave_narrow(emit, some)):
-                    if offset:  # modulo 2**16, as they were cut off
-                        part = builder.sub(part, emit.splat(I16, LANES, offset))
+                    if absolute_:  # modulo 2**16, as they were cut off
+                        part = builder.sub(part, emit.splat(I16, LANES, BIAS))
                     emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
             builder.store(emit.at(out, cols_ * VECTOR), target)
             builder.store(builder.add(base, stride), at)
-            builder.store(builder.add(builder.load(row_at), u_stride), row_at)
         return context.get_dummy_value()
 
-    arguments = (scores, stride, lanes, scales, u, u_stride, v, zoom, kind, rows, cols, absolute, given)
-    return types.none(*arguments), codegen
+    return types.none(scores, stride, lanes, scales, kind, rows, cols, absolute), codegen
 
 
 @intrinsic(prefer_literal=True)

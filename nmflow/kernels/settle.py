@@ -27,14 +27,17 @@ def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
 @once
 def settle_kernel(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
-    absolute: bool, warm: bool,
+    absolute: bool, warm: bool, moved: bool,
 ) -> Any:  # fmt: skip
     """Compile for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
+
+    warm : whether the search starts from duals. moved : whether what is left of scores is moved where blocks are
+    settled once more, for scores of few bits; not under at-most fill.
 
     Returns
     -------
     function (scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
-    count, sums, exact, fill_first, zoom, last_zoom, zoom_step, few) -> int
+    count, sums, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous,
         shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: the duals of all blocks
         are written there, unless u is 0. warm_v: like v; if `warm` the search starts from it. With `count` 0
@@ -46,7 +49,8 @@ def settle_kernel(
         full lines use up both budgets: most best masks are full then, and duals that are not negative prove it; those
         of other blocks are a good start. What is left of the scores, S - u - v, is magnified by `zoom` bits where
         blocks are settled once more, and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32
-        bits or less, 60 else), or until that settles few more, or no more than `few` are open.
+        bits or less, 60 else), or until that settles few more. digits, offsets : see `nmflow.kernels.grains`,
+        read if `moved`.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
@@ -55,16 +59,17 @@ def settle_kernel(
     first_rounds, again_rounds, warm_rounds = rounds_for(max(rows, cols)) if col_fill else (0, 0, 0)
     fillable = row_fill == col_fill == 1 and rows * row_budget == cols * col_budget
     work = kind.work_size
+    proof = (room.proof_u, room.proof_v) if moved else (room.u, room.v)
     operations = (
-        first_pass(kind_name, *pattern, warm), next_pass(kind_name, *pattern), masks_out(kind_name, *pattern),
-        duals_out(kind_name, rows, cols, absolute),
+        first_pass(kind_name, *pattern, warm), next_pass(kind_name, *pattern, moved),
+        masks_out(kind_name, *pattern, moved), duals_out(kind_name, rows, cols, absolute),
         ascent_of(rows, cols, row_budget, col_budget, int(not col_fill), *clamps),
         gather_blocks(cols * kind.itemsize), gather_blocks(work), gather_blocks(cols * work),
         put_blocks(cols), put_blocks(work), put_blocks(cols * work),
     )  # fmt: skip
     plan = np.array([
-        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, room.masks, room.names,
-        any(clamps), fillable, int(warm), warm_rounds if warm else first_rounds, again_rounds,
+        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, *proof, room.masks, room.names,
+        any(clamps), fillable, int(moved), int(warm), warm_rounds if warm else first_rounds, again_rounds,
     ], np.int64)  # fmt: skip
     return with_plan(_driver(), plan)
 
@@ -72,16 +77,16 @@ def settle_kernel(
 @once
 def _driver() -> Any:
     """Compile what all kinds and patterns have in common."""
-    lane_count, plan_size = LANES, 25
+    lane_count, plan_size = LANES, 28
 
     def settle(  # type: ignore[no-untyped-def]
         plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
-        count, sums, exact, fill_first, zoom, last_zoom, zoom_step, few,
+        count, sums, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets,
     ):  # fmt: skip
         (
             first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v, put_masks, put_u, put_v,
-            rows, cols, item, work, scores_in, u_in, v_in, masks_in, names_in, clamped, fillable, warm, first_rounds,
-            again_rounds,
+            rows, cols, item, work, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, clamped,
+            fillable, moved, warm, first_rounds, again_rounds,
         ) = read_words(plan, plan_size)  # fmt: skip
         room = (scratch + 63) & ~63
         gathered, room_u, room_v, masks, names = (
@@ -97,10 +102,10 @@ def _driver() -> Any:
         while True:
             again = tail - head >= lane_count or (first >= total and head < tail)
             if not again and first >= total:
-                if left <= few or zoom >= last_zoom:
+                if not left or zoom >= last_zoom:
                     break
-                # ties, which more bits do not tell apart
-                if total and 2 * left > tail and (2 * left < total or 16 * left > 15 * tail):
+                # ties, which more bits do not tell apart, but where finer offsets do
+                if total and 2 * left > tail and ((2 * left < total and not moved) or 16 * left > 15 * tail):
                     break
                 # what is still open, magnified further
                 zoom += zoom_step
@@ -124,8 +129,10 @@ def _driver() -> Any:
                     call(gather_v, (block_v, v_bytes, 1, 1, 0, start, here, room_v))
                 elif warm:
                     call(gather_v, (warm_v, v_bytes, 1, 1, 0, start, here, room_v))
+            sure = 0
             if again:
-                if call(next_at, (room, base, step, zoom, ascent, again_rounds)) < 0:
+                sure = call(next_at, (room, base, step, zoom, digits, offsets, ascent, again_rounds))
+                if sure < 0:
                     return -1
             else:
                 open_lanes = call(
@@ -139,12 +146,13 @@ def _driver() -> Any:
                 if open_lanes or not made or (u and not whole):
                     call(duals_at, (room, room_u, lane_count * work, room_v))
             if again or not made:
-                open_lanes = call(masks_at, (room, base, step, to, to_step, here, sums, exact))
+                open_lanes = call(masks_at, (room, base, step, to, to_step, here, sums, exact * (1 + sure)))
             if not whole:
                 call(put_masks, (masks, mask, mask_stride, rows, grid_cols, named, start, here, -1))
                 if u:
-                    call(put_u, (room_u, u, grid_cols * work, rows, grid_cols, named, start, here, -1))
-                    call(put_v, (room_v, v, v_bytes, 1, 1, named, start, here, -1))
+                    proof_u, proof_v = (room + proof_u_in, room + proof_v_in) if again else (room_u, room_v)
+                    call(put_u, (proof_u, u, grid_cols * work, rows, grid_cols, named, start, here, -1))
+                    call(put_v, (proof_v, v, v_bytes, 1, 1, named, start, here, -1))
             listed = left if again else tail
             if open_lanes:
                 for lane in range(here):
@@ -161,4 +169,4 @@ def _driver() -> Any:
                 tail, first = listed, first + here
         return left
 
-    return compiled(settle, types.int64(*[types.int64] * 22))
+    return compiled(settle, types.int64(*[types.int64] * 23))

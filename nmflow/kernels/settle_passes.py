@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from nmflow.kernels.ascent import LOWEST, ascend, set_floors, set_lanes
 from nmflow.kernels.compile import once, operation
-from nmflow.kernels.lanes import level_lanes, prove_lanes, words_in_row
+from nmflow.kernels.grains import add_offsets, read_rest, round_duals
+from nmflow.kernels.lanes import choose_lanes, level_lanes, prove_lanes, words_in_row
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, VECTOR, load_duals, measure_segment, read_segment, store_duals
@@ -26,8 +27,10 @@ class Room(NamedTuple):
     """Where things lie in the workspace of a group: bytes from its start, a multiple of 64, where its lanes are.
 
     rows_at, cols_at : the duals of the lines, in lanes. row_floors, col_floors : how far these may fall. words : the
-    mask, as bits. scales : what a step of each block is worth. scores, masks : those of the blocks, side by side. u,
-    v : their duals as floats, (rows, 32) and (32, cols). flags, names : a byte and an int64 for each. size : of all.
+    mask, as bits. faults : lanes whose mask breaks a budget. scales : what a step of each block is worth. grains : see
+    `nmflow.kernels.grains`. scores, masks : those of the blocks, side by side. u, v : their duals as floats, (rows, 32)
+    and (32, cols). proof_u, proof_v : those that prove the mask. flags, names : a byte and an int64 for each.
+    size : of all.
     """
 
     rows_at: int
@@ -35,10 +38,14 @@ class Room(NamedTuple):
     row_floors: int
     col_floors: int
     words: int
+    faults: int
     scales: int
+    grains: int
     scores: int
     u: int
     v: int
+    proof_u: int
+    proof_v: int
     masks: int
     flags: int
     names: int
@@ -49,9 +56,10 @@ class Room(NamedTuple):
         """The room of one kind of scores and one shape of blocks."""
         kind = KINDS[kind_name]
         row, col, block = rows * VECTOR, cols * VECTOR, rows * cols * LANES
+        u, v = LANES * rows * kind.work_size, LANES * cols * kind.work_size
         sizes = (
-            block * 2, row, col, row, col, rows * words_in_row(cols) * VECTOR, LANES * 8, block * kind.itemsize,
-            LANES * rows * kind.work_size, LANES * cols * kind.work_size, block, LANES, LANES * 8,
+            block * 2, row, col, row, col, rows * words_in_row(cols) * VECTOR, VECTOR, LANES * 8, LANES * 8,
+            block * kind.itemsize, u, v, u, v, block, LANES, LANES * 8,
         )  # fmt: skip
         return cls(*accumulate(sizes))
 
@@ -73,13 +81,13 @@ def first_pass(
     code, magnitude, given, bias = kind.code, int(absolute), int(warm), BIAS if absolute else 0
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
-    rows_in, cols_in, row_floors, col_floors, words_in, scales_in, *_ = Room.of(kind_name, rows, cols)
+    rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_ = Room.of(kind_name, rows, cols)
 
     def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales = room + rows_in, room + cols_in, room + scales_in
         if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
             return -1
-        read_segment(base, step, room, scales, 0, 0, 0, 0, code, rows, cols, magnitude, 0)
+        read_segment(base, step, room, scales, code, rows, cols, magnitude)
         if given:
             load_duals(cols_at, scales, warm_v, code, cols)
         else:
@@ -107,38 +115,55 @@ def first_pass(
 
 @once
 def next_pass(
-    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int, absolute: bool
-) -> int:
+    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
+    absolute: bool, moved: bool,
+) -> int:  # fmt: skip
     """Compile an ascent of what is left beside the duals in the room, magnified by `zoom` bits, which changes these.
+
+    moved : whether that is moved by `offsets`. Then it gets a mask too, as bits, and duals that may prove it: see
+    `nmflow.kernels.grains`. Lines must be full, or free.
 
     Returns
     -------
-    operation (room, base, step, zoom, ascent, rounds) -> 0, or -1 if a score is not finite
+    operation (room, base, step, zoom, digits, offsets, ascent, rounds) -> 1 if all u + v of these are floats, 0 if
+    not or not moved, -1 if a score is not finite
     """
     kind = KINDS[kind_name]
     code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, u_stride = clamp_rows or clamp_cols, rows + cols, LANES * kind.work_size
-    rows_in, cols_in, row_floors, col_floors, _, scales_in, _, u_in, v_in, *_ = Room.of(kind_name, rows, cols)
+    entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
+    (
+        rows_in, cols_in, row_floors, col_floors, words_in, faults_in, scales_in, grains_in, _, u_in, v_in, proof_u_in,
+        proof_v_in, *_,
+    ) = Room.of(kind_name, rows, cols)  # fmt: skip
 
-    def again(room, base, step, zoom, ascent, rounds):  # type: ignore[no-untyped-def]
-        rows_at, cols_at, scales, u, v = room + rows_in, room + cols_in, room + scales_in, room + u_in, room + v_in
+    def again(room, base, step, zoom, digits, offsets, ascent, rounds):  # type: ignore[no-untyped-def]
+        rows_at, cols_at, scales, grains = room + rows_in, room + cols_in, room + scales_in, room + grains_in
+        u, v = room + u_in, room + v_in
         if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
             return -1
-        read_segment(base, step, room, scales, u, u_stride, v, zoom, code, rows, cols, magnitude, 1)
+        read_rest(base, step, room, scales, u, u_stride, v, zoom, digits, grains, code, rows, cols, magnitude, move)
         set_lanes(rows_at, lines, 0)
         if clamped:
             set_floors(
                 room + row_floors, room + col_floors, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1
             )  # fmt: skip
+        if moved:
+            add_offsets(room, scales, zoom, grains, offsets, code, entries)
         ascend(
             ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds,
             rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
         )  # fmt: skip
         store_duals(rows_at, cols_at, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1)
+        if moved:
+            choose_lanes(room, rows_at, cols_at, room + words_in, room + faults_in, rows, cols, row_budget, col_count)
+            return round_duals(
+                u, u_stride, v, room + proof_u_in, room + proof_v_in, grains, code, rows, cols, free_cols
+            )  # fmt: skip
         return 0
 
-    return operation(again, 6)
+    return operation(again, 8)
 
 
 @once
@@ -151,7 +176,7 @@ def duals_out(kind_name: str, rows: int, cols: int, absolute: bool) -> int:
     """
     kind = KINDS[kind_name]
     code, bias = kind.code, BIAS if absolute else 0
-    rows_in, cols_in, _, _, _, scales_in, *_ = Room.of(kind_name, rows, cols)
+    rows_in, cols_in, _, _, _, _, scales_in, *_ = Room.of(kind_name, rows, cols)
 
     def out(room, u, u_stride, v):  # type: ignore[no-untyped-def]
         store_duals(room + rows_in, room + cols_in, room + scales_in, u, u_stride, v, 0, code, rows, cols, bias, 0)
@@ -162,35 +187,41 @@ def duals_out(kind_name: str, rows: int, cols: int, absolute: bool) -> int:
 
 @once
 def masks_out(
-    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int, absolute: bool
-) -> int:
-    """Compile the making and the proof of masks from the duals in the room.
+    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
+    absolute: bool, moved: bool,
+) -> int:  # fmt: skip
+    """Compile the making of masks from the duals in the room and their proof; where `moved`, masks are there as bits.
 
     Returns
     -------
     operation (room, base, step, to, to_step, here, sums, exact) -> bits of the blocks that are open
+        exact: as `grade_span` has it.
     """
     kind = KINDS[kind_name]
     code, magnitude, item, work = kind.code, int(absolute), kind.itemsize, kind.work_size
     many, u_stride = blocks_in_span(cols), LANES * kind.work_size
     spans_end, lane_count = LANES // many * many, LANES
     room_of = Room.of(kind_name, rows, cols)
-    u_in, v_in, flags_in = room_of.u, room_of.v, room_of.flags
+    u_in, v_in, flags_in, words_in = room_of.u, room_of.v, room_of.flags, room_of.words
+    faults_in, make = room_of.faults, 1
+    if moved:
+        u_in, v_in, make = room_of.proof_u, room_of.proof_v, 2
 
     def grade(room, base, step, to, to_step, here, sums, exact):  # type: ignore[no-untyped-def]
         u, v, flags, open_lanes = room + u_in, room + v_in, room + flags_in, 0
+        words, faults = room + words_in, room + faults_in
         even = spans_end if here == lane_count else 0
         for k in range(0, even, many):
             grade_span(
                 base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
-                flags + k, sums, exact,
-                code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
+                flags + k, sums, exact, words + 2 * k, faults + 2 * k,
+                code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, make,
             )  # fmt: skip
         for k in range(even, here):
             grade_span(
                 base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
-                flags + k, sums + 512, exact,
-                code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, 1,
+                flags + k, sums + 512, exact, words + 2 * k, faults + 2 * k,
+                code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, make,
             )  # fmt: skip
         for k in range(here):
             open_lanes |= (read_byte(flags + k) != 0) << k

@@ -11,8 +11,10 @@ from typing import Any
 
 from llvmlite import ir
 
+from nmflow.kernels.lanes import WORD, words_in_row
 from nmflow.kernels.scores import ScoreKind
-from nmflow.kernels.simd import I1, I8, I64, Emitter, vector
+from nmflow.kernels.segments import VECTOR
+from nmflow.kernels.simd import I1, I8, I16, I64, LANES, Emitter, vector
 
 __all__ = ["Lines", "blocks_in_span"]
 
@@ -47,6 +49,29 @@ class Lines:
         """Load a number for each block and repeat it over the block's columns."""
         numbers = emit.load(address, vector(kind.work, self.groups))
         return emit.pick(numbers, [t // self.cols for t in range(self.width)])
+
+    def spread_words(self, emit: Emitter, address: Value, row: Value) -> Value:
+        """Truth values of a row of the mask, from bits in lanes as `nmflow.kernels.lanes` lays them out."""
+        builder, parts = emit.builder, words_in_row(self.cols)
+        at = emit.beyond(address, row, parts * VECTOR)
+        # LLVM can't shift vectors of just any length
+        size = 64 if self.width > LANES else LANES
+        places = [divmod(t if t < self.width else 0, self.cols) for t in range(size)]
+        chosen = None
+        for p in range(parts):
+            word = emit.load(emit.at(at, p * VECTOR), vector(I16, self.groups))
+            word = emit.pick(word, [block for block, _ in places])
+            lanes = [t + size * (j // WORD == p) for t, (_, j) in enumerate(places)]
+            chosen = word if chosen is None else emit.shuffle(chosen, word, lanes)
+        moved = builder.lshr(chosen, ir.Constant(vector(I16, size), [j % WORD for _, j in places]))
+        kept = builder.trunc(moved, vector(I1, size))
+        return kept if size == self.width else emit.pick(kept, range(self.width))
+
+    def faulty(self, emit: Emitter, address: Value) -> Value:
+        """Truth values of the entries of blocks whose 16 bits there are not 0."""
+        faults = emit.load(address, vector(I16, self.groups))
+        faults = emit.pick(faults, [t // self.cols for t in range(self.width)])
+        return emit.builder.icmp_signed("!=", faults, emit.splat(I16, self.width, 0))
 
     def bits(self, emit: Emitter, flags: Value) -> Value:
         """A vector of truth values as the bits of a 64-bit integer; each block owns a field of `cols` bits."""

@@ -20,12 +20,12 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.lanes import WORD, first_lanes, place_bit, words_in_row, write_masks, write_words
+from nmflow.kernels.lanes import WORD, first_lanes, place_bit, words_in_row, write_masks
 from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import BITS, VECTOR
 from nmflow.kernels.simd import I16, I32, I64, LANES, Emitter, literal, loop, vector
 
-__all__ = ["Width", "choose_lanes", "conclude_lanes", "correct_lanes", "round_lanes", "width_of"]
+__all__ = ["Width", "conclude_lanes", "correct_lanes", "round_lanes", "width_of"]
 
 HELD = 16
 """Most column duals that stay in registers from row to row."""
@@ -105,20 +105,6 @@ def round_lanes(typing, duals, grains, least, count, wide):  # type: ignore[no-u
         return context.get_dummy_value()
 
     return types.none(duals, grains, least, count, wide), codegen
-
-
-@intrinsic(prefer_literal=True)
-def choose_lanes(typing, moved, rows_at, cols_at, words, faults, rows, cols, r, c):  # type: ignore[no-untyped-def]
-    """Write what lies on or above the duals as bits; faults : address of lanes, not 0 where a budget is broken."""
-    rows_, cols_, r_, c_ = (literal(x) for x in (rows, cols, r, c))
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        moved, rows_at, cols_at, words, faults = args[:5]
-        emit.store(write_words(emit, moved, rows_at, cols_at, words, rows_, cols_, r_, c_), faults, VECTOR)
-        return context.get_dummy_value()
-
-    return types.none(moved, rows_at, cols_at, words, faults, rows, cols, r, c), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -34,30 +34,27 @@ def untie_kernel(
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, grid_cols, scratch, blocks, count, given_u, given_v, block_u, block_v,
-    numbers, sums, offsets, more_offsets, shift, least, part, spare, zooms, keep, coarse, fine, step, low, largest)
-    -> int
+    function (scores, stride, mask, mask_stride, grid_cols, scratch, blocks, count, block_u, block_v, numbers, sums,
+    offsets, more_offsets, shift, least, part, spare, zooms, keep, coarse, fine, step, low, largest) -> int
         scores, stride, mask, mask_stride, sums: as `nmflow.kernels.settle`. blocks: the `count` blocks to settle,
-        int64; holds on return those still open. given_u, given_v : duals to begin with, as `settle` leaves them, or 0:
-        only where scores are cut. block_u, block_v : (count, rows) and (count, cols) float64, output: duals of the
-        blocks, of those that stay open if not `keep`, in their order. On a lattice these are duals of T - low, and
-        numbers, (count, rows, cols) int16, or int32 if wide, holds T - low of blocks that stay open. Their masks say
-        which ties to keep. offsets : (rows, cols) of numbers as lanes hold them; more_offsets : if narrow, what is left
-        of them in parts of 64, and of 4096. coarse, fine, step, low, largest, shift: see `read_lattice`. least : a
-        power of two, of which column duals are multiples before they are corrected; part, spare : see `conclude_lanes`.
-        zooms : times that what is left is magnified.
+        int64; holds on return those still open. block_u, block_v : (count, rows) and (count, cols) float64, output:
+        duals of the blocks, of those that stay open if not `keep`, in their order. On a lattice these are duals of
+        T - low, and numbers, (count, rows, cols) int16, or int32 if wide, holds T - low of blocks that stay open. Their
+        masks say which ties to keep. offsets : (rows, cols) of numbers as lanes hold them; more_offsets : if narrow,
+        what is left of them in parts of 64, and of 4096. coarse, fine, step, low, largest, shift: see `read_lattice`.
+        least : a power of two, of which column duals are multiples before they are corrected; part, spare : see
+        `conclude_lanes`. zooms : times that what is left is magnified.
         Returns how many blocks are open, or -1 if a score is off the lattice, which no NaN is on, or not finite.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols, wide)
     operations = (
         untie_pass(kind_name, rows, cols, row_budget, col_budget, absolute, lattice, wide),
         ascent_of(rows, cols, row_budget, col_budget, 0, 0, 0), lane_out(rows, cols, lattice, wide),
-        gather_blocks(cols * kind.itemsize), gather_blocks(kind.work_size), put_blocks(cols),
+        gather_blocks(cols * kind.itemsize), put_blocks(cols),
     )  # fmt: skip
     plan = np.array([
-        *operations, rows, cols, kind.itemsize, kind.work_size, Width(int(wide)).item, 0 if wide else BIAS, lattice,
-        room.u, room.v, room.words, room.lows, room.shifts, room.units, room.scores, room.given_u, room.given_v,
-        room.masks,
+        *operations, rows, cols, kind.itemsize, Width(int(wide)).item, 0 if wide else BIAS, lattice, room.u, room.v,
+        room.words, room.lows, room.shifts, room.units, room.scores, room.masks,
     ], np.int64)  # fmt: skip
     return with_plan(_driver(), plan)
 
@@ -65,16 +62,15 @@ def untie_kernel(
 @once
 def _driver() -> Any:
     """Compile what all kinds and patterns have in common."""
-    lane_count, plan_size = LANES, 23
+    lane_count, plan_size = LANES, 19
 
     def untie(  # type: ignore[no-untyped-def]
-        plan, scores, stride, mask, mask_stride, grid_cols, scratch, blocks, count, given_u, given_v, block_u, block_v,
-        numbers, sums, offsets, more_offsets, shift, least, part, spare, zooms, keep, coarse, fine, step, low, largest,
+        plan, scores, stride, mask, mask_stride, grid_cols, scratch, blocks, count, block_u, block_v, numbers, sums,
+        offsets, more_offsets, shift, least, part, spare, zooms, keep, coarse, fine, step, low, largest,
     ):  # fmt: skip
         (
-            pass_at, ascent, out_at, gather_scores, gather_duals, put_masks, rows, cols, item, work, number_bytes,
-            lane_bias, lattice, u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, given_u_in, given_v_in,
-            masks_in,
+            pass_at, ascent, out_at, gather_scores, put_masks, rows, cols, item, number_bytes, lane_bias, lattice,
+            u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in,
         ) = read_words(plan, plan_size)  # fmt: skip
         room = (scratch + 63) & ~63
         lows, shifts, units = room + lows_in, room + shifts_in, room + units_in
@@ -93,12 +89,9 @@ def _driver() -> Any:
             else:
                 base, by, to, to_step = gathered, lane_count * cols * item, masks, lane_count * cols
                 call(gather_scores, (scores, stride, rows, grid_cols, blocks, first, here, gathered))
-            if given_u:
-                call(gather_duals, (given_u, work, rows, 1, 0, first, here, room + given_u_in))
-                call(gather_duals, (given_v, work, cols, 1, 0, first, here, room + given_v_in))
             open_lanes = call(pass_at, (
-                room, base, by, to, to_step, here, sums, given_u != 0, offsets, more_offsets, shift, least, part, spare,
-                zooms, ascent, coarse, fine, step, low, largest,
+                room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms,
+                ascent, coarse, fine, step, low, largest,
             ))  # fmt: skip
             if open_lanes < 0:
                 return -1
@@ -128,4 +121,4 @@ def _driver() -> Any:
         return left
 
     i8, f8 = types.int64, types.float64
-    return compiled(untie, i8(*[i8] * 23, *[f8] * 5))
+    return compiled(untie, i8(*[i8] * 21, *[f8] * 5))

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from nmflow.kernels.ascent import ascend, rounds_for, set_lanes
 from nmflow.kernels.compile import once, operation
-from nmflow.kernels.lanes import words_in_row
-from nmflow.kernels.moved import ZOOM, add_duals, begin_duals, magnify_lanes, move_lanes
+from nmflow.kernels.lanes import choose_lanes, words_in_row
+from nmflow.kernels.moved import ZOOM, add_duals, magnify_lanes, move_lanes
 from nmflow.kernels.numbers import read_cut, read_lattice
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, BITS, VECTOR, measure_segment
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.single import copy_duals, copy_lane, copy_words
-from nmflow.kernels.tied import Width, choose_lanes, conclude_lanes, correct_lanes, round_lanes
+from nmflow.kernels.tied import Width, conclude_lanes, correct_lanes, round_lanes
 
 __all__ = ["Room", "lane_out", "untie_pass"]
 
@@ -33,8 +33,8 @@ class Room(NamedTuple):
 
     moved : the numbers moved, as 16-bit lanes hold them. rows_at, cols_at : the duals of these. u, v : those of the
     numbers. words : the masks as bits. grains, faults, inexact, lows, shifts, scales, units : see
-    `nmflow.kernels.numbers` and `nmflow.kernels.tied`. scores, masks : those of the blocks, side by side. given_u,
-    given_v : duals to begin with, (rows, 32) and (cols, 32). size : bytes of all.
+    `nmflow.kernels.numbers` and `nmflow.kernels.tied`. scores, masks : those of the blocks, side by side. size : bytes
+    of all.
     """
 
     moved: int
@@ -51,8 +51,6 @@ class Room(NamedTuple):
     scales: int
     units: int
     scores: int
-    given_u: int
-    given_v: int
     masks: int
     size: int
 
@@ -64,8 +62,7 @@ class Room(NamedTuple):
         sizes = (
             entries * lane, entries * VECTOR, rows * VECTOR, cols * VECTOR, rows * lane, cols * lane,
             rows * words_in_row(cols) * VECTOR, lane, VECTOR, 3 * lane, lane, lane, LANES * 8, LANES * 8,
-            LANES * entries * kind.itemsize, LANES * rows * kind.work_size, LANES * cols * kind.work_size,
-            LANES * entries,
+            LANES * entries * kind.itemsize, LANES * entries,
         )  # fmt: skip
         return cls(*accumulate(sizes))
 
@@ -78,13 +75,13 @@ def untie_pass(
 
     Returns
     -------
-    operation (room, base, by, to, to_step, here, sums, given, offsets, more_offsets, shift, least, part, spare, zooms,
-    ascent, coarse, fine, step, low, largest) -> bits of open blocks, or -1 if a score is off the lattice or not finite
-        base, by, to, to_step: scores and mask, each with the bytes between rows. given: whether duals to begin with are
-        in the room. spare: the `room` of `conclude_lanes`. The others as the kernel has them.
+    operation (room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms, ascent,
+    coarse, fine, step, low, largest) -> bits of open blocks, or -1 if a score is off the lattice or not finite
+        base, by, to, to_step: scores and mask, each with the bytes between rows. spare: the `room` of `conclude_lanes`.
+        The others as the kernel has them.
     """
     kind = KINDS[kind_name]
-    code, work, magnitude, broad = kind.code, kind.work_size, int(absolute), int(wide)
+    code, magnitude, broad = kind.code, int(absolute), int(wide)
     first_rounds, again_rounds, _ = rounds_for(max(rows, cols))
     first_rounds += MORE_ROUNDS if max(rows, cols) > 4 else 0
     width = Width(broad)
@@ -95,12 +92,12 @@ def untie_pass(
     more_bytes, base_vectors, cut_vectors = entries * width.item, lines * width.size // VECTOR, 3 * width.size // VECTOR
     (
         moved_in, rows_in, cols_in, u_in, v_in, words_in, grains_in, faults_in, inexact_in, lows_in, shifts_in,
-        scales_in, units_in, _, given_u_in, given_v_in, *_,
+        scales_in, units_in, *_,
     ) = Room.of(kind_name, rows, cols, wide)  # fmt: skip
 
     def group(  # type: ignore[no-untyped-def]
-        room, base, by, to, to_step, here, sums, given, offsets, more_offsets, shift, least, part, spare, zooms,
-        ascent, coarse, fine, step, low, largest,
+        room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms, ascent,
+        coarse, fine, step, low, largest,
     ):  # fmt: skip
         moved, rows_at, cols_at, u, v = room + moved_in, room + rows_in, room + cols_in, room + u_in, room + v_in
         words, grains, faults, inexact = room + words_in, room + grains_in, room + faults_in, room + inexact_in
@@ -115,14 +112,11 @@ def untie_pass(
             if measure_segment(base, by, scales, code, rows, cols, magnitude) >= 0:
                 return -1
             read_cut(base, by, room, grains, inexact, lows, shifts, scales, units, code, rows, cols, magnitude)
-        if given:
-            begin_duals(room + given_u_in, room + given_v_in, lows, shifts, units, u, v, work, rows, cols)
-        else:
-            move_lanes(room, moved, offsets, entries, broad)
-            set_lanes(cols_at, cols, 0)
-            set_lanes(u, base_vectors, 0)
+        move_lanes(room, moved, offsets, entries, broad)
+        set_lanes(cols_at, cols, 0)
+        set_lanes(u, base_vectors, 0)
         up = first_up
-        for zoom in range(1 if given else 0, zooms + 1):
+        for zoom in range(zooms + 1):
             if zoom:
                 up -= zoom_bits
                 if wide:
@@ -149,7 +143,7 @@ def untie_pass(
             code, rows, cols, magnitude, broad,
         )  # fmt: skip
 
-    return operation(group, 16, 5)
+    return operation(group, 15, 5)
 
 
 @once

@@ -14,7 +14,7 @@ from nmflow.duals import Duals
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
-from nmflow.solvers.judge import by_side, fillable, likely_full, movable, plan
+from nmflow.solvers.judge import fillable, likely_full, plan
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.open_blocks import OpenBlocks
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
@@ -23,11 +23,8 @@ from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
 
-MANY = {8: 1000, 16: 400, 64: 2}
-"""Where more than one of so many blocks is still open after that, by the longer side of a block, they are moved too;
-larger blocks take longer to move than to augment."""
 FEWEST = 32
-"""Blocks that are moved or settled once more side by side: for fewer than these a kernel is not worth compiling."""
+"""For fewer blocks than these a kernel that settles blocks side by side is not worth compiling."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,10 @@ class Dual(Solver):
     -----
     1. Dual ascent in 16-bit integers, 32 blocks to a vector (`nmflow.kernels.settle`), settles and proves most blocks.
        O(M^2 log^2 M) a round and block, and a fixed number of rounds. What is still open then is magnified for more
-       rounds, a few times; over 99% of blocks of Gaussian scores are proven by then.
+       rounds, a few times; over 99% of blocks of Gaussian scores are proven by then. Scores of few bits, bfloat16 say,
+       are moved a little there, since many differ by nothing (`nmflow.kernels.grains`).
        Under at-most fill, lines are taken as full at first, which proves most blocks where most scores are above 0.
-    2. Blocks whose scores repeat are settled with each score moved a little, and duals of the true scores follow
+    2. Where most scores repeat, all are moved a little from the first, and duals of the true ones follow
        (`nmflow.kernels.untie`). Scores near a lattice are solved as small whole numbers (`nmflow.solvers.levels`).
     3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
        path; at most M^2 paths, on Gaussian scores about one; ties are mended without any path of some length.
@@ -139,35 +137,36 @@ class Dual(Solver):
 
     def _solved(self, chunk: Chunk, *, tied: bool) -> ChunkSolution:
         """Solve a chunk by its scores; where it is `tied` all of them are moved."""
-        todo = OpenBlocks(chunk)
-        counts = {}
-        if chunk.exact and not tied:
-            counts["ascended"] = settle(chunk, todo)
-        else:
-            todo.add_all()
-            if not tied:  # scores that were rounded are compared as floats, where a tie proves nothing
-                todo.u[:] = todo.v[:] = 0.0
-                counts["ascended"] = settle(chunk, todo)
-        if todo.count < 0:
-            return ChunkSolution(finite=False)
-        with np.errstate(over="ignore"):
-            kept = float(todo.sums.sum())
-        begun = todo.count > 0 and (tied or _many(chunk, todo.count)) and movable(chunk)
-        if begun:
-            untied = untie(chunk, todo.blocks[: todo.count].copy(), None if tied else (todo.u, todo.v))
+        if tied:
+            untied = untie(chunk)
             if untied is None:
                 return ChunkSolution(finite=False)
-            counts["tied"] = todo.count - len(untied.blocks)
-            kept += untied.kept
-            row, col = todo.dense or (None, None)
+            counts = {"tied": chunk.n_blocks - len(untied.blocks)}
+            row, col = chunk.duals or (None, None)
             known = replace(untied.every, row=row, col=col)
             start = replace(known, blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
-        else:
-            known = start = todo.duals()
-        blocks = start.blocks if start.blocks is not None else np.empty(0, np.int64)
+            return self._ended(chunk, known, start, untied.kept, counts, begun=True)
+        todo = OpenBlocks(chunk)
+        if not chunk.exact:  # scores that were rounded are compared as floats, where a tie proves nothing
+            todo.add_all()
+            todo.u[:] = todo.v[:] = 0.0
+        counts = {"ascended": settle(chunk, todo)}
+        if todo.count < 0:
+            return ChunkSolution(finite=False)
+        known = todo.duals()
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
-            return self._augmented(chunk, np.union1d(blocks, chunk.fixed_blocks), start, counts)
+            left = todo.blocks[: todo.count]
+            return self._augmented(chunk, np.union1d(left, chunk.fixed_blocks), known, counts)
+        with np.errstate(over="ignore"):
+            kept = float(todo.sums.sum())
+        return self._ended(chunk, known, known, kept, counts, begun=False)
+
+    def _ended(
+        self, chunk: Chunk, known: Duals, start: Duals, kept: float, counts: dict[str, int], *, begun: bool
+    ) -> ChunkSolution:
+        """Send paths through the blocks that are open, from the duals in `start`; kept : what the others keep."""
+        blocks = start.blocks if start.blocks is not None else np.empty(0, np.int64)
         if not len(blocks):
             return ChunkSolution(known, counts=counts, proven=Proven(kept, blocks))
         counts["augmented"] = len(blocks)
@@ -198,11 +197,6 @@ class Dual(Solver):
             blocks = blocks[ended != EXACT]
         if len(blocks):
             yield replace(duals, special=in_integers(chunk, blocks, duals))
-
-
-def _many(chunk: Chunk, count: int) -> bool:
-    """Whether so many blocks are moved sooner than augmented."""
-    return count > max(FEWEST, chunk.n_blocks // by_side(MANY, chunk.pattern))
 
 
 def _levelled(chunk: Chunk, lattice: Lattice, largest: int, u: Array, v: Array) -> tuple[Array, Array]:

@@ -13,10 +13,12 @@ from nmflow.problem import Array
 from nmflow.reading import work_dtype
 from nmflow.solvers.levels import Lattice, lattice_of
 
-__all__ = ["by_side", "fillable", "likely_distinct", "likely_full", "movable", "plan"]
+__all__ = ["by_side", "fillable", "likely_digits", "likely_distinct", "likely_full", "plan"]
 
 Entry = TypeVar("Entry")
 
+DIGITS, MOST_DIGITS = {"float16": 11, "bfloat16": 8}, 53
+"""Bits of a score, counting the highest; and of any."""
 TIED_SHARE = 0.5
 """Share of a block's scores that must repeat before all blocks are moved."""
 DISTINCT_SHARE = 0.9
@@ -28,7 +30,7 @@ lines keep; the same where most of those repeat; and a share of all scores that 
 
 def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
     """Whether most scores repeat, and the lattice on which they lie: judged by a few."""
-    if not movable(chunk):
+    if not _movable(chunk):
         return False, None
     some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
     if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
@@ -40,7 +42,7 @@ def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
     return True, lattice_of(sample, work_dtype(chunk.kind))
 
 
-def movable(chunk: Chunk) -> bool:
+def _movable(chunk: Chunk) -> bool:
     """Whether scores can be moved a little and the mask repaired after."""
     exact = chunk.pattern.fill == "exact" and chunk.pattern.col is not None
     return exact and chunk.state is None and chunk.exact
@@ -70,6 +72,18 @@ def likely_distinct(chunk: Chunk) -> bool:
     """Whether hardly a score repeats: what is hard to tell apart then is no tie."""
     some = _some(chunk)
     return len(np.unique(some)) > DISTINCT_SHARE * some.size
+
+
+def likely_digits(chunk: Chunk) -> int:
+    """How many bits a score has from its highest to its lowest: a float32 that was a bfloat16 has 8."""
+    if not chunk.exact:
+        return MOST_DIGITS
+    if chunk.kind in DIGITS:
+        return DIGITS[chunk.kind]
+    some = chunk.scores[0, :128]
+    mantissa = np.finfo(some.dtype).nmant
+    bits = int(np.bitwise_or.reduce(some.view(f"u{some.itemsize}"))) & ((1 << mantissa) - 1)
+    return 1 + mantissa - ((bits & -bits).bit_length() - 1 if bits else 0)
 
 
 def by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:

@@ -6,16 +6,19 @@ import numpy as np
 
 from nmflow.blocks import Chunk
 from nmflow.certificate import fills
-from nmflow.solvers.judge import by_side, likely_distinct, likely_full
+from nmflow.solvers.judge import by_side, likely_digits, likely_distinct, likely_full
+from nmflow.solvers.offsets import fine_offsets
 from nmflow.solvers.open_blocks import OpenBlocks, address, workspace
 
 __all__ = ["settle"]
 
-ZOOMS, ROUNDED = (6, 12, 3), (0, 12, 6)
+ZOOMS = (6, 12, 3)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
-and the step between; and the same where scores were rounded, from nothing."""
-FEW_BITS, FEW = (8, 12, 4), 4
-"""The same for bfloat16, of which only ties keep most blocks open after that: one in so many of all is few enough."""
+and the step between."""
+FEW_DIGITS, FEW_ZOOMS = 14, (7, 13, 3)
+"""Most bits of a score where it is moved then, since differences of scores are often 0; and the same for these."""
+ROUNDED = (0, 12, 6)
+"""The same where scores were rounded, from nothing."""
 AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
 """The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
 FINEST = {2: 12, 4: 12, 8: 36}
@@ -31,25 +34,26 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
 
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
-    zooms, few = ZOOMS, 0
+    digits, offsets = likely_digits(chunk), fine_offsets(*pattern.block_shape)
+    moved = digits <= FEW_DIGITS and pattern.fill == "exact"
+    zooms = FEW_ZOOMS if moved else ZOOMS
     if not chunk.exact:
         zooms = ROUNDED
     elif loose:
         zooms = by_side(AT_MOST, pattern)
-    elif chunk.kind == "bfloat16":
-        zooms, few = FEW_BITS, chunk.n_blocks // FEW
     shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
     workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
     kernel = settle_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
-        chunk.warm is not None,
+        chunk.warm is not None, moved,
     )  # fmt: skip
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
         return int(kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
-            todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step, few,
+            todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step,
+            digits, offsets.ctypes.data,
         ))  # fmt: skip
 
     todo.count = go_on(*zooms)

@@ -12,6 +12,7 @@ from nmflow.duals import Duals
 from nmflow.problem import Array
 from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
+from nmflow.solvers.offsets import offsets_of
 from nmflow.solvers.open_blocks import workspace
 
 __all__ = ["Untied", "untie", "untie_on"]
@@ -24,11 +25,8 @@ BELOW, MOST = 2, 9
 """Bits by which the offsets are smaller than the grain of a lattice, and bits that they have at most, of 14."""
 AMONG = {4: 4, 16: 3, 64: 2}
 """The same where scores lie on none, by the longer side of a block."""
-FEW = 2
-"""And from duals that are given."""
 ONE_ZOOM = 4
 """More bits than these, or blocks of up to 8 lines, need to be magnified only once."""
-Sides = tuple[Array, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +58,11 @@ class Untied:
     largest: int = 0
 
 
-def untie(chunk: Chunk, blocks: Array, given: Sides | None) -> Untied | None:
-    """Settle some blocks by their scores, from the duals `given` of them if any; None if one is not finite.
-
-    blocks : their numbers; changed.
-    """
+def untie(chunk: Chunk) -> Untied | None:
+    """Settle all blocks by their scores; None if one is not finite."""
     shape = chunk.pattern.block_shape
-    small, started = max(shape) <= 8, given is not None
-    bits = FEW if started else by_side(AMONG, chunk.pattern)
-    offsets = _offsets(*shape, bits + NARROW, wide=True)
-    zooms = 1 if small or started else 2
-    return _untie(chunk, blocks, None, given, offsets, 0, 0, zooms, wide=True)
+    offsets = _offsets(*shape, by_side(AMONG, chunk.pattern) + NARROW, wide=True)
+    return _untie(chunk, None, offsets, 0, 0, 1 if max(shape) <= 8 else 2, wide=True)
 
 
 def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
@@ -85,25 +77,24 @@ def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
         offset_bits = min(MOST + NARROW if wide else MOST, shift - BELOW)
         zooms = 1 if not wide and (offset_bits > ONE_ZOOM or max(shape) <= 8) else 2
         offsets = _offsets(*shape, offset_bits, wide=wide)
-        untied = _untie(chunk, np.arange(chunk.n_blocks), lattice, None, offsets, shift, largest, zooms, wide=wide)
+        untied = _untie(chunk, lattice, offsets, shift, largest, zooms, wide=wide)
         if untied is not None:
             return untied
     return None
 
 
 def _untie(
-    chunk: Chunk, blocks: Array, lattice: Lattice | None, given: Sides | None, offsets: Array, shift: int, largest: int,
-    zooms: int, *, wide: bool,
-) -> Untied | None:  # fmt: skip
+    chunk: Chunk, lattice: Lattice | None, offsets: Array, shift: int, largest: int, zooms: int, *, wide: bool
+) -> Untied | None:
     from nmflow.kernels.untie import untie_kernel, untie_scratch
 
-    pattern, count, keep = chunk.pattern, len(blocks), chunk.duals is not None
+    pattern, count, keep = chunk.pattern, chunk.n_blocks, chunk.duals is not None
     shape = rows, cols = pattern.block_shape
     scratch = workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
     u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
     v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
     numbers = workspace("numbers", count * rows * cols if lattice else 0, np.int32 if wide else np.int16)
-    left, sums, least, part, room = blocks.copy() if keep else blocks, np.zeros(128), 1, 0, 1
+    left, sums, least, part, room = np.arange(count), np.zeros(128), 1, 0, 1
     numeric = (1.0, 1.0, 1.0, 0.0, 0.0)
     if lattice is not None:
         least = lattice.step << shift
@@ -115,9 +106,9 @@ def _untie(
     )
     still = kernel(
         chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0], chunk.grid[1],
-        scratch.ctypes.data, left.ctypes.data, count, *((0, 0) if given is None else (x.ctypes.data for x in given)),
-        u.ctypes.data, v.ctypes.data, numbers.ctypes.data, sums.ctypes.data, offsets.ctypes.data,
-        offsets[1:].ctypes.data, shift, least, part, room, zooms, int(keep), *numeric,
+        scratch.ctypes.data, left.ctypes.data, count, u.ctypes.data, v.ctypes.data, numbers.ctypes.data,
+        sums.ctypes.data, offsets.ctypes.data, offsets[1:].ctypes.data, shift, least, part, room, zooms,
+        int(keep), *numeric,
     )  # fmt: skip
     if still < 0:
         return None
@@ -125,9 +116,8 @@ def _untie(
         kept = float(sums.sum())
     every, left = Duals(), left[:still]
     if keep:
-        every = Duals(blocks=blocks, block_row=u.copy(), block_col=v.copy())
-        places = np.searchsorted(blocks, left)
-        u, v = u[places], v[places]
+        every = Duals(blocks=np.arange(count), block_row=u.copy(), block_col=v.copy())
+        u, v = u[left], v[left]
     else:
         u, v = u[:still].copy(), v[:still].copy()
     numbers = numbers.reshape(-1, rows, cols)[:still]
@@ -140,8 +130,7 @@ def _offsets(rows: int, cols: int, bits: int, *, wide: bool) -> Array:
 
     Narrow: whole steps, 64ths, and 4096ths of one.
     """
-    order = np.random.Generator(np.random.PCG64(rows * 64 + cols)).permutation(rows * cols).reshape(rows, cols)
     if wide:
-        return ((order << bits) // (rows * cols)).astype(np.int32)
-    parts = (order << (bits + 12)) // (rows * cols)
+        return offsets_of(rows, cols, bits).astype(np.int32)
+    parts = offsets_of(rows, cols, bits + 12)
     return np.stack([parts >> 12, (parts >> 6) & 63, parts & 63]).astype(np.int16)

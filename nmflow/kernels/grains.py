@@ -8,8 +8,9 @@ moved scores are rounded to the grain, all cut at one place: u to the next lower
     u' = g floor(u / g - t),   v' = -g floor(-v / g - t).
 
 Floors keep an order, so u + v >= S gives u' + v' >= S for each multiple S of g, and u + v <= S + e gives
-u' + v' <= S unless the cut lies between u and u - e. It is put where no u lies closely above it. Nothing is claimed of
-the outcome: `nmflow.kernels.proof` grades it with the scores themselves.
+u' + v' <= S unless the cut lies between u and u - e. It is put where no u lies closely above it; under at-most fill at
+0, so that duals that are 0 stay so. Nothing is claimed of the outcome: `nmflow.kernels.proof` grades it with the scores
+themselves.
 """
 
 from __future__ import annotations
@@ -161,13 +162,15 @@ def add_offsets(typing, lanes, scales, zoom, grains, offsets, kind, entries):  #
 
 
 @intrinsic(prefer_literal=True)
-def round_duals(typing, u, u_stride, v, to_u, to_v, grains, kind, rows, cols, free):  # type: ignore[no-untyped-def]
+def round_duals(typing, u, u_stride, v, to_u, to_v, grains, kind, rows, cols, free, clamped):  # type: ignore[no-untyped-def]
     """Write the duals of 32 neighbouring blocks as multiples of their grains; see above. Where columns are `free`: u.
 
+    clamped : whether duals must not be negative, so that the cut is 0.
     u, to_u : `u_stride` bytes between rows. v, to_v : in the matrix's order. Returns 1 if every u' + v' is a float
     without rounding, else 0.
     """
     kind_, rows_, cols_, free_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(free))
+    clamped_ = bool(literal(clamped))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
@@ -176,7 +179,7 @@ def round_duals(typing, u, u_stride, v, to_u, to_v, grains, kind, rows, cols, fr
         grain = emit.load(grains, shape)
         scale, none = inverse(emit, grain, kind_), emit.splat(kind_.work, LANES, 0.0)
         cut = none
-        if not free_:
+        if not free_ and not clamped_:
             rooms = [emit.variable(emit.splat(kind_.work, LANES, 1.0)) for _ in CUTS]
             with loop(builder, rows_) as turn:
                 ratio = builder.fmul(emit.load(emit.beyond(u, turn.index, u_stride), shape), scale)
@@ -215,4 +218,4 @@ def round_duals(typing, u, u_stride, v, to_u, to_v, grains, kind, rows, cols, fr
             emit.store(dual, emit.at(to_v, place))
         return builder.zext(emit.reduce("llvm.vector.reduce.and", builder.load(plain)), I64)
 
-    return types.int64(u, u_stride, v, to_u, to_v, grains, kind, rows, cols, free), codegen
+    return types.int64(u, u_stride, v, to_u, to_v, grains, kind, rows, cols, free, clamped), codegen

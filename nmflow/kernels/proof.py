@@ -37,11 +37,12 @@ def grade_span(  # type: ignore[no-untyped-def]
 
     exact : 0 where a tie proves nothing, 2 where no u + v is rounded, 1 else. make : 0 the mask is read; 1 it is made
     from the duals and written, and only proven blocks are added to `sums`; 2 the same, but it is read from lanes at
-    `words`, and its lines were counted: `faults` has 16 bits for each block, not 0 where a count is wrong.
+    `words`, and under exact fill its lines were counted: `faults` has 16 bits for each block, not 0 where one is wrong.
     """
     kind_, rows_, absolute_, make_ = BY_CODE[literal(kind)], literal(rows), bool(literal(absolute)), literal(make)
     lines = Lines(literal(groups), literal(cols), literal(r), literal(c), literal(row_fill), literal(col_fill))
     width = lines.width
+    counted = make_ == 2 and lines.row_fill == 2 and lines.col_fill != 1
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
@@ -85,7 +86,7 @@ def grade_span(  # type: ignore[no-untyped-def]
                 note(builder.not_(builder.select(kept, above, builder.fcmp_ordered("<", score, threshold))))
             if make_:
                 emit.store(lines.bytes_of(emit, kept), builder.load(of))
-            if make_ < 2:
+            if not counted:
                 builder.store(builder.add(builder.load(counts), lines.bytes_of(emit, kept)), counts)
                 over, slack = lines.rows_wrong(emit, lines.bits(emit, kept), row_duals)
                 builder.store(builder.or_(builder.load(wrong), over), wrong)
@@ -96,15 +97,14 @@ def grade_span(  # type: ignore[no-untyped-def]
             next_row()
         signs_bits = emit.variable(lines.bits(emit, builder.load(signs)))
         ties = builder.load(signs_bits)
-        if make_ == 2:
+        over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
+        over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
+        if counted:
             over = lines.bits(emit, lines.faulty(emit, faults))
-            slack = none if lines.col_fill else lines.cols_wrong(emit, builder.load(counts), col_duals)[1]
+        if make_ == 2:
             sure = builder.icmp_signed("==", exact, ir.Constant(I64, 2))
             ties = builder.select(sure, none, lines.bits(emit, builder.load(tied)))
             builder.store(builder.or_(builder.load(signs_bits), ties), signs_bits)
-        else:
-            over, slack = lines.cols_wrong(emit, builder.load(counts), col_duals)
-            over, slack = builder.or_(over, builder.load(wrong)), builder.or_(slack, builder.load(unsure))
         doubt = builder.and_(builder.icmp_unsigned("!=", ties, none), builder.icmp_signed("!=", exact, none))
         with builder.if_then(doubt, likely=False):
             # some score lies on its threshold: once more, with the rounding error of u + v

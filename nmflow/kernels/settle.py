@@ -32,7 +32,7 @@ def settle_kernel(
     """Compile for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
 
     warm : whether the search starts from duals. moved : whether what is left of scores is moved where blocks are
-    settled once more, for scores of few bits; not under at-most fill.
+    settled once more, for scores of few bits.
 
     Returns
     -------

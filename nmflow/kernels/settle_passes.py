@@ -121,7 +121,7 @@ def next_pass(
     """Compile an ascent of what is left beside the duals in the room, magnified by `zoom` bits, which changes these.
 
     moved : whether that is moved by `offsets`. Then it gets a mask too, as bits, and duals that may prove it: see
-    `nmflow.kernels.grains`. Lines must be full, or free.
+    `nmflow.kernels.grains`.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def next_pass(
     kind = KINDS[kind_name]
     code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
-    clamped, lines, u_stride = clamp_rows or clamp_cols, rows + cols, LANES * kind.work_size
+    clamped, lines, u_stride = clamp_rows | clamp_cols, rows + cols, LANES * kind.work_size
     entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
     (
         rows_in, cols_in, row_floors, col_floors, words_in, faults_in, scales_in, grains_in, _, u_in, v_in, proof_u_in,
@@ -159,7 +159,7 @@ def next_pass(
         if moved:
             choose_lanes(room, rows_at, cols_at, room + words_in, room + faults_in, rows, cols, row_budget, col_count)
             return round_duals(
-                u, u_stride, v, room + proof_u_in, room + proof_v_in, grains, code, rows, cols, free_cols
+                u, u_stride, v, room + proof_u_in, room + proof_v_in, grains, code, rows, cols, free_cols, clamped
             )  # fmt: skip
         return 0
 

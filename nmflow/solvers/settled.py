@@ -35,7 +35,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
     digits, offsets = likely_digits(chunk), fine_offsets(*pattern.block_shape)
-    moved = digits <= FEW_DIGITS and pattern.fill == "exact"
+    moved = digits <= FEW_DIGITS
     zooms = FEW_ZOOMS if moved else ZOOMS
     if not chunk.exact:
         zooms = ROUNDED

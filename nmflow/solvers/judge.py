@@ -81,6 +81,8 @@ def likely_digits(chunk: Chunk) -> int:
     if chunk.kind in DIGITS:
         return DIGITS[chunk.kind]
     some = chunk.scores[0, :128]
+    if any(some.tobytes()[:: some.itemsize]):  # the lowest bits, nearly always
+        return MOST_DIGITS
     mantissa = np.finfo(some.dtype).nmant
     bits = int(np.bitwise_or.reduce(some.view(f"u{some.itemsize}"))) & ((1 << mantissa) - 1)
     return 1 + mantissa - ((bits & -bits).bit_length() - 1 if bits else 0)

@@ -34,7 +34,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
 
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
-    digits, offsets = likely_digits(chunk), fine_offsets(*pattern.block_shape)
+    digits = likely_digits(chunk)
     moved = digits <= FEW_DIGITS
     zooms = FEW_ZOOMS if moved else ZOOMS
     if not chunk.exact:
@@ -42,6 +42,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     elif loose:
         zooms = by_side(AT_MOST, pattern)
     shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
+    offsets = fine_offsets(*shape).ctypes.data if moved else 0
     workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
     kernel = settle_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
@@ -53,7 +54,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
             0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
             todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step,
-            digits, offsets.ctypes.data,
+            digits, offsets,
         ))  # fmt: skip
 
     todo.count = go_on(*zooms)

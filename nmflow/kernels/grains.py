@@ -22,21 +22,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE, ScoreKind
-from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
-from nmflow.kernels.simd import (
-    F32,
-    I1,
-    I16,
-    I32,
-    I64,
-    LANES,
-    Emitter,
-    deinterleave,
-    deinterleave_narrow,
-    literal,
-    loop,
-    vector,
-)
+from nmflow.kernels.segments import VECTOR, exponents, fold_columns, inverse, magnified, spread_over
+from nmflow.kernels.simd import I1, I16, I32, I64, LANES, Emitter, deinterleave_narrow, literal, loop, vector
 
 __all__ = ["add_offsets", "read_rest", "round_duals"]
 
@@ -73,7 +60,7 @@ def read_rest(  # type: ignore[no-untyped-def]
         half, zero = emit.splat(work, LANES, 16384.0), emit.splat(work, LANES, 0.0)
         top = emit.splat(work, LANES, 32767.0 - (1 << (LARGEST - PART) if moved_ else 0))
         largest = (1 << (8 * size - 1)) - 1
-        least = [emit.variable(emit.splat(raw, LANES, largest)) for _ in range(cols_)]
+        least = [emit.variable(emit.splat(raw, LANES, largest)) for _ in range(cols_ if moved_ else 0)]
         at, target, row_at = emit.variable(scores), emit.variable(lanes), emit.variable(u)
         with loop(builder, rows_):
             base = builder.load(at)
@@ -112,26 +99,15 @@ def _grain(emit: Emitter, least: list[Any], unit: Any, digits: Any, kind: ScoreK
     """The lowest bit of each block's least magnitude, at least `unit`; least : bits of magnitudes, by entry."""
     builder = emit.builder
     raw, shift, _ = kind.work_fields
-    drop = 8 * kind.work_size - 16
-    upper = [builder.lshr(part, emit.splat(raw, LANES, drop)) for part in least]
-    blocks = deinterleave(emit, [builder.trunc(part, vector(I16, LANES)) for part in upper])
-    block = blocks[0]
-    for part in blocks[1:]:
-        block = emit.call("llvm.umin", block, part)
-    field = builder.lshr(builder.zext(block, vector(raw, LANES)), emit.splat(raw, LANES, shift - drop))
+    block = builder.zext(fold_columns(emit, least, "llvm.umin"), vector(raw, LANES))
+    field = builder.lshr(block, emit.splat(raw, LANES, shift + 16 - raw.width))
     number = builder.sub(digits, ir.Constant(I64, 1))
     number = number if raw == I64 else builder.trunc(number, raw)
     field = builder.sub(field, emit.broadcast(number, LANES))
-    step = _field(emit, unit, kind)
+    step = exponents(emit, unit, kind)
     field = emit.call("llvm.smax", field, step)
     field = emit.call("llvm.smin", field, builder.add(step, emit.splat(raw, LANES, LARGEST)))
     return builder.bitcast(builder.shl(field, emit.splat(raw, LANES, shift)), vector(kind.work, LANES))
-
-
-def _field(emit: Emitter, numbers: Any, kind: ScoreKind) -> Any:
-    """Exponent fields of positive numbers."""
-    raw, shift, _ = kind.work_fields
-    return emit.builder.lshr(emit.builder.bitcast(numbers, vector(raw, LANES)), emit.splat(raw, LANES, shift))
 
 
 @intrinsic(prefer_literal=True)
@@ -146,7 +122,7 @@ def add_offsets(typing, lanes, scales, zoom, grains, offsets, kind, entries):  #
         shape, long = vector(I16, LANES), vector(I32, LANES)
         numbers = vector(kind_.work, LANES)
         unit = magnified(emit, emit.load(scales, numbers), kind_, zoom)
-        bits = builder.sub(_field(emit, emit.load(grains, numbers), kind_), _field(emit, unit, kind_))
+        bits = builder.sub(exponents(emit, emit.load(grains, numbers), kind_), exponents(emit, unit, kind_))
         most = builder.lshr(builder.shl(emit.splat(raw, LANES, 1), bits), emit.splat(raw, LANES, PART))
         most = builder.zext(builder.trunc(most, shape), long)
         some = emit.reduce("llvm.vector.reduce.or", most)
@@ -194,8 +170,7 @@ def round_duals(typing, u, u_stride, v, to_u, to_v, grains, kind, rows, cols, fr
                 best = builder.select(more, room, best)
                 cut = builder.select(more, emit.splat(kind_.work, LANES, place), cut)
         # larger numbers have no bits below the grain, or are of no use
-        most = emit.splat(kind_.work, LANES, 2.0 ** (23 if kind_.work == F32 else 52))
-
+        most = emit.splat(kind_.work, LANES, 2.0 ** kind_.work_fields[1])
         plain = emit.variable(emit.splat(I1, LANES, 1))
 
         def rounded(dual: Any, scale: Any, grain: Any, cut: Any, up: bool) -> Any:

@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE
-from nmflow.kernels.segments import VECTOR
+from nmflow.kernels.segments import VECTOR, exponents
 from nmflow.kernels.simd import F64, I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
 
 __all__ = [
@@ -185,9 +185,8 @@ def first_lanes(emit: Emitter, count: Any) -> Any:
 def _too_large(emit: Emitter, unit: Any, kind: Any) -> Any:
     """Lanes that are not 0 where 2**16 steps are beyond the work type."""
     builder = emit.builder
-    raw, shift, bias = kind.work_fields
-    field = builder.lshr(builder.bitcast(unit, vector(raw, LANES)), emit.splat(raw, LANES, shift))
-    beyond = builder.icmp_signed(">", field, emit.splat(raw, LANES, 2 * bias - 17))
+    raw, _, bias = kind.work_fields
+    beyond = builder.icmp_signed(">", exponents(emit, unit, kind), emit.splat(raw, LANES, 2 * bias - 17))
     return builder.zext(beyond, vector(I16, LANES))
 
 

@@ -7,6 +7,8 @@ number T, S >= T * unit if and only if q >= T: what is compared in lanes is prov
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -33,6 +35,8 @@ __all__ = [
     "BIAS",
     "BITS",
     "VECTOR",
+    "exponents",
+    "fold_columns",
     "inverse",
     "load_duals",
     "magnified",
@@ -75,23 +79,27 @@ def measure_segment(typing, scores, stride, scales, kind, rows, cols, absolute):
             top = emit.call("llvm.smax", top, builder.load(slot))
         worst = emit.reduce("llvm.vector.reduce.smax", top)
         verdict = builder.sub(worst, ir.Constant(kind_.raw, kind_.infinity))
-        # only exponents matter; 16 bits hold them for every kind
-        drop = 8 * kind_.itemsize - 16
-        exponents = []
-        for slot in bits:
-            part = builder.load(slot)
-            if drop:
-                part = builder.lshr(part, emit.splat(kind_.raw, LANES, drop))
-                part = builder.trunc(part, vector(I16, LANES))
-            exponents.append(part)
-        largest = deinterleave(emit, exponents)
-        block = largest[0]
-        for part in largest[1:]:
-            block = emit.call("llvm.smax", block, part)
+        block = fold_columns(emit, [builder.load(slot) for slot in bits], "llvm.smax")
         emit.store(_unit(emit, block, kind_, BITS if absolute_ else BITS - 1), scales)
         return builder.sext(verdict, I64) if kind_.itemsize < 8 else verdict
 
     return types.int64(scores, stride, scales, kind, rows, cols, absolute), codegen
+
+
+def fold_columns(emit: Emitter, parts: Sequence[Any], order: str) -> Any:
+    """Fold the upper 16 bits of numbers, in the matrix's order, over each block's columns: they hold any exponent."""
+    builder = emit.builder
+    raw = parts[0].type.element
+    if raw != I16:
+        drop = emit.splat(raw, LANES, raw.width - 16)
+        parts = [builder.trunc(builder.lshr(part, drop), vector(I16, LANES)) for part in parts]
+    return functools.reduce(lambda a, b: emit.call(order, a, b), deinterleave(emit, parts))
+
+
+def exponents(emit: Emitter, numbers: Any, kind: ScoreKind) -> Any:
+    """Exponent fields of positive numbers of the work type."""
+    raw, shift, _ = kind.work_fields
+    return emit.builder.lshr(emit.builder.bitcast(numbers, vector(raw, LANES)), emit.splat(raw, LANES, shift))
 
 
 def _unit(emit: Emitter, block: Any, kind: ScoreKind, up: int) -> Any:

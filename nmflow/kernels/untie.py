@@ -13,7 +13,7 @@ from nmflow.kernels.compile import call, compiled, once, with_plan
 from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS
-from nmflow.kernels.simd import LANES, read_float, read_short, read_word, read_words, write_word
+from nmflow.kernels.simd import LANES, read_float, read_short, read_words, write_word
 from nmflow.kernels.tied import Width
 from nmflow.kernels.untie_pass import Room, lane_out, untie_pass
 
@@ -36,8 +36,8 @@ def untie_kernel(
     -------
     function (scores, stride, mask, mask_stride, grid_cols, scratch, blocks, count, block_u, block_v, numbers, sums,
     offsets, more_offsets, shift, least, part, spare, zooms, keep, coarse, fine, step, low, largest) -> int
-        scores, stride, mask, mask_stride, sums: as `nmflow.kernels.settle`. blocks: the `count` blocks to settle,
-        int64; holds on return those still open. block_u, block_v : (count, rows) and (count, cols) float64, output:
+        scores, stride, mask, mask_stride, sums: as `nmflow.kernels.settle`. count: all blocks. blocks: (count,) int64,
+        output: those that stay open. block_u, block_v : (count, rows) and (count, cols) float64, output:
         duals of the blocks, of those that stay open if not `keep`, in their order. On a lattice these are duals of
         T - low, and numbers, (count, rows, cols) int16, or int32 if wide, holds T - low of blocks that stay open. Their
         masks say which ties to keep. offsets : (rows, cols) of numbers as lanes hold them; more_offsets : if narrow,
@@ -78,17 +78,15 @@ def _driver() -> Any:
         left = 0
         for first in range(0, count, lane_count):
             here = min(lane_count, count - first)
-            b = read_word(blocks + first * 8)
-            s = b // grid_cols
-            j = b - s * grid_cols
+            s = first // grid_cols
+            j = first - s * grid_cols
             whole = here == lane_count and j + lane_count <= grid_cols
-            whole = whole and read_word(blocks + (first + lane_count - 1) * 8) == b + lane_count - 1
             if whole:
                 base, by = scores + s * rows * stride + j * cols * item, stride
                 to, to_step = mask + s * rows * mask_stride + j * cols, mask_stride
             else:
                 base, by, to, to_step = gathered, lane_count * cols * item, masks, lane_count * cols
-                call(gather_scores, (scores, stride, rows, grid_cols, blocks, first, here, gathered))
+                call(gather_scores, (scores, stride, rows, grid_cols, 0, first, here, gathered))
             open_lanes = call(pass_at, (
                 room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms,
                 ascent, coarse, fine, step, low, largest,
@@ -96,14 +94,14 @@ def _driver() -> Any:
             if open_lanes < 0:
                 return -1
             if not whole:
-                call(put_masks, (masks, mask, mask_stride, rows, grid_cols, blocks, first, here, ~open_lanes))
+                call(put_masks, (masks, mask, mask_stride, rows, grid_cols, 0, first, here, ~open_lanes))
             for lane in range(here if open_lanes or keep else 0):
                 is_open = (open_lanes >> lane) & 1
                 if is_open or keep:
-                    b = read_word(blocks + (first + lane) * 8)
+                    b = first + lane
                     s = b // grid_cols
                     target = mask + s * rows * mask_stride + (b - s * grid_cols) * cols
-                    k = first + lane if keep else left
+                    k = b if keep else left
                     if lattice:
                         unit, plus = 2.0**-shift, 2.0**-shift * lane_bias
                     else:  # a block's numbers and duals are of its own steps

@@ -94,7 +94,7 @@ def _untie(
     u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
     v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
     numbers = workspace("numbers", count * rows * cols if lattice else 0, np.int32 if wide else np.int16)
-    left, sums, least, part, room = np.arange(count), np.zeros(128), 1, 0, 1
+    left, sums, least, part, room = np.empty(count, np.int64), np.zeros(128), 1, 0, 1
     numeric = (1.0, 1.0, 1.0, 0.0, 0.0)
     if lattice is not None:
         least = lattice.step << shift

@@ -107,6 +107,8 @@ def test_rows_of_solvers_are_complete(solver: str, weights: np.ndarray[Any, Any]
     json.dumps(row, allow_nan=False)
 
 
+# POT has strings that Python warns of when it compiles them, which is once
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @pytest.mark.parametrize("pattern", ["1:4", "2:4", "3:6"])
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_peers_are_right_or_say_why_not(peer: type[peers.Peer], pattern: str, weights: np.ndarray[Any, Any]) -> None:

@@ -22,8 +22,9 @@ run: $(VENV)/.installed runs/download/.complete
 	$(VENV)/bin/nmflow prune $(MODEL) $(PRUNED) --pattern 2:4 --overwrite
 	$(VENV)/bin/nmflow verify $(PRUNED) --pattern 2:4
 
+# Each core begins with a part of its own, so that no two compile the same kernels at a time.
 test: $(VENV)/.developed
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --dist worksteal
 
 # What needs a CUDA device, with the interpreter PYTHON_GPU= names (default: that of the environment made here): tests,
 # measurements and their page; or one of the two. Interrupted, it goes on where it was. GPU="--minutes 20" passes

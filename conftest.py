@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["nmflow/torch/device/kernels.py"]
+collect_ignore = [] if find_spec("triton") else ["nmflow/torch/device/kernels"]

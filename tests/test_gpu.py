@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import nmflow  # noqa: E402
 from nmflow.errors import InputValueError, NonFiniteError  # noqa: E402
 from nmflow.torch import SparseTraining, mask_for, prune_, solve_on_device  # noqa: E402
-from nmflow.torch.device import driver  # noqa: E402
+from nmflow.torch.device import engine  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +38,7 @@ def check(weight: Any, found: Any, *pattern: int) -> None:
 
 
 def test_triton_can_be_used() -> None:
-    assert driver._missing_triton(torch.device("cuda", torch.cuda.current_device())) == ""
+    assert engine.missing_triton(torch.device("cuda", torch.cuda.current_device())) == ""
     assert solve_on_device(torch.ones(8, 8, device="cuda"), 2, 4).stats["engine"] == "launch"
 
 

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 import nmflow  # noqa: E402
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError  # noqa: E402
 from nmflow.torch import solve_on_device  # noqa: E402
-from nmflow.torch.device import driver, plain  # noqa: E402
+from nmflow.torch.device import driver, engine, plain  # noqa: E402
 from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers  # noqa: E402
 from nmflow.torch.device.paths import augment, proven  # noqa: E402
 
@@ -165,7 +165,7 @@ def test_bands_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     first = solve_on_device(torch.from_numpy(array), 2, 4, duals=True)
     again = solve_on_device(torch.from_numpy(array), 2, 4, duals=True, warm_start=first)
-    monkeypatch.setattr(driver.plain, "settle", settle)
+    monkeypatch.setattr(plain, "settle", settle)
     found = solve_on_device(torch.from_numpy(array), 2, 4, duals=True, warm_start=first)
     same(found, array, 2, 4)
     assert found.stats["bands"] == 16
@@ -177,7 +177,7 @@ def test_memory_that_never_suffices_is_an_error(monkeypatch: pytest.MonkeyPatch)
     def settle(*args: Any, **options: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(driver.plain, "settle", settle)
+    monkeypatch.setattr(plain, "settle", settle)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         solve_on_device(torch.ones(64, 8), 2, 4)
 
@@ -192,7 +192,7 @@ def test_no_band_has_more_blocks_than_an_index_holds(monkeypatch: pytest.MonkeyP
         sizes.append(grid.size[0] * grid.size[1])
         return whole(grid, *args, **options)
 
-    monkeypatch.setattr(driver.plain, "settle", settle)
+    monkeypatch.setattr(plain, "settle", settle)
     array = families.gaussian((44, 48), 0)
     found = solve_on_device(torch.from_numpy(array), 2, 4)
     same(found, array, 2, 4)
@@ -203,13 +203,13 @@ def test_no_band_has_more_blocks_than_an_index_holds(monkeypatch: pytest.MonkeyP
 def test_triton_that_cannot_run_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it finds no card; so do others that lack a C compiler, or have a card it does not know."""
     pytest.importorskip("triton")
-    driver._missing_triton.cache_clear()
+    engine.missing_triton.cache_clear()
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
     weight = torch.from_numpy(families.gaussian((16, 24), 0))
     with pytest.warns(UserWarning, match="nmflow solves with plain torch operations, which are slower: "):
         assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"
     assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"  # warnings are errors
-    driver._missing_triton.cache_clear()
+    engine.missing_triton.cache_clear()
 
 
 def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +219,12 @@ def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytes
     monkeypatch.setattr(triton, "__version__", "3.5.1")
     monkeypatch.delitem(sys.modules, "nmflow.torch.device.kernels", raising=False)
     monkeypatch.delattr(device, "kernels", raising=False)
-    driver._missing_triton.cache_clear()
+    engine.missing_triton.cache_clear()
     with pytest.raises(
         InputValueError, match=r"cannot be used: ImportError: nmflow's kernels need Triton 3\.6 or newer"
     ):
         solve_on_device(torch.ones(4, 4), 2, 4, engine="triton")
-    driver._missing_triton.cache_clear()
+    engine.missing_triton.cache_clear()
 
 
 def test_where_the_first_of_many_is() -> None:

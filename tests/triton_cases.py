@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nmflow.pattern import Pattern
 from nmflow.torch import solve_on_device
-from nmflow.torch.device import driver, launch, plain
+from nmflow.torch.device import launch, plain
+from nmflow.torch.device.duals import space_for_duals
 from nmflow.torch.device.grid import BlockGrid
 
 CASES = [
@@ -49,7 +50,7 @@ def test_both_engines_do_the_same(n: int, m: int, family: str) -> None:
 def settled(engine: Any, grid: BlockGrid, start: Any) -> tuple[Any, Any, Any]:
     """Mask, duals and outcome; the duals to start from must come out as they were."""
     mask = torch.zeros(grid.scores.shape, dtype=torch.bool)
-    duals = driver._space(grid)
+    duals = space_for_duals(grid)
     before = start and [side.clone() for side in start]
     outcome = engine.settle(grid, mask, duals, absolute=True, start=start)
     assert not start or all((side == old).all() for side, old in zip(start, before, strict=True))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from functools import cache
 from types import ModuleType
 from typing import Any, Literal, NoReturn, cast
 
@@ -18,15 +16,14 @@ from nmflow.pipeline import as_pattern, solve
 from nmflow.problem import Layout, Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.torch.convert import checked, to_array, to_mask
-from nmflow.torch.device import plain
+from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
+from nmflow.torch.device.engine import MOST_BLOCKS, engine_for
 from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.outcome import Pair
 
 __all__ = ["on_device", "solve_on_device"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_BLOCKS = 1 << 30
-"""Blocks of a band; the kernels number them in 32 bits, and step beyond the last."""
 Engine = Literal["auto", "triton", "torch"]
 
 
@@ -132,19 +129,19 @@ def solve_on_device(
     if not _fits(values, chosen):
         return _on_cpu(values, chosen, absolute, layout, groups, threads, duals)
     grid = BlockGrid.of(values, chosen, layout, groups)
-    start = None if warm_start is None else _start(warm_start, grid)
-    chosen_engine = _engine(engine, grid)
+    start = None if warm_start is None else earlier_duals(warm_start, grid)
+    chosen_engine = engine_for(engine, grid)
     tall, wide = grid.size
     bands = -(-tall // max(1, MOST_BLOCKS // wide))
     # what is handed back, whole: each band writes its part, so that nothing is there twice
     flat = torch.empty(grid.scores.shape, dtype=torch.bool, device=values.device)
-    kept = _space(grid) if duals else None
+    kept = space_for_duals(grid) if duals else None
     while True:
         try:
             parts = [
                 _solve_band(
                     grid.band(i, bands), grid.cut_rows(flat, i, bands), chosen_engine, absolute,
-                    _cut(kept, grid, i, bands), _cut(start, grid, i, bands), threads,
+                    cut_duals(kept, grid, i, bands), cut_duals(start, grid, i, bands), threads,
                 )
                 for i in range(bands)
             ]  # fmt: skip
@@ -260,87 +257,6 @@ def _on_cpu(
 
     mask: Any = to_mask(solution.mask, values.device)
     return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))
-
-
-def _space(grid: BlockGrid) -> Pair:
-    """Space for the duals of all blocks."""
-    rows, cols = grid.pattern.block_shape
-    tall, wide = grid.size
-    device = grid.scores.device
-    u = torch.empty((tall * rows, wide), dtype=torch.float64, device=device)
-    return u, torch.empty((tall, wide * cols), dtype=torch.float64, device=device)
-
-
-def _start(earlier: Solution, grid: BlockGrid) -> Pair:
-    """The duals of an earlier solution, each side in one tensor."""
-    if earlier.row_duals is None or earlier.col_duals is None:
-        raise InputValueError("warm_start must hold duals, not None; call solve_on_device with duals=True for it")
-    if earlier.pattern != grid.pattern:
-        raise InputValueError(f"warm_start must have pattern {grid.pattern}, not {earlier.pattern}; solve anew")
-    rows, cols = grid.pattern.block_shape
-    tall, wide = grid.size
-    sides = []
-    for side in (earlier.row_duals, earlier.col_duals):
-        parts = [torch.as_tensor(part) for part in (side if isinstance(side, tuple) else (side,))]
-        if any(part.device != grid.scores.device for part in parts):
-            raise InputValueError(
-                f"warm_start must hold duals on {grid.scores.device}, not on {parts[0].device}; "
-                f"pass what solve_on_device returned for this device"
-            )
-        sides.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-    if sides[0].shape != (tall * rows, wide) or sides[1].shape != (tall, wide * cols):
-        raise InputValueError(f"warm_start must be of a problem of shape {grid.shape}, not of another; solve anew")
-    return sides[0].double(), sides[1].double()
-
-
-def _cut(duals: Pair | None, grid: BlockGrid, band: int, bands: int) -> Pair | None:
-    """Those of a band."""
-    if duals is None:
-        return None
-    first, last = grid.edges(band, bands)
-    rows = grid.pattern.block_shape[0]
-    return duals[0][first * rows : last * rows], duals[1][first:last]
-
-
-def _engine(name: str, grid: BlockGrid) -> ModuleType:
-    """The module that solves."""
-    if name == "torch" or (name == "auto" and not grid.scores.is_cuda):
-        return plain
-    from nmflow.torch.device import launch
-
-    if not launch.fits(grid.pattern):
-        if name == "triton":
-            raise InputValueError(
-                f'engine must be "auto" or "torch" for pattern {grid.pattern}, not "triton", whose kernels do square '
-                f"blocks of side {', '.join(map(str, launch.SIDES))}, the same n both ways, below m"
-            )
-        return plain
-    if name == "auto":
-        # a single row of blocks cannot be cut into bands
-        return plain if grid.size[1] > MOST_BLOCKS or _missing_triton(grid.scores.device) else launch
-    missing = _missing_triton()
-    if missing:
-        raise InputValueError(f'engine must be "auto" or "torch", not "triton", which cannot be used: {missing}')
-    return launch
-
-
-@cache
-def _missing_triton(device: torch.device | None = None) -> str:
-    """Why Triton cannot be used, said once; empty if it can. On a device, that takes a launch of the least kernel."""
-    try:
-        from nmflow.torch.device import kernels, launch  # noqa: F401
-
-        if device is not None:
-            one = torch.ones((1, 4), device=device)
-            launch.kept_score(one, one > 0, absolute=True)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # no Triton, one that is too old, no C compiler, a card it does not know
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if device is not None:
-            warnings.warn(f"nmflow solves with plain torch operations, which are slower: {reason}", stacklevel=4)
-        return reason
-    return ""
 
 
 def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:

@@ -23,6 +23,7 @@ from nmflow.blocks import FREE, KEEP, Chunk, integers_of
 from nmflow.duals import BlockDuals, Duals, ldexp
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
+from nmflow.sums import added
 
 __all__ = ["ChunkGrade", "Proven", "block_scores", "fills", "grade", "grade_exactly"]
 
@@ -137,8 +138,7 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
             sums[0] += kept
     flags[blocks] = found
     blocks, gaps = blocks[found != 0], gaps[found != 0]
-    with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
-        objective = float(sums.sum()) + (proven.objective if proven else 0.0)
+    objective = added(sums) + (proven.objective if proven else 0.0)
     return ChunkGrade(objective, flags, blocks, gaps)
 
 
@@ -153,7 +153,8 @@ def _grade_one_by_one(chunk: Chunk, duals: Duals, blocks: Array, found: Array, g
         chunk.exact, pattern.row_budget, pattern.col_budget, *fills(pattern), found, gaps,
     )  # fmt: skip
     one_by_one = dict(duals.special or {})
-    for k in np.flatnonzero((found == 1) & np.isnan(gaps)).tolist():  # feasible, and sums overflowed
+    # feasible, and sums overflowed; or scores were rounded, so that sums of them are no bound
+    for k in np.flatnonzero((found == 1) & (np.isnan(gaps) | (not chunk.exact))).tolist():
         if np.isfinite(u[k]).all() and np.isfinite(v[k]).all():
             one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
         else:

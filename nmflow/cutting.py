@@ -18,6 +18,8 @@ __all__ = ["Grid", "Place", "block_numbers", "caller_grids", "grids", "iter_plac
 
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
+COPIED_ENTRIES = 1 << 20
+"""The same where an earlier mask or fixed entries take copies of all that is in a chunk, of up to 64 bytes an entry."""
 FIRST_ENTRIES = 1 << 21
 """Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter."""
 LEAST_ENTRIES = 1 << 19
@@ -69,22 +71,25 @@ def iter_places(problem: Problem) -> Iterator[Place]:
     """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
     rows, cols = problem.pattern.block_shape
     shape = problem.matrix_shape
+    copied = problem.keep is not None or problem.drop is not None or problem.previous is not None
+    most = COPIED_ENTRIES if copied else CHUNK_ENTRIES
     for number, grid in enumerate(grids(problem)):
         full_rows, full_cols = shape[0] // rows, shape[1] // cols
         least = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, shape[0] * shape[1] // 8))
         if full_rows and full_cols:
             stripe = rows * full_cols * cols
             wide = full_cols
-            if stripe > WIDEST_STRIPE:
-                wide = max(LANE_BLOCKS, WIDEST_STRIPE // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
+            widest = min(WIDEST_STRIPE, most)
+            if stripe > widest:
+                wide = max(LANE_BLOCKS, widest // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
             i = 0
             while i < full_rows:
-                entries = min(CHUNK_ENTRIES if i else FIRST_ENTRIES, max(least, (full_rows - i) * stripe // 2))
+                entries = min(most, CHUNK_ENTRIES if i else FIRST_ENTRIES, max(least, (full_rows - i) * stripe // 2))
                 tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
                 for j in range(0, full_cols, wide):
                     yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)
                 i += tall
-        step = max(1, CHUNK_ENTRIES // (rows * cols))
+        step = max(1, most // (rows * cols))
         if full_cols < grid.cols:
             for i in range(0, full_rows, step):
                 yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, grid.cols), True)

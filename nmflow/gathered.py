@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,28 +12,29 @@ from nmflow.cutting import Place, block_numbers, caller_grids, grids
 from nmflow.errors import InfeasibleError
 from nmflow.problem import Problem
 from nmflow.solution import Certificate
+from nmflow.sums import total
 
-__all__ = ["Part", "certificate_of", "check_feasible", "total"]
+__all__ = ["Part", "certificate_of", "check_feasible", "kept_score"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is known of a chunk: its grade, or only what it keeps; or the blocks that have no mask."""
+    """What is known of a chunk: its grade, and what it keeps; or the blocks that have no mask.
+
+    beyond : what it keeps, times 2**-64, where that went beyond float64; `objective` is 0 then.
+    """
 
     place: Place
     grade: ChunkGrade | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     objective: float = 0.0
+    beyond: float = 0.0
     infeasible: Sequence[int] = ()
 
 
-def total(values: Iterable[float]) -> float:
-    """Sum, correctly rounded; infinite where it is beyond float64."""
-    listed = list(values)
-    try:
-        return math.fsum(listed)
-    except OverflowError:
-        return math.copysign(math.inf, math.fsum(value / len(listed) for value in listed))
+def kept_score(parts: Sequence[Part]) -> float:
+    """What all chunks keep."""
+    return total((part.objective for part in parts), [part.beyond for part in parts if part.beyond])
 
 
 def check_feasible(problem: Problem, parts: Sequence[Part]) -> None:
@@ -82,7 +82,7 @@ def certificate_of(problem: Problem, parts: Sequence[Part]) -> Certificate:
         order = np.argsort(unproven, kind="stable")
         unproven, all_gaps = unproven[order], all_gaps[order]
         gap = total(all_gaps)
-    objective = total(part.grade.objective for part in parts if part.grade is not None)
+    objective = kept_score(parts)
     # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
     bound = objective + gap
     return Certificate(

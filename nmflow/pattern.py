@@ -20,7 +20,7 @@ MAX_GROUP = 64
 """Largest group length m: the kernels keep the columns of a block in one machine word."""
 
 Fill = Literal["exact", "at-most"]
-_TEXT = re.compile(r"\s*(\d+)\s*:\s*(\d+)\s*")
+_TEXT = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ def solve(
         the search starts, which is faster where scores changed little. The objective does not depend on it; which of
         several best masks is returned can.
     out : ndarray of bool, shape of weights, optional
-        Where to write the mask, for callers who refresh one often; undefined after an error. Not with layout="conv".
+        Where to write the mask, for callers who refresh one often; undefined after an error. It must lie apart from all
+        that is read. Not with layout="conv".
 
     Returns
     -------

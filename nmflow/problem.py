@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal, TypeAlias
@@ -41,6 +43,9 @@ def as_array(value: object, name: str) -> Array:
 
 
 def _view(value: object, name: str) -> Array:
+    masked = sys.modules.get("numpy.ma")  # loaded where there is one
+    if masked is not None and isinstance(value, masked.MaskedArray):
+        raise InputTypeError(f"{name} must be a plain array, not a masked one, whose mask would be lost; use .filled()")
     try:
         if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
             return np.asarray(value)
@@ -62,12 +67,12 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
     )
 
 
-def as_mask(value: object, shape: tuple[int, ...], name: str) -> Array:
-    """View `value` as a boolean array of `shape`."""
+def as_mask(value: object, shape: tuple[int, ...] | None, name: str) -> Array:
+    """View `value` as a boolean array of `shape`, or of any."""
     mask = _view(value, name)
     if mask.dtype != np.bool_:
         raise InputTypeError(f"{name} must be boolean, not {mask.dtype}; write {name} != 0 if that is meant")
-    if mask.shape != shape:
+    if shape is not None and mask.shape != shape:
         raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
     return mask
 
@@ -192,6 +197,8 @@ class Problem:
         dropped = None if drop is None else as_mask(drop, array.shape, "drop")
         if kept is not None and dropped is not None:
             _check_disjoint(kept, dropped)
+        begun = None if start is None else as_mask(start, array.shape, "start")
+        read = {"the scores": array, "keep": kept, "drop": dropped, "start": begun}
         return cls(
             array,
             absolute,
@@ -200,8 +207,8 @@ class Problem:
             groups,
             kept,
             dropped,
-            start=None if start is None else as_mask(start, array.shape, "start"),
-            out=None if out is None else _check_out(out, array, layout),
+            start=begun,
+            out=None if out is None else _check_out(out, read, layout),
         )
 
     @property
@@ -284,18 +291,37 @@ def _stacked(array: Array) -> bool:
     )
 
 
-def _check_out(out: object, scores: Array, layout: str | None) -> Array:
-    """Check where a caller wants the mask: entries of a row adjacent, shape of `scores`, not with layout="conv"."""
-    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != scores.shape:
+def _check_out(out: object, read: Mapping[str, Array | None], layout: str | None) -> Array:
+    """Check where a caller wants the mask: entries of a row adjacent, shape of the scores, not with layout="conv".
+
+    read : what is read while the mask is written, by its name.
+    """
+    shape = next(array.shape for array in read.values() if array is not None)
+    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != shape:
         found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputValueError(f"out must be a NumPy array of bool of shape {scores.shape}, not {found}")
+        raise InputValueError(f"out must be a NumPy array of bool of shape {shape}, not {found}")
+    if type(out) is not np.ndarray:  # what a subclass does of its own, such as a masked array, would come between
+        out = out.view(np.ndarray)
     if not out.flags.writeable or out.strides[-1] != 1:
         raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
     if layout == "conv":
         raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
-    if np.may_share_memory(out, scores):
-        raise InputValueError("out must not share memory with the scores; pass an array of its own")
+    if _overlaps_itself(out):
+        raise InputValueError("out must have entries of its own in memory, none twice; pass np.empty")
+    for name, array in read.items():
+        if array is not None and np.may_share_memory(out, array):
+            raise InputValueError(f"out must not share memory with {name}; pass an array of its own")
     return out
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two entries may lie in the same place: told by each stride, which must step over what is within it."""
+    extent = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < extent:
+            return True
+        extent += stride * (length - 1)
+    return False
 
 
 def _check_disjoint(keep: Array, drop: Array) -> None:

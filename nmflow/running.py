@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
-from nmflow.certificate import ChunkGrade, grade
+from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
 from nmflow.cutting import Place, grids, iter_places, region
 from nmflow.dual_arrays import DualArrays
 from nmflow.duals import Duals
-from nmflow.gathered import Part, certificate_of, check_feasible, total
+from nmflow.gathered import Part, certificate_of, check_feasible, kept_score
 from nmflow.problem import Array, Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.sums import scaled_sum
 from nmflow.switching import switch_of
 
 __all__ = ["grade_mask", "run"]
+
+_NOTHING: Mapping[str, int] = {}
 
 
 class _ContradictionError(Exception):
@@ -54,9 +58,10 @@ def run(
             evidence, graded, counts = _settled_and_graded(problem, chunk, method)
             if duals is not None:
                 duals.store(chunk, evidence)
-            part = Part(place, graded, counts, graded.objective)
+            part = _part(chunk, graded.objective, graded, counts)
         else:
-            part = Part(place, None, _solved(problem, chunk, method).counts, _kept(chunk))
+            solution = _solved(problem, chunk, method)
+            part = _part(chunk, _kept(chunk), None, solution.counts)
         store(chunk, masks)
         return part
 
@@ -76,7 +81,7 @@ def run(
     }
     return Solution(
         mask=mask,
-        objective=total(part.objective for part in parts),
+        objective=kept_score(parts),
         certificate=certificate,
         solver=method.name,
         pattern=problem.pattern,
@@ -97,7 +102,8 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         chunk = load(problem, matrices, masks, place)
         if place.padded:  # the real entries are as given; the padding takes what is left, as a free choice
             return _certify_edge(problem, chunk, masks, method)
-        return Part(place, grade(chunk, _best_duals(problem, chunk)), {})
+        graded = grade(chunk, _best_duals(problem, chunk))
+        return _part(chunk, graded.objective, graded)
 
     parts = map_on_threads(_feasible(work), list(iter_places(problem)), threads)
     check_feasible(problem, parts)
@@ -125,10 +131,7 @@ def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple
     graded = grade(chunk, duals, solution.proven)
     if len(graded.unproven) and method.exact:
         counts["refined"] = len(graded.unproven)
-        for refined in method.refine(chunk, graded.unproven, duals):
-            duals, graded = refined, grade(chunk, refined, solution.proven)
-            if not len(graded.unproven):
-                break
+        duals, graded = _refined(chunk, method, duals, graded, solution.proven)
         if len(graded.unproven) and method.name != "dual":
             # the evidence of this solver proves too little; any duals may grade its mask
             duals = _best_duals(problem, chunk)
@@ -138,17 +141,44 @@ def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple
     return duals, graded, counts
 
 
+def _refined(
+    chunk: Chunk, method: Solver, duals: Duals, graded: ChunkGrade, proven: Proven | None
+) -> tuple[Duals, ChunkGrade]:
+    """Solve what is not proven in ever more exact arithmetic, until it is."""
+    for refined in method.refine(chunk, graded.unproven, duals):
+        duals, graded = refined, grade(chunk, refined, proven)
+        if not len(graded.unproven):
+            break
+    return duals, graded
+
+
 def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
     """Optimal duals of a chunk, whatever its mask: they give the best bound on it."""
     best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_), duals=chunk.room_for_duals())
-    return _settled_and_graded(problem, best, get("dual"))[0]
+    method = get("dual")
+    duals, _, counts = _settled_and_graded(problem, best, method)
+    if counts.get("rounded"):  # whole numbers proved these blocks; what became of their duals may prove nothing
+        duals, _ = _refined(best, method, duals, grade(best, duals), None)
+    return duals
+
+
+def _part(chunk: Chunk, objective: float, graded: ChunkGrade | None, counts: Mapping[str, int] = _NOTHING) -> Part:
+    """What is known of a chunk; its sum is taken anew where it went beyond float64."""
+    if math.isfinite(objective):
+        return Part(chunk.place, graded, counts, objective)
+    return Part(chunk.place, graded, counts, beyond=scaled_sum(_values(chunk)[chunk.mask]))
 
 
 def _kept(chunk: Chunk) -> float:
     """Kept score of a chunk, summed in float64 in a fixed order."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sum(_values(chunk), dtype=np.float64, where=chunk.mask))
+
+
+def _values(chunk: Chunk) -> Array:
+    """The scores of a chunk, in a dtype that can be added up."""
     values = chunk.scores if chunk.kind in ("float32", "float64") else chunk.source.astype(np.float32)
-    with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
-        return float(np.sum(np.abs(values) if chunk.absolute else values, dtype=np.float64, where=chunk.mask))
+    return np.abs(values) if chunk.absolute else values
 
 
 def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], method: Solver) -> Part:
@@ -165,7 +195,8 @@ def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], meth
             if block not in failed:
                 corner = chunk.corner(block)
                 chunk.mask[corner] = whole.mask[corner]
-    return Part(place, grade(chunk, _best_duals(problem, chunk)), {})
+    graded = grade(chunk, _best_duals(problem, chunk))
+    return _part(chunk, graded.objective, graded)
 
 
 def _feasible(work: Callable[[Place], Part]) -> Callable[[Place], Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ class Status(enum.IntEnum):
     """Breaks the pattern, or a keep or drop constraint."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """A grade of a mask, block by block, made without asking the solver how it got there.
 
@@ -88,11 +89,17 @@ class Certificate:
 
     def where(self, number: int) -> tuple[int, int, int]:
         """Matrix, block row and block column of block `number`."""
+        try:
+            left = operator.index(number)
+        except TypeError:
+            raise InputTypeError(f"number must be a whole number, not {number!r}") from None
+        if not 0 <= left < self.n_blocks:
+            raise InputValueError(f"number must be from 0 to {self.n_blocks - 1}, not {number}")
         for matrix, (rows, cols) in enumerate(self.grids):
-            if number < rows * cols:
-                return matrix, *divmod(number, cols)
-            number -= rows * cols
-        raise InputValueError(f"number must be below the number of blocks, {self.n_blocks}")
+            if left < rows * cols:
+                return matrix, *divmod(left, cols)
+            left -= rows * cols
+        raise AssertionError("grids have as many blocks as there are statuses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class Switch:
     kept_score: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """A mask, its certificate, and how it was made.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from nmflow.errors import InputValueError
 from nmflow.problem import Array, Matrix, Problem, as_mask
 from nmflow.reading import in_rows, readable, turned
 from nmflow.solution import Switch
+from nmflow.sums import added, scaled_sum, total
 
 __all__ = ["switch_of", "with_previous"]
 
@@ -39,7 +41,7 @@ def with_previous(problem: Problem, previous: object | None, switch_cost: float 
     earlier = as_mask(previous, problem.shape, "previous")
     if problem.out is not None and np.may_share_memory(problem.out, earlier):
         raise InputValueError("out must not share memory with previous, which it is compared with; pass one of its own")
-    if not isinstance(switch_cost, numbers.Real) or not 0.0 <= float(switch_cost) < math.inf:
+    if not isinstance(switch_cost, numbers.Real) or not 0.0 <= switch_cost <= sys.float_info.max:
         raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
     mean, largest = _magnitude(problem, threads)
     if not (math.isfinite(mean) and math.isfinite(largest)):
@@ -58,7 +60,7 @@ def switch_of(problem: Problem, masks: tuple[Array, ...], previous: Array, threa
 
     matrices, earlier = problem.matrices(problem.scores), problem.matrices(previous)
 
-    def compare(band: Band) -> tuple[int, int, float]:
+    def compare(band: Band) -> tuple[int, int, float, float]:
         number, rows = band
         (part, kind, _), now, then = readable(_part(matrices[number], rows)), masks[number][rows], earlier[number]
         before = in_rows(_part(then, rows))
@@ -67,12 +69,14 @@ def switch_of(problem: Problem, masks: tuple[Array, ...], previous: Array, threa
             part.ctypes.data, part.strides[0], now.ctypes.data, now.strides[0], before.ctypes.data, before.strides[0],
             *part.shape, counts.ctypes.data, sums.ctypes.data,
         )  # fmt: skip
-        with np.errstate(over="ignore"):  # float64 scores can add up to more than it holds
-            return int(counts[0]), int(counts[1]), float(sums.sum())
+        kept, beyond = added(sums), 0.0
+        if not math.isfinite(kept):
+            values = np.where(now, np.abs(part) if problem.absolute else part, 0.0)
+            kept, beyond = 0.0, scaled_sum(values)
+        return int(counts[0]), int(counts[1]), kept, beyond
 
-    flips, again, kept = zip(*map_on_threads(compare, _bands(matrices), threads), strict=True)
-    with np.errstate(over="ignore"):
-        return Switch(sum(flips), sum(again), problem.bonus, float(np.sum(kept)))
+    flips, again, kept, beyond = zip(*map_on_threads(compare, _bands(matrices), threads), strict=True)
+    return Switch(sum(flips), sum(again), problem.bonus, total(kept, filter(None, beyond)))
 
 
 def _magnitude(problem: Problem, threads: int) -> tuple[float, float]:
@@ -85,11 +89,10 @@ def _magnitude(problem: Problem, threads: int) -> tuple[float, float]:
         part, kind, _ = readable(_part(matrices[band[0]], band[1]))
         sums, tops = np.zeros((2, 32))
         measure_kernel(kind)(part.ctypes.data, part.strides[0], *part.shape, sums.ctypes.data, tops.ctypes.data)
-        with np.errstate(over="ignore"):
-            total, top = float(sums.sum()), float(tops.max())
-        if total == math.inf and math.isfinite(top):  # float64 scores that add up to more than it holds
+        whole, top = added(sums), float(tops.max())
+        if whole == math.inf and math.isfinite(top):
             return float((np.abs(part) / problem.scores.size).sum()), top
-        return total / problem.scores.size, top
+        return whole / problem.scores.size, top
 
     shares, tops = zip(*map_on_threads(measure, _bands(matrices), threads), strict=True)
     if math.inf in shares:

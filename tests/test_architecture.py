@@ -14,14 +14,15 @@ import nmflow
 
 ROOT = Path(nmflow.__file__).parent
 
-BASE = {"errors", "pattern", "solution"}
-"""Values and errors, for every room above them."""
+BASE = {"errors", "pattern", "solution", "sums"}
+"""Values, their sums, and errors, for every room above them."""
 
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "kernels": set(),
     "pattern": {"errors"},
     "solution": {"errors", "pattern"},
+    "sums": set(),
     "problem": BASE,
     "reading": BASE | {"problem", "kernels"},
     "switching": BASE | {"problem", "reading", "kernels", "crew"},

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import families
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -119,7 +120,7 @@ def test_the_first_block_of_a_batch_and_of_groups_is_found() -> None:
     mask[1, 5, 6] ^= True
     certificate = nmflow.certify(weights, mask, 2, 4, layout="batch", absolute=True)
     assert [certificate.where(number) for number in certificate.unproven] == [(1, 1, 1)]
-    with pytest.raises(InputValueError, match="number must be below the number of blocks, 12"):
+    with pytest.raises(InputValueError, match="number must be from 0 to 11, not 12"):
         certificate.where(12)
 
 
@@ -238,6 +239,38 @@ def test_integers_that_float64_rounds(name: str) -> None:
     assert 0 < proven < 90
 
 
+def rounded_integers(seed: int) -> Array:
+    """Integers beyond 2**53 that differ by less than float64 can tell, some beside small ones."""
+    rng = np.random.default_rng(seed)
+    near = 2 ** rng.integers(53, 62, (15, 1)) + rng.integers(-20, 21, (15, 60))
+    return np.where(rng.random(near.shape) < 0.5 * (seed % 2), rng.integers(0, 2048, near.shape), near)
+
+
+@pytest.mark.parametrize("pattern", [Pattern(1, 2), Pattern(1, 3), Pattern(1, 2, fill="at-most")], ids=str)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rounded_score_on_a_rounded_sum_of_duals_proves_nothing(pattern: Pattern, seed: int) -> None:
+    """Float64 duals lie on scores, so that what rounds alike looks like a tie."""
+    scores = rounded_integers(seed)
+    solution = nmflow.solve(scores, pattern=pattern, scores=scores)
+    exact = oracles.exact(scores, absolute=False)
+    assert solution.proven
+    assert Fraction(exact[solution.mask].sum()) == oracles.best_total(exact, pattern)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gaps_of_rounded_scores_are_bounds(seed: int) -> None:
+    scores, lossy = rounded_integers(seed)[:14], 0
+    solution = nmflow.solve(scores, 1, 2, scores=scores, solver="greedy", certify=True)
+    grade = solution.certificate
+    gaps = dict(zip(grade.unproven.tolist(), grade.gaps.tolist(), strict=True))
+    parts = (oracles.blocks(array, Pattern(1, 2)) for array in (oracles.exact(scores, absolute=False), solution.mask))
+    for number, ((_, block), (_, mask)) in enumerate(zip(*parts, strict=True)):
+        lost = oracles.best_score(block, Pattern(1, 2)) - block[mask].sum()
+        assert gaps.get(number, 0.0) == float(lost)
+        lossy += lost > 0
+    assert lossy
+
+
 @pytest.mark.parametrize("fill", ["exact", "at-most"])
 def test_integers_of_all_sizes(fill: str) -> None:
     """Rows with more large scores than they may keep, in Python integers."""
@@ -248,6 +281,51 @@ def test_integers_of_all_sizes(fill: str) -> None:
     exact = oracles.exact(weights)
     assert solution.certificate.proven
     assert exact[solution.mask].sum() == oracles.best_total(exact, pattern)
+
+
+@pytest.mark.parametrize("pattern", ["8:16", "2:4", "1:3"])
+@pytest.mark.parametrize("family", ["grid", "bfloat16"])
+def test_a_mask_that_is_proven_is_graded_as_proven(family: str, pattern: str) -> None:
+    """Also where whole numbers proved it, whose duals are rounded on their way to those of the scores."""
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-7, 8, (48, 48)) * 0.0137
+    if family == "bfloat16":
+        weights = rng.choice([1e-10, 1e10], (48, 48)).astype(ml_dtypes.bfloat16)
+    solution = nmflow.solve(weights, pattern=pattern)
+    graded = nmflow.certify(weights, solution.mask, pattern=pattern, absolute=True)
+    assert solution.proven
+    assert graded.proven
+    assert graded.gap == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "pattern", "total"),
+    [
+        (np.repeat([1.2e308, -1.2e308], [16, 8]).reshape(6, 4), "4:4", math.inf),
+        (np.repeat([1.7e308, -1.7e308], 16).reshape(8, 4), "4:4", 0.0),
+        (np.pad([[1.2e308, 1.2e308], [-1.2e308, 0.0]], ((0, 7), (0, 7)), constant_values=1.0), "8:8", 1.2e308),
+        (np.pad([[1e308] * 3, [-1e308] * 3], ((0, 6), (0, 5)), constant_values=0.5), "8:8", 29.0),
+    ],
+)
+def test_sums_that_leave_float64_on_the_way(scores: Array, pattern: str, total: float) -> None:
+    solution = nmflow.solve(scores, pattern=pattern, scores=scores)
+    assert solution.objective == total
+    assert solution.proven
+    assert nmflow.certify(scores, solution.mask, pattern=pattern).objective == total
+    other = nmflow.solve(scores, pattern=pattern, scores=scores, solver="greedy")
+    assert other.objective == total
+    again = nmflow.solve(scores, pattern=pattern, scores=scores, previous=solution.mask, switch_cost=0.0)
+    assert again.switch.kept_score == total
+
+
+def test_where_a_block_lies() -> None:
+    grade = nmflow.certify(np.ones((8, 12)), np.ones((8, 12), bool), 4, 4)
+    assert grade.where(np.int64(5)) == (0, 1, 2)
+    for number in (-1, 6):
+        with pytest.raises(InputValueError, match=f"number must be from 0 to 5, not {number}"):
+            grade.where(number)
+    with pytest.raises(InputTypeError, match=r"number must be a whole number, not 1\.5"):
+        grade.where(1.5)
 
 
 # The definition, in fractions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from fractions import Fraction
 from typing import Any
 
 import families
@@ -71,6 +72,16 @@ def test_rows_only_and_unstructured() -> None:
     assert large.block_count is None
     assert large.log2 == pytest.approx(exact, rel=1e-12)
     assert mask_diversity((4, 4), 0).log2 == mask_diversity((4, 4), 1.0).log2 == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "density"),
+    [((10**8, 10**7), 1e-15), ((2**25, 2**10), 2.0**-35), ((1000, 1000), 0.005), ((500, 500), 0.7)],
+)
+def test_large_unstructured_masks_lose_no_digits(shape: tuple[int, int], density: float) -> None:
+    size = shape[0] * shape[1]
+    found = mask_diversity(shape, density).log2
+    assert found == pytest.approx(math.log2(math.comb(size, round(Fraction(density) * size))), rel=1e-14)
 
 
 def test_both_bounds_of_the_table() -> None:
@@ -182,6 +193,8 @@ def test_divergence_follows_the_layout_and_the_solution() -> None:
 
 def test_divergence_of_bad_masks() -> None:
     mask = np.ones((4, 4), bool)
+    with pytest.raises(InputTypeError, match="mask_a must be an array that NumPy can view"):
+        divergence([[True], [True, False]], mask)
     with pytest.raises(InputValueError, match=r"mask_b must have shape \(4, 4\), not \(4, 5\)"):
         divergence(mask, np.ones((4, 5), bool))
     for first, second, name in ((mask, mask.astype(int), "mask_b"), (mask.astype(int), mask, "mask_a")):

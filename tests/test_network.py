@@ -229,6 +229,15 @@ def test_flow_of_refuses(pattern: Pattern) -> None:
             net.flow_of(np.array(mask))
 
 
+def test_what_is_no_solution_is_refused() -> None:
+    net = network.build(np.ones((2, 2)), Pattern(1, 2))
+    with pytest.raises(InputValueError, match=r"mask must have the shape of a block, \(2, 2\), not \(4,\)"):
+        net.flow_of(np.zeros(4, bool))
+    for line in ("f 1 9 1", "f 1 3", "f 1 3 x", f"f 1 3 {2**70}"):
+        with pytest.raises(InputValueError, match=f"text must hold lines 'f TAIL HEAD FLOW' .* not '{line}'"):
+            net.flow_from_dimacs(line)
+
+
 def test_build_refuses() -> None:
     pattern, ones = Pattern(1, 2), np.ones((2, 2))
     with pytest.raises(InputValueError, match=re.escape("scores_block must have the block shape (2, 2), not (2, 3)")):

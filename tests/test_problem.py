@@ -75,6 +75,15 @@ def test_a_subclass_counts_as_its_array() -> None:
     assert type(scores) is np.ndarray
 
 
+def test_a_masked_array_is_refused() -> None:
+    """What it hides would count."""
+    masked = np.ma.masked_array(np.ones((2, 2)), np.eye(2, dtype=bool))
+    with pytest.raises(InputTypeError, match=r"weights must be a plain array, not a masked one, .* use \.filled\(\)"):
+        Problem.build(masked, Pattern(1, 2))
+    with pytest.raises(InputTypeError, match="keep must be a plain array"):
+        Problem.build(np.ones((2, 2)), Pattern(1, 2), keep=masked > 0)
+
+
 def test_arrays_are_not_copied() -> None:
     for array in (ONES, np.asfortranarray(ONES), np.ones((8, 8), np.float32)[::2, ::-2]):
         array.setflags(write=False)

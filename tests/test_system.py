@@ -238,7 +238,7 @@ def number(name):
 
 def weights_of(rows, cols):
     rng = np.random.default_rng(0)
-    if kind == "float32":
+    if kind in ("float32", "keep", "previous"):
         return rng.standard_normal((rows, cols), np.float32)
     if kind == "int8":
         return rng.integers(-128, 128, (rows, cols), np.int8)
@@ -254,13 +254,20 @@ def weights_of(rows, cols):
     if kind == "conv":
         return rng.standard_normal((rows, cols // 16, 4, 4), np.float32)
 
-options = {"layout": "conv"} if kind == "conv" else {}
-nmflow.solve(weights_of(64, 64), pattern=pattern, threads=threads, **options)  # what is loaded once is not counted
-weights = weights_of(SIDE, SIDE)
+def options(rows, cols):
+    if kind in ("keep", "previous"):  # an entry of every block
+        chosen = np.zeros((rows, cols), bool)
+        chosen[::4, ::4] = True
+        return {kind: chosen} | ({"switch_cost": 0.1} if kind == "previous" else {})
+    return {"layout": "conv"} if kind == "conv" else {}
+
+# what is loaded once is not counted
+nmflow.solve(weights_of(64, 64), pattern=pattern, threads=threads, **options(64, 64))
+weights, given = weights_of(SIDE, SIDE), options(SIDE, SIDE)
 with open("/proc/self/clear_refs", "w") as clear:
     clear.write("5")  # the peak starts anew
 before = number("VmRSS")
-solution = nmflow.solve(weights, pattern=pattern, threads=threads, **options)
+solution = nmflow.solve(weights, pattern=pattern, threads=threads, **given)
 assert solution.certificate.proven
 beyond = number("VmHWM") - before - solution.mask.nbytes
 print(beyond, solution.certificate.n_blocks)
@@ -280,6 +287,8 @@ print(beyond, solution.certificate.n_blocks)
         ("int8", "2:4", "2"),
         ("ties", "2:4", "2"),
         ("conv", "2:4", "2"),
+        ("keep", "2:4", "2"),
+        ("previous", "2:4", "2"),
     ],
 )
 def test_memory_beyond_weights_and_mask_is_small(kind: str, pattern: str, threads: str) -> None:

@@ -92,6 +92,17 @@ def test_out_takes_the_mask() -> None:
     assert wide[:, 37:].all()
 
 
+def test_out_may_be_a_subclass() -> None:
+    weights = np.random.default_rng(0).standard_normal((17, 18))
+    whole = nmflow.solve(weights, 2, 4)
+    hidden = np.ma.masked_array(np.zeros(weights.shape, np.bool_), np.ones(weights.shape, np.bool_), hard_mask=True)
+    for out in (hidden, np.zeros(weights.shape, np.bool_).view(np.matrix)):
+        solution = nmflow.solve(weights, 2, 4, out=out, keep=np.zeros(weights.shape, np.bool_))
+        assert type(solution.mask) is np.ndarray
+        assert np.shares_memory(solution.mask, out)
+        assert np.array_equal(solution.mask, whole.mask)
+
+
 def test_what_cannot_be_out_is_refused() -> None:
     weights = families.gaussian((16, 16), 0)
     for out, words in [
@@ -106,6 +117,14 @@ def test_what_cannot_be_out_is_refused() -> None:
             nmflow.solve(weights, 2, 4, out=out)
     images = families.gaussian((8, 4, 3, 3), 0)
     last = nmflow.solve(weights, 2, 4).mask
+    both = np.zeros((20, 16), np.bool_)
+    for name in ("keep", "drop"):
+        with pytest.raises(InputValueError, match=f"out must not share memory with {name}"):
+            nmflow.solve(weights, 2, 4, out=both[4:], **{name: both[:16]})
+    for strides in ((0, 1), (8, 1)):
+        twice = np.lib.stride_tricks.as_strided(np.zeros(400, np.bool_), (16, 16), strides)
+        with pytest.raises(InputValueError, match="out must have entries of its own in memory, none twice"):
+            nmflow.solve(weights, 2, 4, out=twice)
     with pytest.raises(InputValueError, match="out must not share memory with previous"):
         nmflow.solve(weights, 2, 4, previous=last, switch_cost=0.1, out=last)
     with pytest.raises(InputValueError, match='out must be None for layout="conv"'):

@@ -20,7 +20,7 @@ from nmflow.problem import Array, Matrix, as_array
 __all__ = ["matrices", "parse_shape", "quick"]
 
 Progress = Callable[[str, int, int], None]
-_SHAPE = re.compile(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*")
+_SHAPE = re.compile(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", re.ASCII)
 
 
 def parse_shape(text: str) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def divergence(
     >>> found.sad, found.flip_rate, found.block_sad.tolist()
     (8, 0.5, [2, 2, 2, 2])
     """
-    first = as_mask(mask_a, tuple(np.shape(mask_a)), "mask_a")  # type: ignore[call-overload]  # takes any array
+    first = as_mask(mask_a, None, "mask_a")
     second = as_mask(mask_b, first.shape, "mask_b")
     differ = first != second
     if pattern is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from nmflow.diversity.counting import asymptotic_log_count, count_masks, exact_pattern
@@ -16,6 +18,8 @@ __all__ = ["Diversity", "mask_diversity"]
 
 LARGEST_EXACT = 1 << 14
 """Entries up to which unstructured masks are counted as an integer: it has as many bits."""
+FEW = 1 << 10
+"""Kept entries up to which they are for the logarithm alone; for more, three terms of Stirling's series are exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,8 @@ def _two(shape: Sequence[int]) -> tuple[int, int]:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
         raise InputTypeError(f"shape must be two whole numbers, not {shape!r}") from None
+    if len(sizes) == 2 and math.prod(sizes) > sys.maxsize:
+        raise InputValueError(f"shape must have at most {sys.maxsize} entries, as an array has, not {sizes}")
     if len(sizes) != 2 or min(sizes) < 1:
         raise InputValueError(f"shape must be two numbers of at least 1, not {sizes}")
     return sizes[0], sizes[1]
@@ -132,10 +138,17 @@ def _unstructured(rows: int, cols: int, density: float) -> Diversity:
     if not 0.0 <= density <= 1.0:
         raise InputValueError(f"constraint must be a density between 0 and 1, not {density!r}")
     size = rows * cols
-    kept = round(density * size)
+    kept = round(Fraction(density) * size)
     count = math.comb(size, kept) if size <= LARGEST_EXACT else None
-    if count is not None:
-        log2 = math.log2(count)
-    else:
-        log2 = (math.lgamma(size + 1) - math.lgamma(kept + 1) - math.lgamma(size - kept + 1)) / math.log(2.0)
+    log2 = _log2_choose(size, min(kept, size - kept)) if count is None else math.log2(count)
     return Diversity(f"unstructured {density:g}", (rows, cols), "exact", log2, 1, count)
+
+
+def _log2_choose(n: int, k: int) -> float:
+    """log2 of n over k, for k <= n / 2: by Stirling's series, whose large terms are positive, so nothing cancels."""
+    if k <= FEW:
+        return math.log2(math.comb(n, k))
+    large = k * math.log(n / k) - (n - k) * math.log1p(-k / n)
+    small = 0.5 * math.log(n / (2.0 * math.pi * k * (n - k)))
+    series = [sign * (1.0 / (12.0 * x) - 1.0 / (360.0 * x**3)) for sign, x in ((1, n), (-1, k), (-1, n - k))]
+    return (large + small + sum(series)) / math.log(2.0)

@@ -44,7 +44,8 @@ def grade_block(values, u, v, mask, state, exact, r, c, row_fill, col_fill, col_
                 continue
             reduced = _reduced(values[i, j], u[i], v[j])
             bad = reduced < 0 if kept else reduced > 0
-            if bad or reduced != reduced or (reduced == 0 and not exact):
+            # a score that was rounded lies anywhere near the rounded sum that it is equal to
+            if bad or reduced != reduced or (not exact and values[i, j] == u[i] + v[j]):
                 flag = max(flag, 1)
                 gap += abs(reduced)
         if row_count > r or (row_fill == 2 and row_count != r):

@@ -174,8 +174,9 @@ def move_line(typing, duals, dist, chunks, settled, final, by_row):  # type: ign
 def prove_line(typing, line, base, across, chunks, kept, ties, sums):  # type: ignore[no-untyped-def]
     """Where duals do not prove what a row keeps, as a word; bits of the padding are any.
 
-    The sign of S - u - v is that of the real number: see `nmflow.kernels.proof`. ties : whether a tie proves
-    anything. sums : address of float64, to which the kept scores of each column are added.
+    The sign of S - u - v is that of the real number: see `nmflow.kernels.proof`. ties : whether a score that equals the
+    rounded u + v proves anything: not if it was rounded itself. sums : address of float64, to which the kept scores of
+    each column are added.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -192,14 +193,14 @@ def prove_line(typing, line, base, across, chunks, kept, ties, sums):  # type: i
             part = builder.fsub(high, base)
             low = builder.fadd(builder.fsub(base, builder.fsub(high, part)), builder.fsub(dual, part))
             # with the rounding error of u + v where the score lies on it; NaN compares as false, and is wrong
-            on = builder.fcmp_ordered("==", score, high)
+            on = builder.and_(builder.fcmp_ordered("==", score, high), ties)
             above, below = (
                 builder.or_(
                     builder.fcmp_ordered(order, score, high), builder.and_(on, builder.fcmp_ordered(order, zero, low))
                 )
                 for order in (">", "<")
             )
-            tied = builder.and_(builder.and_(on, builder.fcmp_ordered("==", low, zero)), ties)
+            tied = builder.and_(on, builder.fcmp_ordered("==", low, zero))
             chosen = _truths_of(builder, kept, number)
             right = builder.or_(builder.select(chosen, above, below), tied)
             bits = _bits_of(builder, builder.not_(right), number)

@@ -115,8 +115,10 @@ class FlowNetwork:
         Raises
         ------
         InputValueError
-            If the mask breaks the pattern or a kept or dropped entry.
+            If the mask is not of a block's shape, or breaks the pattern or a kept or dropped entry.
         """
+        if mask.shape != self.pattern.block_shape:
+            raise InputValueError(f"mask must have the shape of a block, {self.pattern.block_shape}, not {mask.shape}")
         flow = np.zeros(self.n_arcs, np.int64)
         n = self.entry.size
         flow[:n] = mask.ravel()[self.entry]
@@ -236,13 +238,24 @@ class FlowNetwork:
         return "\n".join(lines) + "\n"
 
     def flow_from_dimacs(self, text: str) -> npt.NDArray[np.int64]:
-        """Read the ``f TAIL HEAD FLOW`` lines of a DIMACS solution into a flow by arc; arcs not named carry 0."""
+        """Read the ``f TAIL HEAD FLOW`` lines of a DIMACS solution into a flow by arc; arcs not named carry 0.
+
+        Raises
+        ------
+        InputValueError
+            If such a line is not three whole numbers, or names an arc that this network has not.
+        """
         number = {(tail + 1, head + 1): arc for arc, (tail, head, _, _) in enumerate(self._arcs())}
         flow = np.zeros(self.n_arcs, np.int64)
         for line in text.splitlines():
             if line.startswith("f "):
-                _, tail, head, amount = line.split()
-                flow[number[int(tail), int(head)]] = int(amount)
+                try:
+                    tail, head, amount = map(int, line.split()[1:])
+                    flow[number[tail, head]] = amount
+                except (ValueError, KeyError, OverflowError):
+                    raise InputValueError(
+                        f"text must hold lines 'f TAIL HEAD FLOW' of arcs of this network, not {line!r}"
+                    ) from None
         return flow
 
     def _arcs(self) -> list[tuple[int, int, int, int]]:

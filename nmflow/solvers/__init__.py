@@ -5,6 +5,7 @@ Modules are imported when a solver is asked for, and their libraries when it run
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -62,8 +63,7 @@ def get(solver: str | Solver) -> Solver:
         if solver not in SOLVERS:
             known = ", ".join(SOLVERS)
             raise UnknownSolverError(f"solver must be one of {known}, not {solver!r}")
-        module, _, attribute = SOLVERS[solver].partition(":")
-        made: object = getattr(import_module(module), attribute)()
+        made: object = _default(solver)
     else:
         made = solver
     if not isinstance(made, Solver):
@@ -73,3 +73,10 @@ def get(solver: str | Solver) -> Solver:
             f'solver "{made.name}" needs {made.library}, which is not installed; pip install "nmflow[reference]"'
         )
     return made
+
+
+@cache
+def _default(name: str) -> object:
+    """The solver of that name: it is frozen, so one is enough."""
+    module, _, attribute = SOLVERS[name].partition(":")
+    return getattr(import_module(module), attribute)()

@@ -20,6 +20,7 @@ from nmflow.solvers.open_blocks import OpenBlocks
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
 from nmflow.solvers.settled import settle
 from nmflow.solvers.untied import Untied, untie, untie_on
+from nmflow.sums import added
 
 __all__ = ["Dual"]
 
@@ -158,9 +159,7 @@ class Dual(Solver):
             # blocks with fixed entries were settled without them, so all are graded anew
             left = todo.blocks[: todo.count]
             return self._augmented(chunk, np.union1d(left, chunk.fixed_blocks), known, counts)
-        with np.errstate(over="ignore"):
-            kept = float(todo.sums.sum())
-        return self._ended(chunk, known, known, kept, counts, begun=False)
+        return self._ended(chunk, known, known, added(todo.sums), counts, begun=False)
 
     def _ended(
         self, chunk: Chunk, known: Duals, start: Duals, kept: float, counts: dict[str, int], *, begun: bool

@@ -33,7 +33,7 @@ def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
     if not _movable(chunk):
         return False, None
     some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
-    if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
+    if len(set(some[:32])) == len(some[:32]) or 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
         return False, None
     places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
     sample = block_scores(chunk, places)

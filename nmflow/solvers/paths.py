@@ -10,6 +10,7 @@ from nmflow.duals import BlockDuals, Duals
 from nmflow.pattern import Pattern
 from nmflow.problem import Array
 from nmflow.solvers.open_blocks import workspace
+from nmflow.sums import added
 
 __all__ = ["augment", "finish", "in_integers", "kept_score"]
 
@@ -109,8 +110,7 @@ def kept_score(chunk: Chunk, blocks: Array) -> float:
         chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
         *shape, chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,
     )  # fmt: skip
-    with np.errstate(over="ignore"):
-        return float(sums.sum())
+    return added(sums)
 
 
 def _make_finite(*duals: Array) -> None:

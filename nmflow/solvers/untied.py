@@ -14,6 +14,7 @@ from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.offsets import offsets_of
 from nmflow.solvers.open_blocks import workspace
+from nmflow.sums import added
 
 __all__ = ["Untied", "untie", "untie_on"]
 
@@ -112,8 +113,7 @@ def _untie(
     )  # fmt: skip
     if still < 0:
         return None
-    with np.errstate(over="ignore"):
-        kept = float(sums.sum())
+    kept = added(sums)
     every, left = Duals(), left[:still]
     if keep:
         every = Duals(blocks=np.arange(count), block_row=u.copy(), block_col=v.copy())

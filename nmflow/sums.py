@@ -1,0 +1,46 @@
+"""Sums of scores, which can go beyond float64 on the way where the whole does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["added", "scaled_sum", "total"]
+
+BITS = 64
+"""Sums that may go beyond float64 are of numbers 2**-64 as large; no array has more than 2**64."""
+
+
+def added(parts: npt.NDArray[np.float64]) -> float:
+    """Sum of a few partial sums; infinite or NaN where it goes beyond float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(parts.sum())
+
+
+def scaled_sum(values: npt.NDArray[np.float64]) -> float:
+    """Sum, times 2**-64, which is never beyond float64; rounded once, where what is below 2**-958 counts as 0."""
+    return math.fsum(np.ldexp(values, -BITS).ravel().tolist())
+
+
+def total(sums: Iterable[float], scaled: Iterable[float] = ()) -> float:
+    """Sum, correctly rounded; infinite where it is beyond float64. `scaled`: more of them, times 2**-64.
+
+    Examples
+    --------
+    >>> total([1e308, 1e308, -1e308]), total([1e308, 1e308])
+    (1e+308, inf)
+    """
+    listed, more = list(sums), list(scaled)
+    if not more:
+        try:
+            return math.fsum(listed)
+        except OverflowError:
+            pass
+    whole = math.fsum([*more, *(math.ldexp(value, -BITS) for value in listed)])
+    try:
+        return math.ldexp(whole, BITS)
+    except OverflowError:
+        return math.copysign(math.inf, whole)

@@ -1,7 +1,7 @@
 """What else could be used: each peer called as its own documentation would, without nmflow around it.
 
-A peer gets the most favourable treatment that is still correct: networks are built once and only costs change,
-arrays are handed over in bulk where the library can take them, and setting up is not timed.
+A peer gets the most favourable treatment that is still correct: a network is built once where its costs can be changed,
+else it holds many blocks, arrays are handed over in bulk where the library can take them, and setting up is not timed.
 """
 
 from __future__ import annotations
@@ -76,27 +76,49 @@ class BlockPeer(Peer):
         raise NotImplementedError
 
 
-class OrTools(BlockPeer):
+class OrTools(Peer):
+    """OR-Tools' flow solver. Its costs cannot be changed, so a network holds many blocks to be worth building."""
+
     name = "OR-Tools SimpleMinCostFlow"
     library, package = "ortools", "ortools"
+    entries = 1 << 13
+    """Entries of the blocks of a network: one block each took two to three times as long."""
 
-    def one(self, n: int, m: int) -> Callable[[Array], Array]:
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(1)
+
+    def ready(self, n: int, m: int) -> Callable[[Array], Array]:
         from ortools.graph.python import min_cost_flow
 
+        most = max(1, self.entries // (m * m))
         tail, head = np.divmod(np.arange(m * m), m)
-        head += m
-        capacity = np.ones(m * m, np.int64)
-        nodes, supply = np.arange(2 * m), np.repeat([n, -n], m)
+        first = np.arange(most)[:, None] * 2 * m
+        tails, heads = (tail + first).ravel(), (head + m + first).ravel()
+        capacity = np.ones(most * m * m, np.int64)
+        nodes, supply = np.arange(most * 2 * m), np.tile(np.repeat([n, -n], m), most)
 
         def solve(scores: Array) -> Array:
+            arcs, ends = scores.size, len(scores) * 2 * m
             solver = min_cost_flow.SimpleMinCostFlow()
-            arcs = solver.add_arcs_with_capacity_and_unit_cost(tail, head, capacity, -_grid(scores).ravel())
-            solver.set_nodes_supplies(nodes, supply)
+            added = solver.add_arcs_with_capacity_and_unit_cost(
+                tails[:arcs], heads[:arcs], capacity[:arcs], -_grid(scores).ravel()
+            )
+            solver.set_nodes_supplies(nodes[:ends], supply[:ends])
             if solver.solve() != solver.OPTIMAL:
                 raise SolverLimitError("OR-Tools did not end with an optimum")
-            return np.asarray(solver.flows(arcs)).reshape(m, m) > 0
+            kept: Array = np.asarray(solver.flows(added)).reshape(scores.shape) > 0
+            return kept
 
-        return solve
+        def run(weights: Array) -> Array:
+            tall, wide = weights.shape[0] // m, weights.shape[1] // m
+            whole = np.abs(weights[: tall * m, : wide * m].astype(np.float64))
+            blocks = whole.reshape(tall, m, wide, m).transpose(0, 2, 1, 3).reshape(-1, m * m)
+            kept = np.concatenate([solve(blocks[k : k + most]) for k in range(0, len(blocks), most)])
+            mask = np.zeros(weights.shape, np.bool_)
+            mask[: tall * m, : wide * m] = kept.reshape(tall, wide, m, m).transpose(0, 2, 1, 3).reshape(tall * m, -1)
+            return mask
+
+        return run
 
 
 class Networkx(BlockPeer):
@@ -113,7 +135,7 @@ class Networkx(BlockPeer):
 
         def solve(scores: Array) -> Array:
             # integers: with float costs network_simplex can loop forever or end at a wrong flow
-            for k, cost in enumerate(_grid(scores).ravel().tolist()):
+            for k, cost in enumerate(_grid(scores.ravel()).tolist()):
                 graph.add_edge(k // m, m + k % m, capacity=1, weight=-cost)
             _, flow = networkx.network_simplex(graph)
             return np.array([[flow[i][m + j] > 0 for j in range(m)] for i in range(m)])
@@ -268,8 +290,9 @@ def _greedy_kernel() -> Callable[..., None]:
 
 
 def _grid(scores: Array) -> Array:
-    largest = scores.max() or 1.0
-    return np.rint(scores * (2.0**GRID_BITS / largest)).astype(np.int64)
+    """Scores of each block as multiples of 2**-30 of its largest."""
+    largest = scores.max(axis=-1, keepdims=True)
+    return np.rint(scores * (2.0**GRID_BITS / np.where(largest > 0, largest, 1.0))).astype(np.int64)
 
 
 PEERS: tuple[type[Peer], ...] = (OrTools, Networkx, OptimalTransport, Assignment, BruteForce, Greedy)

@@ -19,7 +19,9 @@ __all__ = ["Grid", "Place", "block_numbers", "caller_grids", "grids", "iter_plac
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
 COPIED_ENTRIES = 1 << 20
-"""The same where an earlier mask or fixed entries take copies of all that is in a chunk, of up to 64 bytes an entry."""
+"""The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read."""
+FIXED_ENTRIES = 1 << 19
+"""The same where entries are fixed, whose blocks have copies of their own."""
 FIRST_ENTRIES = 1 << 21
 """Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter."""
 LEAST_ENTRIES = 1 << 19
@@ -71,8 +73,7 @@ def iter_places(problem: Problem) -> Iterator[Place]:
     """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
     rows, cols = problem.pattern.block_shape
     shape = problem.matrix_shape
-    copied = problem.keep is not None or problem.drop is not None or problem.previous is not None
-    most = COPIED_ENTRIES if copied else CHUNK_ENTRIES
+    most = _most_entries(problem)
     for number, grid in enumerate(grids(problem)):
         full_rows, full_cols = shape[0] // rows, shape[1] // cols
         least = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, shape[0] * shape[1] // 8))
@@ -96,6 +97,17 @@ def iter_places(problem: Problem) -> Iterator[Place]:
         if full_rows < grid.rows:
             for j in range(0, grid.cols, step):
                 yield Place(number, slice(full_rows, grid.rows), slice(j, min(j + step, grid.cols)), True)
+
+
+def _most_entries(problem: Problem) -> int:
+    """Most entries of a chunk: fewer the more is copied, as threads do that at the same time."""
+    if problem.keep is not None or problem.drop is not None:
+        return FIXED_ENTRIES
+    scores = problem.scores
+    apart = problem.layout == "conv" or scores.strides[-1] != scores.itemsize  # the entries of a row
+    if apart or problem.previous is not None or scores.dtype.kind in "iu" or not scores.dtype.isnative:
+        return COPIED_ENTRIES
+    return CHUNK_ENTRIES
 
 
 def region(place: Place, pattern: Pattern, shape: tuple[int, int]) -> tuple[slice, slice]:

@@ -77,12 +77,10 @@ class DualArrays:
         return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def earlier_duals(problem: Problem, earlier: Solution, solver: str, threads: int) -> tuple[Array, ...]:
+def earlier_duals(problem: Problem, earlier: Solution, threads: int) -> tuple[Array, ...]:
     """The column duals of an earlier solution, checked to be those of a problem like this one."""
     if not isinstance(earlier, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
-    if solver != "dual":
-        raise InputValueError(f'warm_start must go with solver="dual", not "{solver}", which starts from nothing')
     if earlier.row_duals is None or earlier.col_duals is None:
         raise InputValueError("warm_start must hold duals, not None; call solve with duals=True for it")
     if earlier.pattern != problem.pattern:

@@ -21,6 +21,9 @@ MAX_GROUP = 64
 
 Fill = Literal["exact", "at-most"]
 _TEXT = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
+_WHOLE = re.compile(
+    r"(?:row (\d{1,9}:\d{1,9}) col (\d{1,9}:\d{1,9})|(\d{1,9}:\d{1,9})( rows only)?)( at-most)?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +140,27 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str, *, fill: str = "exact", transposable: bool = True) -> Pattern:
-        """Read "n:m" into a pattern."""
-        budget = Budget.parse(text)
-        return cls(budget.n, budget.m, fill=fill, transposable=transposable)
+        """Read "n:m", or any pattern as `str` writes it.
+
+        Raises
+        ------
+        PatternError
+            If `text` is neither, or `fill` or `transposable` are given beside a text that says them.
+
+        Examples
+        --------
+        >>> Pattern.parse("row 1:2 col 2:4 at-most").block_shape
+        (4, 2)
+        """
+        whole = _WHOLE.fullmatch(text) if isinstance(text, str) else None
+        row, col, square, rows_only, at_most = whole.groups() if whole else (None,) * 5
+        if not (row or rows_only or at_most):
+            budget = Budget.parse(text)
+            return cls(budget.n, budget.m, fill=fill, transposable=transposable)
+        if (fill, transposable) != ("exact", True):
+            raise PatternError(f"fill and transposable must be part of {text!r}, not given beside it")
+        fill = "at-most" if at_most else "exact"
+        return cls.parse(square, fill=fill, transposable=not rows_only) if square else cls(row=row, col=col, fill=fill)
 
     @property
     def n(self) -> int:
@@ -195,4 +216,4 @@ class Pattern:
         return text if self.fill == "exact" else f"{text} {self.fill}"
 
     def __repr__(self) -> str:
-        return f"Pattern({str(self)!r})"
+        return f"Pattern.parse({str(self)!r})"

@@ -74,7 +74,7 @@ def solve(
         Entries that must be kept, must be dropped.
     previous : array of bool, shape of weights, optional
         An earlier mask: what it kept is worth `switch_cost` times the mean magnitude of a score more, so the mask
-        changes only where that pays. That sum, rounded once to float64, is the score that is maximised and proven.
+        changes only where that pays. That sum, rounded to float64, is the score that is maximised and proven.
     switch_cost : float, optional
         At least 0; goes with `previous`.
     start : array of bool, shape of weights, optional
@@ -116,7 +116,8 @@ def solve(
 
     Notes
     -----
-    Ragged edges are padded with scores of 0. Beside weights and mask, memory stays under 64 MB plus two bytes a block.
+    Ragged edges are padded with scores of 0. Beside weights and mask, memory stays under 64 MB plus two bytes a block;
+    each thread beyond the eighth takes up to 8 MB more.
 
     Examples
     --------
@@ -136,7 +137,9 @@ def solve(
     if previous is not None or switch_cost is not None:
         problem = with_previous(problem, previous, switch_cost, workers)
     if warm_start is not None:
-        problem = replace(problem, warm=earlier_duals(problem, warm_start, method.name, workers))
+        if not method.warm_starts:
+            raise InputValueError(f'warm_start must go with solver="dual", not "{method.name}", which cannot use it')
+        problem = replace(problem, warm=earlier_duals(problem, warm_start, workers))
     method.check(problem)
     return run(problem, method, workers, keep_duals=duals, certified=certify)
 
@@ -177,9 +180,16 @@ def certify(
     Certificate
         Its gap is NaN and `feasible` False where the mask breaks the pattern.
 
+    Raises
+    ------
+    PatternError, InputTypeError, InputValueError, NonFiniteError
+        As `solve`; or if `mask` is not boolean, or not of the shape of `scores`.
+    InfeasibleError
+        If keep and drop leave some block without a mask.
+
     Notes
     -----
-    Duals are found by solving each chunk anew, so grading costs as much as `solve`.
+    Duals are found by solving each chunk anew, so grading costs as much as `solve`, and a copy of the mask.
 
     Examples
     --------

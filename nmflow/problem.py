@@ -50,6 +50,8 @@ def _view(value: object, name: str) -> Array:
         if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
             return np.asarray(value)
         return np.from_dlpack(value)
+    except MemoryError:
+        raise
     except Exception as error:
         raise InputTypeError(
             f"{name} must be an array that NumPy can view, not {type(value).__name__} ({error}); "

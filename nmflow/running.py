@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nmflow.arithmetic import in_plain_arithmetic
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
@@ -37,6 +38,7 @@ class _ContradictionError(Exception):
         self.blocks = blocks
 
 
+@in_plain_arithmetic
 def run(
     problem: Problem,
     method: Solver,
@@ -65,7 +67,7 @@ def run(
         store(chunk, masks)
         return part
 
-    parts = map_on_threads(_feasible(work), list(iter_places(problem)), threads)
+    parts = map_on_threads(_guarded(work), list(iter_places(problem)), threads)
     check_feasible(problem, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
     certificate = certificate_of(problem, parts) if certified else None
@@ -92,6 +94,7 @@ def run(
     )
 
 
+@in_plain_arithmetic
 def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
     """Grade a mask of the problem's shape, by duals of best masks."""
     whole, masks = problem.new_mask()
@@ -105,7 +108,7 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         graded = grade(chunk, _best_duals(problem, chunk))
         return _part(chunk, graded.objective, graded)
 
-    parts = map_on_threads(_feasible(work), list(iter_places(problem)), threads)
+    parts = map_on_threads(_guarded(work), list(iter_places(problem)), threads)
     check_feasible(problem, parts)
     return certificate_of(problem, parts)
 
@@ -132,7 +135,7 @@ def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple
     if len(graded.unproven) and method.exact:
         counts["refined"] = len(graded.unproven)
         duals, graded = _refined(chunk, method, duals, graded, solution.proven)
-        if len(graded.unproven) and method.name != "dual":
+        if len(graded.unproven) and method != get("dual"):
             # the evidence of this solver proves too little; any duals may grade its mask
             duals = _best_duals(problem, chunk)
             graded = grade(chunk, duals)
@@ -199,9 +202,10 @@ def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], meth
     return _part(chunk, graded.objective, graded)
 
 
-def _feasible(work: Callable[[Place], Part]) -> Callable[[Place], Part]:
-    """The same work, where blocks without a mask are a result: the error is to count those of all chunks."""
+def _guarded(work: Callable[[Place], Part]) -> Callable[[Place], Part]:
+    """The same work, in plain arithmetic; blocks without a mask are a result, since the error counts all of them."""
 
+    @in_plain_arithmetic
     def guarded(place: Place) -> Part:
         try:
             return work(place)

@@ -200,6 +200,11 @@ class Solution:
         -------
         ndarray
             A new array of the same shape and dtype.
+
+        Raises
+        ------
+        InputValueError, InputTypeError
+            If the shape is not that of the mask, or the dtype not one of numbers.
         """
         over_dlpack = hasattr(weights, "__dlpack__") and not hasattr(weights, "__array__")
         array = np.from_dlpack(weights) if over_dlpack else np.asarray(weights)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nmflow.arithmetic import in_plain_arithmetic
 from nmflow.crew import map_on_threads
 from nmflow.errors import InputValueError
 from nmflow.problem import Array, Matrix, Problem, as_mask
@@ -23,6 +24,7 @@ BAND_ENTRIES = 1 << 18
 Band = tuple[int, slice]
 
 
+@in_plain_arithmetic
 def with_previous(problem: Problem, previous: object | None, switch_cost: float | None, threads: int) -> Problem:
     """The problem with an earlier mask, each entry of which is worth switch_cost times the mean magnitude of a score.
 

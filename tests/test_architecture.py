@@ -20,12 +20,13 @@ BASE = {"errors", "pattern", "solution", "sums"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "kernels": set(),
+    "arithmetic": {"kernels"},
     "pattern": {"errors"},
     "solution": {"errors", "pattern"},
     "sums": set(),
     "problem": BASE,
     "reading": BASE | {"problem", "kernels"},
-    "switching": BASE | {"problem", "reading", "kernels", "crew"},
+    "switching": BASE | {"arithmetic", "problem", "reading", "kernels", "crew"},
     "cutting": BASE | {"problem"},
     "blocks": BASE | {"problem", "reading", "cutting"},
     "network": BASE | {"problem", "blocks"},
@@ -40,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "gathered": BASE | {"problem", "cutting", "certificate"},
     "running": BASE
     | {"problem", "cutting", "blocks", "duals", "certificate", "solvers"}
-    | {"switching", "crew", "dual_arrays", "gathered"},
+    | {"arithmetic", "switching", "crew", "dual_arrays", "gathered"},
     "pipeline": BASE | {"problem", "solvers", "switching", "dual_arrays", "running"},
     "checkpoint": BASE | {"problem", "kernels", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},

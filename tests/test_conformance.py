@@ -101,7 +101,8 @@ def check(name: str, solution: nmflow.Solution, scores: Array, absolute: bool = 
         assert certificate.proven
         assert certificate.n_proven == certificate.n_blocks
     if solver.tolerance is not None:
-        padded = exact.size + 64 * sum(exact.shape) + 64**2
+        rows, cols = pattern.block_shape
+        padded = math.ceil(exact.shape[0] / rows) * rows * math.ceil(exact.shape[1] / cols) * cols
         assert best - kept <= Fraction(solver.tolerance) * padded * largest
     if min(exact.ravel()) >= 0:
         if solver.kept_ratio is not None:

@@ -68,7 +68,8 @@ def test_whole_numbers_of_any_kind() -> None:
 )
 def test_text(pattern: Pattern, text: str) -> None:
     assert str(pattern) == text
-    assert repr(pattern) == f"Pattern('{text}')"
+    assert repr(pattern) == f"Pattern.parse('{text}')"
+    assert Pattern.parse(text) == pattern
 
 
 def test_limits_are_included() -> None:

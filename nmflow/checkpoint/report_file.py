@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -12,12 +11,10 @@ from typing import Any
 
 from nmflow.checkpoint.header import load_json
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
-from nmflow.errors import CheckpointError, SourceNotFoundError
+from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
 __all__ = ["pattern_of", "read_report", "report_path", "write_text"]
-
-_PATTERN = re.compile(r"(?:row (\d+:\d+) col (\d+:\d+)|(\d+:\d+)( rows only)?)( at-most)?")
 
 MAX_BYTES = 1 << 28
 """Longest report that is read: half a million tensors."""
@@ -85,14 +82,10 @@ def pattern_of(report: Report) -> Pattern:
     CheckpointError
         If it is not one.
     """
-    found = _PATTERN.fullmatch(report.pattern)
-    if found is None:
-        raise CheckpointError(f"pattern of a report must be one, not {report.pattern!r}; prune again")
-    row, col, square, rows_only, at_most = found.groups()
-    fill = "at-most" if at_most else "exact"
-    if square:
-        return Pattern.parse(square, fill=fill, transposable=not rows_only)
-    return Pattern(row=row, col=col, fill=fill)
+    try:
+        return Pattern.parse(report.pattern)
+    except PatternError as error:
+        raise CheckpointError(f"pattern of a report must be one: {error} ({report.pattern!r}); prune again") from None
 
 
 def write_text(path: Path, text: str) -> None:

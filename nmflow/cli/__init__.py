@@ -1,4 +1,4 @@
-"""The command line: ``nmflow prune`` and ``nmflow verify``. Thin: it reads options, calls the library, prints."""
+"""The command line, ``nmflow``. Thin: it reads options, calls the library, prints."""
 
 from nmflow.cli.app import app, main
 

@@ -25,7 +25,7 @@ _interrupts: list[int] = []
 
 
 def catch_signals() -> None:
-    """Let a polite kill take the same way out as Ctrl-C, so that what was staged is removed."""
+    """Let a polite kill take the same way out as Ctrl-C, so that what was done is kept for --resume."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 

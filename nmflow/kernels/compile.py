@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -56,10 +57,23 @@ def _own_name(function: Callable[..., Any]) -> None:
     write over each other's entries, so that a later one can load the code of another function; with one function to a
     name they can only write the same.
     """
-    held = [cell.cell_contents for cell in function.__closure__ or ()]
-    plain = [x if isinstance(x, int | float | str) else getattr(x, "__qualname__", repr(type(x))) for x in held]
-    digest = hashlib.sha256(repr((_fingerprint(), function.__code__.co_freevars, plain)).encode())
+    held = [_plain(cell.cell_contents) for cell in function.__closure__ or ()]
+    digest = hashlib.sha256(repr((_fingerprint(), function.__code__.co_freevars, held)).encode())
     function.__qualname__ += f"_{digest.hexdigest()[:16]}"
+
+
+def _plain(value: Any) -> Any:
+    """What tells a value from all others that a kernel could close over, in every process."""
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.dtype.str, value.item()
+    name = getattr(value, "__qualname__", None)  # functions and classes; what they hold is in the fingerprint
+    if name is None:
+        raise TypeError(f"kernels must close over numbers, words and functions, not {value!r}")
+    return name
 
 
 def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signature: Any, **options: Any) -> Any:

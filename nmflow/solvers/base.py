@@ -62,6 +62,10 @@ class Solver(abc.ABC):
         Least kept score over the best one, for non-negative scores, where that is promised.
     pruned_ratio : float or None
         Most pruned score over the least possible one, for non-negative scores, where that is promised.
+    warm_starts : bool
+        Whether it can begin with the duals of an earlier solution.
+    checks_finite : bool
+        Whether it looks for NaN and infinite scores itself; else they are looked for before it is called.
     tolerance : float or None
         For a solver that stops at a tolerance: a block loses at most tolerance * entries * largest |score|.
     library : str or None
@@ -76,6 +80,7 @@ class Solver(abc.ABC):
     kept_ratio: ClassVar[float | None] = None
     pruned_ratio: ClassVar[float | None] = None
     tolerance: ClassVar[float | None] = None
+    warm_starts: ClassVar[bool] = False
     checks_finite: ClassVar[bool] = False
     library: ClassVar[str | None] = None
 

@@ -54,6 +54,7 @@ class Dual(Solver):
     exact: ClassVar[bool] = True
     guarantee: ClassVar[str] = "optimal, every block proven"
     kept_ratio: ClassVar[float | None] = 1.0
+    warm_starts: ClassVar[bool] = True
     checks_finite: ClassVar[bool] = True
 
     def solve(self, chunk: Chunk) -> ChunkSolution:

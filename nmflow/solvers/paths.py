@@ -63,18 +63,23 @@ def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tup
     pattern = chunk.pattern
     u, v = start.gather(chunk, blocks)
     _make_finite(u, v)
-    arcs = np.full((len(blocks), *pattern.block_shape), OUT, np.uint8)
-    if chunk.state is not None:
-        state = chunk.gather_state(blocks)
-        arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
     ended = np.empty(len(blocks), np.uint8)
-    augment_kernel(integers)(
-        block_scores(chunk, blocks), u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
-        pattern.col_exact, ended,
-    )  # fmt: skip
-    arcs &= 1
-    done = ended != LOOSE
-    chunk.put(blocks[done], arcs[done])
+    rows, cols = pattern.block_shape
+    size = max(1, BATCH_ENTRIES // (rows * cols))
+    for first in range(0, len(blocks), size):
+        part = slice(first, first + size)
+        some = blocks[part]
+        arcs = np.full((len(some), rows, cols), OUT, np.uint8)
+        if chunk.state is not None:
+            state = chunk.gather_state(some)
+            arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
+        augment_kernel(integers)(
+            block_scores(chunk, some), u[part], v[part], arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
+            pattern.col_exact, ended[part],
+        )  # fmt: skip
+        arcs &= 1
+        done = ended[part] != LOOSE
+        chunk.put(some[done], arcs[done])
     return ended, Duals(start.row, start.col, blocks, u, v)
 
 

@@ -1,0 +1,43 @@
+"""Arithmetic as IEEE 754 has it, whatever a thread was told: rounding to the nearest, and nothing flushed to zero.
+
+Some libraries make a processor flush subnormal numbers to zero (``torch.set_flush_denormal``, code compiled with
+-ffast-math), and threads hand that on. Comparisons of what was flushed prove nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+__all__ = ["in_plain_arithmetic"]
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+_ONE, _SMALL, _TINY = 1.0, 2.0**-53, 5e-324
+
+
+def in_plain_arithmetic(work: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The same work, in plain arithmetic; the thread's own is there again afterwards."""
+
+    @wraps(work)
+    def plainly(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if _is_plain():
+            return work(*args, **kwargs)
+        from nmflow.kernels.control_register import default_control, exchange_kernel
+
+        exchange = exchange_kernel()
+        before = exchange(default_control())
+        try:
+            return work(*args, **kwargs)
+        finally:
+            exchange(before)
+
+    return plainly
+
+
+def _is_plain() -> bool:
+    """Whether subnormal numbers count, and sums are rounded to the nearest, on this thread."""
+    # names, since the interpreter computes with constants beforehand
+    rounded = _ONE + _SMALL == _ONE and -_ONE - _SMALL == -_ONE and _ONE + 3.0 * _SMALL > _ONE + 2.0 * _SMALL
+    return rounded and _TINY * _ONE != 0.0

@@ -305,7 +305,7 @@ def test_compiled_and_parallel_models_are_known_by_their_own_names() -> None:
         ),
         ({"solver": "magic"}, UnknownSolverError, "solver must be one of"),
         ({"fill": "half"}, PatternError, 'fill must be "exact" or "at-most"'),
-        ({"threads": 0}, InputValueError, "threads must be at least 1"),
+        ({"threads": 0}, InputValueError, "threads must be a whole number of at least 1"),
     ],
 )
 def test_errors_leave_the_model_as_it_was(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -89,6 +89,20 @@ def test_export_holds_the_checkpoint(tmp_path: Path, model: Path, format_: str) 
     assert leftovers(tmp_path) == []
 
 
+def test_dense_keeps_every_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    held: dict[str, np.ndarray] = {}
+    for name, dtype, pattern in (("a", BF16, "2:4"), ("b", "f4", "3:5"), ("c", "f2", "2:4"), ("d", "f8", "2:4")):
+        weight = rng.choice([-0.0, 0.0, 1.0, -2.0, np.nan], (40, 40)).astype(dtype)
+        mask = nmflow.solve(rng.standard_normal(weight.shape), pattern=pattern).mask
+        held[f"{name}.weight"] = np.where(mask, weight, np.zeros(1, dtype))
+    report = export_checkpoint(write(tmp_path / "x.safetensors", held), tmp_path / "out", "dense")
+    for name, weight in read(tmp_path / "out" / "x.safetensors").items():
+        np.testing.assert_array_equal(bits(weight), bits(held[name]))
+        assert {tensor.name: tensor.kept for tensor in report.tensors}[name] == np.count_nonzero(bits(weight))
+    assert verify_packed(tmp_path / "out").ok
+
+
 def test_names_in_the_file(tmp_path: Path, model: Path) -> None:
     export_checkpoint(model, tmp_path / "out", "cutlass-24")
     held = read(tmp_path / "out" / "model.safetensors")

@@ -421,6 +421,22 @@ def test_semi_structured_verifies_and_explains() -> None:
     assert bits(model) == before
 
 
+def test_semi_structured_keeps_negative_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.where(nt.mask_for(tensor(64, 64).half(), 2, 4), tensor(64, 64, seed=1).half(), 0.0)
+    weight[(weight != 0) & (tensor(64, 64, seed=2) > 0)] = -0.0
+    model, packed = nn.Linear(64, 64, bias=False).half(), []
+    model.weight = nn.Parameter(weight)
+    whole = nt.semi_structured
+
+    def noted(weight: Any, mask: Any, **options: Any) -> torch.Tensor:
+        packed.append(whole(weight, mask, **options))
+        return packed[-1]
+
+    monkeypatch.setattr("nmflow.torch.semi.semi_structured", noted)
+    assert nt.to_semi_structured_(model).verified == ("weight",)
+    assert torch.equal(packed[0].to_dense().view(torch.int16), weight.view(torch.int16))
+
+
 def test_semi_structured_finds_every_corrupted_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(64, 64).half()
     nt.prune_(model, 2, 4)

@@ -20,6 +20,7 @@ from nmflow.checkpoint.tiles import TILE_BYTES, Tile, combine, digest, inside, i
 from nmflow.checkpoint.unit import Done, Flusher, Unit, opened, read
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import PART, Format, Place, Spec, get
+from nmflow.formats.given import bits_of
 from nmflow.problem import Array
 
 __all__ = ["PackUnit", "Stored", "named", "sha256_of"]
@@ -189,7 +190,9 @@ class PackUnit(Unit):
 
     def _support(self, weight: Array, given: list[Array], pattern: str | None) -> Support:
         if not given:
-            return Support(weight != 0, 0, 0, 0) if pattern is None else find_support(weight, pattern, threads=1)
+            if pattern is not None:
+                return find_support(weight, pattern, threads=1)
+            return Support(bits_of(weight) != 0, 0, 0, 0)  # not by value: a -0.0 was kept, as what is dropped is +0
         mask = given[0]
         if self.mask is not None and mask.size and mask.max() > 1:
             raise CheckpointError(f"mask in {self.mask.path} must hold 0 and 1 only, not {mask.max()}")

@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 import nmflow
 from nmflow import formats
 from nmflow.checkpoint import export_checkpoint, inspect_path, pack, verify_packed
+from nmflow.checkpoint.replace import replace_tensors
+from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.support import find_support
 from nmflow.cli import app
 from nmflow.errors import (
@@ -314,6 +316,28 @@ def test_destination(tmp_path: Path, model: Path) -> None:
     assert inspect_path(out).format == "dense"
     assert run("verify", out, "--pattern", "2:4", "--exclude", "c.*", "--exclude", "conv*").exit_code == 0
     assert leftovers(tmp_path) == []
+
+
+def test_what_is_made_of_an_export_has_no_record_of_it(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    write(tmp_path / "src" / "model.safetensors", weights())
+    out, pruned, replaced = tmp_path / "out", tmp_path / "pruned", tmp_path / "replaced"
+    export_checkpoint(tmp_path / "src", out, "dense")
+    assert run("prune", out, pruned, "--pattern", "1:4").exit_code == 0
+    replace_tensors(open_source(out), replaced, {"steps": bytes(8)}, {"command": "test"})
+    for folder in (pruned, replaced):
+        assert inspect_path(folder).format is None
+        assert not (folder / "nmflow.json").exists()
+    assert run("verify", pruned, "--pattern", "1:4").exit_code == 0
+    export_checkpoint(tmp_path / "src", out, "nibble", exclude=["b.*"], overwrite=True)
+    result = run("prune", out, tmp_path / "none", "--pattern", "1:4")
+    assert result.exit_code == 2
+    assert "out must not be an export as nibble, whose weights are packed; take the checkpoint" in result.stderr
+    with pytest.raises(InputValueError, match="must not be an export as nibble"):
+        replace_tensors(open_source(out), tmp_path / "none", {"steps": bytes(8)}, {"command": "test"})
+    with pytest.raises(InputValueError, match="must not be an export as nibble"):
+        export_checkpoint(out, tmp_path / "none", "nibble")
+    assert not (tmp_path / "none").exists()
 
 
 def test_exclude(tmp_path: Path, model: Path) -> None:

@@ -15,6 +15,7 @@ from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
 from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pack import PackUnit
@@ -76,7 +77,7 @@ def export_checkpoint(
         If a file is not sound, or a weight cannot be stored: wrong dtype, rank, multiple, or not of the pattern. The
         message names the tensor.
     DestinationExistsError, InputValueError
-        If `dst` cannot be written to, or options contradict each other.
+        If `dst` cannot be written to, options contradict each other, or `src` is an export with packed weights.
 
     Notes
     -----
@@ -84,6 +85,7 @@ def export_checkpoint(
     """
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
+    check_unpacked(source)
     check_place(replace(source, is_folder=True), dst)
     given = None if masks is None else _open_masks(Path(masks), source, tuple(include) + tuple(exclude))
     reasons = _reasons(source, chosen, given, include, exclude)

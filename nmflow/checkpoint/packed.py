@@ -1,4 +1,4 @@
-"""Exported folders, read: what they hold, and whether it decodes to one matrix from both of its sides."""
+"""Exported folders, read: whether what they hold decodes to one matrix from both of its sides."""
 
 from __future__ import annotations
 
@@ -11,52 +11,16 @@ import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, NAMES
 from nmflow.checkpoint.engine import Progress
-from nmflow.checkpoint.header import Entry, Header, read_header
+from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.inspection import open_export
 from nmflow.checkpoint.pack import Stored, named, sha256_of
 from nmflow.checkpoint.pool import Pool, thread_count
-from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.tiles import Tile, inside, is_whole
 from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError
-from nmflow.formats import Format, Spec, get
-from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
+from nmflow.formats import Format, Spec
+from nmflow.formats.side_file import StoredTensor
 
-__all__ = [
-    "Held",
-    "Inspection",
-    "PackedCheck",
-    "PackedVerification",
-    "exported_format",
-    "inspect_path",
-    "verify_packed",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One tensor of a checkpoint: `stored` names its arrays if it is packed, else it is empty."""
-
-    name: str
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    pattern: str | None
-    stored: tuple[str, ...]
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a checkpoint or an exported folder holds, from headers alone; format and version of an export."""
-
-    path: str
-    format: str | None
-    version: int | None
-    writer: str | None
-    tensors: tuple[Held, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The inspection for JSON."""
-        return asdict(self)
+__all__ = ["PackedCheck", "PackedVerification", "verify_packed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,35 +52,6 @@ class PackedVerification:
         return {**asdict(self), "ok": self.ok}
 
 
-def exported_format(path: str | os.PathLike[str]) -> str | None:
-    """Name of the format in which export wrote the folder `path`; None if it did not."""
-    return read_side_file(path).format if (Path(path) / NAME).is_file() else None
-
-
-def inspect_path(path: str | os.PathLike[str]) -> Inspection:
-    """List what a .safetensors file, a checkpoint or an exported folder holds.
-
-    Raises
-    ------
-    CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
-        If it is none of these, or a header or the side file is not valid.
-    """
-    path = Path(path)
-    if not (path / NAME).is_file():
-        shards = open_source(path).shards
-        return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
-    side, _, headers = _open(path)
-    held = []
-    for name, tensor in side.tensors.items():
-        entries = {entry.name: entry for entry in headers[tensor.file].entries}
-        names = tuple(array.name for array in tensor.arrays.values())
-        size = sum(entries[part].n_bytes for part in names if part in entries)
-        held.append(Held(name, tensor.file, tensor.dtype, tensor.shape, tensor.pattern, names, size))
-    packed = frozenset(part for tensor in held for part in tensor.stored)
-    others = _plain(tuple(headers.values()), packed)
-    return Inspection(str(path), side.format, side.version, side.writer, (*held, *others))
-
-
 def verify_packed(
     path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
 ) -> PackedVerification:
@@ -132,7 +67,7 @@ def verify_packed(
     Arrays are read in rectangles: memory does not grow with them.
     """
     path = Path(path)
-    side, chosen, headers = _open(path)
+    side, chosen, headers = open_export(path)
     checks = []
     with Pool(thread_count(threads)) as pool:
         for number, (name, tensor) in enumerate(side.tensors.items()):
@@ -147,31 +82,6 @@ def verify_packed(
     if progress:
         progress("", len(checks), len(checks))
     return PackedVerification(str(path), side.format, tuple(checks))
-
-
-def _plain(shards: tuple[Header, ...], packed: frozenset[str]) -> list[Held]:
-    return [
-        Held(entry.name, shard.path.name, entry.dtype, entry.shape, None, (), entry.n_bytes)
-        for shard in shards
-        for entry in shard.entries
-        if entry.name not in packed
-    ]
-
-
-def _open(path: Path) -> tuple[SideFile, Format, dict[str, Header]]:
-    """The side file, its format and the headers of its files."""
-    side = read_side_file(path)
-    chosen = get(side.format)
-    if side.version != chosen.version:
-        raise FormatError(
-            f"{path / NAME}: version of {side.format} must be {chosen.version}, not {side.version}; update nmflow"
-        )
-    return side, chosen, {shard.path.name: shard for shard in _shards(path, side)}
-
-
-def _shards(path: Path, side: SideFile) -> list[Header]:
-    files = {tensor.file for tensor in side.tensors.values()} | {file.name for file in path.glob("*.safetensors")}
-    return [read_header(path / file) for file in sorted(files)]
 
 
 def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nmflow.checkpoint.header import Header, read_header
 from nmflow.checkpoint.source import Source, open_source
-from nmflow.errors import FormatError, InputValueError
+from nmflow.errors import FormatError, InputValueError, SourceNotFoundError
 from nmflow.formats import Format, get
 from nmflow.formats.dense import Dense
 from nmflow.formats.side_file import NAME, SideFile, read_side_file
@@ -102,8 +102,14 @@ def open_export(path: Path) -> tuple[SideFile, Format, dict[str, Header]]:
 
 
 def _shards(path: Path, side: SideFile) -> list[Header]:
-    files = {tensor.file for tensor in side.tensors.values()} | {file.name for file in path.glob("*.safetensors")}
-    return [read_header(path / file) for file in sorted(files)]
+    missing = sorted(file for file in side.named if not (path / file).exists())
+    if missing:
+        raise SourceNotFoundError(
+            f"{path / missing[0]} must exist, as {NAME} names it; copy it there again, or export again"
+        )
+    return [
+        read_header(path / file) for file in sorted(side.named | {file.name for file in path.glob("*.safetensors")})
+    ]
 
 
 def _plain(shards: tuple[Header, ...], packed: frozenset[str]) -> list[Held]:

@@ -20,7 +20,7 @@ CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
 COPIED_ENTRIES = 1 << 20
 """The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read."""
-FIXED_ENTRIES = 1 << 19
+FIXED_ENTRIES = 3 << 17
 """The same where entries are fixed, whose blocks have copies of their own."""
 FIRST_ENTRIES = 1 << 21
 """Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter."""

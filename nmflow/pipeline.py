@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import operator
-import os
 from dataclasses import replace
 
 from nmflow.dual_arrays import earlier_duals
 from nmflow.errors import InputValueError
 from nmflow.pattern import Budget, Pattern
-from nmflow.problem import Problem, as_mask
+from nmflow.problem import Problem, as_mask, thread_count
 from nmflow.running import grade_mask, run
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
@@ -133,7 +131,7 @@ def solve(
     problem = Problem.build(
         weights, chosen, scores=scores, layout=layout, groups=groups, keep=keep, drop=drop, start=start, out=out
     )
-    workers = _threads(threads)
+    workers = thread_count(threads)
     if previous is not None or switch_cost is not None:
         problem = with_previous(problem, previous, switch_cost, workers)
     if warm_start is not None:
@@ -201,7 +199,7 @@ def certify(
     problem = Problem.build(
         scores, chosen, scores=None if absolute else scores, layout=layout, groups=groups, keep=keep, drop=drop
     )
-    return grade_mask(problem, as_mask(mask, problem.shape, "mask"), _threads(threads))
+    return grade_mask(problem, as_mask(mask, problem.shape, "mask"), thread_count(threads))
 
 
 def as_pattern(
@@ -224,15 +222,3 @@ def as_pattern(
             raise InputValueError("fill and transposable must be part of the Pattern, not given beside it")
         return pattern
     return Pattern.parse(pattern, fill=fill, transposable=transposable)
-
-
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        count = operator.index(threads)
-    except TypeError:
-        raise InputValueError(f"threads must be a whole number, not {threads!r}") from None
-    if count < 1:
-        raise InputValueError(f"threads must be at least 1, not {count}")
-    return count

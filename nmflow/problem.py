@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,18 @@ import numpy.typing as npt
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
 
-__all__ = ["Array", "Layout", "Matrix", "Problem", "as_array", "as_mask", "check_dtype", "is_bfloat16"]
+__all__ = [
+    "Array",
+    "Layout",
+    "Matrix",
+    "Problem",
+    "as_array",
+    "as_mask",
+    "check_dtype",
+    "is_bfloat16",
+    "thread_count",
+    "viewed",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Layout = Literal["conv", "batch"]
@@ -37,12 +49,13 @@ def as_array(value: object, name: str) -> Array:
     InputTypeError
         If it cannot be viewed, or its dtype has no scores (object, complex, string, bool, ...).
     """
-    array = _view(value, name)
+    array = viewed(value, name)
     check_dtype(array.dtype, name)
     return array
 
 
-def _view(value: object, name: str) -> Array:
+def viewed(value: object, name: str) -> Array:
+    """The same of any dtype: `as_array` without asking for scores."""
     masked = sys.modules.get("numpy.ma")  # loaded where there is one
     if masked is not None and isinstance(value, masked.MaskedArray):
         raise InputTypeError(f"{name} must be a plain array, not a masked one, whose mask would be lost; use .filled()")
@@ -71,12 +84,31 @@ def check_dtype(dtype: np.dtype[Any], name: str) -> None:
 
 def as_mask(value: object, shape: tuple[int, ...] | None, name: str) -> Array:
     """View `value` as a boolean array of `shape`, or of any."""
-    mask = _view(value, name)
+    mask = viewed(value, name)
     if mask.dtype != np.bool_:
         raise InputTypeError(f"{name} must be boolean, not {mask.dtype}; write {name} != 0 if that is meant")
     if shape is not None and mask.shape != shape:
         raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
     return mask
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads to use: by default the cores that this process may use.
+
+    Raises
+    ------
+    InputValueError
+        If `threads` is not a whole number of at least 1; NumPy's are whole numbers too.
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        count = 0 if isinstance(threads, bool) else operator.index(threads)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputValueError(f"threads must be a whole number of at least 1, not {threads!r}")
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,15 @@ def most_nonzero(matrix: np.ndarray, m: int) -> tuple[int, int]:
 
 def bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.itemsize}")
+
+
+def edit_record(folder: Path, change: Callable[[dict[str, Any]], object], *, renew: bool = True) -> None:
+    """Change what nmflow.json says; its digest is renewed, as if it had been written so."""
+    side = json.loads((folder / "nmflow.json").read_text())
+    change(side)
+    if renew and side.pop("sha256", None):
+        side["sha256"] = hashlib.sha256(json.dumps(side, sort_keys=True).encode()).hexdigest()
+    (folder / "nmflow.json").write_text(json.dumps(side))
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors_files import BF16, bits, leftovers, read, write
+from safetensors_files import BF16, bits, edit_record, leftovers, raw_file, read, write
 from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow import formats
 from nmflow.checkpoint import export_checkpoint, inspect_path, pack, verify_packed
+from nmflow.checkpoint.replace import replace_tensors
+from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.support import find_support
 from nmflow.cli import app
 from nmflow.errors import (
@@ -87,6 +91,20 @@ def test_export_holds_the_checkpoint(tmp_path: Path, model: Path, format_: str) 
     assert shown.exit_code == 0
     assert f"{format_} version 1" in shown.stdout
     assert leftovers(tmp_path) == []
+
+
+def test_dense_keeps_every_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    held: dict[str, np.ndarray] = {}
+    for name, dtype, pattern in (("a", BF16, "2:4"), ("b", "f4", "3:5"), ("c", "f2", "2:4"), ("d", "f8", "2:4")):
+        weight = rng.choice([-0.0, 0.0, 1.0, -2.0, np.nan], (40, 40)).astype(dtype)
+        mask = nmflow.solve(rng.standard_normal(weight.shape), pattern=pattern).mask
+        held[f"{name}.weight"] = np.where(mask, weight, np.zeros(1, dtype))
+    report = export_checkpoint(write(tmp_path / "x.safetensors", held), tmp_path / "out", "dense")
+    for name, weight in read(tmp_path / "out" / "x.safetensors").items():
+        np.testing.assert_array_equal(bits(weight), bits(held[name]))
+        assert {tensor.name: tensor.kept for tensor in report.tensors}[name] == np.count_nonzero(bits(weight))
+    assert verify_packed(tmp_path / "out").ok
 
 
 def test_names_in_the_file(tmp_path: Path, model: Path) -> None:
@@ -302,6 +320,28 @@ def test_destination(tmp_path: Path, model: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+def test_what_is_made_of_an_export_has_no_record_of_it(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    write(tmp_path / "src" / "model.safetensors", weights())
+    out, pruned, replaced = tmp_path / "out", tmp_path / "pruned", tmp_path / "replaced"
+    export_checkpoint(tmp_path / "src", out, "dense")
+    assert run("prune", out, pruned, "--pattern", "1:4").exit_code == 0
+    replace_tensors(open_source(out), replaced, {"steps": bytes(8)}, {"command": "test"})
+    for folder in (pruned, replaced):
+        assert inspect_path(folder).format is None
+        assert not (folder / "nmflow.json").exists()
+    assert run("verify", pruned, "--pattern", "1:4").exit_code == 0
+    export_checkpoint(tmp_path / "src", out, "nibble", exclude=["b.*"], overwrite=True)
+    result = run("prune", out, tmp_path / "none", "--pattern", "1:4")
+    assert result.exit_code == 2
+    assert "out must not be an export as nibble, whose weights are packed; take the checkpoint" in result.stderr
+    with pytest.raises(InputValueError, match="must not be an export as nibble"):
+        replace_tensors(open_source(out), tmp_path / "none", {"steps": bytes(8)}, {"command": "test"})
+    with pytest.raises(InputValueError, match="must not be an export as nibble"):
+        export_checkpoint(out, tmp_path / "none", "nibble")
+    assert not (tmp_path / "none").exists()
+
+
 def test_exclude(tmp_path: Path, model: Path) -> None:
     report = export_checkpoint(model, tmp_path / "out", "nibble", exclude=["b.*"], include=["embed*"] * 0)
     assert {tensor.name for tensor in report.tensors} == {"a.weight", "c.weight"}
@@ -326,21 +366,12 @@ def test_verify_finds_what_was_changed(tmp_path: Path, model: Path) -> None:
     assert "tensor 'b.weight': array 'b.weight.packed_t' must have the digest of the side file" in result.stdout
     assert "1 of 3 weights at fault" in result.stdout
     # With the digest renewed, the two sides still contradict each other.
-    import hashlib
-
-    side = json.loads((out / "nmflow.json").read_text())
     raw = read(out / "model.safetensors")["b.weight.packed_t"].tobytes()
-    side["tensors"]["b.weight"]["arrays"]["packed_t"]["sha256"] = hashlib.sha256(raw).hexdigest()
-    (out / "nmflow.json").write_text(json.dumps(side))
+    renewed = hashlib.sha256(raw).hexdigest()
+    edit_record(out, lambda side: side["tensors"]["b.weight"]["arrays"]["packed_t"].update(sha256=renewed))
     found = verify_packed(out)
     assert [check.name for check in found.tensors if check.fault] == ["b.weight"]
     assert "packed and meta" in next(check.fault for check in found.tensors if check.fault)
-
-
-def edit(out: Path, change: Any) -> None:
-    side = json.loads((out / "nmflow.json").read_text())
-    change(side)
-    (out / "nmflow.json").write_text(json.dumps(side))
 
 
 @pytest.mark.parametrize(
@@ -351,12 +382,19 @@ def edit(out: Path, change: Any) -> None:
         (lambda side: side.pop("tensors"), "must describe exported tensors"),
         (lambda side: side["tensors"]["a.weight"].update(file="../a"), "file must be a name"),
         (lambda side: side["tensors"]["a.weight"].update(shape=[1.5]), "is not a whole number"),
-        (lambda side: side["tensors"]["a.weight"].update(file="gone.safetensors"), "must exist"),
+        (
+            lambda side: side["tensors"]["a.weight"].update(file="gone.safetensors"),
+            r"must exist, as nmflow.json names it",
+        ),
+        (lambda side: side["files"].update({"../a": {}}), "file must be a name"),
+        (lambda side: side["files"]["model.safetensors"].pop("header"), "must describe exported tensors"),
+        (lambda side: side.pop("sha256"), "must describe exported tensors"),
+        (lambda side: side.update(tensors={}), "must name a tensor that is stored by format, and it names none"),
     ],
 )
 def test_a_bad_side_file(tmp_path: Path, model: Path, change: Any, match: str) -> None:
     export_checkpoint(model, tmp_path / "out", "cutlass-24")
-    edit(tmp_path / "out", change)
+    edit_record(tmp_path / "out", change)
     with pytest.raises(nmflow.NmflowError, match=match):
         verify_packed(tmp_path / "out")
     assert run("verify", tmp_path / "out").exit_code == 2
@@ -374,10 +412,128 @@ def test_a_bad_side_file(tmp_path: Path, model: Path, change: Any, match: str) -
 )
 def test_a_side_file_that_does_not_fit_its_tensors(tmp_path: Path, model: Path, change: Any, match: str) -> None:
     export_checkpoint(model, tmp_path / "out", "cutlass-24")
-    edit(tmp_path / "out", lambda side: change(side["tensors"]["a.weight"]))
+    edit_record(tmp_path / "out", lambda side: change(side["tensors"]["a.weight"]))
     found = verify_packed(tmp_path / "out")
     assert match in next(check.fault for check in found.tensors if check.name == "a.weight")
     assert not found.ok
+
+
+def small_export(tmp_path: Path) -> Path:
+    """Two shards, one of which is left dense as a whole."""
+    src = tmp_path / "src"
+    src.mkdir()
+    names = ("model-1.safetensors", "model-2.safetensors")
+    parts = ({"a.weight": weights()["c.weight"][:60], "a.bias": np.ones(3, "f4")}, {"norm.weight": np.ones(5, "f4")})
+    for name, part in zip(names, parts, strict=True):
+        write(src / name, part)
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    (src / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    export_checkpoint(src, tmp_path / "out", "nibble", pad=True)
+    return tmp_path / "out"
+
+
+def header_edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    raw = path.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    change(header)
+    raw_file(path, header, raw[end:])
+
+
+ONE, TWO = "model-1.safetensors", "model-2.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "match"),
+    [
+        (ONE, lambda header: header["a.bias"].update(dtype="f32"), "model-1.safetensors: header must have the digest"),
+        (TWO, lambda header: header["norm.weight"].update(shape=[5, 1]), "model-2.safetensors: header must have the"),
+        (TWO, lambda header: header["__metadata__"].update(more="x"), "model-2.safetensors: header must have the dig"),
+        (ONE, lambda header: header.update(x=header.pop("a.bias")), "tensor 'a.bias' must be in a file beside nmflow."),
+        (ONE, lambda header: header.update(x=header.pop("a.bias")), "tensor 'x' must be in nmflow.json, and it is not"),
+    ],
+)
+def test_verify_finds_a_changed_header(tmp_path: Path, file: str, change: Any, match: str) -> None:
+    out = small_export(tmp_path)
+    header_edit(out / file, change)
+    result = run("verify", out)
+    assert result.exit_code == 1
+    assert match in result.stdout
+    assert "1 weight sound, both sides agree; " in result.stdout
+    assert json.loads(run("verify", out, "--json").stdout)["ok"] is False
+
+
+def test_verify_finds_what_was_changed_or_lost_besides_packed_weights(tmp_path: Path) -> None:
+    out = small_export(tmp_path)
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+    result = run("verify", out)
+    assert result.exit_code == 0
+    assert "1 weight sound, both sides agree; 2,880 of 5,760 entries are kept; 2 tensors left dense" in result.stdout
+    write(out / "adapter.safetensors", {"other": np.ones(3, "f4")})  # a file that the export only copied
+    assert verify_packed(out).ok
+    tamper(out / TWO, "norm.weight", 3)
+    found = verify_packed(out)
+    assert [fault.split(": ", 1)[1] for fault in found.faults] == [
+        "tensor 'norm.weight' must have the digest of nmflow.json; it was changed, export again"
+    ]
+    (out / TWO).unlink()
+    result = run("verify", out)
+    assert result.exit_code == 2
+    assert "model-2.safetensors must exist, as nmflow.json names it; copy it there again, or export" in result.stderr
+    (out / TWO).write_bytes(whole[out / TWO])
+    for change in (
+        lambda side: side["tensors"].pop("a.weight"),
+        lambda side: side["tensors"].update({"b.weight": side["tensors"].pop("a.weight")}),
+        lambda side: side["tensors"]["a.weight"].update(shape=[61, 96]),
+        lambda side: side["left_dense"].pop("norm.weight"),
+    ):
+        edit_record(out, change, renew=False)
+        with pytest.raises(FormatError, match=r"nmflow.json must have the digest that it holds, and it was changed"):
+            verify_packed(out)
+        (out / "nmflow.json").write_bytes(whole[out / "nmflow.json"])
+    assert verify_packed(out).ok
+
+
+def test_no_flipped_bit_passes(tmp_path: Path) -> None:
+    out, rng = small_export(tmp_path), np.random.default_rng(0)
+    for path in (out / ONE, out / TWO, out / "nmflow.json"):
+        whole = path.read_bytes()
+        end = len(whole) if path.suffix == ".json" else 8 + int.from_bytes(whole[:8], "little")
+        for at in (*rng.choice(end, min(end, 150), replace=False), *rng.integers(end, len(whole) + 1, 10) - 1):
+            raw = bytearray(whole)
+            raw[at] ^= 1 << rng.integers(8)
+            path.write_bytes(raw)
+            try:
+                assert not verify_packed(out, threads=1).ok, (path.name, at, raw[at])
+            except nmflow.NmflowError:
+                continue
+        path.write_bytes(whole)
+    assert verify_packed(out).ok
+
+
+def test_exports_of_an_earlier_nmflow_are_checked_as_far_as_their_record_goes(tmp_path: Path) -> None:
+    out = small_export(tmp_path)
+
+    def age(side: dict[str, Any]) -> None:
+        del side["files"], side["sha256"]
+
+    edit_record(out, age)
+    result = run("verify", out)
+    assert result.exit_code == 0
+    assert "Headers, and tensors left dense, were compared by name only" in result.stdout
+    assert not verify_packed(out).complete
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+    (out / TWO).unlink()
+    assert "tensor 'norm.weight' must be in a file beside nmflow.json" in verify_packed(out).faults[0]
+    (out / TWO).write_bytes(whole[out / TWO])
+    header_edit(out / ONE, lambda header: header.update(x=header.pop("a.bias")))
+    assert len(verify_packed(out).faults) == 2
+    (out / ONE).write_bytes(whole[out / ONE])
+    tamper(out / ONE, "a.weight.values")
+    assert not verify_packed(out).ok
+    edit_record(out, lambda side: side.update(tensors={}))
+    with pytest.raises(FormatError, match="and it names none; export again"):
+        verify_packed(out)
 
 
 def test_truncated_and_missing(tmp_path: Path, model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -223,6 +224,47 @@ def test_bad_arguments() -> None:
         nibble.encode(weight[:, :60], mask[:, :60])
     with pytest.raises(InputValueError, match="threads must be a whole number of at least 1, not 0"):
         nibble.encode(weight, mask, threads=0)
+    with pytest.raises(InputTypeError, match="weight must be an array that NumPy can view, not list"):
+        nibble.encode([[1.0], [1.0, 2.0]], mask)
+    arrays = nibble.encode(weight, mask)
+    for shape in (4, "ab", (64.0, 64.0)):
+        with pytest.raises(InputTypeError, match=r"shape must be a tuple of whole numbers, not .*; pass the shape of"):
+            nibble.decode(arrays, shape=shape)
+    for shape in ((), (8,), (64, 64, 1)):
+        with pytest.raises(InputValueError, match=rf"shape must have 2 axes, not {len(shape)}; pass the shape of"):
+            nibble.decode(arrays, shape=shape)
+    with pytest.raises(InputValueError, match="shape must have 1 axes, not 2"):
+        formats.get("dense").decode({"weight": weight[0]}, shape=(1, 64))
+
+
+class OverDLPack:
+    """Something that speaks DLPack only."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_arguments_are_taken_as_solve_takes_them(name: str) -> None:
+    """DLPack without `__array__`, and whole numbers of NumPy."""
+    rng, format_ = np.random.default_rng(4), formats.get(name)
+    mask = two_way(rng, (64, 64), "2:4")
+    weight, one = rng.standard_normal(mask.shape).astype("f2"), np.int64(1)
+    arrays = format_.encode(OverDLPack(weight), OverDLPack(mask), threads=one)
+    expected = format_.encode(weight, mask)
+    assert arrays.keys() == expected.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[key])
+    over = {key: OverDLPack(array) for key, array in arrays.items()}
+    back, kept = format_.decode(over, shape=(np.int64(64), 64), threads=one)
+    np.testing.assert_array_equal(back, np.where(mask, weight, 0))
+    np.testing.assert_array_equal(kept, mask)
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda value: str(value))

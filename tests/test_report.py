@@ -196,10 +196,12 @@ def test_the_picture_of_a_mask(source: Path, pruned: Path) -> None:
 
 def test_cells_of_a_large_layer_hold_whole_blocks(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).standard_normal((1030, 523)).astype("f4")
+    weights[:8, :8] = -0.0  # half of them are kept, with their sign; what is dropped is +0
     (tmp_path / "src").mkdir()
     write(tmp_path / "src" / "model.safetensors", {"weight": weights})
     made = prune_checkpoint(tmp_path / "src", tmp_path / "dst", "4:8")
     picture = picture_mask(tmp_path / "dst", made.tensors[0], (8, 8), source=tmp_path / "src")
+    assert np.count_nonzero(picture.kept) == 32
     assert picture.cell == (24, 16)
     assert picture.grid.shape == (math.ceil(1030 / 24), math.ceil(523 / 16))
     kept = np.abs(read(tmp_path / "dst" / "model.safetensors")["weight"])

@@ -305,7 +305,7 @@ def test_compiled_and_parallel_models_are_known_by_their_own_names() -> None:
         ),
         ({"solver": "magic"}, UnknownSolverError, "solver must be one of"),
         ({"fill": "half"}, PatternError, 'fill must be "exact" or "at-most"'),
-        ({"threads": 0}, InputValueError, "threads must be at least 1"),
+        ({"threads": 0}, InputValueError, "threads must be a whole number of at least 1"),
     ],
 )
 def test_errors_leave_the_model_as_it_was(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -419,6 +419,22 @@ def test_semi_structured_verifies_and_explains() -> None:
     assert "stays dense" in str(report)
     assert repr(report) == "<SemiReport: 0 converted, 1 verified, 4 skipped>"
     assert bits(model) == before
+
+
+def test_semi_structured_keeps_negative_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.where(nt.mask_for(tensor(64, 64).half(), 2, 4), tensor(64, 64, seed=1).half(), 0.0)
+    weight[(weight != 0) & (tensor(64, 64, seed=2) > 0)] = -0.0
+    model, packed = nn.Linear(64, 64, bias=False).half(), []
+    model.weight = nn.Parameter(weight)
+    whole = nt.semi_structured
+
+    def noted(weight: Any, mask: Any, **options: Any) -> torch.Tensor:
+        packed.append(whole(weight, mask, **options))
+        return packed[-1]
+
+    monkeypatch.setattr("nmflow.torch.semi.semi_structured", noted)
+    assert nt.to_semi_structured_(model).verified == ("weight",)
+    assert torch.equal(packed[0].to_dense().view(torch.int16), weight.view(torch.int16))
 
 
 def test_semi_structured_finds_every_corrupted_packing(monkeypatch: pytest.MonkeyPatch) -> None:

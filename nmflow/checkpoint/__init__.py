@@ -5,7 +5,8 @@ from nmflow.checkpoint.engine import Executor, Progress
 from nmflow.checkpoint.export import export_checkpoint
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header, read_header
-from nmflow.checkpoint.packed import Inspection, PackedVerification, exported_format, inspect_path, verify_packed
+from nmflow.checkpoint.inspection import Inspection, exported_format, inspect_path
+from nmflow.checkpoint.packed import PackedVerification, verify_packed
 from nmflow.checkpoint.plan import EXCLUDED, WEIGHTS, Plan, PlannedTensor, make_plan
 from nmflow.checkpoint.prune import prune_checkpoint
 from nmflow.checkpoint.report import Report, TensorReport

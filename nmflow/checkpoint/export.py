@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,18 +14,19 @@ import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
 from nmflow.checkpoint.engine import Executor, Progress, run
+from nmflow.checkpoint.export_choice import open_masks, reasons_of
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask
-from nmflow.checkpoint.pack import PackUnit
-from nmflow.checkpoint.plan import make_plan
+from nmflow.checkpoint.pack import DenseUnit, PackUnit
 from nmflow.checkpoint.source import INDEX, Source, open_source
 from nmflow.checkpoint.stage import check_place, copy_others, staged, start_file
-from nmflow.checkpoint.unit import CopyUnit, Done, Unit
-from nmflow.errors import CheckpointError, InputValueError, NmflowError
+from nmflow.checkpoint.unit import Done, Unit
+from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import Format, get
-from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredTensor
+from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredFile, StoredTensor
 
 __all__ = ["export_checkpoint"]
 
@@ -76,7 +78,7 @@ def export_checkpoint(
         If a file is not sound, or a weight cannot be stored: wrong dtype, rank, multiple, or not of the pattern. The
         message names the tensor.
     DestinationExistsError, InputValueError
-        If `dst` cannot be written to, or options contradict each other.
+        If `dst` cannot be written to, options contradict each other, or `src` is an export with packed weights.
 
     Notes
     -----
@@ -84,9 +86,10 @@ def export_checkpoint(
     """
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
+    check_unpacked(source)
     check_place(replace(source, is_folder=True), dst)
-    given = None if masks is None else _open_masks(Path(masks), source, tuple(include) + tuple(exclude))
-    reasons = _reasons(source, chosen, given, include, exclude)
+    given = None if masks is None else open_masks(Path(masks), source, tuple(include) + tuple(exclude))
+    reasons = reasons_of(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
     layouts = {shard.path: _layout(shard, chosen, reasons, pad) for shard in source.shards}  # all checked, none written
@@ -97,6 +100,7 @@ def export_checkpoint(
         "format": [chosen.name, chosen.version, pad],
         "masks": None if masks is None else str(Path(masks).absolute()),
         "packed": [name for name, reason in reasons.items() if not reason],
+        "digests": "of every tensor",  # which unfinished runs of before did not take
     }
     with staged(dst, asked, is_folder=True, overwrite=overwrite, resume=resume) as stage:
         units = _units(source, stage.new, chosen, given, reasons, layouts, threads)
@@ -114,10 +118,11 @@ def export_checkpoint(
             )
             _write_index(source, layouts, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
-        tensors = [ExportedTensor.from_dict(done.row["report"]) for done in results if done.row is not None]
-        stored = {done.name: _stored(done, chosen) for done in results if done.row is not None}
+        packed = [done for done in results if not reasons[done.name]]
         if not stage.finished:
-            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left)
+            stored = {done.name: _stored(done, chosen) for done in packed}
+            files = {shard.path.name: _file(layouts[shard.path][0], shard, results, left) for shard in source.shards}
+            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files)
             (stage.new / NAME).write_text(side.to_json(), encoding="utf-8")
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
@@ -127,7 +132,7 @@ def export_checkpoint(
         str(dst),
         chosen.name,
         None if masks is None else str(masks),
-        tuple(tensors),
+        tuple(ExportedTensor.from_dict(_row(done)["report"]) for done in packed),
         tuple(left.items()),
     )
 
@@ -148,7 +153,7 @@ def _units(
         for entry in shard.entries:
             what: dict[str, Any] = {"source": shard.path.absolute(), "target": new / shard.path.name, "entry": entry}
             if reasons[entry.name]:
-                units.append(CopyUnit(**what, start=places[entry.name].start, threads=threads))
+                units.append(DenseUnit(**what, start=places[entry.name].start, threads=threads))
                 continue
             dtype = DTYPES[entry.dtype]
             specs = format.specs(format.requirement(dtype).padded(entry.shape), dtype)
@@ -162,60 +167,22 @@ def _units(
 
 def _stored(done: Done, format: Format) -> StoredTensor:
     """What the side file says of a tensor."""
-    assert done.row is not None
-    report = ExportedTensor.from_dict(done.row["report"])
+    report = ExportedTensor.from_dict(_row(done)["report"])
     arrays = {
-        key: StoredArray(_array_name(done.name, key, format), digest) for key, digest in done.row["sha256"].items()
+        key: StoredArray(_array_name(done.name, key, format), digest) for key, digest in _row(done)["sha256"].items()
     }
     return StoredTensor(report.shard, report.dtype, report.shape, report.stored_shape, report.pattern, arrays)
 
 
-def _open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, KeepMask]:
-    """Find the masks by name, and check that each is one of a tensor of the source."""
-    if globs:
-        raise InputValueError("include and exclude must not be given with masks, which name the weights themselves")
-    held = {entry.name: entry for shard in source.shards for entry in shard.entries}
-    found: dict[str, KeepMask] = {}
-    for shard in open_source(path).shards:
-        for entry in shard.entries:
-            if entry.name not in held:
-                raise CheckpointError(f"{path}: mask {entry.name!r} must have the name of a tensor of {source.path}")
-            if entry.dtype not in ("BOOL", "U8"):
-                raise CheckpointError(f"{path}: mask {entry.name!r} must be BOOL or U8, not {entry.dtype}")
-            if entry.shape != held[entry.name].shape:
-                raise CheckpointError(
-                    f"{path}: mask {entry.name!r} must have the shape of the tensor, {held[entry.name].shape}, "
-                    f"not {entry.shape}"
-                )
-            found[entry.name] = KeepMask(shard.path.absolute(), entry)
-    return found
+def _file(head: bytes, shard: Header, results: Iterable[Done], left: Mapping[str, str]) -> StoredFile:
+    """What the side file says of a file: digests of its header and of the tensors in it that are left dense."""
+    here = (done for done in results if done.shard == shard.path.name and done.name in left)
+    return StoredFile(hashlib.sha256(head).hexdigest(), {done.name: _row(done)["sha256"] for done in here})
 
 
-def _reasons(
-    source: Source,
-    format: Format,
-    masks: Mapping[str, Any] | None,
-    include: Iterable[str],
-    exclude: Iterable[str],
-) -> dict[str, str]:
-    """Why each tensor is left dense; empty if it is packed."""
-    names = [entry.name for shard in source.shards for entry in shard.entries]
-    if masks is not None:
-        return {name: "" if name in masks else "no mask" for name in names}
-    # The two patterns that formats know; a plan asks a pattern only for its block, to leave smaller weights alone.
-    plans = {
-        pattern: make_plan(source, pattern, include=tuple(include), exclude=tuple(exclude))
-        for pattern in ("1:2", "2:4")
-    }
-    reasons = {}
-    for pattern, plan in plans.items():
-        for tensor in plan.tensors:
-            dtype = DTYPES.get(tensor.entry.dtype)
-            need = None if dtype is None else format.requirements.get(dtype.name)
-            if pattern == (need.pattern if need and need.pattern else "2:4"):
-                stacked = tensor.layout is not None and format.two_way
-                reasons[tensor.entry.name] = tensor.reason or ("not a matrix" if stacked else "")
-    return {name: reasons[name] for name in names}
+def _row(done: Done) -> Mapping[str, Any]:
+    assert done.row is not None  # each unit of an export gives one
+    return done.row
 
 
 def _layout(shard: Header, format: Format, reasons: Mapping[str, str], pad: bool) -> tuple[bytes, dict[str, Entry]]:

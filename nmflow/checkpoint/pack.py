@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -16,13 +14,25 @@ from nmflow.checkpoint.export_report import ExportedTensor
 from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.support import Support, find_support
-from nmflow.checkpoint.tiles import TILE_BYTES, Tile, combine, digest, inside, is_whole, read_tile, squares, write_tile
-from nmflow.checkpoint.unit import Done, Flusher, Unit, opened, read
+from nmflow.checkpoint.tiles import (
+    TILE_BYTES,
+    Tile,
+    combine,
+    digest,
+    inside,
+    is_whole,
+    read_tile,
+    sha256_of,
+    squares,
+    write_tile,
+)
+from nmflow.checkpoint.unit import CopyUnit, Done, Flusher, Unit, copy, opened, read
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import PART, Format, Place, Spec, get
+from nmflow.formats.given import bits_of
 from nmflow.problem import Array
 
-__all__ = ["PackUnit", "Stored", "named", "sha256_of"]
+__all__ = ["DenseUnit", "PackUnit", "Stored", "named"]
 
 SIDE = 16 * PART
 """Rows and columns of a rectangle of entries up to 16 bits, and twice those of a rectangle of wider ones: each stretch
@@ -189,11 +199,24 @@ class PackUnit(Unit):
 
     def _support(self, weight: Array, given: list[Array], pattern: str | None) -> Support:
         if not given:
-            return Support(weight != 0, 0, 0, 0) if pattern is None else find_support(weight, pattern, threads=1)
+            if pattern is not None:
+                return find_support(weight, pattern, threads=1)
+            return Support(bits_of(weight) != 0, 0, 0, 0)  # not by value: a -0.0 was kept, as what is dropped is +0
         mask = given[0]
         if self.mask is not None and mask.size and mask.max() > 1:
             raise CheckpointError(f"mask in {self.mask.path} must hold 0 and 1 only, not {mask.max()}")
         return Support(mask.view(np.bool_), 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseUnit(CopyUnit):
+    """A tensor that is left dense: copied, and its row holds the SHA-256 of its bytes."""
+
+    def do(self, pool: Pool) -> Done:
+        """Copy the bytes, and take the digest of what the target holds then."""
+        done = copy(self, pool)
+        with opened(self, write=False) as (_, target, _):
+            return replace(done, row={"sha256": sha256_of(target, self.start, self.entry.n_bytes)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,24 +236,6 @@ class _Piece:
 def _bytes_of(spec: Spec) -> int:
     """Bytes of a stored array."""
     return math.prod(spec.shape) * spec.dtype.itemsize
-
-
-def sha256_of(file: int, start: int, n_bytes: int) -> str:
-    """SHA-256 of some bytes of an open file, in hex.
-
-    Raises
-    ------
-    EOFError
-        If the file ends before they do.
-    """
-    state, buffer, stop = hashlib.sha256(), bytearray(min(n_bytes, TILE_BYTES)), start + n_bytes
-    while start < stop:
-        count = os.preadv(file, [memoryview(buffer)[: stop - start]], start)
-        if not count:
-            raise EOFError
-        state.update(memoryview(buffer)[:count])
-        start += count
-    return state.hexdigest()
 
 
 def named(tile: Tile) -> str:

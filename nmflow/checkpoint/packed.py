@@ -1,8 +1,10 @@
-"""Exported folders, read: what they hold, and whether it decodes to one matrix from both of its sides."""
+"""Exported folders, read: whether what they hold decodes to one matrix from both of its sides."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,52 +13,16 @@ import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, NAMES
 from nmflow.checkpoint.engine import Progress
-from nmflow.checkpoint.header import Entry, Header, read_header
-from nmflow.checkpoint.pack import Stored, named, sha256_of
+from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.inspection import open_export
+from nmflow.checkpoint.pack import Stored, named
 from nmflow.checkpoint.pool import Pool, thread_count
-from nmflow.checkpoint.source import open_source
-from nmflow.checkpoint.tiles import Tile, inside, is_whole
+from nmflow.checkpoint.tiles import Tile, inside, is_whole, sha256_of
 from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError
-from nmflow.formats import Format, Spec, get
-from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
+from nmflow.formats import Format, Spec
+from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor
 
-__all__ = [
-    "Held",
-    "Inspection",
-    "PackedCheck",
-    "PackedVerification",
-    "exported_format",
-    "inspect_path",
-    "verify_packed",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One tensor of a checkpoint: `stored` names its arrays if it is packed, else it is empty."""
-
-    name: str
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    pattern: str | None
-    stored: tuple[str, ...]
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a checkpoint or an exported folder holds, from headers alone; format and version of an export."""
-
-    path: str
-    format: str | None
-    version: int | None
-    writer: str | None
-    tensors: tuple[Held, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The inspection for JSON."""
-        return asdict(self)
+__all__ = ["PackedCheck", "PackedVerification", "verify_packed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,106 +38,121 @@ class PackedCheck:
 
 @dataclass(frozen=True, slots=True)
 class PackedVerification:
-    """What verifying an exported folder found."""
+    """What verifying an exported folder found.
+
+    Attributes
+    ----------
+    path, format : str
+    tensors : tuple of PackedCheck
+    faults : tuple of str
+        What is wrong with files as a whole, and with tensors that are left dense.
+    left_dense : int
+        How many of these there are.
+    complete : bool
+        Whether the side file holds digests of headers and of tensors left dense. Those of an earlier nmflow do not, and
+        only names are compared.
+    """
 
     path: str
     format: str
     tensors: tuple[PackedCheck, ...]
+    faults: tuple[str, ...]
+    left_dense: int
+    complete: bool
 
     @property
     def ok(self) -> bool:
-        """Whether every tensor is sound."""
-        return not any(tensor.fault for tensor in self.tensors)
+        """Whether nothing is wrong."""
+        return not self.faults and not any(tensor.fault for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """The verification for JSON."""
         return {**asdict(self), "ok": self.ok}
 
 
-def exported_format(path: str | os.PathLike[str]) -> str | None:
-    """Name of the format in which export wrote the folder `path`; None if it did not."""
-    return read_side_file(path).format if (Path(path) / NAME).is_file() else None
-
-
-def inspect_path(path: str | os.PathLike[str]) -> Inspection:
-    """List what a .safetensors file, a checkpoint or an exported folder holds.
-
-    Raises
-    ------
-    CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
-        If it is none of these, or a header or the side file is not valid.
-    """
-    path = Path(path)
-    if not (path / NAME).is_file():
-        shards = open_source(path).shards
-        return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
-    side, _, headers = _open(path)
-    held = []
-    for name, tensor in side.tensors.items():
-        entries = {entry.name: entry for entry in headers[tensor.file].entries}
-        names = tuple(array.name for array in tensor.arrays.values())
-        size = sum(entries[part].n_bytes for part in names if part in entries)
-        held.append(Held(name, tensor.file, tensor.dtype, tensor.shape, tensor.pattern, names, size))
-    packed = frozenset(part for tensor in held for part in tensor.stored)
-    others = _plain(tuple(headers.values()), packed)
-    return Inspection(str(path), side.format, side.version, side.writer, (*held, *others))
-
-
 def verify_packed(
     path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
 ) -> PackedVerification:
-    """Check an exported folder: digests, dtypes, shapes, and that both sides decode to one matrix and mask.
+    """Check an exported folder: that it holds what was written, and that both sides decode to one matrix and mask.
 
     Raises
     ------
     CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
-        If a file is truncated or the side file is not valid. A fault of a tensor is no error but a result.
+        If a file is missing or truncated, or the side file is not valid or was changed. Any other fault is no error but
+        a result.
 
     Notes
     -----
     Arrays are read in rectangles: memory does not grow with them.
     """
     path = Path(path)
-    side, chosen, headers = _open(path)
-    checks = []
+    side, chosen, headers = open_export(path)
+    checks, faults = [], _name_faults(side, headers)
+    total = len(side.tensors) + len(side.files)
     with Pool(thread_count(threads)) as pool:
         for number, (name, tensor) in enumerate(side.tensors.items()):
             if progress:
-                progress(name, number, len(side.tensors))
+                progress(name, number, total)
             kept, fault = 0, ""
             try:
                 kept = _check(headers[tensor.file], tensor, chosen, pool)
             except NmflowError as error:
                 fault = str(error)
             checks.append(PackedCheck(name, tensor.shape, int(np.prod(tensor.shape, dtype=object)), kept, fault))
+        for number, (file, stored) in enumerate(side.files.items(), len(side.tensors)):
+            if progress:
+                progress(file, number, total)
+            faults += _file_faults(headers[file], stored, pool)
     if progress:
-        progress("", len(checks), len(checks))
-    return PackedVerification(str(path), side.format, tuple(checks))
+        progress("", total, total)
+    return PackedVerification(
+        str(path), side.format, tuple(checks), tuple(faults), len(side.left_dense), bool(side.files)
+    )
 
 
-def _plain(shards: tuple[Header, ...], packed: frozenset[str]) -> list[Held]:
+def _name_faults(side: SideFile, headers: Mapping[str, Header]) -> list[str]:
+    """Tensors left dense that are lost, and tensors that the side file does not know in the files that it names."""
+    held = {entry.name for header in headers.values() for entry in header.entries}
+    faults = [
+        f"tensor {name!r} must be in a file beside {NAME}, which names it, and it is lost; export again"
+        for name in side.left_dense
+        if name not in held
+    ]
+    known = {array.name for tensor in side.tensors.values() for array in tensor.arrays.values()} | set(side.left_dense)
+    faults += [
+        f"{headers[file].path}: tensor {entry.name!r} must be in {NAME}, and it is not; export again"
+        for file in sorted(side.named)
+        for entry in headers[file].entries
+        if entry.name not in known
+    ]
+    return faults
+
+
+def _file_faults(header: Header, stored: StoredFile, pool: Pool) -> list[str]:
+    """What is wrong with the header of a file, and with its tensors that are left dense."""
+    parts = {f"{header.path}: header": (0, header.size, stored.header)}
+    for entry in header.entries:
+        if entry.name in stored.dense:
+            parts[f"{header.path}: tensor {entry.name!r}"] = (entry.start, entry.n_bytes, stored.dense[entry.name])
+    with _opened(header) as file:
+        same = list(pool.map(lambda part: sha256_of(file, part[0], part[1]) == part[2], parts.values()))
     return [
-        Held(entry.name, shard.path.name, entry.dtype, entry.shape, None, (), entry.n_bytes)
-        for shard in shards
-        for entry in shard.entries
-        if entry.name not in packed
+        f"{where} must have the digest of {NAME}; it was changed, export again"
+        for where, good in zip(parts, same, strict=True)
+        if not good
     ]
 
 
-def _open(path: Path) -> tuple[SideFile, Format, dict[str, Header]]:
-    """The side file, its format and the headers of its files."""
-    side = read_side_file(path)
-    chosen = get(side.format)
-    if side.version != chosen.version:
-        raise FormatError(
-            f"{path / NAME}: version of {side.format} must be {chosen.version}, not {side.version}; update nmflow"
-        )
-    return side, chosen, {shard.path.name: shard for shard in _shards(path, side)}
-
-
-def _shards(path: Path, side: SideFile) -> list[Header]:
-    files = {tensor.file for tensor in side.tensors.values()} | {file.name for file in path.glob("*.safetensors")}
-    return [read_header(path / file) for file in sorted(files)]
+@contextlib.contextmanager
+def _opened(header: Header) -> Iterator[int]:
+    """Open a file to read what its header says is there."""
+    file = os.open(header.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield file
+    except EOFError as error:
+        raise CheckpointError(f"{header.path} must not change while it is read, and it became shorter") from error
+    finally:
+        os.close(file)
 
 
 def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> int:
@@ -189,7 +170,6 @@ def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> 
         raise FormatError(f"shape must be one that is padded to {source.shape}, not {tensor.shape}; export again")
     starts = tuple((key, entry.start) for key, entry in arrays.items())
     stored = Stored(format, NAMES[source.dtype.name], tensor.shape, starts)
-    file = os.open(header.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def same(key: str) -> bool:
         return sha256_of(file, arrays[key].start, arrays[key].n_bytes) == tensor.arrays[key].sha256
@@ -203,17 +183,13 @@ def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> 
             raise FormatError(f"{error}{place}") from error
         return int(np.count_nonzero(mask))
 
-    try:
+    with _opened(header) as file:
         for key, good in zip(arrays, pool.map(same, arrays), strict=True):
             if not good:
                 raise FormatError(
                     f"array {tensor.arrays[key].name!r} must have the digest of the side file; it was changed"
                 )
         return sum(pool.map(kept, stored.tiles()))
-    except EOFError as error:
-        raise CheckpointError(f"{header.path} must not change while it is read, and it became shorter") from error
-    finally:
-        os.close(file)
 
 
 def _arrays(header: Header, tensor: StoredTensor) -> dict[str, Entry]:

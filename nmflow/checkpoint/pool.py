@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from nmflow.errors import InputValueError
+from nmflow.problem import thread_count
 
 __all__ = ["MOST_THREADS", "Pool", "StoppedError", "thread_count"]
 
@@ -19,21 +18,6 @@ MOST_THREADS = 9
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def thread_count(threads: int | None) -> int:
-    """Threads to use: by default the cores that this process may use.
-
-    Raises
-    ------
-    InputValueError
-        If `threads` is not a whole number of at least 1.
-    """
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise InputValueError(f"threads must be a whole number of at least 1, not {threads!r}")
-    return threads
 
 
 class StoppedError(Exception):

@@ -13,12 +13,13 @@ import numpy as np
 
 from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.header import Header
+from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
 from nmflow.checkpoint.plan import Plan, as_pattern, make_plan
-from nmflow.checkpoint.report import REPORT, REPORTS, Report, TensorReport
+from nmflow.checkpoint.report import RECORDS, REPORT, Report, TensorReport
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.stage import JOURNAL, check_place, copy_others, stage_of, staged, start_shard
 from nmflow.checkpoint.tensor import FLOATS, row_sums
@@ -93,8 +94,8 @@ def prune_checkpoint(
     DestinationBusyError
         If another process is writing `dst`.
     DestinationExistsError, InputValueError
-        If `dst` cannot be written to, a glob matches nothing, an option is not valid, or a mask of `keep_from` fits no
-        tensor that is pruned.
+        If `dst` cannot be written to, a glob matches nothing, an option is not valid, a mask of `keep_from` fits no
+        tensor that is pruned, or `src` is an export with packed weights.
     PatternError
         If `pattern` is not one, or no tensor can take it.
     NonFiniteError
@@ -112,6 +113,7 @@ def prune_checkpoint(
     plan = make_plan(src, as_pattern(pattern, fill, transposable), include=include, exclude=exclude)
     plan.check()
     source = plan.source
+    check_unpacked(source)
     check_place(source, dst)
     keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
     # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled
@@ -135,7 +137,7 @@ def prune_checkpoint(
         finished = _finished(dst, asked)
         if finished is not None:
             return finished
-    others = [path for path in source.others if str(path) not in REPORTS]  # they speak of another checkpoint
+    others = [path for path in source.others if str(path) not in RECORDS]  # they speak of another checkpoint
     options = {"solver": solver, "certify": certify, "on_nonfinite": on_nonfinite, "threads": threads}
     with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
         units = _units(plan, stage.new, keep, options)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nmflow.checkpoint.header import Entry
-from nmflow.checkpoint.report import REPORTS
+from nmflow.checkpoint.inspection import check_unpacked
+from nmflow.checkpoint.report import RECORDS
 from nmflow.checkpoint.source import Source
 from nmflow.checkpoint.stage import check_place, copy_others, staged
 from nmflow.errors import InputValueError
@@ -43,11 +44,12 @@ def replace_tensors(
     Raises
     ------
     InputValueError
-        If a name is in no shard, or its data has another size.
+        If `source` is an export with packed weights, a name is in no shard, or its data has another size.
     CheckpointError, DestinationBusyError, DestinationExistsError
         As `prune_checkpoint`.
     """
     dst = Path(dst)
+    check_unpacked(source)
     check_place(source, dst)
     entries: dict[str, Entry] = {entry.name: entry for shard in source.shards for entry in shard.entries}
     for name, data in values.items():
@@ -58,7 +60,7 @@ def replace_tensors(
     with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite) as stage:
         if source.is_folder:
             stage.new.mkdir()
-            copy_others(source, [path for path in source.others if str(path) not in REPORTS], stage.new)
+            copy_others(source, [path for path in source.others if str(path) not in RECORDS], stage.new)
         for shard in source.shards:
             target = stage.new / source.relative(shard) if source.is_folder else stage.new
             target.parent.mkdir(parents=True, exist_ok=True)

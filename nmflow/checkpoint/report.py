@@ -7,13 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["REPORT", "REPORTS", "Report", "TensorReport", "total"]
+from nmflow.formats.side_file import NAME
+
+__all__ = ["RECORDS", "REPORT", "REPORTS", "Report", "TensorReport", "total"]
 
 REPORT = "nmflow-report.json"
 """Name of the file in a folder that holds the report."""
 
 REPORTS = (REPORT, "nmflow-report.html", "nmflow-report.md")
 """Names of all files in a folder that speak of what was done to it."""
+
+RECORDS = (*REPORTS, NAME)
+"""Those, and what export says of a folder's data: none of them fits once the data is another."""
 
 
 @dataclass(frozen=True, slots=True)

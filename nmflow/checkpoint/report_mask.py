@@ -13,6 +13,7 @@ from nmflow.checkpoint.arrays import map_array
 from nmflow.checkpoint.report import TensorReport
 from nmflow.checkpoint.source import open_source
 from nmflow.errors import CheckpointError, InputValueError, NmflowError
+from nmflow.formats.given import bits_of
 from nmflow.problem import Array, Matrix
 
 __all__ = ["MaskPicture", "picture_mask"]
@@ -91,7 +92,7 @@ def picture_mask(
 
     Notes
     -----
-    Kept is what is not zero: a weight that was zero and is kept cannot be told from one that is dropped. Memory: a few
+    Kept is what is not +0: a weight that was +0 and is kept cannot be told from one that is dropped. Memory: a few
     million entries at a time.
     """
     pruned = _matrix(dst, tensor, block)
@@ -112,7 +113,7 @@ def picture_mask(
         (row, col),
         (place[0].start, place[1].start),
         np.abs((here if dense is None else dense.part(*place)).astype(np.float64)),
-        here != 0,
+        bits_of(np.ascontiguousarray(here)) != 0,
         _grid(pruned, dense, (cell[0], cell[1])),
         (cell[0], cell[1]),
         dense is not None,
@@ -156,7 +157,7 @@ def _same(
         found = _matrix(path, tensor, block)
     except (NmflowError, OSError):
         return None
-    before, after = (np.ascontiguousarray(part).view(f"u{part.itemsize}") for part in (found.part(*place), here))
+    before, after = (bits_of(np.ascontiguousarray(part)) for part in (found.part(*place), here))
     return found if np.array_equal(after, np.where(after != 0, before, 0)) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ __all__ = [
     "digest",
     "read_tile",
     "runs",
+    "sha256_of",
     "write_tile",
 ]
 
@@ -193,4 +195,22 @@ def combine(digests: Iterable[bytes]) -> str:
     state = xxhash.xxh3_128()
     for each in digests:
         state.update(each)
+    return state.hexdigest()
+
+
+def sha256_of(file: int, start: int, n_bytes: int) -> str:
+    """SHA-256 of some bytes of an open file, in hex.
+
+    Raises
+    ------
+    EOFError
+        If the file ends before they do.
+    """
+    state, buffer, stop = hashlib.sha256(), bytearray(min(n_bytes, TILE_BYTES)), start + n_bytes
+    while start < stop:
+        count = os.preadv(file, [memoryview(buffer)[: stop - start]], start)
+        if not count:
+            raise EOFError
+        state.update(memoryview(buffer)[:count])
+        start += count
     return state.hexdigest()

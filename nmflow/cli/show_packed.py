@@ -77,9 +77,18 @@ def verification(found: PackedVerification) -> None:
     bad = [tensor for tensor in found.tensors if tensor.fault]
     for tensor in bad:
         console.print(_text(f"tensor {tensor.name!r}: {tensor.fault}"), soft_wrap=True)
+    for fault in found.faults:
+        console.print(_text(fault), soft_wrap=True)
     weights = _weights(len(found.tensors))
     entries, kept = (sum(getattr(tensor, name) for tensor in found.tensors) for name in ("entries", "kept"))
     verdict = f"{len(bad)} of {weights} at fault" if bad else f"{weights} sound, both sides agree"
-    console.print(
-        _text(f"{found.path}: {found.format}, {verdict}; {kept:,} of {entries:,} entries are kept"), soft_wrap=True
-    )
+    if found.faults:
+        verdict += f"; {len(found.faults)} other {'fault' if len(found.faults) == 1 else 'faults'}"
+    verdict += f"; {kept:,} of {entries:,} entries are kept; {found.left_dense} tensors left dense"
+    console.print(_text(f"{found.path}: {found.format}, {verdict}"), soft_wrap=True)
+    if not found.complete:
+        console.print(
+            "Headers, and tensors left dense, were compared by name only: the nmflow that exported them recorded no "
+            "digests of theirs. Export again to have every byte checked.",
+            soft_wrap=True,
+        )

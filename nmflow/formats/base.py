@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from nmflow.errors import FormatError, InputTypeError, InputValueError
-from nmflow.formats.given import listed, padded_to, plain, thread_count
+from nmflow.formats.given import listed, padded_to, plain, shape_of
 from nmflow.formats.layout import Area, Place, Requirement, Spec
 from nmflow.formats.room import room
-from nmflow.problem import Array
+from nmflow.problem import Array, thread_count, viewed
 
 __all__ = ["Format"]
 
@@ -138,7 +138,7 @@ class Format(ABC):
         Parameters
         ----------
         weight : array, shape (R, C)
-            One of the dtypes of `requirements`; any strides; read-only too.
+            One of the dtypes of `requirements`; any strides; read-only too; as `nmflow.solve` takes it, by DLPack too.
         mask : array of bool, same shape
             True = kept. It alone decides: a kept zero is stored, a dropped number is not.
         pad : bool
@@ -159,7 +159,7 @@ class Format(ABC):
         Raises
         ------
         InputTypeError
-            If a dtype cannot be held, mask is not boolean, or out has other types.
+            If NumPy cannot view an array, a dtype cannot be held, mask is not boolean, or out has other types.
         InputValueError
             If a shape does not fit, an array of out is not as said above, or the mask keeps too many in a group: the
             first such group is named.
@@ -168,8 +168,7 @@ class Format(ABC):
         -----
         A group that keeps fewer than n is filled with valid, ascending positions and +0. O(R C) time.
         """
-        values = np.asarray(weight)
-        kept = np.asarray(mask)
+        values, kept = viewed(weight, "weight"), viewed(mask, "mask")
         padded = self.check_shape(values.shape, values.dtype, pad=pad)
         if kept.dtype != np.bool_:
             raise InputTypeError(f"mask must be boolean, not {kept.dtype}; write mask != 0 if that is meant")
@@ -219,17 +218,18 @@ class Format(ABC):
             If an array is missing, or has another dtype or shape, or the arrays contradict each other: the first
             tile of 4 x 4 entries at fault is named.
         InputTypeError, InputValueError
-            If out is not as said above, or threads is no number of threads.
+            If NumPy cannot view an array, out is not as said above, shape is not as many whole numbers as
+            the matrix has axes, or threads is no number of threads.
         """
-        given = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
-        source = self.check_specs(given)
-        part = source.shape if shape is None else tuple(shape)
+        held = {name: viewed(array, f"arrays[{name!r}]") for name, array in arrays.items()}
+        source = self.check_specs({name: Spec(array.dtype, array.shape) for name, array in held.items()})
+        part = source.shape if shape is None else shape_of(shape, len(source.shape))
         if part != source.shape and self.requirement(source.dtype).padded(part) != source.shape:
             raise FormatError(f"shape must be one that is padded to {source.shape}, not {part}")
         count = thread_count(threads)
         both = {"weight": source, "mask": Spec(np.dtype(np.bool_), source.shape)}
-        weight, mask = room(both, out, arrays.values()).values()
-        self._decode({name: plain(array) for name, array in arrays.items()}, weight, mask, count)
+        weight, mask = room(both, out, held.values()).values()
+        self._decode({name: plain(array) for name, array in held.items()}, weight, mask, count)
         if part == source.shape:
             return weight, mask
         outside = np.ones(mask.shape, np.bool_)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import operator
 
 import numpy as np
 
-from nmflow.errors import InputValueError
+from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Budget
 from nmflow.problem import Array
 
-__all__ = ["bits_of", "first_violation", "listed", "padded_to", "plain", "thread_count"]
+__all__ = ["bits_of", "first_violation", "listed", "padded_to", "plain", "shape_of"]
 
 
 def bits_of(array: Array) -> Array:
@@ -53,18 +53,16 @@ def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
     return out
 
 
-def thread_count(threads: int | None) -> int:
-    """Threads to use; raise InputValueError unless it is None or at least 1."""
-    if threads is None:
-        return _cores()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise InputValueError(f"threads must be a whole number of at least 1, not {threads!r}")
-    return threads
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def shape_of(given: object, axes: int) -> tuple[int, ...]:
+    """A shape before padding; raise InputTypeError or InputValueError unless it is so many whole numbers."""
+    advice = "pass the shape of the matrix before padding, or leave shape away"
+    try:
+        shape = tuple(operator.index(length) for length in given)  # type: ignore[attr-defined]
+    except TypeError:
+        raise InputTypeError(f"shape must be a tuple of whole numbers, not {given!r}; {advice}") from None
+    if len(shape) != axes:
+        raise InputValueError(f"shape must have {axes} axes, not {len(shape)}; {advice}")
+    return shape
 
 
 def listed(names: tuple[str, ...]) -> str:

@@ -6,13 +6,18 @@
      "tensors": {"layer.weight": {"file": "model.safetensors", "dtype": "float16", "shape": [64, 96],
                                   "stored_shape": [64, 128], "pattern": "2:4",
                                   "arrays": {"packed": {"name": "layer.weight.packed", "sha256": "..."}, ...}}},
-     "left_dense": {"layer.bias": "1-D"}}
+     "left_dense": {"layer.bias": "1-D"},
+     "files": {"model.safetensors": {"header": "...", "dense": {"layer.bias": "..."}}},
+     "sha256": "..."}
 
-`stored_shape` is `shape` unless the matrix was padded. A digest is that of the array's bytes in its file.
+`stored_shape` is `shape` unless the matrix was padded. Digests are SHA-256 in hex: that of an array or tensor is of its
+bytes; that of a header of all that precedes the data, so of names, dtypes, shapes and places; the last is of everything
+else that the file says. A file with neither `files` nor `sha256` was written by an earlier nmflow.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +27,7 @@ from typing import Any
 
 from nmflow.errors import FormatError, SourceNotFoundError
 
-__all__ = ["NAME", "SideFile", "StoredArray", "StoredTensor", "read_side_file"]
+__all__ = ["NAME", "SideFile", "StoredArray", "StoredFile", "StoredTensor", "read_side_file"]
 
 NAME = "nmflow.json"
 
@@ -48,18 +53,33 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """SHA-256 of the header of a safetensors file, and of each tensor in it that is left dense, in hex."""
+
+    header: str
+    dense: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class SideFile:
-    """The whole side file."""
+    """The whole side file but its own digest; `files` is empty if it was written by an earlier nmflow."""
 
     format: str
     version: int
     writer: str
     tensors: Mapping[str, StoredTensor]
     left_dense: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The safetensors files that it speaks of."""
+        return frozenset(self.files) | {tensor.file for tensor in self.tensors.values()}
 
     def to_json(self) -> str:
         """Text of the file."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        record = asdict(self)
+        return json.dumps({**record, "sha256": _digest(record)}, indent=1) + "\n"
 
 
 def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
@@ -70,7 +90,8 @@ def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
     SourceNotFoundError
         If there is none.
     FormatError
-        If it is not what it should be, or names a file outside the folder.
+        If it is not what it should be, has not the digest that it holds, names no tensor, or a file outside the
+        folder.
     """
     path = Path(folder) / NAME
     try:
@@ -81,28 +102,39 @@ def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
         raise FormatError(f"{path} must be JSON in UTF-8 ({error}); export again") from error
     try:
         raw = json.loads(text)
+        # Both are there, or neither: that of a file from before, not of one in which a name was changed.
+        digest = raw.pop("sha256") if "sha256" in raw or "files" in raw else None
+        sound = digest is None or digest == _digest(raw)
         found = SideFile(
             _text(raw["format"]),
             _whole(raw["version"]),
             _text(raw["writer"]),
             {_text(name): _tensor(info) for name, info in raw["tensors"].items()},
             {_text(name): _text(reason) for name, reason in raw["left_dense"].items()},
+            {_file(name): _stored_file(info) for name, info in raw.get("files", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{path} must describe exported tensors ({type(error).__name__}: {error}); export again"
         ) from error
+    if not sound:
+        raise FormatError(
+            f"{path} must have the digest that it holds, and it was changed; copy it again, or export again"
+        )
+    if not found.tensors:
+        raise FormatError(f"{path} must name a tensor that is stored by format, and it names none; export again")
     return found
 
 
+def _digest(record: Mapping[str, Any]) -> str:
+    """Digest of what a side file says, however it is laid out."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def _tensor(info: Any) -> StoredTensor:
-    file = _text(info["file"])
-    # A name with a folder in it could lead out of the export; none is ever written.
-    if PurePath(file).name != file or file in ("", ".."):
-        raise ValueError(f"file must be a name, not {file!r}")
     pattern = info["pattern"]
     return StoredTensor(
-        file,
+        _file(info["file"]),
         _text(info["dtype"]),
         tuple(_whole(length) for length in info["shape"]),
         tuple(_whole(length) for length in info["stored_shape"]),
@@ -112,6 +144,17 @@ def _tensor(info: Any) -> StoredTensor:
             for key, array in info["arrays"].items()
         },
     )
+
+
+def _stored_file(info: Any) -> StoredFile:
+    return StoredFile(_text(info["header"]), {_text(name): _text(digest) for name, digest in info["dense"].items()})
+
+
+def _file(name: Any) -> str:
+    # A name with a folder in it could lead out of the export; none is ever written.
+    if PurePath(_text(name)).name != name or name in ("", ".."):
+        raise ValueError(f"file must be a name, not {name!r}")
+    return str(name)
 
 
 def _text(value: Any) -> str:

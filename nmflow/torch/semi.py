@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmflow.checkpoint.support import find_support
 from nmflow.formats import get
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
@@ -98,7 +99,8 @@ def to_semi_structured_(
             if lost:
                 reason = f"not 2:4 in rows and columns: at least {lost} entries too many; prune_(model, 2, 4) first"
             else:
-                packed.append((layer, _checked(layer, array, mask)))
+                # A -0.0 has the score of what is dropped, and yet it was kept: it stays where there is room for it.
+                packed.append((layer, _checked(layer, array, find_support(array, str(pattern)).mask)))
         if reason:
             skipped.append((layer.name, reason))
     converted, verified = [], []

@@ -15,7 +15,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_
 
 from nmflow.errors import FormatError, InputValueError, NmflowError
 from nmflow.formats import get
-from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
+from nmflow.formats.side_file import NAME, StoredTensor, read_side_file
 from nmflow.problem import Array
 
 __all__ = ["load_semi_structured", "semi_structured"]
@@ -91,7 +91,7 @@ def load_semi_structured(
             f"not {side.format} version {side.version}; export again"
         )
     state: dict[str, torch.Tensor] = {}
-    for file in [only] if only else _files(folder, side):
+    for file in [only] if only else sorted(side.named | {file.name for file in folder.glob("*.safetensors")}):
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -102,12 +102,6 @@ def load_semi_structured(
                 state[name] = _load(f"{folder / file}: tensor {name!r}", held, stored, device, padded, verify)
         state |= {name: tensor.to(device) for name, tensor in held.items()}
     return state
-
-
-def _files(folder: Path, side: SideFile) -> list[str]:
-    return sorted(
-        {tensor.file for tensor in side.tensors.values()} | {file.name for file in folder.glob("*.safetensors")}
-    )
 
 
 def _load(

@@ -1,0 +1,121 @@
+"""Checkpoints and exported folders, seen from outside: what they hold, as headers and the side file say it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nmflow.checkpoint.header import Header, read_header
+from nmflow.checkpoint.source import Source, open_source
+from nmflow.errors import FormatError, InputValueError, SourceNotFoundError
+from nmflow.formats import Format, get
+from nmflow.formats.dense import Dense
+from nmflow.formats.side_file import NAME, SideFile, read_side_file
+
+__all__ = ["Held", "Inspection", "check_unpacked", "exported_format", "inspect_path", "open_export"]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One tensor of a checkpoint: `stored` names its arrays if it is packed, else it is empty."""
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    pattern: str | None
+    stored: tuple[str, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a checkpoint or an exported folder holds, from headers alone; format and version of an export."""
+
+    path: str
+    format: str | None
+    version: int | None
+    writer: str | None
+    tensors: tuple[Held, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inspection for JSON."""
+        return asdict(self)
+
+
+def exported_format(path: str | os.PathLike[str]) -> str | None:
+    """Name of the format in which export wrote the folder `path`; None if it did not."""
+    return read_side_file(path).format if (Path(path) / NAME).is_file() else None
+
+
+def inspect_path(path: str | os.PathLike[str]) -> Inspection:
+    """List what a .safetensors file, a checkpoint or an exported folder holds.
+
+    Raises
+    ------
+    CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
+        If it is none of these, or a header or the side file is not valid.
+    """
+    path = Path(path)
+    if not (path / NAME).is_file():
+        shards = open_source(path).shards
+        return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
+    side, _, headers = open_export(path)
+    held = []
+    for name, tensor in side.tensors.items():
+        entries = {entry.name: entry for entry in headers[tensor.file].entries}
+        names = tuple(array.name for array in tensor.arrays.values())
+        size = sum(entries[part].n_bytes for part in names if part in entries)
+        held.append(Held(name, tensor.file, tensor.dtype, tensor.shape, tensor.pattern, names, size))
+    packed = frozenset(part for tensor in held for part in tensor.stored)
+    others = _plain(tuple(headers.values()), packed)
+    return Inspection(str(path), side.format, side.version, side.writer, (*held, *others))
+
+
+def check_unpacked(source: Source) -> None:
+    """Raise InputValueError if a folder is an export with packed weights: it is nothing without the record of them."""
+    found = exported_format(source.path) if source.is_folder else None
+    if found not in (None, Dense.name):
+        raise InputValueError(
+            f"{source.path} must not be an export as {found}, whose weights are packed; take the checkpoint that was "
+            f"exported, or export it as dense"
+        )
+
+
+def open_export(path: Path) -> tuple[SideFile, Format, dict[str, Header]]:
+    """Read the side file of an exported folder, and the headers of its files.
+
+    Raises
+    ------
+    CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
+        If one of them is missing or not valid, or the format is of another version.
+    """
+    side = read_side_file(path)
+    chosen = get(side.format)
+    if side.version != chosen.version:
+        raise FormatError(
+            f"{path / NAME}: version of {side.format} must be {chosen.version}, not {side.version}; update nmflow"
+        )
+    return side, chosen, {shard.path.name: shard for shard in _shards(path, side)}
+
+
+def _shards(path: Path, side: SideFile) -> list[Header]:
+    missing = sorted(file for file in side.named if not (path / file).exists())
+    if missing:
+        raise SourceNotFoundError(
+            f"{path / missing[0]} must exist, as {NAME} names it; copy it there again, or export again"
+        )
+    return [
+        read_header(path / file) for file in sorted(side.named | {file.name for file in path.glob("*.safetensors")})
+    ]
+
+
+def _plain(shards: tuple[Header, ...], packed: frozenset[str]) -> list[Held]:
+    return [
+        Held(entry.name, shard.path.name, entry.dtype, entry.shape, None, (), entry.n_bytes)
+        for shard in shards
+        for entry in shard.entries
+        if entry.name not in packed
+    ]

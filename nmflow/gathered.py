@@ -52,7 +52,8 @@ def check_feasible(problem: Problem, parts: Sequence[Part]) -> None:
     i, j = divmod(numbers[0] - all_grids[matrix].start, all_grids[matrix].cols)
     rows, cols = problem.pattern.block_shape
     where = f"rows {i * rows} to {(i + 1) * rows - 1}, columns {j * cols} to {(j + 1) * cols - 1} of matrix {matrix}"
-    easier = "" if problem.pattern.fill == "at-most" else ', or use fill="at-most"'
+    # what is dropped can leave lines too little to be full; what is kept is too much under either fill
+    easier = "" if problem.pattern.fill == "at-most" or problem.drop is None else ', or use fill="at-most"'
     raise InfeasibleError(
         f"keep and drop must leave a mask of pattern {problem.pattern}, not contradict it as in {len(numbers)} of "
         f"{all_grids[-1].start + all_grids[-1].rows * all_grids[-1].cols} blocks, the first at {where}; "

@@ -110,6 +110,8 @@ class Pattern:
     ) -> None:
         if fill not in ("exact", "at-most"):
             raise PatternError(f'fill must be "exact" or "at-most", not {fill!r}')
+        if isinstance(n, str) and m is None:
+            raise PatternError(f'n must be a whole number, not {n!r}; a text is given by name: pattern="2:4"')
         if (n is None) != (m is None):
             raise PatternError("n and m must be given together; for example n=2, m=4")
         if n is not None and m is not None:

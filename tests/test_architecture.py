@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BASE | {"problem", "kernels", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
     "bench": BASE | {"", "problem", "kernels", "solvers", "pipeline", "checkpoint"},
+    "__main__": {"cli"},
     "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
     "": BASE | {"network", "solvers", "pipeline", "certificate", "diversity", "formats", "checkpoint"},
 }

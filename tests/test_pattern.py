@@ -104,6 +104,7 @@ def test_frozen() -> None:
         ({"row": "2:4", "col": "3:4"}, 'fill="exact" is infeasible for row 2:4 with col 3:4: a 4x4 block would keep 8'),
         ({"row": "2-4", "col": "2:4"}, 'pattern must be "n:m", for example "2:4", not \'2-4\''),
         ({"row": "2:4", "col": 4}, 'pattern must be "n:m", for example "2:4", not 4'),
+        ({"n": "2:4"}, "n must be a whole number, not '2:4'; a text is given by name: pattern=\"2:4\""),
         ({"n": 2, "m": 4, "fill": "most"}, 'fill must be "exact" or "at-most", not \'most\''),
     ],
 )

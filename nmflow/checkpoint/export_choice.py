@@ -15,6 +15,9 @@ from nmflow.formats import Format
 
 __all__ = ["open_masks", "reasons_of"]
 
+USUAL = "2:4"
+"""The pattern of weights in a format that takes any."""
+
 
 def open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, KeepMask]:
     """Find the masks by name, and check that each is one of a tensor of the source."""
@@ -48,17 +51,17 @@ def reasons_of(
     names = [entry.name for shard in source.shards for entry in shard.entries]
     if masks is not None:
         return {name: "" if name in masks else "no mask" for name in names}
-    # The two patterns that formats know; a plan asks a pattern only for its block, to leave smaller weights alone.
+    # a plan asks a pattern only for its block, to leave smaller weights alone
+    known = {USUAL, *(need.pattern for need in format.requirements.values() if need.pattern)}
     plans = {
-        pattern: make_plan(source, pattern, include=tuple(include), exclude=tuple(exclude))
-        for pattern in ("1:2", "2:4")
+        pattern: make_plan(source, pattern, include=tuple(include), exclude=tuple(exclude)) for pattern in sorted(known)
     }
     reasons = {}
     for pattern, plan in plans.items():
         for tensor in plan.tensors:
             dtype = DTYPES.get(tensor.entry.dtype)
             need = None if dtype is None else format.requirements.get(dtype.name)
-            if pattern == (need.pattern if need and need.pattern else "2:4"):
+            if pattern == (need.pattern if need and need.pattern else USUAL):
                 stacked = tensor.layout is not None and format.two_way
                 reasons[tensor.entry.name] = tensor.reason or ("not a matrix" if stacked else "")
     return {name: reasons[name] for name in names}

@@ -14,9 +14,10 @@ from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
 from nmflow.pattern import Pattern
+from nmflow.pipeline import as_pattern
 from nmflow.problem import Layout
 
-__all__ = ["EXCLUDED", "FLOATS", "STACKED", "WEIGHTS", "Plan", "PlannedTensor", "as_pattern", "make_plan"]
+__all__ = ["EXCLUDED", "FLOATS", "STACKED", "WEIGHTS", "Plan", "PlannedTensor", "make_plan"]
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 """Dtypes that are pruned; integers, booleans, 8-bit floats and packed numbers are copied."""
@@ -148,7 +149,7 @@ class Plan:
             )
         raise PatternError(
             f"{self.source.path} must hold a weight that {self.pattern} can prune, and all {len(self.tensors)} tensors "
-            f"are left alone; a dry run says why, and include globs can bring some back"
+            f"are left alone; nmflow prune --dry-run says why, and include globs can bring some back"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,13 +161,6 @@ class Plan:
             "copied_files": [str(path) for path in self.source.others],
             "default_exclusions": [{"glob": glob, "reason": reason} for glob, reason in EXCLUDED],
         }
-
-
-def as_pattern(pattern: str | Pattern, fill: str = "exact", transposable: bool = True) -> Pattern:
-    """Take a Pattern as it is; read "n:m" with `fill` and `transposable`."""
-    if isinstance(pattern, Pattern):
-        return pattern
-    return Pattern.parse(pattern, fill=fill, transposable=transposable)
 
 
 def make_plan(
@@ -195,7 +189,7 @@ def make_plan(
         If a glob matches no tensor.
     """
     source = src if isinstance(src, Source) else open_source(Path(src))
-    pattern = as_pattern(pattern)
+    pattern = as_pattern(None, None, pattern)
     wanted, unwanted = _globs(include, "include"), _globs(exclude, "exclude")
     names = [entry.name for shard in source.shards for entry in shard.entries]
     for argument, globs in (("include", wanted), ("exclude", unwanted)):

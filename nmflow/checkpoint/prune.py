@@ -18,7 +18,7 @@ from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
-from nmflow.checkpoint.plan import Plan, as_pattern, make_plan
+from nmflow.checkpoint.plan import Plan, make_plan
 from nmflow.checkpoint.report import RECORDS, REPORT, Report, TensorReport
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.stage import JOURNAL, check_place, copy_others, stage_of, staged, start_shard
@@ -26,7 +26,7 @@ from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
 from nmflow.errors import InputValueError, NmflowError
 from nmflow.pattern import Pattern
-from nmflow.pipeline import solve
+from nmflow.pipeline import as_pattern, solve
 
 __all__ = ["prune_checkpoint"]
 
@@ -110,7 +110,9 @@ def prune_checkpoint(
     dst = Path(dst)
     if on_nonfinite not in ("error", "skip"):
         raise InputValueError(f'on_nonfinite must be "error" or "skip", not {on_nonfinite!r}')
-    plan = make_plan(src, as_pattern(pattern, fill, transposable), include=include, exclude=exclude)
+    plan = make_plan(
+        src, as_pattern(None, None, pattern, fill=fill, transposable=transposable), include=include, exclude=exclude
+    )
     plan.check()
     source = plan.source
     check_unpacked(source)

@@ -58,7 +58,8 @@ def write_reports(
     MissingLibraryError
         Without matplotlib.
     CheckpointError, SourceNotFoundError
-        If the report or the checkpoint is not there, or does not fit the other.
+        If the report or the checkpoint is not there, or does not fit the other; or if `source` was given and is not
+        what it was pruned from.
     InputValueError
         If `tensor` or `block` is not in it.
     """
@@ -66,7 +67,9 @@ def write_reports(
     report = read_report(dst) if report is None else report
     chosen = _choose(report, tensor)
     origin = report.source if source is None else source
-    picture = picture_mask(dst, chosen, pattern_of(report).block_shape, source=origin, block=block)
+    picture = picture_mask(
+        dst, chosen, pattern_of(report).block_shape, source=origin, strict=source is not None, block=block
+    )
     page, card = report_path(dst, "html"), report_path(dst, "md")
     text = html_page(report, picture)
     write_text(card, model_card(report))

@@ -14,7 +14,7 @@ from nmflow.checkpoint.report import TensorReport
 from nmflow.checkpoint.source import open_source
 from nmflow.errors import CheckpointError, InputValueError, NmflowError
 from nmflow.formats.given import bits_of
-from nmflow.problem import Array, Matrix
+from nmflow.problem import Matrix
 
 __all__ = ["MaskPicture", "picture_mask"]
 
@@ -67,6 +67,7 @@ def picture_mask(
     block_shape: tuple[int, int],
     *,
     source: str | os.PathLike[str] | None = None,
+    strict: bool = False,
     block: tuple[int, ...] = (0, 0),
 ) -> MaskPicture:
     """Read one mask of a pruned checkpoint.
@@ -79,14 +80,16 @@ def picture_mask(
     block_shape : (int, int)
         Rows and columns of a block of its pattern.
     source : path, optional
-        The checkpoint before it was pruned. Not used if it is not there or is another one.
+        The checkpoint before it was pruned. Not used if it is not there or is another one, unless `strict`.
+    strict : bool
+        Whether that is an error.
     block : tuple of int
         Block row and block column; before them the matrix, in a stack.
 
     Raises
     ------
     CheckpointError, SourceNotFoundError
-        If `dst` does not hold the weight.
+        If `dst` does not hold the weight, or a `strict` source is not what it was pruned from.
     InputValueError
         If it has no such block.
 
@@ -105,7 +108,13 @@ def picture_mask(
         )
     place = slice(row * height, min((row + 1) * height, rows)), slice(col * width, min((col + 1) * width, cols))
     here = pruned.part(*place)
-    dense = None if source is None else _same(source, tensor, block, here, place)
+    dense = None
+    if source is not None:
+        try:
+            dense = _before(source, tensor, block, pruned)
+        except (NmflowError, OSError):
+            if strict:
+                raise
     cell = tuple(-(-length // (side * CELLS)) * side for length, side in zip((rows, cols), block_shape, strict=True))
     return MaskPicture(
         tensor.name,
@@ -149,16 +158,20 @@ def _matrix(path: str | os.PathLike[str], tensor: TensorReport, block: tuple[int
     )
 
 
-def _same(
-    path: str | os.PathLike[str], tensor: TensorReport, block: tuple[int, ...], here: Array, place: tuple[slice, slice]
-) -> Matrix | None:
-    """The matrix before pruning, if what is kept of the block has the same bits there."""
-    try:
-        found = _matrix(path, tensor, block)
-    except (NmflowError, OSError):
-        return None
-    before, after = (bits_of(np.ascontiguousarray(part)) for part in (found.part(*place), here))
-    return found if np.array_equal(after, np.where(after != 0, before, 0)) else None
+def _before(path: str | os.PathLike[str], tensor: TensorReport, block: tuple[int, ...], pruned: Matrix) -> Matrix:
+    """The matrix before pruning: what is kept has the same bits there, and what is dropped is not all 0."""
+    found = _matrix(path, tensor, block)
+    (rows, cols), more = pruned.shape, False
+    step = max(1, PART_ENTRIES // cols)
+    for start in range(0, rows, step):
+        parts = (matrix.rows(start, min(start + step, rows)) for matrix in (found, pruned))
+        before, after = (bits_of(np.ascontiguousarray(part)) for part in parts)
+        if not np.array_equal(after, np.where(after != 0, before, 0)):
+            raise CheckpointError(f"{path} must hold what {tensor.name!r} was pruned from, and its weights differ")
+        more |= bool(np.any(before != after))
+    if not more:
+        raise CheckpointError(f"{path} must hold {tensor.name!r} before it was pruned, and it is pruned there already")
+    return found
 
 
 def _grid(pruned: Matrix, dense: Matrix | None, cell: tuple[int, int]) -> npt.NDArray[np.float64]:

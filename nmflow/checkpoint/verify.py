@@ -12,12 +12,13 @@ import numpy as np
 
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.groups import group_counts
-from nmflow.checkpoint.plan import PlannedTensor, as_pattern, make_plan
+from nmflow.checkpoint.plan import PlannedTensor, make_plan
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.tensor import FLOATS
 from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
 from nmflow.errors import CheckpointError
 from nmflow.pattern import Pattern
+from nmflow.pipeline import as_pattern
 from nmflow.problem import Array, Matrix
 
 __all__ = ["Checked", "Verification", "Violation", "verify_checkpoint"]
@@ -132,7 +133,9 @@ def verify_checkpoint(
     CheckpointError, SourceNotFoundError, InputValueError, PatternError
         As prune_checkpoint. A violation is no error but a result.
     """
-    plan = make_plan(path, as_pattern(pattern, "at-most", transposable), include=include, exclude=exclude)
+    fill = "exact" if isinstance(pattern, Pattern) else "at-most"  # a Pattern says its own
+    wanted = as_pattern(None, None, pattern, fill=fill, transposable=transposable)
+    plan = make_plan(path, wanted, include=include, exclude=exclude)
     plan.check()
     tensors = []
     done, total = 0, sum(tensor.entry.n_bytes for tensor in plan.pruned)

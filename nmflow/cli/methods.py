@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nmflow.errors import InputValueError
+from nmflow.errors import InputValueError, MissingLibraryError
 from nmflow.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ def prune_by(
     method: str, src: Path, dst: Path, pattern: Pattern, calibration: Path, progress: Progress, **options: Any
 ) -> tuple[str, dict[str, Any]]:
     """Prune a folder; the report as text for people, and as plain values."""
+    for library in ("torch", "transformers"):
+        if find_spec(library) is None:
+            raise MissingLibraryError(
+                f'--method {method} needs {library}, which is not installed; pip install "nmflow[transformers]", '
+                f"or use --method magnitude"
+            )
     from nmflow.torch.model_folder import prune_folder
 
     report = prune_folder(src, dst, pattern, method, calibration, progress=progress, **options)

@@ -1,0 +1,61 @@
+"""Proofs do not depend on how the caller's thread rounds: subnormal numbers count though it flushes them to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+
+import nmflow
+
+torch = pytest.importorskip("torch", reason="torch makes a thread flush subnormal numbers to zero")
+
+from nmflow.torch import solve_on_device  # noqa: E402
+
+TINY = 5e-324
+
+
+def is_flushed() -> bool:
+    return float(np.float64(TINY) * np.float64(1.0)) == 0.0
+
+
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("needs a processor that torch can make flush subnormal numbers to zero")
+    try:
+        assert is_flushed()
+        yield
+        assert is_flushed()  # the caller's arithmetic is its own again
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_subnormal_scores_count(flushed: None, kind: str, mixed: bool, threads: int) -> None:
+    step = np.uint32(1) if kind == "float32" else np.uint64(1)
+    bits = np.random.default_rng(0).integers(1, 2000, (64, 512)).astype(step.dtype)
+    weights: Any = bits.view(kind)
+    if mixed:
+        weights = np.where(bits % 5 == 0, np.dtype(kind).type(1e-36), weights)
+    solution = nmflow.solve(weights, 2, 4, threads=threads, duals=True)
+    exact = oracles.exact(weights)
+    assert solution.proven
+    assert exact[solution.mask].sum() == oracles.best_total(exact, solution.pattern)
+    worse = np.roll(solution.mask, 4, axis=1)
+    assert nmflow.certify(weights, solution.mask, 2, 4, absolute=True, threads=threads).proven
+    assert not nmflow.certify(weights, worse, 2, 4, absolute=True, threads=threads).proven
+    assert not nmflow.solve(weights, 2, 4, solver="greedy", certify=True).proven
+
+
+def test_torch_operations_count_them_too(flushed: None) -> None:
+    bits = np.random.default_rng(0).integers(1, 2000, (32, 64)).astype(np.uint32)
+    found = solve_on_device(torch.from_numpy(bits.view(np.float32)), 2, 4)
+    whole = nmflow.solve(bits, 2, 4)
+    assert found.certificate.proven
+    assert bits[found.mask.numpy()].sum() == whole.objective

@@ -211,7 +211,7 @@ def test_tensor_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
 
 def command(*args: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "nmflow.cli", *map(str, args)],
+        [sys.executable, "-m", "nmflow", *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -346,6 +346,22 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def test_a_source_that_is_named_must_be_what_was_pruned(copied: Path, source: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(source, tmp_path / "other")
+    values = read(other / "model.safetensors")
+    write(other / "model.safetensors", {name: np.roll(value, 1) for name, value in values.items()})
+    page = (copied / "nmflow-report.html").read_bytes()
+    for given, words in (
+        (tmp_path / "nope", "nope must exist"),
+        (copied, "and it is pruned there already"),
+        (other, "and its weights differ"),
+    ):
+        done = run("report", copied, "--source", given)
+        assert done.exit_code == 2
+        assert words in done.stderr
+    assert (copied / "nmflow-report.html").read_bytes() == page  # as it was
+
+
 def test_the_command(copied: Path, source: Path) -> None:
     for name in ("nmflow-report.html", "nmflow-report.md"):
         (copied / name).unlink()

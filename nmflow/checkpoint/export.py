@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
+from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
+from nmflow.checkpoint.finished import check_finished
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.journal import identity, version
-from nmflow.checkpoint.keep import KeepMask
+from nmflow.checkpoint.keep import KeepMask, given_masks
 from nmflow.checkpoint.pack import PackUnit
+from nmflow.checkpoint.place import check_place
 from nmflow.checkpoint.plan import make_plan
 from nmflow.checkpoint.source import INDEX, Source, open_source
-from nmflow.checkpoint.stage import check_place, copy_others, staged, start_file
+from nmflow.checkpoint.stage import staged, start_file, start_folder
+from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.checkpoint.unit import CopyUnit, Done, Unit
-from nmflow.errors import CheckpointError, InputValueError, NmflowError
+from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import Format, get
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredTensor
 
@@ -84,8 +87,8 @@ def export_checkpoint(
     """
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
-    check_place(replace(source, is_folder=True), dst)
-    given = None if masks is None else _open_masks(Path(masks), source, tuple(include) + tuple(exclude))
+    check_place(source, dst, [masks], overwrite=overwrite)
+    given = None if masks is None else given_masks(Path(masks), source, tuple(include) + tuple(exclude))
     reasons = _reasons(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
@@ -101,24 +104,26 @@ def export_checkpoint(
     with staged(dst, asked, is_folder=True, overwrite=overwrite, resume=resume) as stage:
         units = _units(source, stage.new, chosen, given, reasons, layouts, threads)
         if stage.finished:
+            units = _units(source, dst.absolute(), chosen, given, reasons, layouts, threads)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
+            check_finished(dst, units, results, [Path(NAME)], threads)
         else:
-            stage.new.mkdir(exist_ok=True)
-            if source.is_folder:
-                copy_others(source, [path for path in source.others if str(path) not in (INDEX, NAME)], stage.new)
+            start_folder(source, [path for path in source.others if str(path) not in (INDEX, NAME)], stage.new)
             for shard in source.shards:
                 head, places = layouts[shard.path]
-                start_file(stage.new / shard.path.name, head, max((e.stop for e in places.values()), default=len(head)))
+                size = max((entry.stop for entry in places.values()), default=len(head))
+                start_file(stage.new / shard.path.name, shard, head, size)
             results = run(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
+            check_unchanged([*source.shards, *(given or {}).values()])
             _write_index(source, layouts, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
         tensors = [ExportedTensor.from_dict(done.row["report"]) for done in results if done.row is not None]
         stored = {done.name: _stored(done, chosen) for done in results if done.row is not None}
         if not stage.finished:
             side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left)
-            (stage.new / NAME).write_text(side.to_json(), encoding="utf-8")
+            write_new(stage.new / NAME, side.to_json())
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)
@@ -146,7 +151,12 @@ def _units(
     for shard in source.shards:
         places = layouts[shard.path][1]
         for entry in shard.entries:
-            what: dict[str, Any] = {"source": shard.path.absolute(), "target": new / shard.path.name, "entry": entry}
+            what: dict[str, Any] = {
+                "source": shard.path.absolute(),
+                "target": new / shard.path.name,
+                "stamp": shard.stamp,
+                "entry": entry,
+            }
             if reasons[entry.name]:
                 units.append(CopyUnit(**what, start=places[entry.name].start, threads=threads))
                 continue
@@ -168,27 +178,6 @@ def _stored(done: Done, format: Format) -> StoredTensor:
         key: StoredArray(_array_name(done.name, key, format), digest) for key, digest in done.row["sha256"].items()
     }
     return StoredTensor(report.shard, report.dtype, report.shape, report.stored_shape, report.pattern, arrays)
-
-
-def _open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, KeepMask]:
-    """Find the masks by name, and check that each is one of a tensor of the source."""
-    if globs:
-        raise InputValueError("include and exclude must not be given with masks, which name the weights themselves")
-    held = {entry.name: entry for shard in source.shards for entry in shard.entries}
-    found: dict[str, KeepMask] = {}
-    for shard in open_source(path).shards:
-        for entry in shard.entries:
-            if entry.name not in held:
-                raise CheckpointError(f"{path}: mask {entry.name!r} must have the name of a tensor of {source.path}")
-            if entry.dtype not in ("BOOL", "U8"):
-                raise CheckpointError(f"{path}: mask {entry.name!r} must be BOOL or U8, not {entry.dtype}")
-            if entry.shape != held[entry.name].shape:
-                raise CheckpointError(
-                    f"{path}: mask {entry.name!r} must have the shape of the tensor, {held[entry.name].shape}, "
-                    f"not {entry.shape}"
-                )
-            found[entry.name] = KeepMask(shard.path.absolute(), entry)
-    return found
 
 
 def _reasons(
@@ -257,4 +246,4 @@ def _write_index(source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, E
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    write_new(folder / INDEX, text + "\n")

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from nmflow.checkpoint import Plan, make_plan
+from nmflow.checkpoint.place import check_place
 from nmflow.checkpoint.replace import replace_tensors
-from nmflow.checkpoint.stage import check_place
 from nmflow.errors import (
     CheckpointError,
     DestinationExistsError,
@@ -94,7 +94,7 @@ def prune_folder(
     dst = Path(dst)
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()
-    check_place(plan.source, dst)
+    check_place(plan.source, dst, [calibration], overwrite=overwrite)
     if os.path.lexists(dst) and not overwrite:
         raise DestinationExistsError(f"dst must not exist, and {dst} does; choose another, or overwrite it")
     if not plan.source.is_folder or not (plan.source.path / "config.json").is_file():

@@ -17,7 +17,19 @@ import pytest
 from safetensors_files import leftovers, read, write
 from typer.testing import CliRunner
 
-from nmflow.checkpoint import disk, export_checkpoint, journal, keep, masked, open_source, prune_checkpoint, stage
+from nmflow.checkpoint import (
+    diff_checkpoints,
+    disk,
+    export_checkpoint,
+    journal,
+    keep,
+    masked,
+    open_source,
+    prune_checkpoint,
+    stage,
+    verify_checkpoint,
+    verify_packed,
+)
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.cli import app
 from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
@@ -100,6 +112,19 @@ def test_a_source_that_goes_away(tmp_path: Path) -> None:
     src = write(tmp_path / "src", {"w.weight": np.ones((8, 8), "f4")})
     with pytest.raises(CheckpointError, match="src must not change while it is read, and it was removed"):
         prune_checkpoint(src, tmp_path / "out", "2:4", progress=lambda *args: src.unlink(missing_ok=True))
+
+
+def test_what_is_only_read_must_not_change_either(tmp_path: Path, model: Path) -> None:
+    copy = write(tmp_path / "copy")
+    change = r"copy must not change while it is read, and it was replaced or written to"
+    with pytest.raises(CheckpointError, match=change):
+        verify_checkpoint(copy, "8:8", progress=lambda *args: os.utime(copy))
+    with pytest.raises(CheckpointError, match=change):
+        diff_checkpoints(model, copy, progress=lambda *args: os.utime(copy))
+    export_checkpoint(model, tmp_path / "packed", "dense")
+    shard = tmp_path / "packed" / model.name
+    found = verify_packed(tmp_path / "packed", progress=lambda *args: os.utime(shard))
+    assert "must not change while it is read" in found.tensors[0].fault
 
 
 @pytest.mark.parametrize("command", ["prune", "export"])

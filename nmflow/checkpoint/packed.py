@@ -204,6 +204,7 @@ def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> 
         return int(np.count_nonzero(mask))
 
     try:
+        header.stamp.check(header.path, os.fstat(file))
         for key, good in zip(arrays, pool.map(same, arrays), strict=True):
             if not good:
                 raise FormatError(

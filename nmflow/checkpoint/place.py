@@ -57,7 +57,7 @@ def check_place(
             raise InputValueError(f"dst must not lie inside src, as {dst} does; choose a place beside {source.path}")
     for folder, removed in ((place, overwrite), (stage_of(place), True)):
         held = {key for below in _below(folder, removed) for key in _keys(below)}
-        for path, what in found:
+        for path, what in found if held else ():
             if any(held & _keys(parent) for parent in (path, *path.parents)):
                 raise InputValueError(f"dst must not hold {what}, as {folder} does; choose another place")
 

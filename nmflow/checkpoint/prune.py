@@ -78,7 +78,8 @@ def prune_checkpoint(
     executor : Executor, optional
         Who does the units of work, instead of threads of this process: see `nmflow.checkpoint.engine`.
     overwrite : bool
-        Replace `dst` if it is a checkpoint; the old one is removed when the new one is in place.
+        Replace `dst` if it is a checkpoint, was written by nmflow, or is an empty folder; the old one is removed when
+        the new one is in place.
     resume : bool
         Go on where a run that was killed or stopped left off, if there was one; it must have been asked for the same.
     progress : callable, optional
@@ -91,7 +92,8 @@ def prune_checkpoint(
     Raises
     ------
     CheckpointError, SourceNotFoundError
-        If `src` is not a sound checkpoint in safetensors.
+        If `src` is not a sound checkpoint in safetensors, or it or the masks change meanwhile; and on `resume`, if the
+        unfinished run was asked for something else, or source or `dst` are not what a run left.
     DestinationBusyError
         If another process is writing `dst`.
     DestinationExistsError, InputValueError

@@ -23,7 +23,6 @@ from nmflow.checkpoint import (
     export_checkpoint,
     journal,
     keep,
-    masked,
     open_source,
     prune_checkpoint,
     stage,
@@ -301,23 +300,22 @@ def test_a_stage_that_is_no_folder(tmp_path: Path, model: Path, kind: str) -> No
 # What an earlier run left.
 
 
-def stop(monkeypatch: pytest.MonkeyPatch, src: Path, out: Path) -> None:
-    def solve(*args: Any, **options: Any) -> Any:
+def stop(src: Path, out: Path) -> None:
+    """Leave a run in the middle."""
+
+    def progress(*args: Any) -> None:
         raise RuntimeError
 
-    real = masked.solve
-    monkeypatch.setattr(masked, "solve", solve)
     with pytest.raises(RuntimeError):
-        prune_checkpoint(src, out, "2:4", threads=1)
-    monkeypatch.setattr(masked, "solve", real)
+        prune_checkpoint(src, out, "2:4", progress=progress)
     assert leftovers(out.parent)
 
 
-def test_nothing_of_an_earlier_run_gets_in(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_an_earlier_run_gets_in(tmp_path: Path, folder: Path) -> None:
     (folder / "sub" / "gone").mkdir()
     for name in ("token.txt", "sub/gone/token.txt"):
         (folder / name).write_text("secret")
-    stop(monkeypatch, folder, tmp_path / "out")
+    stop(folder, tmp_path / "out")
     (folder / "token.txt").unlink()
     (folder / "sub" / "gone" / "token.txt").unlink()
     (folder / "sub" / "gone").rmdir()

@@ -142,7 +142,9 @@ def at_random(src: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     hit = finished = resumed = 0
     old: dict[str, bytes] | None = None
     while hit < kills:
-        overwrite, resume = old is not None, rng.random() < 0.8
+        overwrite = old is not None
+        # killed after it was put in place: a run that neither resumes nor overwrites is right to refuse
+        resume = rng.random() < 0.8 or (not overwrite and os.path.lexists(out))
         pid = child(partial(prune_checkpoint, src, out, "2:4", overwrite=overwrite, resume=resume))
         time.sleep(rng.uniform(0.0, 0.6) * seconds)
         os.kill(pid, signal.SIGKILL)

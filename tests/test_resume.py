@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,18 @@ import pytest
 from safetensors_files import PRUNED, leftovers, sharded, tensors, write
 from typer.testing import CliRunner
 
-from nmflow.checkpoint import Done, Unit, masked, prune_checkpoint, read_header, tiles, work
+from nmflow.checkpoint import (
+    Done,
+    Unit,
+    engine,
+    export_checkpoint,
+    masked,
+    prune_checkpoint,
+    read_header,
+    stage,
+    tiles,
+    work,
+)
 from nmflow.cli import app
 from nmflow.errors import (
     CheckpointError,
@@ -68,6 +80,12 @@ def stop(monkeypatch: pytest.MonkeyPatch, src: Path, out: Path, after: int = 6, 
 
 def lines(stage: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (stage / "journal").read_text().splitlines()]
+
+
+def new_of(stage: Path) -> Path:
+    """What is being built in a stage."""
+    (new,) = stage.glob("new-*")
+    return new
 
 
 def whole(model: Path, tmp_path: Path, **options: Any) -> bytes:
@@ -158,7 +176,7 @@ def test_a_line_cut_off_by_a_kill_counts_for_nothing(tmp_path: Path, model: Path
 def test_what_is_staged_is_checked(tmp_path: Path, model: Path, stopped: Path) -> None:
     """A power failure may take back what the journal speaks of."""
     expected = whole(model, tmp_path)
-    staged = stopped / "new"
+    staged = new_of(stopped)
     size = staged.stat().st_size
     done = {line["name"] for line in lines(stopped)[1:]}
     with staged.open("r+b") as file:
@@ -172,7 +190,7 @@ def test_what_is_staged_is_checked(tmp_path: Path, model: Path, stopped: Path) -
 
 
 def test_a_staged_file_that_went_away_is_made_again(tmp_path: Path, model: Path, stopped: Path) -> None:
-    (stopped / "new").unlink()
+    new_of(stopped).unlink()
     prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
     assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
 
@@ -228,6 +246,76 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
         (out / "nmflow-report.json").write_text(text)
         with pytest.raises(DestinationExistsError):
             prune_checkpoint(src, out, "2:4", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("shard", "tensor '.*' is not what was written"),
+        ("short", "tensor '.*' is not what was written"),
+        ("header", "the header of .* is another"),
+        ("missing", "model-00001-of-00002.safetensors is gone"),
+        ("other", "model.safetensors.index.json is gone"),
+        ("source", "tensor '.*' is not what was read"),
+    ],
+)
+def test_a_finished_folder_is_read_again(tmp_path: Path, change: str, message: str) -> None:
+    src, out = sharded(tmp_path / "hf"), tmp_path / "out"
+    prune_checkpoint(src, out, "2:4")
+    shard = out / "model-00001-of-00002.safetensors"
+    place = read_header(shard).entries[0]
+    if change == "missing":
+        shard.unlink()
+    elif change == "other":
+        (out / "model.safetensors.index.json").unlink()
+    elif change == "short":
+        os.truncate(shard, place.stop)
+    else:
+        path, at = (src / shard.name if change == "source" else shard), (place.start if change != "header" else 60)
+        raw = bytearray(path.read_bytes())
+        raw[at] ^= 1
+        if change == "header":  # still a sound file
+            raw = bytearray(path.read_bytes().replace(b'{"format":"pt"}', b'{"format":"np"}'))
+        path.write_bytes(raw)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(
+        CheckpointError, match=f"resume must find .*out as it was finished, .* changed since: .*{message}"
+    ):
+        prune_checkpoint(src, out, "2:4", resume=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["prune", "export"])
+def test_what_was_published_before_a_kill_is_read_again(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    src, out = (model if command == "prune" else tmp_path / "pruned"), tmp_path / "out"
+    prune_checkpoint(model, tmp_path / "pruned", "2:4")
+
+    def run(**options: Any) -> None:
+        prune_checkpoint(src, out, "2:4", **options) if command == "prune" else export_checkpoint(
+            src, out, "dense", **options
+        )
+
+    def killed(path: Path) -> None:
+        raise Stop
+
+    for changed in (False, True):
+        monkeypatch.setattr(stage, "sync_folder", killed)
+        with pytest.raises(Stop):
+            run(overwrite=changed)
+        monkeypatch.undo()
+        shard = out if out.is_file() else out / "pruned"
+        if changed:
+            with shard.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x55")
+            with pytest.raises(CheckpointError, match="is not what was written"):
+                run(resume=True)
+        else:
+            run(resume=True)
+        assert not leftovers(tmp_path)
 
 
 def test_skipped_tensors_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +404,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     ).returncode:
         pytest.skip("this process may not mount a small disk")
     try:
-        with pytest.raises(OSError, match=r"No space left on device, at tensor '\d.weight': '.*new'") as caught:
+        with pytest.raises(OSError, match=r"No space left on device, at tensor '\d.weight': '.*/new-.*'") as caught:
             prune_checkpoint(src, disk / "out", "2:4", threads=1)
         assert caught.value.errno == errno.ENOSPC
         assert not (disk / "out").exists()
@@ -403,6 +491,66 @@ def test_an_executor_that_fails_leaves_what_is_done(tmp_path: Path, model: Path,
     assert leftovers(tmp_path)
     prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
     assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+
+
+class Fetched:
+    """An executor whose pool has fetched all units: the first fails, the others wait and cannot be cancelled."""
+
+    def __init__(self) -> None:
+        self.units: list[Unit] = []
+
+    def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+        future: Future[Done] = Future()
+        future.set_running_or_notify_cancel()
+        if not self.units:
+            future.set_exception(Stop())
+        self.units.append(args[0])
+        return future
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_worker_that_is_late_finds_nothing_of_the_next_run(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    src, out = (model if kind == "file" else sharded(tmp_path / "hf")), tmp_path / "out"
+    monkeypatch.setattr(engine, "PATIENCE", 0.01)
+    executor = Fetched()
+    with pytest.raises(Stop):
+        prune_checkpoint(src, out, "1:4", executor=executor)
+
+    def late(name: str, done: int, total: int) -> None:
+        if done == total:
+            for unit in executor.units[1:]:
+                with pytest.raises(SourceNotFoundError):
+                    work(unit)
+
+    prune_checkpoint(src, out, "2:4", progress=late)
+    prune_checkpoint(src, tmp_path / "whole", "2:4")
+    for path in [out] if out.is_file() else out.glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(out)).read_bytes()
+
+
+def test_an_error_waits_for_what_is_at_work(tmp_path: Path, model: Path) -> None:
+    futures: list[Future[Done]] = []
+
+    class Slow(Awkward):
+        def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+            def slowly() -> Done:
+                time.sleep(0.3)
+                return function(*args)  # type: ignore[no-any-return]
+
+            futures.append(self.pool.submit(slowly))
+            if len(futures) < 3:
+                return futures[-1]
+            future: Future[Done] = Future()
+            future.set_exception(Stop())
+            return future
+
+    executor = Slow()
+    with pytest.raises(Stop):
+        prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
+    assert all(future.done() for future in futures[:2])
+    executor.pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow.cli import app
-from nmflow.errors import InputValueError
+from nmflow.errors import DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch import model_folder
 
@@ -103,7 +103,9 @@ def test_the_table(folder: Path, text: Path, tmp_path: Path) -> None:
     assert f"every block proven optimal for its score; wrote {out}" in result.stdout
     again = run(*asked)
     assert again.exit_code == 2
-    assert again.stderr == f"nmflow: dst must not exist, and {out} does; choose another, or overwrite it\n"
+    assert again.stderr == (
+        f"nmflow: dst must not exist, and {out} does; choose another, or say overwrite=True (--overwrite)\n"
+    )
     assert run(*asked, "--overwrite").exit_code == 0
 
 
@@ -193,3 +195,17 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
     assert 'this method needs transformers, which is not installed; pip install "nmflow[transformers]"' in result.stderr
+
+
+def test_a_text_in_what_is_replaced_is_spared(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "out" / "text.txt"
+    text.parent.mkdir()
+    text.write_text("a dog")
+    with pytest.raises(InputValueError, match=r"dst must not hold .*text\.txt, which is read"):
+        model_folder.prune_folder(folder, tmp_path / "out", Pattern.parse("2:4"), "wanda", text, overwrite=True)
+    (tmp_path / "text.txt").write_text("a dog")
+    with pytest.raises(DestinationExistsError, match="dst must be a checkpoint to be overwritten"):
+        model_folder.prune_folder(
+            folder, tmp_path / "out", Pattern.parse("2:4"), "wanda", tmp_path / "text.txt", overwrite=True
+        )
+    assert text.read_text() == "a dog"

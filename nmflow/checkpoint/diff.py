@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nmflow.checkpoint.engine import Progress
-from nmflow.checkpoint.header import DTYPE_BITS, Entry
+from nmflow.checkpoint.header import DTYPE_BITS, Entry, Header
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.tiles import Tile, cut_bytes, read_tile
@@ -149,22 +148,22 @@ def diff_checkpoints(
     )
 
 
-def _entries(path: str | os.PathLike[str]) -> dict[str, tuple[Path, Entry]]:
-    return {entry.name: (shard.path, entry) for shard in open_source(path).shards for entry in shard.entries}
+def _entries(path: str | os.PathLike[str]) -> dict[str, tuple[Header, Entry]]:
+    return {entry.name: (shard, entry) for shard in open_source(path).shards for entry in shard.entries}
 
 
 def _kind(entry: Entry) -> str:
     return f"{entry.dtype} {list(entry.shape)}"
 
 
-def _compare(one: tuple[Path, Entry], other: tuple[Path, Entry], pool: Pool) -> TensorDifference:
+def _compare(one: tuple[Header, Entry], other: tuple[Header, Entry], pool: Pool) -> TensorDifference:
     entry = one[1]
     if entry.n_bytes != other[1].n_bytes:  # an unknown dtype may take any number of bytes
         return TensorDifference(entry.name, entry.dtype, entry.shape, None, None, False)
     bits = DTYPE_BITS.get(entry.dtype, 0)
     kind = np.dtype(f"u{bits // 8}" if bits >= 8 else "u1")  # what is packed below a byte is compared as bytes
     magnitude = kind.type((1 << (8 * kind.itemsize - (entry.dtype in SIGNED))) - 1)
-    files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _ in (one, other)]
+    files = [os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC) for shard, _ in (one, other)]
 
     def piece(tile: Tile) -> tuple[int, int]:
         x, y = (_read(file, place, tile).view(kind) for file, place in zip(files, (one, other), strict=True))
@@ -174,6 +173,8 @@ def _compare(one: tuple[Path, Entry], other: tuple[Path, Entry], pool: Pool) -> 
         return changed, int(np.count_nonzero(((x & magnitude) == 0) != ((y & magnitude) == 0)))
 
     try:
+        for file, (shard, _) in zip(files, (one, other), strict=True):
+            shard.stamp.check(shard.path, os.fstat(file))
         parts = list(pool.map(piece, cut_bytes(entry.n_bytes)))
     finally:
         for file in files:
@@ -185,12 +186,12 @@ def _compare(one: tuple[Path, Entry], other: tuple[Path, Entry], pool: Pool) -> 
     )
 
 
-def _read(file: int, place: tuple[Path, Entry], tile: Tile) -> Array:
+def _read(file: int, place: tuple[Header, Entry], tile: Tile) -> Array:
     """A piece of a tensor as bytes; it is cut at a multiple of every entry's size."""
-    path, entry = place
+    shard, entry = place
     try:
         return read_tile(file, entry.start, (entry.n_bytes,), tile, np.dtype(np.uint8))
     except EOFError as error:
         raise CheckpointError(
-            f"{path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
+            f"{shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
         ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, Protocol
 
 from nmflow.checkpoint.pool import Pool, thread_count
@@ -13,6 +15,10 @@ from nmflow.checkpoint.unit import Done, Unit, check, work
 from nmflow.errors import CheckpointError
 
 __all__ = ["Executor", "Progress", "recheck", "run"]
+
+PATIENCE = 30
+"""Seconds in which units that cannot be cancelled may end after an error, elsewhere. It is better if nothing writes any
+more when a run is over; nothing breaks if something does, and a worker that hangs must not hide the error."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a tensor that is done ("" at the end), the bytes done and the bytes in all."""
@@ -94,7 +100,7 @@ def run(
             submit: Callable[..., Any] = local.submit
         else:
             extra, submit = (), executor.submit
-        stack.callback(lambda: [future.cancel() for future in futures if future])
+        stack.callback(_abandon, futures, finished, 0 if executor is None else PATIENCE)
         for number, unit in enumerate(units):
             before = done.get((unit.source.name, unit.entry.name))
             future = submit(work, unit, *extra) if before is None else submit(recheck, unit, before, *extra)
@@ -102,12 +108,21 @@ def run(
             future.add_done_callback(lambda found, number=number: finished.put((number, found)))
         for _ in units:
             number, future = finished.get()
+            futures[number] = None
             result = future.result()
             results[number] = result
-            futures[number] = None
             note(result)
             reached += units[number].entry.n_bytes
             if progress:
                 progress(units[number].entry.name, reached, total)
         futures.clear()
     return [result for result in results if result is not None]
+
+
+def _abandon(futures: Sequence[Any], finished: SimpleQueue[tuple[int, Any]], seconds: float) -> None:
+    """Cancel the futures that are left, and wait for those that cannot be: a pool has fetched their units already."""
+    running = {number for number, future in enumerate(futures) if future and not future.cancel()}
+    end = monotonic() + seconds
+    while running and (left := end - monotonic()) > 0:
+        with contextlib.suppress(Empty):
+            running.discard(finished.get(timeout=left)[0])

@@ -6,23 +6,26 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
+from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.engine import Executor, Progress, run
-from nmflow.checkpoint.export_choice import open_masks, reasons_of
+from nmflow.checkpoint.export_choice import reasons_of
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
+from nmflow.checkpoint.finished import check_finished
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
-from nmflow.checkpoint.keep import KeepMask
+from nmflow.checkpoint.keep import KeepMask, given_masks
 from nmflow.checkpoint.pack import DenseUnit, PackUnit
+from nmflow.checkpoint.place import check_place
 from nmflow.checkpoint.source import INDEX, Source, open_source
-from nmflow.checkpoint.stage import check_place, copy_others, staged, start_file
+from nmflow.checkpoint.stage import staged, start_file, start_folder
+from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.checkpoint.unit import Done, Unit
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import Format, get
@@ -87,8 +90,8 @@ def export_checkpoint(
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
     check_unpacked(source)
-    check_place(replace(source, is_folder=True), dst)
-    given = None if masks is None else open_masks(Path(masks), source, tuple(include) + tuple(exclude))
+    check_place(source, dst, [masks], overwrite=overwrite)
+    given = None if masks is None else given_masks(Path(masks), source, tuple(include) + tuple(exclude))
     reasons = reasons_of(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
@@ -105,17 +108,19 @@ def export_checkpoint(
     with staged(dst, asked, is_folder=True, overwrite=overwrite, resume=resume) as stage:
         units = _units(source, stage.new, chosen, given, reasons, layouts, threads)
         if stage.finished:
+            units = _units(source, dst.absolute(), chosen, given, reasons, layouts, threads)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
+            check_finished(dst, units, results, [Path(NAME)], threads)
         else:
-            stage.new.mkdir(exist_ok=True)
-            if source.is_folder:
-                copy_others(source, [path for path in source.others if str(path) not in (INDEX, NAME)], stage.new)
+            start_folder(source, [path for path in source.others if str(path) not in (INDEX, NAME)], stage.new)
             for shard in source.shards:
                 head, places = layouts[shard.path]
-                start_file(stage.new / shard.path.name, head, max((e.stop for e in places.values()), default=len(head)))
+                size = max((entry.stop for entry in places.values()), default=len(head))
+                start_file(stage.new / shard.path.name, shard, head, size)
             results = run(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
+            check_unchanged([*source.shards, *(given or {}).values()])
             _write_index(source, layouts, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
         packed = [done for done in results if not reasons[done.name]]
@@ -123,7 +128,7 @@ def export_checkpoint(
             stored = {done.name: _stored(done, chosen) for done in packed}
             files = {shard.path.name: _file(layouts[shard.path][0], shard, results, left) for shard in source.shards}
             side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files)
-            (stage.new / NAME).write_text(side.to_json(), encoding="utf-8")
+            write_new(stage.new / NAME, side.to_json())
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)
@@ -151,7 +156,12 @@ def _units(
     for shard in source.shards:
         places = layouts[shard.path][1]
         for entry in shard.entries:
-            what: dict[str, Any] = {"source": shard.path.absolute(), "target": new / shard.path.name, "entry": entry}
+            what: dict[str, Any] = {
+                "source": shard.path.absolute(),
+                "target": new / shard.path.name,
+                "stamp": shard.stamp,
+                "entry": entry,
+            }
             if reasons[entry.name]:
                 units.append(DenseUnit(**what, start=places[entry.name].start, threads=threads))
                 continue
@@ -224,4 +234,4 @@ def _write_index(source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, E
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    write_new(folder / INDEX, text + "\n")

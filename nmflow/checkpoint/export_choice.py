@@ -1,43 +1,19 @@
-"""Which weights of a checkpoint are packed, with which masks, and why the others are left dense."""
+"""Which weights of a checkpoint are packed, and why the others are left dense."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from nmflow.checkpoint.arrays import DTYPES
-from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.plan import make_plan
-from nmflow.checkpoint.source import Source, open_source
-from nmflow.errors import CheckpointError, InputValueError
+from nmflow.checkpoint.source import Source
 from nmflow.formats import Format
 
-__all__ = ["open_masks", "reasons_of"]
+__all__ = ["reasons_of"]
 
 USUAL = "2:4"
 """The pattern of weights in a format that takes any."""
-
-
-def open_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, KeepMask]:
-    """Find the masks by name, and check that each is one of a tensor of the source."""
-    if globs:
-        raise InputValueError("include and exclude must not be given with masks, which name the weights themselves")
-    held = {entry.name: entry for shard in source.shards for entry in shard.entries}
-    found: dict[str, KeepMask] = {}
-    for shard in open_source(path).shards:
-        for entry in shard.entries:
-            if entry.name not in held:
-                raise CheckpointError(f"{path}: mask {entry.name!r} must have the name of a tensor of {source.path}")
-            if entry.dtype not in ("BOOL", "U8"):
-                raise CheckpointError(f"{path}: mask {entry.name!r} must be BOOL or U8, not {entry.dtype}")
-            if entry.shape != held[entry.name].shape:
-                raise CheckpointError(
-                    f"{path}: mask {entry.name!r} must have the shape of the tensor, {held[entry.name].shape}, "
-                    f"not {entry.shape}"
-                )
-            found[entry.name] = KeepMask(shard.path.absolute(), entry)
-    return found
 
 
 def reasons_of(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
+from nmflow.checkpoint.stamp import Stamp
 from nmflow.errors import CheckpointError, SourceNotFoundError
 
 __all__ = ["DTYPE_BITS", "MAX_HEADER", "Entry", "Header", "load_json", "read_header"]
@@ -72,6 +74,8 @@ class Header:
     file_size : int
     entries : tuple of Entry
         In the order of their data.
+    stamp : Stamp
+        What the file was when it was read.
     metadata : mapping of str to str
     """
 
@@ -79,7 +83,14 @@ class Header:
     size: int
     file_size: int
     entries: tuple[Entry, ...]
+    stamp: Stamp
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def read_head(self) -> bytes:
+        """The bytes before the data, if the file is what it was; else CheckpointError is raised."""
+        with self.path.open("rb") as file:
+            self.stamp.check(self.path, os.fstat(file.fileno()))
+            return file.read(self.size)
 
 
 def read_header(path: Path) -> Header:
@@ -101,6 +112,7 @@ def read_header(path: Path) -> Header:
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"
         raise CheckpointError(f"{path} must be a safetensors file, not {kind}")
     with path.open("rb") as file:
+        info = os.fstat(file.fileno())  # another may have its name by now
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(f"{path} must be a safetensors file of 8 bytes or more, not {len(prefix)}")
@@ -117,7 +129,7 @@ def read_header(path: Path) -> Header:
                 f"the file is truncated, fetch it again"
             )
         raw = file.read(length)
-    return _parse(path, raw, 8 + length, info.st_size)
+    return _parse(path, raw, 8 + length, Stamp.of(info))
 
 
 def load_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
@@ -151,7 +163,7 @@ def load_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _parse(path: Path, raw: bytes, size: int, file_size: int) -> Header:
+def _parse(path: Path, raw: bytes, size: int, stamp: Stamp) -> Header:
     found = load_json(path, raw, "header")
     metadata = found.pop("__metadata__", None)
     if metadata is None:
@@ -159,8 +171,8 @@ def _parse(path: Path, raw: bytes, size: int, file_size: int) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ must map text to text, not {_short(metadata)}")
     entries = sorted((_entry(path, name, info, size) for name, info in found.items()), key=_place)
-    _check_cover(path, entries, size, file_size)
-    return Header(path, size, file_size, tuple(entries), metadata)
+    _check_cover(path, entries, size, stamp.size)
+    return Header(path, size, stamp.size, tuple(entries), stamp, metadata)
 
 
 def _place(entry: Entry) -> tuple[int, int]:

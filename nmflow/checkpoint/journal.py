@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +19,17 @@ from typing import Any
 
 import xxhash
 
+from nmflow.checkpoint.disk import named
+from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.source import Source
 from nmflow.checkpoint.unit import Done
 from nmflow.errors import CheckpointError
 
-__all__ = ["Journal", "identity", "version"]
+__all__ = ["Journal", "fingerprint", "identity", "version"]
 
-VERSION = 1
+VERSION = 2
+
+_NEW = re.compile(r"new-[0-9a-f]+")
 
 
 class Journal:
@@ -43,6 +49,8 @@ class Journal:
         Units that the journal says are done.
     published : tuple of int or None
         Device and inode of what was about to become the destination.
+    new : str
+        Name of what the run builds. No two runs have the same: a worker that is late finds nothing of a later one.
 
     Raises
     ------
@@ -55,6 +63,8 @@ class Journal:
         self.published: tuple[int, int] | None = None
         asked = json.loads(json.dumps({"journal": VERSION, **asked}))
         lines, length = _read_lines(path) if resume else ([], 0)
+        name = lines[0].pop("new", None) if lines else None
+        self.new: str = name if isinstance(name, str) and _NEW.fullmatch(name) else f"new-{secrets.token_hex(8)}"
         if lines and lines[0] != asked:
             raise CheckpointError(
                 f"resume must be asked for what the unfinished run was asked for, and {_difference(lines[0], asked)}; "
@@ -66,10 +76,16 @@ class Journal:
             else:
                 done = Done(**line)
                 self.done[done.shard, done.name] = done
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.ftruncate(self._file, length)  # the line that a kill cut off
-        if not lines:
-            self._write(asked)
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            with named(path):
+                os.ftruncate(self._file, length)  # the line that a kill cut off
+            if not lines:
+                self._write({**asked, "new": self.new})
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def add(self, done: Done) -> None:
         """Note that a unit is done."""
@@ -81,12 +97,14 @@ class Journal:
         info = path.lstat()
         self.published = (info.st_dev, info.st_ino)
         self._write({"published": self.published})
-        os.fsync(self._file)
+        with named(self._path):
+            os.fsync(self._file)
 
     def _write(self, value: Any) -> None:
         line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-        while line:
-            line = line[os.write(self._file, line) :]
+        with named(self._path):
+            while line:
+                line = line[os.write(self._file, line) :]
 
     def __enter__(self) -> Journal:
         return self
@@ -139,8 +157,12 @@ def version() -> str:
 
 def identity(source: Source) -> dict[str, Any]:
     """What says that a source is the same: its path, and size and header of each shard."""
-    shards = {}
-    for shard in source.shards:
-        with shard.path.open("rb") as file:
-            shards[shard.path.name] = [shard.file_size, xxhash.xxh3_128_hexdigest(file.read(shard.size))]
-    return {"path": str(source.path.absolute()), "shards": shards}
+    return {
+        "path": str(source.path.absolute()),
+        "shards": {shard.path.name: fingerprint(shard) for shard in source.shards},
+    }
+
+
+def fingerprint(shard: Header) -> list[Any]:
+    """Size and header of a shard, as JSON holds them."""
+    return [shard.file_size, xxhash.xxh3_128_hexdigest(shard.read_head())]

@@ -1,15 +1,21 @@
-"""Masks of entries that must be kept, in a safetensors file, by the name of the tensor that they belong to."""
+"""Masks in safetensors, by the name of the tensor that they belong to: of entries that must be kept, or that are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmflow.checkpoint.header import Entry, read_header
-from nmflow.checkpoint.plan import Plan
-from nmflow.errors import InputValueError
+import numpy as np
 
-__all__ = ["KeepMask", "keep_masks"]
+from nmflow.checkpoint.header import Entry, Header, read_header
+from nmflow.checkpoint.plan import Plan
+from nmflow.checkpoint.source import Source, open_source
+from nmflow.checkpoint.stamp import Stamp
+from nmflow.checkpoint.tiles import Tile, read_tile
+from nmflow.errors import CheckpointError, InputValueError
+from nmflow.problem import Array
+
+__all__ = ["KeepMask", "given_masks", "keep_masks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,23 @@ class KeepMask:
 
     path: Path
     entry: Entry
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, shard: Header, entry: Entry) -> KeepMask:
+        """The mask in an entry of a file."""
+        return cls(shard.path.absolute(), entry, shard.stamp)
+
+    def read(self, file: int, shape: tuple[int, ...], tile: Tile) -> Array:
+        """A piece of the mask, seen in some shape, as bytes."""
+        try:
+            return read_tile(file, self.entry.start, shape, tile, np.dtype(np.uint8))
+        except EOFError as error:
+            raise CheckpointError(
+                f"{self.path}: mask {self.entry.name!r} must not change while it is read, and its file became shorter"
+            ) from error
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:
@@ -31,8 +54,8 @@ def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:
         If a mask is not boolean, or belongs to no tensor that is pruned, or to one of another shape.
     """
     shapes = {tensor.entry.name: tensor.entry.shape for tensor in plan.pruned}
-    found = {}
-    for entry in read_header(path).entries:
+    found, header = {}, read_header(path)
+    for entry in header.entries:
         where = f"{path}: mask {entry.name!r}"
         if entry.dtype != "BOOL":
             raise InputValueError(f"{where} must be of dtype BOOL, not {entry.dtype}; save mask != 0")
@@ -40,5 +63,34 @@ def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:
             raise InputValueError(f"{where} must have the name of a tensor that is pruned; a dry run lists them")
         if entry.shape != shapes[entry.name]:
             raise InputValueError(f"{where} must have the shape of its tensor, {shapes[entry.name]}, not {entry.shape}")
-        found[entry.name] = KeepMask(path.absolute(), entry)
+        found[entry.name] = KeepMask.of(header, entry)
+    return found
+
+
+def given_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str, KeepMask]:
+    """Find the masks for an export by name, and check that each is one of a tensor of the source.
+
+    Raises
+    ------
+    CheckpointError, SourceNotFoundError
+        If `path` is not a sound checkpoint, or a mask in it is of no tensor, or of another dtype or shape.
+    InputValueError
+        If `globs` are given too.
+    """
+    if globs:
+        raise InputValueError("include and exclude must not be given with masks, which name the weights themselves")
+    held = {entry.name: entry for shard in source.shards for entry in shard.entries}
+    found: dict[str, KeepMask] = {}
+    for shard in open_source(path).shards:
+        for entry in shard.entries:
+            if entry.name not in held:
+                raise CheckpointError(f"{path}: mask {entry.name!r} must have the name of a tensor of {source.path}")
+            if entry.dtype not in ("BOOL", "U8"):
+                raise CheckpointError(f"{path}: mask {entry.name!r} must be BOOL or U8, not {entry.dtype}")
+            if entry.shape != held[entry.name].shape:
+                raise CheckpointError(
+                    f"{path}: mask {entry.name!r} must have the shape of the tensor, {held[entry.name].shape}, "
+                    f"not {entry.shape}"
+                )
+            found[entry.name] = KeepMask.of(shard, entry)
     return found

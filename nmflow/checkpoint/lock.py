@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nmflow.errors import DestinationBusyError
+from nmflow.errors import DestinationBusyError, DestinationExistsError
 
 __all__ = ["locked"]
 
@@ -27,6 +27,8 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
     ------
     DestinationBusyError
         If another process holds it. The system releases the lock of a process that ends, however it ends.
+    DestinationExistsError
+        If something that is no folder has its name.
     """
     path, file = folder / NAME, None
     try:
@@ -34,6 +36,7 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
             try:
+                _check_kind(folder)
                 file = os.open(path, OPEN, 0o600)
             except FileNotFoundError:  # another process has just removed the folder
                 continue
@@ -58,10 +61,23 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
         _leave(folder, path, file)
 
 
+def _check_kind(folder: Path) -> None:
+    """Raise DestinationExistsError unless `folder` is one, and no link: what a stage holds is removed."""
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise DestinationExistsError(
+            f"{folder} must be a folder, in which nmflow builds its output, not a link or a file; remove it"
+        ) from None
+
+
 def _leave(folder: Path, path: Path, file: int | None) -> None:
     """Remove the folder if nothing but our lock is left in it, whenever we were interrupted; close the lock."""
     # an OSError: who comes after the lock is gone makes one of its own, and keeps the folder
     with contextlib.suppress(OSError):
+        _check_kind(folder)
         if file is None:  # interrupted before we had it, or while nobody did
             with contextlib.suppress(OSError):
                 folder.rmdir()  # which only succeeds if it is empty

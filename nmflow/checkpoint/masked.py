@@ -69,7 +69,7 @@ class PruneUnit(Unit):
         """Compare checksums of weight and masks, and of what was written."""
         if done.reason:
             return check_copy(self, done, pool)
-        with opened(self, write=False, also=self.keep.path if self.keep else None) as (source, target, masks):
+        with opened(self, write=False, also=self.keep) as (source, target, masks):
             view = _View(self, source, masks)
 
             def piece(tile: Tile) -> tuple[bytes, bytes]:
@@ -80,7 +80,7 @@ class PruneUnit(Unit):
         return combine(each for each, _ in pairs) == done.read, combine(each for _, each in pairs) == done.written
 
     def _prune(self, pool: Pool) -> Done:
-        with opened(self, write=True, also=self.keep.path if self.keep else None) as (source, target, masks):
+        with opened(self, write=True, also=self.keep) as (source, target, masks):
             view = _View(self, source, masks)
 
             def piece(tile: Tile) -> _Piece:
@@ -180,7 +180,7 @@ class _View:
         """A piece of the weight, and, if there is a mask, the same piece of it, as bytes."""
         parts = [read(self.unit, self.source, self.shape, tile, self.dtype)]
         if self.unit.keep is not None:
-            parts.append(read_tile(self.masks, self.unit.keep.entry.start, self.shape, tile, np.dtype(np.uint8)))
+            parts.append(self.unit.keep.read(self.masks, self.shape, tile))
         return parts
 
 

@@ -128,7 +128,7 @@ class PackUnit(Unit):
         """Encode the weight; its row holds an ExportedTensor and the SHA-256 of each array."""
         stored = self.stored
         need = stored.format.requirement(DTYPES[self.entry.dtype])
-        with opened(self, write=True, also=self.mask.path if self.mask else None) as (source, target, masks):
+        with opened(self, write=True, also=self.mask) as (source, target, masks):
 
             def piece(tile: Tile) -> _Piece:
                 started = time.perf_counter()
@@ -180,7 +180,7 @@ class PackUnit(Unit):
     def check(self, done: Done, pool: Pool) -> tuple[bool, bool]:
         """Compare checksums of weight and mask, and of the arrays."""
         stored = self.stored
-        with opened(self, write=False, also=self.mask.path if self.mask else None) as (source, target, masks):
+        with opened(self, write=False, also=self.mask) as (source, target, masks):
 
             def piece(tile: Tile) -> tuple[bytes, bytes]:
                 arrays = stored.read(target, tile)
@@ -194,7 +194,7 @@ class PackUnit(Unit):
         real = inside(tile, stored.plain)
         parts = [read(self, source, stored.plain, real, DTYPES[self.entry.dtype])]
         if self.mask is not None:
-            parts.append(read_tile(masks, self.mask.entry.start, stored.plain, real, np.dtype(np.uint8)))
+            parts.append(self.mask.read(masks, stored.plain, real))
         return parts
 
     def _support(self, weight: Array, given: list[Array], pattern: str | None) -> Support:

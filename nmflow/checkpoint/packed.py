@@ -148,6 +148,7 @@ def _opened(header: Header) -> Iterator[int]:
     """Open a file to read what its header says is there."""
     file = os.open(header.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        header.stamp.check(header.path, os.fstat(file))
         yield file
     except EOFError as error:
         raise CheckpointError(f"{header.path} must not change while it is read, and it became shorter") from error

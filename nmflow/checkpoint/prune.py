@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.engine import Executor, Progress, run
+from nmflow.checkpoint.finished import check_finished, finished_report, sums_of
 from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
-from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
+from nmflow.checkpoint.place import check_place
 from nmflow.checkpoint.plan import Plan, make_plan
 from nmflow.checkpoint.report import RECORDS, REPORT, Report, TensorReport
-from nmflow.checkpoint.report_file import read_report
-from nmflow.checkpoint.stage import JOURNAL, check_place, copy_others, stage_of, staged, start_shard
+from nmflow.checkpoint.stage import staged, start_folder, start_shard
+from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
-from nmflow.errors import InputValueError, NmflowError
+from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 
@@ -77,7 +79,8 @@ def prune_checkpoint(
     executor : Executor, optional
         Who does the units of work, instead of threads of this process: see `nmflow.checkpoint.engine`.
     overwrite : bool
-        Replace `dst` if it is a checkpoint; the old one is removed when the new one is in place.
+        Replace `dst` if it is a checkpoint, was written by nmflow, or is an empty folder; the old one is removed when
+        the new one is in place.
     resume : bool
         Go on where a run that was killed or stopped left off, if there was one; it must have been asked for the same.
     progress : callable, optional
@@ -90,7 +93,8 @@ def prune_checkpoint(
     Raises
     ------
     CheckpointError, SourceNotFoundError
-        If `src` is not a sound checkpoint in safetensors.
+        If `src` is not a sound checkpoint in safetensors, or it or the masks change meanwhile; and on `resume`, if the
+        unfinished run was asked for something else, or source or `dst` are not what a run left.
     DestinationBusyError
         If another process is writing `dst`.
     DestinationExistsError, InputValueError
@@ -116,7 +120,7 @@ def prune_checkpoint(
     plan.check()
     source = plan.source
     check_unpacked(source)
-    check_place(source, dst)
+    check_place(source, dst, [keep_from], overwrite=overwrite)
     keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
     # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled
     # on the first call is not counted as the time of a tensor.
@@ -135,25 +139,27 @@ def prune_checkpoint(
         "keep_from": None if keep_from is None else str(Path(keep_from).absolute()),
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
-    if resume and not overwrite:
-        finished = _finished(dst, asked)
-        if finished is not None:
-            return finished
     others = [path for path in source.others if str(path) not in RECORDS]  # they speak of another checkpoint
     options = {"solver": solver, "certify": certify, "on_nonfinite": on_nonfinite, "threads": threads}
+    if resume and not overwrite and source.is_folder:
+        finished = finished_report(dst, asked, _units(plan, dst.absolute(), keep, options), others, threads)
+        if finished is not None:
+            return finished
     with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
         units = _units(plan, stage.new, keep, options)
         if stage.finished:
+            units = _units(plan, dst.absolute(), keep, options)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
+            check_finished(dst, units, results, others, threads)
         else:
             if source.is_folder:
-                stage.new.mkdir(exist_ok=True)
-                copy_others(source, others, stage.new)
+                start_folder(source, others, stage.new)
             for shard in source.shards:
                 start_shard(shard, _target(plan, shard, stage.new))
             results = run(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
+            check_unchanged([*source.shards, *keep.values()])
         report = Report(
             source=str(source.path),
             destination=str(dst),
@@ -170,27 +176,12 @@ def prune_checkpoint(
             seconds=time.perf_counter() - started,
         )
         if source.is_folder and not stage.finished:
-            text = json.dumps({**report.to_dict(), "asked": asked}, indent=1, allow_nan=False)
-            (stage.new / REPORT).write_text(text + "\n", encoding="utf-8")
+            values = {**report.to_dict(), "asked": asked, "sums": sums_of(results)}
+            write_new(stage.new / REPORT, json.dumps(values, indent=1, allow_nan=False) + "\n")
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)
     return report
-
-
-def _finished(dst: Path, asked: Mapping[str, Any]) -> Report | None:
-    """The report of a folder that an earlier run, asked for the same, finished; a kill may have come right after."""
-    path, stage = dst / REPORT, stage_of(dst)
-    if (stage / JOURNAL).exists() or not path.is_file():
-        return None
-    try:
-        if json.loads(path.read_bytes()).get("asked") != asked:
-            return None
-        report = read_report(dst)
-    except (ValueError, AttributeError, NmflowError):  # somebody else's
-        return None
-    with locked(stage, dst.absolute()):  # which removes what is left of the stage
-        return report
 
 
 def _target(plan: Plan, shard: Header, new: Path) -> Path:
@@ -204,6 +195,7 @@ def _units(plan: Plan, new: Path, keep: Mapping[str, KeepMask], options: dict[st
         place: dict[str, Any] = {
             "source": tensor.shard.path.absolute(),
             "target": _target(plan, tensor.shard, new),
+            "stamp": tensor.shard.stamp,
             "entry": tensor.entry,
             "start": tensor.entry.start,
         }

@@ -7,6 +7,7 @@ import errno
 import os
 from pathlib import Path
 
+from nmflow.checkpoint.disk import named
 from nmflow.errors import DestinationExistsError
 
 __all__ = ["put_in_place", "restore", "sync"]
@@ -90,6 +91,7 @@ def sync_folder(path: Path) -> None:
     """Bring one file, or the names in one folder, to the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(handle)
+        with named(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -10,9 +10,11 @@ from typing import Any
 
 from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.inspection import check_unpacked
+from nmflow.checkpoint.place import check_place
 from nmflow.checkpoint.report import RECORDS
 from nmflow.checkpoint.source import Source
-from nmflow.checkpoint.stage import check_place, copy_others, staged
+from nmflow.checkpoint.stage import staged, start_folder, start_shard
+from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.errors import InputValueError
 
 __all__ = ["replace_tensors"]
@@ -50,7 +52,7 @@ def replace_tensors(
     """
     dst = Path(dst)
     check_unpacked(source)
-    check_place(source, dst)
+    check_place(source, dst, overwrite=overwrite)
     entries: dict[str, Entry] = {entry.name: entry for shard in source.shards for entry in shard.entries}
     for name, data in values.items():
         if name not in entries:
@@ -59,14 +61,14 @@ def replace_tensors(
             raise InputValueError(f"{name!r} must have {entries[name].n_bytes} bytes, not {len(data)}")
     with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite) as stage:
         if source.is_folder:
-            stage.new.mkdir()
-            copy_others(source, [path for path in source.others if str(path) not in RECORDS], stage.new)
+            start_folder(source, [path for path in source.others if str(path) not in RECORDS], stage.new)
         for shard in source.shards:
             target = stage.new / source.relative(shard) if source.is_folder else stage.new
-            target.parent.mkdir(parents=True, exist_ok=True)
+            start_shard(shard, target)
             shutil.copyfile(shard.path, target)
             with target.open("r+b") as new:
                 for entry in shard.entries:
                     if entry.name in values:
                         new.seek(entry.start)
                         new.write(values[entry.name])
+        check_unchanged(source.shards)

@@ -19,6 +19,9 @@ OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
 LEFT_OUT = (".git", ".cache")
 """Folders that are not copied: history and download records of the weights as they were."""
 
+DEEPEST = 100
+"""Most folders, one in the other: no checkpoint has more than a few, and a path has at most 4096 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -89,6 +92,8 @@ def _walk(root: Path, folder: Path, found: list[Path], above: tuple[tuple[int, i
     here = (root / folder).stat()
     if (here.st_dev, here.st_ino) in above:
         raise CheckpointError(f"{root / folder} must not be a link to a folder above it; remove the link")
+    if len(above) > DEEPEST:
+        raise CheckpointError(f"{root} must hold folders at most {DEEPEST} deep, not {folder}; remove what is below")
     above = (*above, (here.st_dev, here.st_ino))
     for name in sorted(os.listdir(root / folder)):
         path = root / folder / name

@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nmflow.checkpoint.disk import named, remove
 from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import Journal
 from nmflow.checkpoint.lock import NAME as LOCK
 from nmflow.checkpoint.lock import locked
+from nmflow.checkpoint.place import check_free, stage_of
 from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
-from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError, NmflowError, SourceNotFoundError
+from nmflow.errors import CheckpointError, DestinationExistsError, NmflowError, SourceNotFoundError
 
-__all__ = ["Stage", "check_place", "copy_others", "stage_of", "staged", "start_file", "start_shard"]
+__all__ = ["Stage", "copy_others", "staged", "start_file", "start_folder", "start_shard"]
 
-JOURNAL = "journal"
+JOURNAL, OLD = "journal", "old"
 PASSING = (DestinationExistsError, SourceNotFoundError)
 """Errors of ours after which what was done is kept, as after any error that is not ours: they speak of the disk, or of
 one worker. What is wrong with the input stays wrong."""
-
-
-def check_place(source: Source, dst: Path) -> None:
-    """Raise InputValueError if `dst` is the source, inside it or around it, or its parent is not a folder."""
-    if dst.name in ("", "..") or not dst.parent.is_dir():
-        raise InputValueError(f"dst must lie in a folder that exists, not at {dst}; make {dst.parent} first")
-    # The parent is resolved and not dst itself: a link there would be replaced, not followed.
-    place, origin = _real(dst.parent) / dst.name, _real(source.path)
-    inputs = {origin, *(_real(shard.path) for shard in source.shards)}
-    if place == origin or _real(dst) in inputs:
-        raise InputValueError(f"dst must not be src, {source.path}; the source is never written")
-    if source.is_folder and origin in place.parents:
-        raise InputValueError(f"dst must not lie inside src, as {dst} does; choose a place beside {source.path}")
-    if any(place in path.parents for path in inputs):
-        raise InputValueError(f"dst must not hold src, as {dst} does; choose another place")
-
-
-def _check_free(dst: Path, is_folder: bool, overwrite: bool) -> None:
-    """Raise DestinationExistsError if `dst` exists and `overwrite` is false, or it is no checkpoint of this kind."""
-    if not os.path.lexists(dst):
-        return
-    if not overwrite:
-        raise DestinationExistsError(
-            f"dst must not exist, and {dst} does; choose another, or say overwrite=True (--overwrite)"
-        )
-    if dst.is_dir() and not dst.is_symlink():
-        # A slip of the keyboard must not cost somebody a folder that is no checkpoint.
-        if not is_folder or (any(dst.iterdir()) and not any(dst.glob("*.safetensors"))):
-            raise DestinationExistsError(
-                f"dst must be a checkpoint to be overwritten, and {dst} is another folder; remove it yourself"
-            )
-    elif is_folder and not dst.is_symlink():
-        raise DestinationExistsError(f"dst must be a folder as src is, and {dst} is a file; remove it yourself")
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
-
-
-def stage_of(dst: Path) -> Path:
-    """The folder beside `dst` in which it is built."""
-    return dst.parent / f".{dst.name}.nmflow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,41 +66,53 @@ def staged(
     """
     dst = dst.absolute()
     folder = stage_of(dst)
-    new, old = folder / "new", folder / "old"
+    old = folder / OLD
     with locked(folder, dst):
         restore(dst, old)
         if not resume:
-            _check_free(dst, is_folder, overwrite)
+            check_free(dst, is_folder, overwrite)
             _clear(folder)
         begun = clearing = False
         try:
             with Journal(folder / JOURNAL, asked, resume=resume) as journal:
                 try:
                     begun = True
+                    new = folder / journal.new
                     finished = journal.published is not None and journal.published == _identity(dst)
+                    _clear(folder, {JOURNAL, OLD, journal.new})
                     if not finished:
-                        _check_free(dst, is_folder, overwrite)
+                        check_free(dst, is_folder, overwrite)
                     yield Stage(new, journal, finished)
                     if not finished:
                         sync(new)
                         journal.publish(new)
+                        if overwrite:  # hours have passed
+                            check_free(dst, is_folder, overwrite)
                         put_in_place(new, dst, old, overwrite)
                         sync_folder(dst.parent)
                 except BaseException as error:
                     if not journal.done or (isinstance(error, NmflowError) and not isinstance(error, PASSING)):
                         clearing = True
-                        _clear(folder)
+                        with contextlib.suppress(OSError):  # it is tried once more
+                            _clear(folder)
                     else:
                         error.add_note(
                             f"{len(journal.done)} tensors are done and kept in {folder}; the same with resume=True "
                             f"(--resume) goes on from there"
                         )
                     raise
-        except BaseException:
+        except BaseException as error:
             if clearing or not (begun or resume):  # interrupted while the journal was made, or removed
-                _clear(folder)
+                try:
+                    _clear(folder)
+                except OSError as left:
+                    error.add_note(f"{folder} cannot be removed: {left}")
             raise
-        _clear(folder)
+        try:
+            _clear(folder)
+        except OSError as error:
+            error.add_note(f"{dst} is written, but {folder} beside it cannot be removed; remove it yourself")
+            raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -151,41 +123,64 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def _clear(folder: Path) -> None:
-    """Remove everything in a stage but the lock that is held; the journal goes last, for what it knows of the rest."""
+def _clear(folder: Path, but: Collection[str] = ()) -> None:
+    """Remove everything in a stage but the lock that is held, and `but`.
+
+    The journal goes last, for what it knows of the rest.
+
+    Raises
+    ------
+    OSError
+        If something stays.
+    """
     for path in sorted(folder.iterdir(), key=lambda path: path.name == JOURNAL):
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+        if path.name != LOCK and path.name not in but:
+            remove(path)
 
 
 def start_shard(shard: Header, target: Path) -> None:
     """Begin the copy of a shard with its header as it is."""
-    with shard.path.open("rb") as source:
-        head = source.read(shard.size)
-    if len(head) < shard.size:
-        raise CheckpointError(f"{shard.path} must not change while it is read, and it became shorter")
-    start_file(target, head, shard.file_size)
+    start_file(target, shard, shard.read_head(), shard.file_size)
 
 
-def start_file(path: Path, head: bytes, size: int) -> None:
-    """Write the beginning of a file and make room for the rest; what is there of the rest stays."""
-    path.touch()
-    with path.open("r+b") as file:
+def start_file(path: Path, shard: Header, head: bytes, size: int) -> None:
+    """Write the beginning of a file made of a shard and make room for the rest; what is there of the rest stays.
+
+    Who may not read the shard may not read the file; our user may write it.
+    """
+    path.touch(mode=shard.path.stat().st_mode & 0o777 | 0o200)
+    with named(path), path.open("r+b") as file:
         file.truncate(size)
         file.write(head)
+        file.flush()
+
+
+def start_folder(source: Source, others: Iterable[Path], target: Path) -> None:
+    """Make a folder and copy files of a source to it, be it a folder; links become files.
+
+    What an unfinished run left in it is removed, but for what it made of shards.
+    """
+    shards = {shard.path.name for shard in source.shards}
+    target.mkdir(mode=_mode(source.path), exist_ok=True)
+    for path in target.iterdir():
+        if path.name not in shards:
+            remove(path)
+    copy_others(source, others, target)
 
 
 def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
-    """Copy files of a folder; links become files, and what is there already is replaced."""
+    """Copy files of a folder to one that does not hold them; links become files."""
     for relative in others:
         place = target / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)  # what an unfinished run copied may be read-only
         try:
+            for parent in reversed(relative.parents[:-1]):
+                (target / parent).mkdir(mode=_mode(source.path / parent), exist_ok=True)
             shutil.copy(source.path / relative, place)
         except FileNotFoundError as error:
             raise CheckpointError(f"{source.path} must not change while it is read: {error}") from error
+
+
+def _mode(folder: Path) -> int:
+    """The mode of a copy of a folder: for nobody more than its own, but our user writes to it."""
+    info = folder.stat()
+    return info.st_mode & 0o777 | 0o700 if stat.S_ISDIR(info.st_mode) else 0o777

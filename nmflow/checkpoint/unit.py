@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from nmflow.checkpoint.header import Entry
+from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
 from nmflow.errors import CheckpointError, SourceNotFoundError
 from nmflow.problem import Array
@@ -61,6 +63,8 @@ class Unit(ABC):
     ----------
     source, target : Path
         The shard, and the file of its full size that the result goes into. Both absolute.
+    stamp : Stamp
+        What the source was when its header was read.
     entry : Entry
         The tensor in the source.
     start : int
@@ -71,6 +75,7 @@ class Unit(ABC):
 
     source: Path
     target: Path
+    stamp: Stamp
     entry: Entry
     start: int
     threads: int | None = field(default=None, compare=False)
@@ -150,8 +155,8 @@ def _pool_of(unit: Unit, pool: Pool | None) -> contextlib.AbstractContextManager
 
 
 @contextlib.contextmanager
-def opened(unit: Unit, *, write: bool, also: Path | None = None) -> Iterator[tuple[int, int, int]]:
-    """Open the files of a unit; what goes wrong with them names the tensor.
+def opened(unit: Unit, *, write: bool, also: KeepMask | None = None) -> Iterator[tuple[int, int, int]]:
+    """Open the files of a unit, if what is read is what it was; what goes wrong with them names the tensor.
 
     Yields
     ------
@@ -161,11 +166,13 @@ def opened(unit: Unit, *, write: bool, also: Path | None = None) -> Iterator[tup
     files: list[int] = []
     try:
         files.append(os.open(unit.source, os.O_RDONLY | os.O_CLOEXEC))
+        unit.stamp.check(unit.source, os.fstat(files[0]), here=False)
         # Never to read as well: a client of network storage would then fetch pages that a neighbour is writing, and
         # could write them back whole.
         files.append(os.open(unit.target, (os.O_WRONLY if write else os.O_RDONLY) | os.O_CLOEXEC))
         if also is not None:
-            files.append(os.open(also, os.O_RDONLY | os.O_CLOEXEC))
+            files.append(os.open(also.path, os.O_RDONLY | os.O_CLOEXEC))
+            also.stamp.check(also.path, os.fstat(files[2]), here=False)
         yield files[0], files[1], files[2] if also is not None else -1
     except FileNotFoundError as error:
         raise SourceNotFoundError(

@@ -190,6 +190,7 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
         return nonzero, bad_groups, first
 
     try:
+        tensor.shard.stamp.check(tensor.shard.path, os.fstat(file))
         parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
     except EOFError as error:
         raise CheckpointError(

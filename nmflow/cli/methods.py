@@ -35,7 +35,7 @@ def prune_by(
     for library in ("torch", "transformers"):
         if find_spec(library) is None:
             raise MissingLibraryError(
-                f'--method {method} needs {library}, which is not installed; pip install "nmflow[transformers]", '
+                f'this method needs {library}, which is not installed; pip install "nmflow[transformers]", '
                 f"or use --method magnitude"
             )
     from nmflow.torch.model_folder import prune_folder

@@ -96,6 +96,9 @@ def report(done: Report) -> None:
         console.print(f"copied files: {len(done.copied_files)}")
     for path in done.unpruned_files:
         console.print(f"not pruned: {_text(path)} may hold weights too, and is copied as it is")
+    if not done.tensors:  # each was skipped for a reason that is above
+        console.print(f"nothing was pruned; wrote {_text(done.destination)}")
+        return
     if total.gap is None:
         console.print(f"not certified: {_text(done.solver)} is not exact; wrote {_text(done.destination)}")
         return

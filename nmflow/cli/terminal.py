@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -17,7 +18,16 @@ from nmflow.errors import NmflowError
 if TYPE_CHECKING:
     from nmflow.checkpoint import Progress
 
-__all__ = ["VIOLATION", "catch_signals", "check_interrupts", "one_line_errors", "print_json", "progress_of", "say"]
+__all__ = [
+    "VIOLATION",
+    "catch_signals",
+    "check_interrupts",
+    "one_line_errors",
+    "print_anything",
+    "print_json",
+    "progress_of",
+    "say",
+]
 
 OK, VIOLATION, ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses; 130 is what a shell reports for Ctrl-C."""
@@ -33,6 +43,12 @@ def catch_signals() -> None:
 def _interrupt(number: int, frame: object) -> NoReturn:
     _interrupts.append(number)
     raise KeyboardInterrupt
+
+
+def print_anything() -> None:
+    """Let standard output show what its encoding has no character for as an escape, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def check_interrupts(*args: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import torch
 from torch import nn
 
 from nmflow.checkpoint import Plan, make_plan
+from nmflow.checkpoint.disk import remove
+from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.replace import replace_tensors
-from nmflow.checkpoint.stage import check_place
 from nmflow.errors import (
     CheckpointError,
-    DestinationExistsError,
     InputValueError,
     MissingLibraryError,
     SourceNotFoundError,
@@ -94,9 +93,8 @@ def prune_folder(
     dst = Path(dst)
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()
-    check_place(plan.source, dst)
-    if os.path.lexists(dst) and not overwrite:
-        raise DestinationExistsError(f"dst must not exist, and {dst} does; choose another, or overwrite it")
+    check_place(plan.source, dst, [calibration], overwrite=overwrite)
+    check_free(dst, is_folder=True, overwrite=overwrite)  # before hours of work, and again after them
     if not plan.source.is_folder or not (plan.source.path / "config.json").is_file():
         raise CheckpointError(
             f"src must be a Hugging Face folder with config.json for method {method}, and {plan.source.path} is not; "
@@ -113,7 +111,7 @@ def prune_folder(
     }
     work = dst.absolute().parent / f".{dst.name}.nmflow-layers"
     if not resume:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
     report: PruneReport
     if method == "wanda":
         seen = calibrate(model, batches, include=layers["include"], gram=False, progress=progress)

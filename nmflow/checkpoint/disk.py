@@ -1,0 +1,61 @@
+"""Files and folders on disk: errors that name them, and removing what resists."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["named", "remove", "write_new"]
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name a file in errors of the system that do not: a full disk is noticed by calls that know only a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file of text; an error names it."""
+    with named(path):
+        path.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it.
+
+    Raises
+    ------
+    OSError
+        If something stays.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        # Folders may be copies of some that nobody may write to. From above, so that each can be looked into.
+        _let_in(path)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                _let_in(Path(folder, name))
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # it names the last part of the path alone
+            text = f"{error.strerror}, at {os.path.basename(error.filename or '')!r} in it"
+            raise OSError(error.errno, text, str(path)) from error
+
+
+def _let_in(folder: Path) -> None:
+    # what it points to is not ours; and what cannot be changed shows when it cannot be removed
+    with contextlib.suppress(OSError):
+        if not folder.is_symlink():
+            folder.chmod(0o700)

@@ -1,0 +1,127 @@
+"""Where a destination may lie, and what it may take the place of: nobody loses a file by a slip of the keyboard."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from nmflow.checkpoint.header import read_header
+from nmflow.checkpoint.report import REPORT
+from nmflow.checkpoint.source import Source, open_source
+from nmflow.errors import DestinationExistsError, InputValueError, NmflowError
+from nmflow.formats.side_file import NAME as SIDE_FILE
+
+__all__ = ["check_free", "check_place", "stage_of"]
+
+_Key: TypeAlias = tuple[int | str, ...]
+"""What tells files and folders apart. Paths do not: a mount gives another path to what is there already."""
+
+
+def stage_of(dst: Path) -> Path:
+    """The folder beside `dst` in which it is built."""
+    return dst.parent / f".{dst.name}.nmflow"
+
+
+def check_place(
+    source: Source, dst: Path, also: Iterable[str | os.PathLike[str] | None] = (), *, overwrite: bool = False
+) -> None:
+    """Raise InputValueError if writing `dst` would write to what is read, or its parent is not a folder.
+
+    Parameters
+    ----------
+    source : Source
+    dst : Path
+    also : iterable of path or None
+        Other files and folders that are read.
+    overwrite : bool
+        Whether what is at `dst` may be removed.
+    """
+    if dst.name in ("", "..") or not dst.parent.is_dir():
+        raise InputValueError(f"dst must lie in a folder that exists, not at {dst}; make {dst.parent} first")
+    # The parent is resolved and not dst itself: a link there would be replaced, not followed.
+    place = _real(dst.parent) / dst.name
+    src = f"src, {source.path}"
+    inputs = [(source.path, src), *((shard.path, src) for shard in source.shards)]
+    inputs += [(Path(path), f"{os.fspath(path)}, which is read") for path in also if path is not None]
+    found = [(place_of, what) for path, what in inputs for place_of in (_real(path.parent) / path.name, _real(path))]
+    taken = _keys(place) | _keys(_real(dst))
+    for path, what in found:
+        if taken & _keys(path):
+            raise InputValueError(f"dst must not be {what}; what is read is never written")
+    if source.is_folder:
+        inside = {key for path in (source.path, *_folders_of(source)) for key in _keys(path)}
+        if any(inside & _keys(parent) for parent in place.parents):
+            raise InputValueError(f"dst must not lie inside src, as {dst} does; choose a place beside {source.path}")
+    for folder, removed in ((place, overwrite), (stage_of(place), True)):
+        held = {key for below in _below(folder, removed) for key in _keys(below)}
+        for path, what in found if held else ():
+            if any(held & _keys(parent) for parent in (path, *path.parents)):
+                raise InputValueError(f"dst must not hold {what}, as {folder} does; choose another place")
+
+
+def check_free(dst: Path, is_folder: bool, overwrite: bool) -> None:
+    """Raise DestinationExistsError if `dst` exists and `overwrite` is false, or it is no checkpoint of this kind."""
+    if not os.path.lexists(dst):
+        return
+    if not overwrite:
+        raise DestinationExistsError(
+            f"dst must not exist, and {dst} does; choose another, or say overwrite=True (--overwrite)"
+        )
+    if dst.is_symlink():  # only the link is replaced
+        return
+    if is_folder and not dst.is_dir():
+        raise DestinationExistsError(f"dst must be a folder as src is, and {dst} is a file; remove it yourself")
+    fault = _fault(dst, is_folder)
+    if fault:
+        raise DestinationExistsError(
+            f"dst must be a checkpoint to be overwritten, and {dst} is another {'folder' if dst.is_dir() else 'file'}; "
+            f"remove it yourself ({fault})"
+        )
+
+
+def _fault(path: Path, is_folder: bool) -> str:
+    """Why a file or folder is no checkpoint; nothing if it is one, or empty."""
+    try:
+        if not is_folder:
+            read_header(path)
+        elif any(path.iterdir()) and not any((path / name).is_file() for name in (REPORT, SIDE_FILE)):
+            open_source(path)
+    except (NmflowError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _keys(path: Path) -> set[_Key]:
+    """What a file or folder and its place have in common with whatever is the same, by any path."""
+    keys: set[_Key] = set()
+    try:
+        parent = path.parent.stat()
+        keys.add((parent.st_dev, parent.st_ino, path.name))
+        info = path.lstat()
+    except OSError:  # nothing is there
+        return keys
+    # Other names of one file are no harm: a name is replaced, and the file stays.
+    if stat.S_ISDIR(info.st_mode) or info.st_nlink == 1:
+        keys.add((info.st_dev, info.st_ino))
+    return keys
+
+
+def _folders_of(source: Source) -> set[Path]:
+    """The folders below that of a source that hold files."""
+    return {source.path / parent for path in source.others for parent in path.parents}
+
+
+def _below(folder: Path, deep: bool) -> Iterator[Path]:
+    """A folder, and all folders in it if it may be removed: one may be a mount of an input. What is a link stays."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    yield folder
+    for here, names, _ in os.walk(folder) if deep else ():
+        yield from (Path(here, name) for name in names if not os.path.islink(os.path.join(here, name)))

@@ -1,0 +1,81 @@
+"""Whether a file still is the one that was looked at: a header fits no other data than its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nmflow.errors import CheckpointError
+
+__all__ = ["Stamp", "check_unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a file has as long as nobody replaces it or writes to it.
+
+    Attributes
+    ----------
+    size : int
+        In bytes.
+    modified : int
+        When it was last written to, in nanoseconds.
+    device, inode : int
+        Other machines may number devices in another way.
+    """
+
+    size: int
+    modified: int
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, info: os.stat_result) -> Stamp:
+        """The stamp of a file from what the system says of it."""
+        return cls(info.st_size, info.st_mtime_ns, info.st_dev, info.st_ino)
+
+    def check(self, path: Path, info: os.stat_result, *, here: bool = True) -> None:
+        """Compare with the file as it is now.
+
+        Parameters
+        ----------
+        path : Path
+            Its name, for the message.
+        info : os.stat_result
+        here : bool
+            Whether this is the machine that made the stamp.
+
+        Raises
+        ------
+        CheckpointError
+            If it is another, or was written to.
+        """
+        now = Stamp.of(info)
+        if (now if here else (now.size, now.modified)) != (self if here else (self.size, self.modified)):
+            raise CheckpointError(
+                f"{path} must not change while it is read, and it was replaced or written to; wait until it is "
+                f"complete, then run again"
+            )
+
+
+class _Stamped(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def stamp(self) -> Stamp: ...
+
+
+def check_unchanged(files: Iterable[_Stamped]) -> None:
+    """Raise CheckpointError if a file is not what it was; its name may lead to another by now."""
+    for path, stamp in {file.path: file.stamp for file in files}.items():
+        try:
+            info = path.stat()
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{path} must not change while it is read, and it was removed; put it back, then run again"
+            ) from error
+        stamp.check(path, info)

@@ -1,0 +1,457 @@
+"""What is read, and what is somebody else's, is never lost or mixed up, whatever happens while pruning."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import leftovers, read, write
+from typer.testing import CliRunner
+
+from nmflow.checkpoint import (
+    diff_checkpoints,
+    disk,
+    export_checkpoint,
+    journal,
+    keep,
+    open_source,
+    prune_checkpoint,
+    stage,
+    verify_checkpoint,
+    verify_packed,
+)
+from nmflow.checkpoint.replace import replace_tensors
+from nmflow.cli import app
+from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Path) -> Path:
+    """A checkpoint in a folder, with a file and a folder beside the weights."""
+    root = tmp_path / "hf"
+    (root / "sub").mkdir(parents=True)
+    write(root / "model.safetensors")
+    (root / "config.json").write_text("{}")
+    (root / "sub" / "notes").write_text("mine")
+    return root
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+# A source that is another in the middle of a run.
+
+
+def other_of(path: Path) -> Path:
+    """A file of the same size and names, in another order."""
+    values = {f"{i}.weight": np.full((8, 8), 1.0 + i, "f4") for i in range(6)}
+    other = write(path.with_name("other"), dict(reversed([(name, value + 10) for name, value in values.items()])))
+    write(path, values)
+    assert other.stat().st_size == path.stat().st_size
+    return other
+
+
+@pytest.mark.parametrize("at", [1, 6, 7], ids=["early", "after the last tensor", "at the end"])
+@pytest.mark.parametrize("how", ["replace", "replace as old", "touch"])
+def test_a_source_that_changes_meanwhile(tmp_path: Path, at: int, how: str) -> None:
+    src, calls = tmp_path / "src.safetensors", []
+    other = other_of(src)
+
+    def progress(name: str, done: int, total: int) -> None:
+        calls.append(name)
+        if len(calls) != at:
+            return
+        info = src.stat()
+        if how == "touch":
+            os.utime(src)
+            return
+        os.replace(other, src)
+        if how == "replace as old":
+            os.utime(src, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+    def run() -> None:
+        prune_checkpoint(src, tmp_path / "out", "2:4", threads=1, progress=progress)
+
+    if at == 7:  # everything was read
+        run()
+        assert (read(tmp_path / "out")["0.weight"] <= 1).all()
+        return
+    with pytest.raises(CheckpointError, match=r"src.safetensors must not change while it is read, and it was replaced"):
+        run()
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_a_source_that_is_another_before_it_is_read(tmp_path: Path, model: Path) -> None:
+    source = open_source(model)
+    write(model, {"w.weight": np.ones((8, 8), "f4")})
+    with pytest.raises(CheckpointError, match=r"model.safetensors must not change while it is read"):
+        stage.start_shard(source.shards[0], tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"model.safetensors must not change while it is read"):
+        replace_tensors(source, tmp_path / "out", {}, {})
+    assert not leftovers(tmp_path)
+
+
+def test_a_source_that_goes_away(tmp_path: Path) -> None:
+    src = write(tmp_path / "src", {"w.weight": np.ones((8, 8), "f4")})
+    with pytest.raises(CheckpointError, match="src must not change while it is read, and it was removed"):
+        prune_checkpoint(src, tmp_path / "out", "2:4", progress=lambda *args: src.unlink(missing_ok=True))
+
+
+def test_what_is_only_read_must_not_change_either(tmp_path: Path, model: Path) -> None:
+    copy = write(tmp_path / "copy")
+    change = r"copy must not change while it is read, and it was replaced or written to"
+    with pytest.raises(CheckpointError, match=change):
+        verify_checkpoint(copy, "8:8", progress=lambda *args: os.utime(copy))
+    with pytest.raises(CheckpointError, match=change):
+        diff_checkpoints(model, copy, progress=lambda *args: os.utime(copy))
+    export_checkpoint(model, tmp_path / "packed", "dense")
+    shard = tmp_path / "packed" / model.name
+    with pytest.raises(CheckpointError, match="must not change while it is read"):
+        verify_packed(tmp_path / "packed", progress=lambda *args: os.utime(shard))
+
+
+@pytest.mark.parametrize("command", ["prune", "export"])
+def test_masks_that_change_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    values = {"w.weight": np.ones((8, 8), "f4")}
+    src = write(tmp_path / "src", values)
+    masks = write(tmp_path / "masks", {name: np.tile(np.eye(4, dtype=bool), (2, 2)) for name in values})
+
+    def run(progress: Callable[[str, int, int], None] | None = None) -> None:
+        if command == "prune":
+            prune_checkpoint(src, tmp_path / "out", "2:4", keep_from=masks, threads=1, progress=progress)
+        else:
+            export_checkpoint(src, tmp_path / "out", "dense", masks=masks, threads=1, progress=progress)
+
+    with pytest.raises(CheckpointError, match="masks must not change while it is read, and it was"):
+        run(lambda name, done, total: os.utime(masks))
+    real = keep.read_tile
+
+    def read_tile(*args: Any) -> Any:
+        os.truncate(masks, masks.stat().st_size - 1)
+        return real(*args)
+
+    monkeypatch.setattr(keep, "read_tile", read_tile)
+    with pytest.raises(CheckpointError, match=r"masks: mask 'w.weight' must not change while it is read, and its file"):
+        run()
+    assert not leftovers(tmp_path)
+
+
+def test_masks_on_a_broken_disk_are_named(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = write(tmp_path / "masks", {"encoder.f32.weight": np.zeros((12, 8), bool)})
+
+    def read_tile(*args: Any) -> Any:
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(keep, "read_tile", read_tile)
+    with pytest.raises(OSError, match=r"broken disk, at tensor 'encoder.f32.weight': '.*masks'"):
+        prune_checkpoint(model, tmp_path / "out", "2:4", keep_from=masks)
+
+
+# What is read, by another path.
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Gives a folder a second path."""
+    made: list[Path] = []
+
+    def bind(folder: Path, at: Path | None = None) -> Path:
+        at = at or tmp_path / f"mount{len(made)}"
+        at.mkdir()
+        if subprocess.run(["mount", "--bind", folder, at], capture_output=True, check=False).returncode:
+            pytest.skip("this process may not mount a folder")
+        made.append(at)
+        return at
+
+    yield bind
+    for path in reversed(made):
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_mount_is_no_other_place(tmp_path: Path, mount: Callable[..., Path], folder: Path) -> None:
+    (tmp_path / "models").mkdir()
+    src = folder.rename(tmp_path / "models" / "hf")
+    before = snapshot(src)
+    bound = mount(tmp_path / "models")
+    for a, b in ((src, bound / "hf"), (bound / "hf", src), (src / "model.safetensors", bound / "hf/model.safetensors")):
+        with pytest.raises(InputValueError, match="dst must not be src"):
+            prune_checkpoint(a, b, "2:4", overwrite=True)
+    with pytest.raises(InputValueError, match="dst must not lie inside src"):
+        prune_checkpoint(src, bound / "hf" / "sub" / "out", "2:4")
+    with pytest.raises(InputValueError, match="dst must not lie inside src"):
+        prune_checkpoint(src, mount(src / "sub") / "out", "2:4")
+    with pytest.raises(InputValueError, match="dst must not hold src"):
+        prune_checkpoint(src / "model.safetensors", bound / "hf", "2:4", overwrite=True)
+    out = tmp_path / "out"
+    prune_checkpoint(src, out, "2:4")
+    mount(src, out / "more")
+    with pytest.raises(InputValueError, match="dst must not hold src"):
+        prune_checkpoint(src, out, "2:4", overwrite=True)
+    assert snapshot(src) == before
+
+
+def test_other_inputs_are_spared(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(folder, out, "2:4")
+    masks = write(out / "masks.safetensors", {"encoder.f32.weight": np.zeros((12, 8), bool)})
+    alone = write(tmp_path / "alone", {"encoder.f32.weight": np.zeros((12, 8), bool)})
+    (tmp_path / "alias").symlink_to(alone)
+    before = snapshot(out)
+    with pytest.raises(InputValueError, match=r"dst must not hold .*masks.safetensors, which is read"):
+        prune_checkpoint(folder, out, "2:4", keep_from=masks, overwrite=True)
+    with pytest.raises(InputValueError, match=r"dst must not hold .*masks.safetensors, which is read"):
+        export_checkpoint(folder, out, "dense", masks=masks, overwrite=True)
+    for given, dst in ((alone, alone), (tmp_path / "alias", alone), (alone, tmp_path / "alias")):
+        with pytest.raises(InputValueError, match=r"dst must not be .*, which is read"):
+            prune_checkpoint(folder / "model.safetensors", dst, "2:4", keep_from=given, overwrite=True)
+    with pytest.raises(InputValueError, match=r"dst must not be .*, which is read"):
+        export_checkpoint(folder, out, "dense", masks=out, overwrite=True)
+    assert snapshot(out) == before
+    assert alone.is_file()
+
+
+def test_a_source_in_the_stage_is_spared(tmp_path: Path, model: Path) -> None:
+    (tmp_path / ".out.nmflow").mkdir()
+    src = model.rename(tmp_path / ".out.nmflow" / "new")
+    with pytest.raises(InputValueError, match=r"dst must not hold src, .* as .*\.out\.nmflow does"):
+        prune_checkpoint(src, tmp_path / "out", "2:4")
+    assert src.is_file()
+
+
+# What may be replaced.
+
+
+def unrelated(path: Path) -> None:
+    """A folder of somebody who works with such files."""
+    (path / "figures").mkdir(parents=True)
+    (path / "thesis.tex").write_text("years of work")
+    for name in ("a", "b"):
+        write(path / f"{name}.safetensors", {"x": np.ones(3, "f4")})
+
+
+def test_overwrite_spares_what_is_no_checkpoint(tmp_path: Path, model: Path, folder: Path) -> None:
+    unrelated(tmp_path / "work")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-1])
+    before = snapshot(tmp_path)
+    for src, name in ((folder, "work"), (model, "work"), (model, "thesis.tex"), (model, "cut.safetensors")):
+        with pytest.raises(DestinationExistsError, match=r"dst must be a checkpoint to be overwritten, and .* is"):
+            prune_checkpoint(src, tmp_path / name, "2:4", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_replaces_what_nmflow_wrote(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(folder, out, "2:4")
+    (out / "model.safetensors").unlink()  # no checkpoint any more, but the report says whose it is
+    prune_checkpoint(folder, out, "2:4", overwrite=True)
+    export_checkpoint(out, tmp_path / "packed", "dense")
+    prune_checkpoint(folder, tmp_path / "packed", "2:4", overwrite=True)
+    (tmp_path / "empty").mkdir()
+    prune_checkpoint(folder, tmp_path / "empty", "2:4", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_appears_meanwhile_is_looked_at(tmp_path: Path, model: Path, folder: Path, kind: str) -> None:
+    out = tmp_path / "out"
+
+    def progress(name: str, done: int, total: int) -> None:
+        if not name:
+            unrelated(out) if kind == "folder" else out.write_text("years of work")
+
+    src = folder if kind == "folder" else model
+    with pytest.raises(DestinationExistsError, match="dst must be a checkpoint to be overwritten"):
+        prune_checkpoint(src, out, "2:4", overwrite=True, progress=progress)
+    assert (out / "thesis.tex" if kind == "folder" else out).read_text() == "years of work"
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling", "file"])
+def test_a_stage_that_is_no_folder(tmp_path: Path, model: Path, kind: str) -> None:
+    stage, home = tmp_path / ".out.nmflow", tmp_path / "home"
+    home.mkdir()
+    (home / "lock").write_text("mine")
+    if kind == "file":
+        stage.write_text("mine")
+    else:
+        stage.symlink_to(home if kind == "folder" else tmp_path / "nowhere")
+    for resume in (False, True):
+        with pytest.raises(DestinationExistsError, match=r"\.out\.nmflow must be a folder, in which .* remove it"):
+            prune_checkpoint(model, tmp_path / "out", "2:4", resume=resume)
+    assert snapshot(home) == {"lock": b"mine"}
+    assert os.path.lexists(stage)
+
+
+# What an earlier run left.
+
+
+def stop(src: Path, out: Path) -> None:
+    """Leave a run in the middle."""
+
+    def progress(*args: Any) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        prune_checkpoint(src, out, "2:4", progress=progress)
+    assert leftovers(out.parent)
+
+
+def test_nothing_of_an_earlier_run_gets_in(tmp_path: Path, folder: Path) -> None:
+    (folder / "sub" / "gone").mkdir()
+    for name in ("token.txt", "sub/gone/token.txt"):
+        (folder / name).write_text("secret")
+    stop(folder, tmp_path / "out")
+    (folder / "token.txt").unlink()
+    (folder / "sub" / "gone" / "token.txt").unlink()
+    (folder / "sub" / "gone").rmdir()
+    (tmp_path / ".out.nmflow" / "new-0").mkdir()  # of a run whose journal went away
+    prune_checkpoint(folder, tmp_path / "out", "2:4", resume=True)
+    assert snapshot(tmp_path / "out").keys() == snapshot(folder).keys() | {"nmflow-report.json"}
+    assert not (tmp_path / "out" / "sub" / "gone").exists()
+    assert not leftovers(tmp_path)
+
+
+def sealed(folder: Path) -> None:
+    """A folder from which nobody, root either, may remove anything."""
+    if subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be sealed here")
+
+
+def test_what_cannot_be_removed_is_said(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(folder, out, "2:4")
+    sealed(out / "sub")
+    left = tmp_path / ".out.nmflow"
+    try:
+        with pytest.raises(PermissionError, match=r"permitted, at 'notes' in it: '.*/\.out\.nmflow/new-\w+'") as caught:
+            prune_checkpoint(folder, out, "1:4", overwrite=True)
+        assert f"{out} is written, but {left} beside it cannot be removed" in caught.value.__notes__[0]
+        assert (np.count_nonzero(read(out / "model.safetensors")["encoder.f32.weight"], axis=1) <= 2).all()
+        with pytest.raises(PermissionError, match=r"permitted, at 'notes' in it: '.*/\.out\.nmflow/new-\w+'"):
+            prune_checkpoint(folder, out, "2:4", overwrite=True)
+    finally:
+        subprocess.run(["chattr", "-R", "-i", left], check=False)
+    prune_checkpoint(folder, out, "2:4", overwrite=True)
+    assert not leftovers(tmp_path)
+
+
+def test_folders_that_may_not_be_written_are_removed(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user who is not root."""
+    real, calls = shutil.rmtree, []
+
+    def rmtree(path: Path) -> None:
+        calls.append(path)
+        for each in (path, *path.rglob("*")):
+            if each.is_dir() and not each.is_symlink() and not each.stat().st_mode & 0o200:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(each))
+        real(path)
+
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o555)
+    (folder / "sub" / "home").symlink_to(home)
+    (folder / "sub" / "more").mkdir()
+    for path in (folder / "sub" / "more", folder / "sub", folder):
+        path.chmod(0o555)
+    monkeypatch.setattr(disk.shutil, "rmtree", rmtree)
+    disk.remove(folder)
+    assert len(calls) == 2
+    assert not folder.exists()
+    assert home.stat().st_mode & 0o777 == 0o555
+
+
+# Errors of the system that know no name.
+
+
+@pytest.mark.parametrize("what", ["journal", "size", "report"])
+def test_a_full_disk_is_named(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = len(os.listdir("/proc/self/fd"))
+    if what == "journal":
+        monkeypatch.setattr(journal.os, "write", fail)
+    elif what == "report":
+        monkeypatch.setattr(Path, "write_text", fail)
+    if what == "size":
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    name = {"journal": "journal", "size": "model.safetensors", "report": "nmflow-report.json"}[what]
+    try:
+        with pytest.raises(OSError, match=rf"\[Errno \d+\] \w+ .*: '.*\.out\.nmflow/.*{name}'"):
+            prune_checkpoint(folder, tmp_path / "out", "2:4")
+    finally:
+        if what == "size":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) == before  # of the journal too
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_too_deep(tmp_path: Path, folder: Path) -> None:
+    deep = folder / "/".join("d" * 120)
+    deep.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="must hold folders at most 100 deep"):
+        prune_checkpoint(folder, tmp_path / "out", "2:4")
+
+
+# Who may read what is written.
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_nobody_may_read_more_than_of_the_source(tmp_path: Path, folder: Path, kind: str) -> None:
+    modes = {folder / "sub": 0o750, folder / "sub" / "notes": 0o440, folder / "model.safetensors": 0o400, folder: 0o700}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    out = tmp_path / "out"
+    prune_checkpoint(folder if kind == "folder" else folder / "model.safetensors", out, "2:4")
+    if kind == "file":
+        assert out.stat().st_mode & 0o777 == 0o600
+        return
+    modes[folder / "model.safetensors"] = 0o600  # its owner may write it
+    assert {path: (out / path.relative_to(folder)).stat().st_mode & 0o777 for path in modes} == modes
+    replace_tensors(open_source(folder), tmp_path / "copy", {}, {})
+    assert (tmp_path / "copy" / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    export_checkpoint(folder, tmp_path / "packed", "dense")
+    assert (tmp_path / "packed" / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "packed").stat().st_mode & 0o777 == 0o700
+
+
+# What is printed.
+
+
+def test_nothing_pruned_is_not_proven(tmp_path: Path) -> None:
+    src = write(tmp_path / "x.safetensors", {"w.weight": np.full((8, 8), np.nan, "f4")})
+    done = CliRunner().invoke(
+        app, ["prune", str(src), str(tmp_path / "out"), "--pattern", "2:4", "--on-nonfinite", "skip"]
+    )
+    assert done.exit_code == 0
+    assert "proven optimal" not in done.stdout
+    assert f"nothing was pruned; wrote {tmp_path / 'out'}" in done.stdout.replace("\n", "")
+
+
+def test_names_that_a_terminal_cannot_print(tmp_path: Path) -> None:
+    src = write(tmp_path / "x.safetensors", {"層.weight": np.ones((8, 8), "f4")})
+    done = subprocess.run(
+        [sys.executable, "-m", "nmflow.cli", "prune", src, tmp_path / "out", "--pattern", "2:4"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r"\u5c64.weight" in done.stdout

@@ -149,6 +149,27 @@ def test_fused_optimizers_get_scaled_decay() -> None:
         assert torch.allclose(one, two, atol=1e-5)
 
 
+def test_float16_weights_survive_the_scale_that_a_scaler_begins_with() -> None:
+    """65536 is no float16; nor is a large weight's pull, times such a scale."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8).half()
+    with torch.no_grad():
+        model.weight[0, :2] = 8.0
+    fused = torch.optim.AdamW(model.parameters(), eps=1e-4, fused=True)
+    training = nt.SparseTraining(model, fused, 1, 4, decay=0.25)
+    dense, dropped = model.parametrizations.weight.original, ~training.masks["weight"]
+    wanted = (0.25 * 65536 * dense.detach().float() * dropped).clamp(-65504, 65504)
+    assert (wanted == 65504).any()
+    pulled: list[torch.Tensor] = []
+    fused.register_step_pre_hook(lambda *_: pulled.append(dense.grad.float()))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.zeros(4, 8).half()).float().sum() * 1e-3).backward()
+    scaler.step(fused)
+    assert torch.allclose(pulled[0], wanted, rtol=1e-3)
+    assert training.step == 1
+    assert dense.isfinite().all()
+
+
 # the schedule
 
 
@@ -370,9 +391,12 @@ def test_dtype_and_device_moves_take_masks_along() -> None:
     assert training.masks["3.weight"].device.type == "meta"
 
 
-def test_mixed_precision_and_accumulation() -> None:
-    """bfloat16 autocast with a GradScaler that skips a step: it does not count."""
-    model, optimizer, training = plain(every=3)
+@pytest.mark.parametrize("fused", [False, True])
+def test_mixed_precision_and_accumulation(fused: bool) -> None:
+    """bfloat16 autocast with a GradScaler that skips a step: it does not count, though a fused optimizer is called."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(7):
         optimizer.zero_grad()

@@ -330,6 +330,11 @@ class SparseTraining:
         return found if self._ranks.count == 1 else found.as_arrays()
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A GradScaler calls a fused optimizer at every step, and lends it this tensor to skip by. Reading it waits for
+        # the device, as the scaler itself does for other optimizers; without a scaler there is none.
+        overflown = getattr(optimizer, "found_inf", None)
+        if overflown is not None and bool(overflown):
+            return
         self.step += 1
         if not self.frozen and self.step % self.every == 0:
             self.refresh()

@@ -8,6 +8,7 @@ import multiprocessing
 import socket
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -544,7 +545,9 @@ def test_layers_are_shared_out_evenly() -> None:
 
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     torch.manual_seed(rank)  # processes begin apart: the first one's weights count
     model = network() if rank == 0 else nn.Sequential(*[copy.deepcopy(layer) for layer in network()])
     if rank == 1:
@@ -569,13 +572,25 @@ def worker(rank: int, port: int, folder: str) -> None:
         with torch.no_grad():
             model[5].parametrizations.weight.original[0, 0] = float("nan")
             model[3].parametrizations.weight.original[0, 0] = float("nan")
-    try:
-        training.refresh()
-        error = ""
-    except ValueError as caught:
-        error = str(caught)
-    torch.save((weights, state, solved, error), Path(folder) / f"{rank}.pt")
+    # one process's failure is everybody's, whatever it is, so that none waits for ever
+    errors = [failure(training.refresh)]
+    if rank == 1:
+        training.find_mask = lambda *_: 1 // 0  # type: ignore[method-assign,return-value,assignment]
+    errors.append(failure(training.refresh))
+    other = network()
+    half_of_it = torch.optim.SGD(other.parameters() if rank == 0 else other[0].parameters())
+    errors.append(failure(lambda: nt.SparseTraining(other, half_of_it, 2, 4)))
+    errors.append(failure(lambda: nt.SparseTraining(parallel, optimizer, 2, 4)))
+    torch.save((weights, state, solved, errors), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def failure(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
@@ -589,7 +604,9 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    (one, state, solved, error), (two, other, also, other_error) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    (one, state, solved, errors), (two, other, also, other_errors) = (
+        torch.load(tmp_path / f"{r}.pt") for r in range(2)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     for name, mask in state["masks"].items():
         assert torch.equal(mask, other["masks"][name])
@@ -597,10 +614,15 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
             assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
     assert set(solved) | set(also) == set(state["masks"])
     assert not set(solved[:2]) & set(also)
-    # one process's failure is everybody's, so that none waits for ever
-    assert error or other_error
-    assert "must be finite" in error
-    assert "must be finite" in other_error
+    told = "InputValueError: masks must be found on every rank, and rank 1 could not: "
+    for mine, theirs, message in zip(
+        errors, other_errors,
+        ("NonFiniteError: ", "ZeroDivisionError: ", "InputValueError: optimizer must hold every parameter"),
+        strict=False,
+    ):  # fmt: skip
+        assert mine.startswith(told + message)
+        assert theirs.startswith(message)
+    assert errors[3].startswith("InputValueError: model must not be in a DistributedDataParallel yet; make Sparse")
     # and two processes do what one does
     model, optimizer, training = plain("4:8", every=3)
     advance(model, optimizer, 0, 7)

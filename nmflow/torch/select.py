@@ -16,7 +16,7 @@ from nmflow.pattern import Pattern
 from nmflow.problem import Layout
 from nmflow.torch.convert import FLOATS
 
-__all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
+__all__ = ["Filter", "Layer", "Selection", "Slot", "identity", "select", "unwrapped"]
 
 Filter = Callable[[str, nn.Module], bool | None]
 """(module name, module) -> True to take it, False to leave it, None to let the other rules decide."""
@@ -187,7 +187,7 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         for attribute in attributes:
             parameter = module._parameters[attribute]
             assert parameter is not None
-            found.setdefault(_identity(parameter), []).append((Slot(name, module, attribute), answer))
+            found.setdefault(identity(parameter), []).append((Slot(name, module, attribute), answer))
     return found, skipped
 
 
@@ -195,7 +195,7 @@ def _rank(parameter: nn.Parameter) -> int:
     return 2 if nn.parameter.is_lazy(parameter) else parameter.ndim
 
 
-def _identity(parameter: nn.Parameter) -> tuple[object, ...]:
+def identity(parameter: nn.Parameter) -> tuple[object, ...]:
     """Equal for parameters that are the same object or the same memory."""
     if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
         return (id(parameter),)

@@ -216,6 +216,30 @@ def test_a_bias_that_modules_share_absorbs_nothing(held_by: str) -> None:
     assert reports[0].layers[0].error == reports[1].layers[0].error
 
 
+@pytest.mark.parametrize("follow", ["dense", "own"])
+def test_sequential_passes_run_in_the_state_of_the_caller(follow: str) -> None:
+    """Autocast and default device are kept by thread; weights that autocast has cast, beyond their change."""
+
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.add((x.dtype, torch.empty(1).device.type))
+            return x
+
+    seen: set[Any] = set()
+    model = nn.Sequential(nn.Linear(16, 16), Looks(), nn.Linear(16, 16), Looks())
+    x = random(64, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        nt.adaprune_(model, [x], 2, 4, follow=follow)
+        found = model(x)
+        torch.clear_autocast_cache()
+        assert torch.equal(found, model(x))
+    assert seen == {(torch.bfloat16, "cpu")}
+    seen.clear()
+    with torch.device("meta"):
+        nt.adaprune_(model, [x.float()], 2, 4, follow=follow)
+    assert seen == {(torch.float32, "meta")}
+
+
 def test_a_layer_that_is_called_twice_and_one_that_is_called_now_and_then() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -146,6 +146,16 @@ def test_scores_for_prune() -> None:
     assert report.layers[1].dense == pytest.approx(float(obs.sum()))
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv1d(4, 8, 2), nn.Conv2d(4, 8, 2, padding=1)])
+def test_an_empty_batch_adds_nothing(layer: nn.Module) -> None:
+    shape = {nn.Linear: (8,), nn.Conv1d: (4, 5), nn.Conv2d: (4, 5, 5)}[type(layer)]
+    full, empty = random(3, *shape), random(0, *shape)
+    one, other = (nt.calibrate(layer, batches).moments["weight"] for batches in ([full], [empty, full, empty]))
+    assert one.count == other.count
+    assert torch.equal(one.square, other.square)
+    assert nt.adaprune_(layer, [empty, full], 2, 4).layers[0].rows == one.count
+
+
 def test_scores_are_those_of_the_module_that_is_asked_about() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     score = nt.calibrate(model, [random(16, 8)]).scores("wanda")

@@ -487,6 +487,17 @@ def test_options(options: dict[str, Any], error: type[Exception], message: str) 
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_sparse_gradients_cannot_be_added_to() -> None:
+    model = nn.Sequential(nn.Embedding(16, 8, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputValueError, match=r"decay must be 0 where gradients are sparse, .* '0.weight' are"):
+        nt.SparseTraining(model, optimizer, 2, 4, include=["0.weight"])
+    training = nt.SparseTraining(model, optimizer, 2, 4, include=["0.weight"], decay=0.0)
+    model(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    assert training.step == 1
+
+
 def test_the_optimizer_must_hold_the_parameters() -> None:
     model = network()
     optimizer = torch.optim.SGD([model[0].weight, model[3].weight])

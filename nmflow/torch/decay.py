@@ -28,12 +28,18 @@ class Decay:
     Raises
     ------
     InputValueError
-        If the optimizer does not hold a parameter.
+        If the optimizer does not hold a parameter, or the gradient of one is sparse.
     """
 
     def __init__(self, strength: float, optimizer: Optimizer, layers: Sequence[Layer]) -> None:
         self.strength = strength
         self._signs = _signs(optimizer, layers)
+        for layer in layers if strength else ():
+            if any(getattr(slot.module, "sparse", False) is True for slot in layer.slots):
+                raise InputValueError(
+                    f"decay must be 0 where gradients are sparse, as those of {layer.name!r} are; make its "
+                    f"{type(layer.slots[0].module).__name__} with sparse=False, or exclude it"
+                )
         self._parameters = [layer.parameters for layer in layers]
         self.masked: list[Masked] = []
 

@@ -15,6 +15,7 @@ from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.problem import Layout
 from nmflow.torch.convert import FLOATS
+from nmflow.torch.overlap import overlap
 
 __all__ = ["Filter", "Layer", "Selection", "Slot", "identity", "select", "unwrapped"]
 
@@ -108,6 +109,9 @@ def select(
 ) -> Selection:
     """Decide for each parameter of a model whether it gets a mask.
 
+    What modules share gets one mask. Of parameters that have only some entries in common, or see them in another order,
+    the first gets it.
+
     Parameters
     ----------
     model : Module
@@ -152,8 +156,10 @@ def select(
             reason = _impossible(places[0], layout, groups, pattern, strict, trainable)
             if not reason and not any(_sized(slot, wanted) for slot in places):
                 reason = _too_small(places[0], layout, groups, pattern)
+            layer = Layer(places, layout, groups)
+            reason = reason or _overlapping(layer, layers)
             if not reason:
-                layers.append(Layer(places, layout, groups))
+                layers.append(layer)
         if reason:
             skipped.append((places[0].name, reason))
     if not layers:
@@ -161,6 +167,12 @@ def select(
         more = f"; and {len(skipped) - 12} more" if len(skipped) > 12 else ""
         raise InputValueError(f"model must have a layer that {pattern} can prune; seen: {seen}{more}")
     return Selection(tuple(layers), tuple(skipped))
+
+
+def _overlapping(layer: Layer, taken: Iterable[Layer]) -> str:
+    """Why a parameter would be masked twice; empty if it has its memory to itself."""
+    rivals = (other.name for other in taken if overlap(layer.parameters[0], other.parameters[0]))
+    return next((f"has entries in common with {name}, which gets a mask" for name in rivals), "")
 
 
 Shared = dict[tuple[object, ...], list[tuple[Slot, bool | None]]]
@@ -175,20 +187,21 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         answer = None if filter_fn is None else filter_fn(name, module)
         if answer is not None and not isinstance(answer, bool):
             raise InputTypeError(f"filter_fn must answer True, False or None, not {answer!r} for {name!r}")
-        if isinstance(module, ELIGIBLE):
-            attributes = ["weight"]
-            if module._parameters.get("weight") is None:
-                if id(module) not in seen:
-                    skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
-                seen.add(id(module))
+        if isinstance(module, ELIGIBLE) and module._parameters.get("weight") is None:
+            if id(module) not in seen:
+                skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
+            seen.add(id(module))
+            continue
+        for attribute, parameter in module._parameters.items():
+            if parameter is None or not _wide(attribute, parameter):
                 continue
-        else:
-            attributes = [key for key, value in module._parameters.items() if value is not None and _rank(value) > 1]
-        for attribute in attributes:
-            parameter = module._parameters[attribute]
-            assert parameter is not None
             found.setdefault(identity(parameter), []).append((Slot(name, module, attribute), answer))
     return found, skipped
+
+
+def _wide(attribute: str, parameter: nn.Parameter) -> bool:
+    """Whether it has two axes or more; before a model has run, names must tell."""
+    return attribute == "weight" if nn.parameter.is_lazy(parameter) else parameter.ndim > 1
 
 
 def _rank(parameter: nn.Parameter) -> int:
@@ -216,30 +229,34 @@ def _verdict(
     matched = wanted is not None and any(_matches(slot, glob) for glob in wanted)
     if wanted is not None and not matched:
         return "", OUTSIDE
+    kind = type(slot.module).__name__
     if not isinstance(slot.module, ELIGIBLE):
-        kind = type(slot.module).__name__
         return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
-    if _depthwise(slot.module):
+    if slot.attribute != "weight":
+        return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
+    if _depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
     return "", ""
 
 
 def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
     """Whether a parameter is asked for by itself, so that its type does not matter."""
-    return bool(answer) or _plain(slot, wanted) or (_depthwise(slot.module) and _wanted_depthwise(slot, wanted))
+    return bool(answer) or _plain(slot, wanted) or (_depthwise(slot) and _wanted_depthwise(slot, wanted))
 
 
 def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     """Whether size does not matter either: a depthwise convolution never has more than a row or two for a group."""
-    return _plain(slot, wanted) or _depthwise(slot.module)
+    return _plain(slot, wanted) or _depthwise(slot)
 
 
 def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
 
 
-def _depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
+def _depthwise(slot: Slot) -> bool:
+    module = slot.module
+    alone = isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
+    return alone and slot.attribute == "weight"
 
 
 def _wanted_depthwise(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

@@ -343,18 +343,29 @@ def test_a_broken_run_goes_on_bit_for_bit(options: dict[str, Any], stop: int) ->
         (lambda s: s["masks"].pop("0.weight"), r"state must hold the parameters of this training; .* \['0.weight'\]"),
         (lambda s: s["duals"].pop("0.weight"), r"state must hold the parameters of this training; .* \['0.weight'\]"),
         (lambda s: s["masks"].update({"5.weight": torch.ones(3, 3)}), "boolean mask of shape .*, not torch.float32"),
+        (lambda s: s["masks"].update({"5.weight": 1}), "boolean mask of shape .*, not 1"),
+        (
+            lambda s: s["history"].append({"step": 7}),
+            "must hold duals, step and history as .* not: 'layers'",
+        ),
+        (lambda s: s["history"][0].update({"loss": 7}), "must hold duals, step and history .* argument 'loss'"),
+        (lambda s: s["duals"].update({"5.weight": [[None, None]]}), "must hold duals, step and history"),
+        (lambda s: s["duals"].update({"5.weight": [torch.ones(3)]}), "must hold duals, step and history"),
+        (lambda s: s.update(step="seven"), "must hold duals, step and history"),
     ],
 )
 def test_states_that_do_not_belong(change: Callable[[dict[str, Any]], Any], message: str) -> None:
-    model, optimizer, training = plain()
+    model, optimizer, training = plain(warm_start=True)
     advance(model, optimizer, 0, 6)
     state = training.state_dict()
     change(state)
+    training.refresh()  # so that all of it is other than in the state
     masks, step = {name: mask.clone() for name, mask in training.masks.items()}, training.step
     with pytest.raises(InputValueError, match=message):
         training.load_state_dict(state)
     assert all(torch.equal(mask, masks[name]) for name, mask in training.masks.items())
-    assert training.step == step
+    assert (training.step, len(training.history)) == (step, 2)
+    assert training.state_dict()["duals"]["5.weight"]
 
 
 def test_a_state_is_a_mapping() -> None:
@@ -381,6 +392,15 @@ def test_shared_parameters_share_a_mask_and_stay_shared() -> None:
     assert layer.also == ("2.weight",)
     assert model[0].weight is model[2].weight
     assert int((model[0].weight != 0).sum()) == 32
+
+
+def test_another_default_device() -> None:
+    """What is made for the CPU is made there, in a run under torch.device as well."""
+    _, _, training = plain(warm_start=True)
+    with torch.device("meta"):
+        training.refresh()
+        state = training.state_dict()
+    assert {side.device.type for pairs in state["duals"].values() for pair in pairs for side in pair} == {"cpu"}
 
 
 def test_dtype_and_device_moves_take_masks_along() -> None:

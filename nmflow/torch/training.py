@@ -25,7 +25,7 @@ from nmflow.torch.report import PruneReport
 from nmflow.torch.search import find, find_on_device
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.sharing import Found, Ranks
-from nmflow.torch.state import Refresh, check, duals_of, packed_duals, packed_history
+from nmflow.torch.state import Refresh, check, packed_duals, packed_history, unpacked
 
 __all__ = ["Refresh", "SparseTraining", "TrainingStateError"]
 
@@ -279,16 +279,15 @@ class SparseTraining:
         Raises
         ------
         InputValueError
-            If the state is of another version, pattern or model; nothing is changed then.
+            If the state is of another version, pattern or model, or damaged; nothing is changed then.
         """
         self._check_running()
         check(state, self.pattern, self.masks)
+        found, step, history = unpacked(state, self._by_name)
         for name, masked in self._by_name.items():
             masked.mask.copy_(state["masks"][name])
             masked.fixed = bool(state["frozen"])
-        self._found = [duals_of(state, name) for name in self._by_name]
-        self.step = int(state["step"])
-        self.history = [Refresh(**record) for record in state["history"]]
+        self._found, self.step, self.history = found, step, history
 
     def _search(self) -> list[Found]:
         """New masks of all layers; nothing is changed."""

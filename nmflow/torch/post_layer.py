@@ -26,7 +26,8 @@ from nmflow.torch.prune import named_error
 from nmflow.torch.refit import output_error
 from nmflow.torch.resume import Saved, Store
 from nmflow.torch.scores import damped
-from nmflow.torch.select import Filter, Layer, identity
+from nmflow.torch.select import Filter, Layer
+from nmflow.torch.slots import identity
 from nmflow.torch.watch import OnStep
 
 __all__ = ["Job", "Options", "Treat", "Worker", "all_or_nothing"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from dataclasses import replace
@@ -200,16 +201,28 @@ def test_no_band_has_more_blocks_than_an_index_holds(monkeypatch: pytest.MonkeyP
     assert max(sizes) <= max(most, 12)
 
 
+def forget() -> None:
+    """Forget what is known of Triton."""
+    engine.missing_triton.cache_clear()
+    engine._usable.cache_clear()
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="its interpreter takes the CPU")
+def test_triton_takes_no_cpu() -> None:
+    with pytest.raises(InputValueError, match='"torch" for a tensor on cpu, not "triton", which cannot be used: '):
+        solve_on_device(torch.ones(4, 4), 2, 4, engine="triton")
+
+
 def test_triton_that_cannot_run_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it finds no card; so do others that lack a C compiler, or have a card it does not know."""
     pytest.importorskip("triton")
-    engine.missing_triton.cache_clear()
+    forget()
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
     weight = torch.from_numpy(families.gaussian((16, 24), 0))
     with pytest.warns(UserWarning, match="nmflow solves with plain torch operations, which are slower: "):
         assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"
     assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"  # warnings are errors
-    engine.missing_triton.cache_clear()
+    forget()
 
 
 def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,12 +232,12 @@ def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytes
     monkeypatch.setattr(triton, "__version__", "3.5.1")
     monkeypatch.delitem(sys.modules, "nmflow.torch.device.kernels", raising=False)
     monkeypatch.delattr(device, "kernels", raising=False)
-    engine.missing_triton.cache_clear()
+    forget()
     with pytest.raises(
         InputValueError, match=r"cannot be used: ImportError: nmflow's kernels need Triton 3\.6 or newer"
     ):
         solve_on_device(torch.ones(4, 4), 2, 4, engine="triton")
-    engine.missing_triton.cache_clear()
+    forget()
 
 
 def test_where_the_first_of_many_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -143,6 +144,33 @@ def test_scores_for_prune() -> None:
     report = nt.prune_(model, 2, 4, scores=calibration.scores("obs"))
     assert report.proven
     assert report.layers[1].dense == pytest.approx(float(obs.sum()))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv1d(4, 8, 2), nn.Conv2d(4, 8, 2, padding=1)])
+def test_an_empty_batch_adds_nothing(layer: nn.Module) -> None:
+    shape = {nn.Linear: (8,), nn.Conv1d: (4, 5), nn.Conv2d: (4, 5, 5)}[type(layer)]
+    full, empty = random(3, *shape), random(0, *shape)
+    one, other = (nt.calibrate(layer, batches).moments["weight"] for batches in ([full], [empty, full, empty]))
+    assert one.count == other.count
+    assert torch.equal(one.square, other.square)
+    assert nt.adaprune_(layer, [empty, full], 2, 4).layers[0].rows == one.count
+
+
+def test_scores_are_those_of_the_module_that_is_asked_about() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    score = nt.calibrate(model, [random(16, 8)]).scores("wanda")
+    other = copy.deepcopy(model[0])
+    with torch.no_grad():
+        other.weight *= 2
+        model[0].weight.zero_()
+    found = score("0.weight", other)
+    assert found is not None
+    assert torch.allclose(found, other.weight.abs() * random(16, 8).double().square().sum(0).sqrt(), rtol=1e-6)
+    for misfit in (nn.Linear(6, 8), nn.LayerNorm(8)):
+        with pytest.raises(
+            InputValueError, match=r"scores of 0.weight must be .* of 8 inputs in each of 1 groups, not"
+        ):
+            score("0.weight", misfit)
 
 
 def test_obs_score_is_what_dropping_one_weight_costs() -> None:

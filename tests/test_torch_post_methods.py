@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import re
 import threading
 from pathlib import Path
@@ -16,7 +18,7 @@ import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
-from nmflow.torch import adaprune, refit
+from nmflow.torch import adaprune, refit, resume
 from nmflow.torch.obs_pass import obs_pass
 from nmflow.torch.refit import output_error
 
@@ -200,6 +202,44 @@ def test_absorbed_means() -> None:
     assert torch.equal(model[3].bias, bias)
 
 
+@pytest.mark.parametrize("held_by", ["Linear", "other module"])
+def test_a_bias_that_modules_share_absorbs_nothing(held_by: str) -> None:
+    reports = []
+    for absorb in (True, False):
+        model = network()
+        other = nn.Linear(16, 16) if held_by == "Linear" else nn.LayerNorm(16)
+        other.bias = model[3].bias
+        model.insert(4, other)
+        before = model[3].bias.detach().clone()
+        reports.append(nt.adaprune_(model, images(), 2, 4, include=["3"], absorb_mean=absorb))
+        assert torch.equal(model[3].bias, before)
+    assert reports[0].layers[0].error == reports[1].layers[0].error
+
+
+@pytest.mark.parametrize("follow", ["dense", "own"])
+def test_sequential_passes_run_in_the_state_of_the_caller(follow: str) -> None:
+    """Autocast and default device are kept by thread; weights that autocast has cast, beyond their change."""
+
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.add((x.dtype, torch.empty(1).device.type))
+            return x
+
+    seen: set[Any] = set()
+    model = nn.Sequential(nn.Linear(16, 16), Looks(), nn.Linear(16, 16), Looks())
+    x = random(64, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        nt.adaprune_(model, [x], 2, 4, follow=follow)
+        found = model(x)
+        torch.clear_autocast_cache()
+        assert torch.equal(found, model(x))
+    assert seen == {(torch.bfloat16, "cpu")}
+    seen.clear()
+    with torch.device("meta"):
+        nt.adaprune_(model, [x.float()], 2, 4, follow=follow)
+    assert seen == {(torch.float32, "meta")}
+
+
 def test_a_layer_that_is_called_twice_and_one_that_is_called_now_and_then() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -380,15 +420,15 @@ def test_an_interrupted_run_resumes(sequential: bool, tmp_path: Path, monkeypatc
     broken = sorted(folder.glob("*.layer"))[0]
     stop = False
     for options in ({"damping": 0.5}, {}):  # other options take nothing from the folder, and here empty it
-        copy = tmp_path / f"copy{len(options)}"
-        copy.mkdir()
+        other = tmp_path / f"other{len(options)}"
+        other.mkdir()
         for path in folder.glob("*.layer"):
-            (copy / path.name).write_bytes(path.read_bytes())
+            (other / path.name).write_bytes(path.read_bytes())
         solved.clear()
         model = network()
-        report = nt.adaprune_(model, images(), 2, 4, sequential=sequential, resume=copy, **options)
+        report = nt.adaprune_(model, images(), 2, 4, sequential=sequential, resume=other, **options)
         assert len(solved) == (4 if options else 1)
-        assert not copy.exists()
+        assert not other.exists()
     assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), model.parameters(), strict=True))
     assert [layer.error for layer in report.layers] == [layer.error for layer in full.layers]
     assert all(layer.shape == other.shape for layer, other in zip(report.layers, full.layers, strict=True))
@@ -397,3 +437,56 @@ def test_an_interrupted_run_resumes(sequential: bool, tmp_path: Path, monkeypatc
     nt.adaprune_(again := network(), images(), 2, 4, sequential=sequential, resume=folder)
     assert 2 <= len(solved) <= 3
     assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("change", ["nothing", "mapping", "callable", "norm", "buffer"])
+def test_only_layers_of_the_same_run_are_resumed(change: str, sequential: bool, tmp_path: Path) -> None:
+    def fresh() -> nn.Module:
+        model = nn.Sequential(*network(), nn.BatchNorm1d(12), nn.Linear(12, 8))
+        return model.eval().requires_grad_(False)
+
+    def scores(seed: int) -> Any:
+        table = {"3.weight": random(16, 128, seed=seed).abs(), "5.weight": random(12, 16, seed=seed).abs()}
+        return (lambda name, module: table.get(name)) if change == "callable" else table
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "7.weight":
+            raise KeyboardInterrupt
+
+    model = fresh()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        nt.adaprune_(model, images(), 2, 4, scores=scores(1), sequential=sequential, resume=tmp_path, progress=stop)
+    if change == "norm":
+        state["6.weight"] *= 2
+    if change == "buffer":
+        state["6.running_mean"] += 1
+    second = scores(1 if change in ("nothing", "norm", "buffer") else 2)
+    treated: list[str] = []
+    models = fresh(), fresh()
+    for model, options in zip(
+        models, ({"resume": tmp_path, "progress": lambda name, *_: treated.append(name)}, {}), strict=True
+    ):
+        model.load_state_dict(state)
+        nt.adaprune_(model, images(), 2, 4, scores=second, sequential=sequential, **options)
+    assert all(torch.equal(one, two) for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    again = [name for name in treated if name.endswith(".weight")]
+    wanted = 1 if change == "nothing" else 4
+    assert len(again) == wanted
+
+
+def test_all_that_a_model_may_hold_is_digested() -> None:
+    found = set()
+    for value in (
+        None, 1, random(4), random(8)[::2], random(4).half(), random(4).bfloat16(), random(4) > 0,
+        random(4).to(torch.complex64), random(4).to(torch.complex64).conj(), random(4).to_sparse(),
+        torch.tensor(1.0), torch.empty(0), torch.empty(4, device="meta"), nn.UninitializedParameter(),
+        random(4).to(torch.float8_e4m3fn),
+    ):  # fmt: skip
+        one, same = hashlib.sha256(), hashlib.sha256()
+        resume._digest(value, one)
+        resume._digest(copy.deepcopy(value), same)
+        assert one.digest() == same.digest()
+        found.add(one.digest())
+    assert len(found) == 15

@@ -135,6 +135,14 @@ def test_chosen_n_is_binomial(density: float, m: int, confidence: float, n: int)
     assert nt.choose_n(layer, m, confidence) == {"weight": n}
 
 
+def test_zeros_are_counted_under_another_default_device() -> None:
+    model = nn.Linear(16, 16)
+    wanted = nt.choose_n(model, 4, measured=True)
+    with torch.device("meta"):
+        assert nt.choose_n(model, 4, measured=True) == wanted
+        assert nt.from_unstructured_(model, 2, 4).proven
+
+
 def test_choice_holds_on_random_zeros() -> None:
     layer = nn.Linear(512, 512)
     with torch.no_grad():

@@ -233,6 +233,59 @@ def test_shared_parameters_are_masked_once_and_stay_shared() -> None:
     assert int((model["c"].weight != 0).sum()) == 32
 
 
+def test_parameters_that_overlap_in_memory_are_masked_once() -> None:
+    """A transpose and parts of a matrix; columns of one lie between each other, and have nothing in common."""
+    whole = tensor(24, 8)
+    model = nn.ModuleDict({name: nn.Linear(8, 8, bias=False) for name in ("a", "b", "c", "d", "e")})
+    model["b"].weight = nn.Parameter(model["a"].weight.detach().t())
+    qkv = nn.Linear(8, 24, bias=False)
+    qkv.weight = nn.Parameter(whole)
+    for name, part in zip("cde", whole.split(8), strict=True):
+        model[name].weight = nn.Parameter(part)
+    model["qkv"] = qkv
+    columns = tensor(8, 16)
+    model["left"], model["right"] = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    model["left"].weight, model["right"].weight = nn.Parameter(columns[:, :8]), nn.Parameter(columns[:, 8:])
+    model["narrow"] = nn.Linear(8, 16, bias=False)
+    model["narrow"].weight = nn.Parameter(model["left"].weight.detach()[:4].view(torch.bfloat16)[:, :16])
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name[0] for layer in report.layers] == ["a", "c", "d", "e", "l", "r"]
+    assert dict(report.skipped) == {
+        "b.weight": "has entries in common with a.weight, which gets a mask",
+        "qkv.weight": "has entries in common with c.weight, which gets a mask",
+        "narrow.weight": "has entries in common with left.weight, which gets a mask",
+    }
+    assert int((model["a"].weight != 0).sum()) == 32
+    assert int((qkv.weight != 0).sum()) == 96
+
+
+class Adapted(nn.Linear):
+    """A Linear with more matrices of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.lora, self.gain = nn.Parameter(tensor(8, 8)), nn.Parameter(tensor(8))
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        ({}, ["0.weight"]),
+        ({"include": ["0.*"]}, ["0.weight"]),
+        ({"include": ["0.lora"]}, ["0.lora"]),
+        ({"include": ["0.lora", "0.weight"]}, ["0.lora", "0.weight"]),
+        ({"include": ["0"]}, ["0.lora", "0.weight"]),
+        ({"filter_fn": lambda name, module: isinstance(module, nn.Linear)}, ["0.lora", "0.weight"]),
+    ],
+)
+def test_other_matrices_of_a_linear(options: dict[str, Any], taken: list[str]) -> None:
+    report = nt.prune_(nn.Sequential(Adapted()), 2, 4, **options)
+    assert sorted(layer.name for layer in report.layers) == taken
+    if options in ({}, {"include": ["0.*"]}):
+        reason = "not the weight of its Adapted; give its plain name in include, or a filter_fn"
+        assert dict(report.skipped) == {"0.lora": reason}
+
+
 def test_weights_tied_to_an_embedding_are_left_unless_named() -> None:
     model = nn.ModuleDict(
         {"embed": nn.Embedding(16, 8), "head": nn.Linear(8, 16, bias=False), "other": nn.Linear(8, 8)}

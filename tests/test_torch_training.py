@@ -8,6 +8,7 @@ import multiprocessing
 import socket
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,27 @@ def test_fused_optimizers_get_scaled_decay() -> None:
         scaler.update()
     for one, two in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_float16_weights_survive_the_scale_that_a_scaler_begins_with() -> None:
+    """65536 is no float16; nor is a large weight's pull, times such a scale."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8).half()
+    with torch.no_grad():
+        model.weight[0, :2] = 8.0
+    fused = torch.optim.AdamW(model.parameters(), eps=1e-4, fused=True)
+    training = nt.SparseTraining(model, fused, 1, 4, decay=0.25)
+    dense, dropped = model.parametrizations.weight.original, ~training.masks["weight"]
+    wanted = (0.25 * 65536 * dense.detach().float() * dropped).clamp(-65504, 65504)
+    assert (wanted == 65504).any()
+    pulled: list[torch.Tensor] = []
+    fused.register_step_pre_hook(lambda *_: pulled.append(dense.grad.float()))
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.zeros(4, 8).half()).float().sum() * 1e-3).backward()
+    scaler.step(fused)
+    assert torch.allclose(pulled[0], wanted, rtol=1e-3)
+    assert training.step == 1
+    assert dense.isfinite().all()
 
 
 # the schedule
@@ -321,18 +343,29 @@ def test_a_broken_run_goes_on_bit_for_bit(options: dict[str, Any], stop: int) ->
         (lambda s: s["masks"].pop("0.weight"), r"state must hold the parameters of this training; .* \['0.weight'\]"),
         (lambda s: s["duals"].pop("0.weight"), r"state must hold the parameters of this training; .* \['0.weight'\]"),
         (lambda s: s["masks"].update({"5.weight": torch.ones(3, 3)}), "boolean mask of shape .*, not torch.float32"),
+        (lambda s: s["masks"].update({"5.weight": 1}), "boolean mask of shape .*, not 1"),
+        (
+            lambda s: s["history"].append({"step": 7}),
+            "must hold duals, step and history as .* not: 'layers'",
+        ),
+        (lambda s: s["history"][0].update({"loss": 7}), "must hold duals, step and history .* argument 'loss'"),
+        (lambda s: s["duals"].update({"5.weight": [[None, None]]}), "must hold duals, step and history"),
+        (lambda s: s["duals"].update({"5.weight": [torch.ones(3)]}), "must hold duals, step and history"),
+        (lambda s: s.update(step="seven"), "must hold duals, step and history"),
     ],
 )
 def test_states_that_do_not_belong(change: Callable[[dict[str, Any]], Any], message: str) -> None:
-    model, optimizer, training = plain()
+    model, optimizer, training = plain(warm_start=True)
     advance(model, optimizer, 0, 6)
     state = training.state_dict()
     change(state)
+    training.refresh()  # so that all of it is other than in the state
     masks, step = {name: mask.clone() for name, mask in training.masks.items()}, training.step
     with pytest.raises(InputValueError, match=message):
         training.load_state_dict(state)
     assert all(torch.equal(mask, masks[name]) for name, mask in training.masks.items())
-    assert training.step == step
+    assert (training.step, len(training.history)) == (step, 2)
+    assert training.state_dict()["duals"]["5.weight"]
 
 
 def test_a_state_is_a_mapping() -> None:
@@ -361,6 +394,15 @@ def test_shared_parameters_share_a_mask_and_stay_shared() -> None:
     assert int((model[0].weight != 0).sum()) == 32
 
 
+def test_another_default_device() -> None:
+    """What is made for the CPU is made there, in a run under torch.device as well."""
+    _, _, training = plain(warm_start=True)
+    with torch.device("meta"):
+        training.refresh()
+        state = training.state_dict()
+    assert {side.device.type for pairs in state["duals"].values() for pair in pairs for side in pair} == {"cpu"}
+
+
 def test_dtype_and_device_moves_take_masks_along() -> None:
     model, _, training = plain()
     model.double()
@@ -370,9 +412,12 @@ def test_dtype_and_device_moves_take_masks_along() -> None:
     assert training.masks["3.weight"].device.type == "meta"
 
 
-def test_mixed_precision_and_accumulation() -> None:
-    """bfloat16 autocast with a GradScaler that skips a step: it does not count."""
-    model, optimizer, training = plain(every=3)
+@pytest.mark.parametrize("fused", [False, True])
+def test_mixed_precision_and_accumulation(fused: bool) -> None:
+    """bfloat16 autocast with a GradScaler that skips a step: it does not count, though a fused optimizer is called."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(7):
         optimizer.zero_grad()
@@ -462,6 +507,17 @@ def test_options(options: dict[str, Any], error: type[Exception], message: str) 
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_sparse_gradients_cannot_be_added_to() -> None:
+    model = nn.Sequential(nn.Embedding(16, 8, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputValueError, match=r"decay must be 0 where gradients are sparse, .* '0.weight' are"):
+        nt.SparseTraining(model, optimizer, 2, 4, include=["0.weight"])
+    training = nt.SparseTraining(model, optimizer, 2, 4, include=["0.weight"], decay=0.0)
+    model(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    assert training.step == 1
+
+
 def test_the_optimizer_must_hold_the_parameters() -> None:
     model = network()
     optimizer = torch.optim.SGD([model[0].weight, model[3].weight])
@@ -520,7 +576,9 @@ def test_layers_are_shared_out_evenly() -> None:
 
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     torch.manual_seed(rank)  # processes begin apart: the first one's weights count
     model = network() if rank == 0 else nn.Sequential(*[copy.deepcopy(layer) for layer in network()])
     if rank == 1:
@@ -545,13 +603,25 @@ def worker(rank: int, port: int, folder: str) -> None:
         with torch.no_grad():
             model[5].parametrizations.weight.original[0, 0] = float("nan")
             model[3].parametrizations.weight.original[0, 0] = float("nan")
-    try:
-        training.refresh()
-        error = ""
-    except ValueError as caught:
-        error = str(caught)
-    torch.save((weights, state, solved, error), Path(folder) / f"{rank}.pt")
+    # one process's failure is everybody's, whatever it is, so that none waits for ever
+    errors = [failure(training.refresh)]
+    if rank == 1:
+        training.find_mask = lambda *_: 1 // 0  # type: ignore[method-assign,return-value,assignment]
+    errors.append(failure(training.refresh))
+    other = network()
+    half_of_it = torch.optim.SGD(other.parameters() if rank == 0 else other[0].parameters())
+    errors.append(failure(lambda: nt.SparseTraining(other, half_of_it, 2, 4)))
+    errors.append(failure(lambda: nt.SparseTraining(parallel, optimizer, 2, 4)))
+    torch.save((weights, state, solved, errors), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def failure(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
@@ -565,7 +635,9 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    (one, state, solved, error), (two, other, also, other_error) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    (one, state, solved, errors), (two, other, also, other_errors) = (
+        torch.load(tmp_path / f"{r}.pt") for r in range(2)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     for name, mask in state["masks"].items():
         assert torch.equal(mask, other["masks"][name])
@@ -573,10 +645,15 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
             assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
     assert set(solved) | set(also) == set(state["masks"])
     assert not set(solved[:2]) & set(also)
-    # one process's failure is everybody's, so that none waits for ever
-    assert error or other_error
-    assert "must be finite" in error
-    assert "must be finite" in other_error
+    told = "InputValueError: masks must be found on every rank, and rank 1 could not: "
+    for mine, theirs, message in zip(
+        errors, other_errors,
+        ("NonFiniteError: ", "ZeroDivisionError: ", "InputValueError: optimizer must hold every parameter"),
+        strict=False,
+    ):  # fmt: skip
+        assert mine.startswith(told + message)
+        assert theirs.startswith(message)
+    assert errors[3].startswith("InputValueError: model must not be in a DistributedDataParallel yet; make Sparse")
     # and two processes do what one does
     model, optimizer, training = plain("4:8", every=3)
     advance(model, optimizer, 0, 7)

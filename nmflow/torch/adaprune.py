@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from nmflow.torch.post_report import PostReport
 from nmflow.torch.prune import Scores
 from nmflow.torch.refit import METHODS, refit
 from nmflow.torch.scores import score_named
-from nmflow.torch.select import Filter
+from nmflow.torch.select import Filter, Layer
 from nmflow.torch.watch import OnStep
 
 __all__ = ["adaprune_"]
@@ -84,11 +85,13 @@ def adaprune_(
         In a sequential run, fit to what the dense model's layer gave, which makes up for earlier errors too and takes
         a second copy of the model; or to what the layer itself would give for the inputs it gets now.
     absorb_mean : bool
-        A bias takes up the change of the mean output; weights are then fitted to the rest.
+        A bias, where no other module holds it, takes up the change of the mean output; weights are then fitted to the
+        rest.
     forward : callable (model, batch), optional
         As for `calibrate`.
     resume : path, optional
-        A folder for finished layers. A run with the same data and options goes on from there; it is emptied at the end.
+        A folder for finished layers. A run of the same model with the same data, options and scores goes on from there;
+        it is emptied at the end.
     progress : callable (name, done, total) or bool, optional
 
     Returns
@@ -140,20 +143,25 @@ def adaprune_(
         include, exclude, filter_fn, damping, sequential, follow, absorb_mean, keep_zeros, forward, resume, progress
     )
     key = {"scores": scores if isinstance(scores, str) else "given", "solver": str(solver), "solve": solve}
-    return run(model, data, "adaprune", str(solver), patterns_of(n, m, pattern, fill), treat, options, key)
+    given = None if isinstance(scores, str) else partial(_given, scores=scores)
+    return run(model, data, "adaprune", str(solver), patterns_of(n, m, pattern, fill), treat, options, key, given)
 
 
 def _values(job: Job, scores: str | Scores, damping: float) -> torch.Tensor:
     """Scores of a layer, shape (groups, R, K)."""
     if isinstance(scores, str):
         return score_named(scores)(job.weights, job.moments, damping)
-    for slot in job.layer.slots:
-        found = scores(slot.name, slot.module) if callable(scores) else scores.get(slot.name)
-        if found is not None:
-            if found.shape != job.layer.parameters[0].shape:
-                raise InputValueError(
-                    f"scores must have the shape {tuple(job.layer.parameters[0].shape)} of the weight, not "
-                    f"{tuple(found.shape)}"
-                )
-            return matrices(job.layer, found.detach()).to(job.weights)
-    return job.weights.abs()
+    found = _given(job.layer, scores)
+    if found is None:
+        return job.weights.abs()
+    if found.shape != job.layer.parameters[0].shape:
+        raise InputValueError(
+            f"scores must have the shape {tuple(job.layer.parameters[0].shape)} of the weight, not {tuple(found.shape)}"
+        )
+    return matrices(job.layer, found.detach()).to(job.weights)
+
+
+def _given(layer: Layer, scores: Scores) -> torch.Tensor | None:
+    """What a mapping or a callable has for a layer, under any of its names."""
+    values = (scores(slot.name, slot.module) if callable(scores) else scores.get(slot.name) for slot in layer.slots)
+    return next((found for found in values if found is not None), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -44,10 +44,13 @@ class Calibration:
     def scores(self, name: str) -> Callable[[str, nn.Module], torch.Tensor | None]:
         """Scores for `prune_(model, ..., scores=calibration.scores("wanda"))`; "magnitude", "wanda" or "obs".
 
+        Weights are those of the module that is asked about, a copy's for one; inputs those of the calibrated model.
+
         Raises
         ------
         InputValueError
-            If there is no score of that name, or "obs" is asked for without gram matrices.
+            If there is no score of that name, "obs" is asked for without gram matrices, or a weight has not as many
+            inputs as its layer had.
         """
         score = score_named(name)
 
@@ -55,7 +58,13 @@ class Calibration:
             layer = self.layers.get(parameter)
             if layer is None:
                 return None
-            weight, moments = layer.parameters[0].detach(), self.moments[parameter]
+            weight, moments = cast("torch.Tensor", module.weight).detach(), self.moments[parameter]
+            groups, width = moments.total.shape
+            if len(weight) % groups or weight[0].numel() != width:
+                raise InputValueError(
+                    f"scores of {parameter} must be asked for a weight of {width} inputs in each of {groups} groups, "
+                    f"not of shape {tuple(weight.shape)}; calibrate this model"
+                )
             found = score(matrices(layer, weight).to(moments.total), moments, self.damping)
             return from_matrices(layer, found, weight.shape)
 

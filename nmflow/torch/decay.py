@@ -28,12 +28,18 @@ class Decay:
     Raises
     ------
     InputValueError
-        If the optimizer does not hold a parameter.
+        If the optimizer does not hold a parameter, or the gradient of one is sparse.
     """
 
     def __init__(self, strength: float, optimizer: Optimizer, layers: Sequence[Layer]) -> None:
         self.strength = strength
         self._signs = _signs(optimizer, layers)
+        for layer in layers if strength else ():
+            if any(getattr(slot.module, "sparse", False) is True for slot in layer.slots):
+                raise InputValueError(
+                    f"decay must be 0 where gradients are sparse, as those of {layer.name!r} are; make its "
+                    f"{type(layer.slots[0].module).__name__} with sparse=False, or exclude it"
+                )
         self._parameters = [layer.parameters for layer in layers]
         self.masked: list[Masked] = []
 
@@ -64,7 +70,18 @@ class Decay:
                 if scale is None:
                     parameter.grad.addcmul_(parameter, dropped, value=value)
                 else:
-                    parameter.grad.addcmul_(parameter * dropped, scale.to(parameter.dtype), value=value)
+                    _add_scaled(parameter.grad, parameter * dropped, scale, value)
+
+
+def _add_scaled(grad: torch.Tensor, pull: torch.Tensor, scale: torch.Tensor, value: float) -> None:
+    """grad += value * scale * pull, by way of float32: float16 ends at 65504, below the scale a GradScaler begins with.
+
+    What is too large for the gradient's dtype becomes its largest number: the scaler has looked for infinities before.
+    """
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    total = torch.addcmul(grad.to(wide), pull.to(wide), scale.to(grad.device, wide), value=value)
+    largest = torch.finfo(grad.dtype).max
+    grad.copy_(total.clamp_(-largest, largest))
 
 
 def inner_optimizer(optimizer: Any) -> Optimizer:

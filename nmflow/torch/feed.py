@@ -41,7 +41,7 @@ def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> 
         If memory runs out.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _nothing_kept():
             if forward is not None:
                 forward(model, batch)
                 return
@@ -60,6 +60,17 @@ def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> 
             f"batches must fit in memory with the model's activations, and batch {number} of {_size(batch)} does not; "
             f"make smaller ones"
         ) from error
+
+
+@contextlib.contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """No weight that autocast has cast is used again: weights change between passes, and within one in lockstep."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def wanted_rows(batch: Any) -> torch.Tensor | None:

@@ -6,8 +6,9 @@ time, so results don't depend on timing; what is alive meanwhile are the activat
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +27,30 @@ class _Left(BaseException):
     """Raised inside a pass that is given up; derives from BaseException so that no model swallows it."""
 
 
+class _State:
+    """What torch keeps for each thread: autocast, and the device of new tensors (`feed` switches gradients off)."""
+
+    def __init__(self) -> None:
+        types = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)]
+        self._casts = [(kind, torch.get_autocast_dtype(kind)) for kind in types if torch.is_autocast_enabled(kind)]
+        self._device = torch.get_default_device()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Put the current thread into it."""
+        with contextlib.ExitStack() as stack:
+            for kind, dtype in self._casts:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if self._device != torch.device("cpu"):  # what a thread begins with
+                stack.enter_context(self._device)
+            yield
+
+
 class _Walker:
-    """One forward pass, in a thread that runs only between `go` and its next stop."""
+    """One forward pass, in a thread that runs only between `go` and its next stop, in the state of the caller's."""
 
     def __init__(self, walk: Callable[[], None]) -> None:
+        self._state = _State()
         self.layer: Layer | None = None
         self.module: nn.Module | None = None
         self.value: torch.Tensor | None = None
@@ -43,7 +64,8 @@ class _Walker:
         self._go.acquire()
         try:
             if not self._left:
-                walk()
+                with self._state.entered():
+                    walk()
         except _Left:
             pass
         except BaseException as error:

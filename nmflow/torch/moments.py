@@ -67,6 +67,8 @@ def _windows(module: _ConvNd, value: torch.Tensor) -> Iterator[torch.Tensor]:
     flat = len(module.kernel_size) == 1  # unfold knows images: a signal is one of a single line
     if value.ndim == len(module.kernel_size) + 1:
         value = value[None]
+    if not len(value):  # nothing would say how many rows to reshape it into
+        return
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     value = nn.functional.pad(value, module._reversed_padding_repeated_twice, mode=mode)
     head: tuple[int, ...] = (1,) if flat else ()

@@ -74,6 +74,7 @@ def run(
     treat: Treat,
     options: Options,
     key: Mapping[str, Any],
+    scores: Callable[[Layer], Any] | None = None,
 ) -> PostReport:
     """Prune a model with what its layers see; after an error or an interrupt the model is as it was.
 
@@ -87,14 +88,20 @@ def run(
     options : Options
     key : mapping
         What else a resumed run must have in common with the one before.
+    scores : callable (layer), optional
+        The same for each layer.
     """
     started = time.perf_counter()
     inner = unwrapped(model)
     _check(data, options)
     selection, chosen = _chosen(inner, patterns, options)
     common = {"method": method, **key, "patterns": {layer.name: str(pattern) for layer, pattern in chosen.items()}}
-    worker = Worker(chosen, treat, options, Store.open(options.resume, common | _plain(options)))
-    with watching("pruning", options.progress) as report, all_or_nothing(chosen):
+    store = Store.open(options.resume, common | _plain(options))
+    # what one layer becomes depends on all before it, so everything is signed while all of the model is as it was
+    store.sign([dict(inner.named_parameters()), dict(inner.named_buffers())])
+    store.sign(scores(layer) for layer in chosen if scores is not None)
+    worker = Worker(inner, chosen, treat, options, store)
+    with watching("pruning", options.progress) as report, all_or_nothing(worker.touched()):
         worker.report = lambda name: report(name, len(worker.done), len(chosen))
         if isinstance(data, Calibration):
             worker.store.sign(moments.total for moments in data.moments.values())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from nmflow.torch.refit import output_error
 from nmflow.torch.resume import Saved, Store
 from nmflow.torch.scores import damped
 from nmflow.torch.select import Filter, Layer
+from nmflow.torch.slots import identity
 from nmflow.torch.watch import OnStep
 
 __all__ = ["Job", "Options", "Treat", "Worker", "all_or_nothing"]
@@ -76,9 +78,8 @@ class Options:
 
 
 @contextlib.contextmanager
-def all_or_nothing(layers: Iterable[Layer]) -> Iterator[None]:
-    """Put weights and biases back if anything goes wrong."""
-    held = [parameter for layer in layers for parameter in (*layer.parameters, *_biases(layer))]
+def all_or_nothing(held: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Put parameters back if anything goes wrong."""
     before = [parameter.detach().clone() for parameter in held]
     try:
         yield
@@ -89,28 +90,46 @@ def all_or_nothing(layers: Iterable[Layer]) -> Iterator[None]:
         raise
 
 
-def _biases(layer: Layer) -> list[nn.Parameter]:
-    """Biases that can make up for a shift of the mean: of the one module that holds the weight."""
+def _biases(layer: Layer, holders: Mapping[tuple[object, ...], int]) -> list[nn.Parameter]:
+    """Biases that can make up for a shift of the mean: of the one module that holds the weight, and of no other."""
     modules = {id(slot.module): slot.module for slot in layer.slots}
     bias = next(iter(modules.values()))._parameters.get("bias") if len(modules) == 1 else None
-    return [] if bias is None else [bias]
+    return [] if bias is None or holders[identity(bias)] > 1 else [bias]
 
 
 class Worker:
-    """Prunes one layer at a time and keeps the reports."""
+    """Prunes one layer at a time and keeps the reports.
 
-    def __init__(self, chosen: dict[Layer, Pattern], treat: Treat, options: Options, store: Store) -> None:
+    Parameters
+    ----------
+    model : Module
+    chosen : dict of Layer to Pattern
+    treat : callable
+    options : Options
+    store : Store
+    """
+
+    def __init__(
+        self, model: nn.Module, chosen: dict[Layer, Pattern], treat: Treat, options: Options, store: Store
+    ) -> None:
         self.chosen, self.method, self.options, self.store = chosen, treat, options, store
+        places = (held for module in model.modules() for held in module._parameters.values() if held is not None)
+        holders = Counter(map(identity, places))
+        self.biases = {layer: _biases(layer, holders) for layer in chosen}
         self.done: dict[str, PostLayer] = {}
         self.report: Callable[[str], None] = lambda name: None
 
+    def touched(self) -> list[nn.Parameter]:
+        """All that may be written."""
+        return [parameter for layer in self.chosen for parameter in (*layer.parameters, *self.biases[layer])]
+
     def restorable(self, layer: Layer) -> bool:
         """Whether a run before this one has finished the layer."""
-        return self.store.load(layer.name, self._state(layer)) is not None
+        return self.store.load(layer.name) is not None
 
     def restore(self, layer: Layer) -> bool:
         """Take a layer from a run before this one, if it is there."""
-        saved = self.store.load(layer.name, self._state(layer))
+        saved = self.store.load(layer.name)
         if saved is None:
             return False
         self._write(layer, saved.weight, saved.bias)
@@ -128,23 +147,19 @@ class Worker:
         except NmflowError as error:
             raise named_error(error, layer.name) from None
         report = replace(report, seconds=time.perf_counter() - begun)
-        # saved under what the layer was, so before it is written
-        self.store.save(layer.name, self._state(layer), Saved(weight, bias, report.to_dict()))
+        self.store.save(layer.name, Saved(weight, bias, report.to_dict()))
         self._write(layer, weight, bias)
         self.done[layer.name] = report
-
-    def _state(self, layer: Layer) -> tuple[torch.Tensor, ...]:
-        return tuple(parameter.detach() for parameter in (layer.parameters[0], *_biases(layer)))
 
     def _write(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         with torch.no_grad():
             layer.parameters[0].copy_(weight)
             if bias is not None:
-                _biases(layer)[0].copy_(bias)
+                self.biases[layer][0].copy_(bias)
 
     def _solve(self, layer: Layer, moments: Moments) -> tuple[torch.Tensor, torch.Tensor | None, PostLayer]:
         parameter = layer.parameters[0].detach()
-        biases = _biases(layer) if self.options.absorb_mean else []
+        biases = self.biases[layer] if self.options.absorb_mean else []
         dense = matrices(layer, parameter).to(moments.total)
         bad = ~torch.isfinite(dense)
         if bad.any():

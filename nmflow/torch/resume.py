@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nmflow.errors import InputValueError
-from nmflow.torch.convert import to_array
 
 __all__ = ["Saved", "Store"]
 
@@ -30,11 +31,11 @@ class Saved:
 class Store:
     """A folder with a file for each finished layer; without a folder it keeps nothing.
 
-    A file is used again only where options, batches and the layer's weights are the same, byte for byte.
+    A file is used again only where options and all that was signed are the same, byte for byte: batches, model, scores.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
-        self.folder, self._key, self._batches = folder, key, ""
+        self.folder, self._signature = folder, hashlib.sha256(key.encode())
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str] | None, key: Mapping[str, Any]) -> Store:
@@ -56,30 +57,27 @@ class Store:
     def __bool__(self) -> bool:
         return self.folder is not None
 
-    def sign(self, batches: Iterable[Any]) -> None:
-        """Take the batches into what must be the same."""
-        if self.folder is None:
-            return
-        digest = hashlib.sha256()
-        for batch in batches:
-            _digest(batch, digest)
-        self._batches = digest.hexdigest()
+    def sign(self, values: Iterable[Any]) -> None:
+        """Take values into what must be the same, before the first layer is looked for."""
+        if self.folder is not None:
+            for value in values:
+                _digest(value, self._signature)
 
-    def load(self, name: str, state: tuple[torch.Tensor, ...]) -> Saved | None:
+    def load(self, name: str) -> Saved | None:
         """A finished layer, or None; a file that was broken off is none."""
-        if self.folder is None or not self._place(name, state).exists():
+        if self.folder is None or not (place := self._place(name)).exists():
             return None
         try:
-            found = torch.load(self._place(name, state), weights_only=True)
+            found = torch.load(place, weights_only=True)
             return Saved(found["weight"], found["bias"], json.loads(found["report"]))
         except (OSError, RuntimeError, KeyError, ValueError, EOFError):
             return None
 
-    def save(self, name: str, state: tuple[torch.Tensor, ...], saved: Saved) -> None:
+    def save(self, name: str, saved: Saved) -> None:
         """Write a finished layer; it appears whole or not at all."""
         if self.folder is None:
             return
-        place = self._place(name, state)
+        place = self._place(name)
         values = {"weight": saved.weight, "bias": saved.bias, "report": json.dumps(dict(saved.report))}
         new = place.with_suffix(".new")
         torch.save(values, new)
@@ -94,20 +92,25 @@ class Store:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _place(self, name: str, state: tuple[torch.Tensor, ...]) -> Path:
+    def _place(self, name: str) -> Path:
         assert self.folder is not None
-        digest = hashlib.sha256(f"{self._key}\n{self._batches}\n{name}".encode())
-        for tensor in state:
-            _digest(tensor, digest)
+        digest = self._signature.copy()
+        digest.update(f"\n{name}".encode())
         return self.folder / f"{digest.hexdigest()[:32]}.layer"
 
 
 def _digest(value: Any, digest: Any) -> None:
     """Take a value into a digest: tensors by their bytes, containers by what they hold."""
     if isinstance(value, torch.Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        array = to_array(value.contiguous())
-        digest.update(array.reshape(-1).view("u1"))
+        plain = type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta
+        if plain and not value.is_quantized:
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            flat = value.detach().cpu().resolve_conj().resolve_neg().reshape(-1).contiguous()
+            digest.update(flat.view(torch.uint8).numpy())
+        else:  # sparse, quantised, or without data: a model may hold any
+            stored = io.BytesIO()
+            torch.save(value, stored)
+            digest.update(stored.getbuffer())
     elif isinstance(value, Mapping):
         for key in value:
             digest.update(str(key).encode())

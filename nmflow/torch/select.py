@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
-from nmflow.problem import Layout
-from nmflow.torch.convert import FLOATS
+from nmflow.torch.overlap import overlap
+from nmflow.torch.slots import Layer, Slot, depthwise, identity, impossible, layout_of, too_small
 
 __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
@@ -26,53 +23,6 @@ ELIGIBLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 OUTSIDE = "not in include"
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A place in the model that holds a parameter."""
-
-    module_name: str
-    module: nn.Module
-    attribute: str
-
-    @property
-    def name(self) -> str:
-        """Name of the parameter, as in ``model.named_parameters()``."""
-        return f"{self.module_name}.{self.attribute}" if self.module_name else self.attribute
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One parameter that gets a mask, with every place that holds it.
-
-    Attributes
-    ----------
-    slots : tuple of Slot
-        The first one names it; more than one where modules share it.
-    layout : {None, "conv", "batch"}
-    groups : int
-    """
-
-    slots: tuple[Slot, ...]
-    layout: Layout | None
-    groups: int
-
-    @property
-    def name(self) -> str:
-        """Name of the parameter."""
-        return self.slots[0].name
-
-    @property
-    def also(self) -> tuple[str, ...]:
-        """Its other names."""
-        return tuple(slot.name for slot in self.slots[1:])
-
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The parameter; more than one object only where two share their memory."""
-        found = {id(p): p for p in (slot.module._parameters[slot.attribute] for slot in self.slots) if p is not None}
-        return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +57,9 @@ def select(
     trainable: bool = False,
 ) -> Selection:
     """Decide for each parameter of a model whether it gets a mask.
+
+    What modules share gets one mask. Of parameters that have only some entries in common, or see them in another order,
+    the first gets it.
 
     Parameters
     ----------
@@ -148,12 +101,14 @@ def select(
         places = tuple(slot for slot, _ in shared)
         reason = refused or ("" if named else left)
         if not reason:
-            layout, groups = _layout(places[0])
-            reason = _impossible(places[0], layout, groups, pattern, strict, trainable)
+            layout, groups = layout_of(places[0])
+            reason = impossible(places[0], layout, groups, pattern, strict, trainable)
             if not reason and not any(_sized(slot, wanted) for slot in places):
-                reason = _too_small(places[0], layout, groups, pattern)
+                reason = too_small(places[0], layout, groups, pattern)
+            layer = Layer(places, layout, groups)
+            reason = reason or _overlapping(layer, layers)
             if not reason:
-                layers.append(Layer(places, layout, groups))
+                layers.append(layer)
         if reason:
             skipped.append((places[0].name, reason))
     if not layers:
@@ -161,6 +116,12 @@ def select(
         more = f"; and {len(skipped) - 12} more" if len(skipped) > 12 else ""
         raise InputValueError(f"model must have a layer that {pattern} can prune; seen: {seen}{more}")
     return Selection(tuple(layers), tuple(skipped))
+
+
+def _overlapping(layer: Layer, taken: Iterable[Layer]) -> str:
+    """Why a parameter would be masked twice; empty if it has its memory to itself."""
+    rivals = (other.name for other in taken if overlap(layer.parameters[0], other.parameters[0]))
+    return next((f"has entries in common with {name}, which gets a mask" for name in rivals), "")
 
 
 Shared = dict[tuple[object, ...], list[tuple[Slot, bool | None]]]
@@ -175,31 +136,21 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         answer = None if filter_fn is None else filter_fn(name, module)
         if answer is not None and not isinstance(answer, bool):
             raise InputTypeError(f"filter_fn must answer True, False or None, not {answer!r} for {name!r}")
-        if isinstance(module, ELIGIBLE):
-            attributes = ["weight"]
-            if module._parameters.get("weight") is None:
-                if id(module) not in seen:
-                    skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
-                seen.add(id(module))
+        if isinstance(module, ELIGIBLE) and module._parameters.get("weight") is None:
+            if id(module) not in seen:
+                skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
+            seen.add(id(module))
+            continue
+        for attribute, parameter in module._parameters.items():
+            if parameter is None or not _wide(attribute, parameter):
                 continue
-        else:
-            attributes = [key for key, value in module._parameters.items() if value is not None and _rank(value) > 1]
-        for attribute in attributes:
-            parameter = module._parameters[attribute]
-            assert parameter is not None
-            found.setdefault(_identity(parameter), []).append((Slot(name, module, attribute), answer))
+            found.setdefault(identity(parameter), []).append((Slot(name, module, attribute), answer))
     return found, skipped
 
 
-def _rank(parameter: nn.Parameter) -> int:
-    return 2 if nn.parameter.is_lazy(parameter) else parameter.ndim
-
-
-def _identity(parameter: nn.Parameter) -> tuple[object, ...]:
-    """Equal for parameters that are the same object or the same memory."""
-    if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
-        return (id(parameter),)
-    return parameter.device, parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
+def _wide(attribute: str, parameter: nn.Parameter) -> bool:
+    """Whether it has two axes or more; before a model has run, names must tell."""
+    return attribute == "weight" if nn.parameter.is_lazy(parameter) else parameter.ndim > 1
 
 
 def _verdict(
@@ -216,90 +167,33 @@ def _verdict(
     matched = wanted is not None and any(_matches(slot, glob) for glob in wanted)
     if wanted is not None and not matched:
         return "", OUTSIDE
+    kind = type(slot.module).__name__
     if not isinstance(slot.module, ELIGIBLE):
-        kind = type(slot.module).__name__
         return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
-    if _depthwise(slot.module):
+    if slot.attribute != "weight":
+        return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
+    if depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
     return "", ""
 
 
 def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
     """Whether a parameter is asked for by itself, so that its type does not matter."""
-    return bool(answer) or _plain(slot, wanted) or (_depthwise(slot.module) and _wanted_depthwise(slot, wanted))
+    return bool(answer) or _plain(slot, wanted) or (depthwise(slot) and _wanted_depthwise(slot, wanted))
 
 
 def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     """Whether size does not matter either: a depthwise convolution never has more than a row or two for a group."""
-    return _plain(slot, wanted) or _depthwise(slot.module)
+    return _plain(slot, wanted) or depthwise(slot)
 
 
 def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
 
 
-def _depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
-
-
 def _wanted_depthwise(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     """A glob of nothing but stars names nobody."""
     return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
-
-
-def _layout(slot: Slot) -> tuple[Layout | None, int]:
-    module, parameter = slot.module, slot.module._parameters[slot.attribute]
-    assert parameter is not None
-    if isinstance(module, _ConvNd) and slot.attribute == "weight":
-        return "conv", module.groups
-    return (None, 1) if _rank(parameter) == 2 else ("batch", 1)
-
-
-def _impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern, strict: bool, trainable: bool) -> str:
-    """Why no mask can be made for a parameter, whatever its name; empty if one can."""
-    parameter = slot.module._parameters[slot.attribute]
-    assert parameter is not None
-    if nn.parameter.is_lazy(parameter):
-        return "not initialised yet; run the model once first"
-    if type(parameter) is not nn.Parameter or parameter.layout != torch.strided:
-        return f"a {type(parameter).__name__} of layout {parameter.layout}, not a dense parameter"
-    if parameter.dtype not in FLOATS:
-        return f"dtype {parameter.dtype}"
-    if parameter.is_meta:
-        return "on the meta device, without data"
-    if not parameter.numel():
-        return "empty"
-    expanded = any(step == 0 < size - 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True))
-    if expanded or parameter.is_inference():
-        return "cannot be written in place (an inference or expanded tensor)"
-    if trainable and not parameter.requires_grad:
-        return "requires no gradient"
-    (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
-    if strict and (rows % tall or cols % wide):
-        raise InputValueError(
-            f"strict=True needs whole blocks of {tall} x {wide}, and {slot.name!r} is {rows} x {cols}; exclude it, or "
-            f"leave strict out to pad its edges"
-        )
-    return ""
-
-
-def _too_small(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern) -> str:
-    """Why hardware would gain nothing: without a whole block, there is nothing but a ragged edge."""
-    parameter = slot.module._parameters[slot.attribute]
-    assert parameter is not None
-    (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
-    return f"{rows} x {cols}, smaller than a block of {tall} x {wide}" if rows < tall or cols < wide else ""
-
-
-def _size(parameter: nn.Parameter, layout: Layout | None, groups: int) -> tuple[int, int]:
-    """Rows and columns of each matrix of a parameter."""
-    shape = tuple(parameter.shape)
-    return (shape[-2], shape[-1]) if layout == "batch" else (shape[0] // groups, math.prod(shape[1:]))
-
-
-def _block(pattern: Pattern) -> tuple[int, int]:
-    """Rows and columns of what is constrained together."""
-    return pattern.block_shape if pattern.transposable else (1, pattern.m)
 
 
 def _globs(globs: Iterable[str], argument: str) -> tuple[str, ...]:

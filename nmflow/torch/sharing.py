@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +68,30 @@ class Ranks:
             load[owner[number]] += sizes[number]
         return owner
 
-    def agree(self, failure: str) -> None:
-        """Raise on every rank if one of them failed, so that none waits for it."""
-        if self.group is None:
-            return
-        failures: list[Any] = [None] * self.count
-        distributed.all_gather_object(failures, failure, group=self.group)
-        for rank, text in enumerate(failures):
-            if text:
-                raise InputValueError(f"masks must be found on every rank, and rank {rank} could not: {text}")
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Do something on every rank. Whatever goes wrong on one is raised there, and an error on all, so none waits.
+
+        Raises
+        ------
+        InputValueError
+            If another rank failed.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._told(f"{type(error).__name__}: {error}")
+            raise
+        for rank, failure in enumerate(self._told("")):
+            if failure:
+                raise InputValueError(f"masks must be found on every rank, and rank {rank} could not: {failure}")
+
+    def _told(self, failure: str) -> list[str]:
+        """What failed on each rank; empty where nothing did."""
+        failures = [""] * self.count
+        if self.group is not None:
+            distributed.all_gather_object(failures, failure, group=self.group)
+        return failures
 
     def send(self, tensor: torch.Tensor, owner: int) -> None:
         """Broadcast a tensor of any strides from its owner, in place."""

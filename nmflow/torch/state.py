@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.sharing import Found
 
-__all__ = ["Refresh", "check", "duals_of", "packed_duals", "packed_history"]
+__all__ = ["Refresh", "check", "packed_duals", "packed_history", "unpacked"]
 
 KEYS = {"version", "pattern", "step", "frozen", "masks", "duals", "history"}
 VERSION = 1
@@ -55,13 +56,32 @@ def packed_history(history: Sequence[Refresh]) -> list[dict[str, Any]]:
 
 def packed_duals(found: Found) -> list[list[torch.Tensor]]:
     """Duals as tensors, u and v of each matrix."""
-    return [[torch.as_tensor(side).cpu().clone() for side in pair] for pair in found.duals]
+    return [[torch.as_tensor(side, device="cpu").clone() for side in pair] for pair in found.duals]
 
 
-def duals_of(state: Mapping[str, Any], name: str) -> Found:
-    """Mask and duals of one parameter in a state."""
-    duals = tuple((u.cpu().numpy().copy(), v.cpu().numpy().copy()) for u, v in state["duals"][name])
-    return Found(state["masks"][name].cpu().numpy().copy(), duals)
+def unpacked(state: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Found], int, list[Refresh]]:
+    """Masks with duals in the order of names, step, and history of a state that `check` has let pass.
+
+    Raises
+    ------
+    InputValueError
+        If they are not what `SparseTraining.state_dict` makes of them.
+    """
+    try:
+        found = [_found(state["masks"][name], state["duals"][name]) for name in names]
+        return found, operator.index(state["step"]), [_refresh(record) for record in state["history"]]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputValueError(
+            f"state must hold duals, step and history as SparseTraining.state_dict() made them, and does not: {error}"
+        ) from error
+
+
+def _found(mask: torch.Tensor, duals: Sequence[Sequence[torch.Tensor]]) -> Found:
+    return Found(mask.cpu().numpy().copy(), tuple((u.cpu().numpy().copy(), v.cpu().numpy().copy()) for u, v in duals))
+
+
+def _refresh(record: Mapping[str, Any]) -> Refresh:
+    return Refresh(**{**record, "layers": dict(record["layers"])})
 
 
 def check(state: Any, pattern: Pattern, masks: Mapping[str, torch.Tensor]) -> None:
@@ -82,8 +102,8 @@ def check(state: Any, pattern: Pattern, masks: Mapping[str, torch.Tensor]) -> No
         raise InputValueError(f"state must hold the parameters of this training; it differs in {sorted(other)}")
     for name, mask in masks.items():
         given = state["masks"][name]
-        if given.shape != mask.shape or given.dtype != torch.bool:
+        if not isinstance(given, torch.Tensor) or given.shape != mask.shape or given.dtype != torch.bool:
+            what = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else repr(given)
             raise InputValueError(
-                f"state must hold a boolean mask of shape {tuple(mask.shape)} for {name!r}, not {given.dtype} of shape "
-                f"{tuple(given.shape)}"
+                f"state must hold a boolean mask of shape {tuple(mask.shape)} for {name!r}, not {what}"
             )

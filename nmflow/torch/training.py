@@ -25,7 +25,7 @@ from nmflow.torch.report import PruneReport
 from nmflow.torch.search import find, find_on_device
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.sharing import Found, Ranks
-from nmflow.torch.state import Refresh, check, duals_of, packed_duals, packed_history
+from nmflow.torch.state import Refresh, check, packed_duals, packed_history, unpacked
 
 __all__ = ["Refresh", "SparseTraining", "TrainingStateError"]
 
@@ -71,7 +71,8 @@ class SparseTraining:
     Raises
     ------
     InputValueError, InputTypeError
-        If an option is out of range, no layer is eligible, or the optimizer does not hold a parameter.
+        If an option is out of range, no layer is eligible, the optimizer does not hold a parameter, the model is in a
+        DistributedDataParallel already, or another rank failed.
     NonFiniteError
         If a weight is NaN or infinite: the parameter is named. At a refresh, masks stay as they were.
 
@@ -130,15 +131,16 @@ class SparseTraining:
         self.solver, self.threads = solver, threads
         self.step = 0
         self.history: list[Refresh] = []
-        driver = inner_optimizer(optimizer)
-        inner = unwrapped(model)
-        selection = select(
-            inner, self.pattern, include=include, exclude=exclude, filter_fn=filter_fn, strict=strict, trainable=True
-        )
-        self._layers, self.skipped = selection.layers, selection.skipped
-        self._parameters = [layer.parameters for layer in self._layers]
-        pull = Decay(self.decay, driver, self._layers)
         self._ranks = Ranks.current(process_group)
+        with self._ranks.together():
+            driver = inner_optimizer(optimizer)
+            selection = select(
+                _before_parallel(model), self.pattern,
+                include=include, exclude=exclude, filter_fn=filter_fn, strict=strict, trainable=True,
+            )  # fmt: skip
+            self._layers, self.skipped = selection.layers, selection.skipped
+            self._parameters = [layer.parameters for layer in self._layers]
+            pull = Decay(self.decay, driver, self._layers)
         for parameters in self._parameters:
             self._ranks.send(parameters[0].detach(), 0)  # as DistributedDataParallel does when it takes the model
         self._found: list[Found] | None = None
@@ -277,43 +279,35 @@ class SparseTraining:
         Raises
         ------
         InputValueError
-            If the state is of another version, pattern or model; nothing is changed then.
+            If the state is of another version, pattern or model, or damaged; nothing is changed then.
         """
         self._check_running()
         check(state, self.pattern, self.masks)
+        found, step, history = unpacked(state, self._by_name)
         for name, masked in self._by_name.items():
             masked.mask.copy_(state["masks"][name])
             masked.fixed = bool(state["frozen"])
-        self._found = [duals_of(state, name) for name in self._by_name]
-        self.step = int(state["step"])
-        self.history = [Refresh(**record) for record in state["history"]]
+        self._found, self.step, self.history = found, step, history
 
     def _search(self) -> list[Found]:
         """New masks of all layers; nothing is changed."""
         owners = self._ranks.owners([parameters[0].numel() for parameters in self._parameters])
         mine = [number for number, owner in enumerate(owners) if owner == self._ranks.rank]
         found: dict[int, Found] = {}
-        failure: NmflowError | None = None
-        staying = {number for number in mine if self._stays(self._parameters[number][0])}
-        weights = arrays(
-            (self._layers[number].name, self._parameters[number][0]) for number in mine if number not in staying
-        )
-        try:
+        with self._ranks.together():
+            staying = {number for number in mine if self._stays(self._parameters[number][0])}
+            weights = arrays(
+                (self._layers[number].name, self._parameters[number][0]) for number in mine if number not in staying
+            )
             for number in mine:
+                last = None if self._found is None else self._found[number]
                 try:
-                    last = None if self._found is None else self._found[number]
                     if number in staying:
                         found[number] = self._find_on_device(number, last)
                     else:
                         found[number] = self.find_mask(self._layers[number], next(weights), last)
                 except NmflowError as error:
                     raise named_error(error, self._layers[number].name) from None
-        except NmflowError as error:
-            failure = error
-        if failure is None or self._ranks.count > 1:
-            self._ranks.agree("" if failure is None else str(failure))
-        if failure is not None:
-            raise failure
         return self._ranks.exchange(found, owners, [parameters[0] for parameters in self._parameters])
 
     def _stays(self, parameter: nn.Parameter) -> bool:
@@ -330,6 +324,11 @@ class SparseTraining:
         return found if self._ranks.count == 1 else found.as_arrays()
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A GradScaler calls a fused optimizer at every step, and lends it this tensor to skip by. Reading it waits for
+        # the device, as the scaler itself does for other optimizers; without a scaler there is none.
+        overflown = getattr(optimizer, "found_inf", None)
+        if overflown is not None and bool(overflown):
+            return
         self.step += 1
         if not self.frozen and self.step % self.every == 0:
             self.refresh()
@@ -342,6 +341,16 @@ class SparseTraining:
     def _check_running(self) -> None:
         if self._finished:
             raise TrainingStateError("finish() must be called once, as the last thing; make a new SparseTraining")
+
+
+def _before_parallel(model: nn.Module) -> nn.Module:
+    """The model whose names users know. The hooks by which DistributedDataParallel reduces gradients would be lost."""
+    inner = unwrapped(model)
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise InputValueError(
+            "model must not be in a DistributedDataParallel yet; make SparseTraining of the model itself, then wrap it"
+        )
+    return inner
 
 
 def _whole(value: Any, name: str, least: int) -> int:

@@ -200,7 +200,7 @@ def _measured(layer: Layer, filled: Array, m: int, transposable: bool) -> list[f
     """Share of groups with at most k entries, for k = 0..m; a group at the edge may be shorter."""
     tensor = torch.from_numpy(np.ascontiguousarray(filled))
     matrix = tensor.reshape(-1, *filled.shape[-2:]) if layer.layout == "batch" else matrices(layer, tensor)
-    counts = torch.zeros(m + 1, dtype=torch.int64)
+    counts = torch.zeros(m + 1, dtype=torch.int64, device="cpu")
     for each in (matrix, matrix.mT) if transposable else (matrix,):
         padded = nn.functional.pad(each.to(torch.int64), (0, -each.shape[-1] % m))
         counts += padded.reshape(*padded.shape[:-1], -1, m).sum(-1).reshape(-1).bincount(minlength=m + 1)

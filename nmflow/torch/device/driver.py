@@ -74,8 +74,8 @@ def solve_on_device(
         Of this function, for the same shape and pattern, with duals: where the search starts. They are candidates
         and no more, so values that are not finite do no harm.
     engine : {"auto", "triton", "torch"}
-        "auto": Triton for square blocks of side 4, 8, 16 and 32 on a CUDA device, where it can be imported, else plain
-        torch operations.
+        "auto": Triton for square blocks of side 4, 8, 16 and 32 on a CUDA device, where it can be used, else plain
+        torch operations. "triton" takes a CPU only under its interpreter (TRITON_INTERPRET=1).
 
     Returns
     -------

@@ -33,27 +33,35 @@ def engine_for(name: str, grid: BlockGrid) -> ModuleType:
         return plain
     if name == "auto":
         # a single row of blocks cannot be cut into bands
-        return plain if grid.size[1] > MOST_BLOCKS or missing_triton(grid.scores.device) else launch
-    missing = missing_triton()
+        return plain if grid.size[1] > MOST_BLOCKS or not _usable(grid.scores.device) else launch
+    device = grid.scores.device
+    missing = missing_triton(device)
     if missing:
-        raise InputValueError(f'engine must be "auto" or "torch", not "triton", which cannot be used: {missing}')
+        raise InputValueError(
+            f'engine must be "auto" or "torch" for a tensor on {device}, not "triton", which cannot be used: {missing}'
+        )
     return launch
 
 
 @cache
-def missing_triton(device: torch.device | None = None) -> str:
-    """Why Triton cannot be used, said once; empty if it can. On a device, that takes a launch of the least kernel."""
-    try:
-        from nmflow.torch.device import kernels, launch  # noqa: F401
+def _usable(device: torch.device) -> bool:
+    """Whether Triton can be used; why not is said once."""
+    missing = missing_triton(device)
+    if missing:
+        warnings.warn(f"nmflow solves with plain torch operations, which are slower: {missing}", stacklevel=4)
+    return not missing
 
-        if device is not None:
-            one = torch.ones((1, 4), device=device)
-            launch.kept_score(one, one > 0, absolute=True)
+
+@cache
+def missing_triton(device: torch.device) -> str:
+    """Why Triton cannot be used on a device; empty if it can. That takes a launch of the least kernel."""
+    try:
+        from nmflow.torch.device import launch
+
+        one = torch.ones((1, 4), device=device)
+        launch.kept_score(one, one > 0, absolute=True)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # no Triton, one that is too old, no C compiler, a card it does not know
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if device is not None:
-            warnings.warn(f"nmflow solves with plain torch operations, which are slower: {reason}", stacklevel=4)
-        return reason
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return ""

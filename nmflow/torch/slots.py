@@ -1,0 +1,138 @@
+"""Where parameters are: each place seen as a matrix, and why there can be no mask for some."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from nmflow.errors import InputValueError
+from nmflow.pattern import Pattern
+from nmflow.problem import Layout
+from nmflow.torch.convert import FLOATS
+
+__all__ = ["Layer", "Slot", "depthwise", "identity", "impossible", "layout_of", "too_small"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in the model that holds a parameter."""
+
+    module_name: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter, as in ``model.named_parameters()``."""
+        return f"{self.module_name}.{self.attribute}" if self.module_name else self.attribute
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One parameter that gets a mask, with every place that holds it.
+
+    Attributes
+    ----------
+    slots : tuple of Slot
+        The first one names it; more than one where modules share it.
+    layout : {None, "conv", "batch"}
+    groups : int
+    """
+
+    slots: tuple[Slot, ...]
+    layout: Layout | None
+    groups: int
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter."""
+        return self.slots[0].name
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Its other names."""
+        return tuple(slot.name for slot in self.slots[1:])
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameter; more than one object only where two share their memory."""
+        found = {id(p): p for p in (slot.module._parameters[slot.attribute] for slot in self.slots) if p is not None}
+        return tuple(found.values())
+
+
+def _rank(parameter: nn.Parameter) -> int:
+    return 2 if nn.parameter.is_lazy(parameter) else parameter.ndim
+
+
+def identity(parameter: nn.Parameter) -> tuple[object, ...]:
+    """Equal for parameters that are the same object or the same memory."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
+        return (id(parameter),)
+    return parameter.device, parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
+
+
+def depthwise(slot: Slot) -> bool:
+    """Whether it is the weight of a convolution that has a group for each channel."""
+    module = slot.module
+    alone = isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
+    return alone and slot.attribute == "weight"
+
+
+def layout_of(slot: Slot) -> tuple[Layout | None, int]:
+    """How a parameter is seen as matrices, and the groups of a convolution."""
+    module, parameter = slot.module, slot.module._parameters[slot.attribute]
+    assert parameter is not None
+    if isinstance(module, _ConvNd) and slot.attribute == "weight":
+        return "conv", module.groups
+    return (None, 1) if _rank(parameter) == 2 else ("batch", 1)
+
+
+def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern, strict: bool, trainable: bool) -> str:
+    """Why no mask can be made for a parameter, whatever its name; empty if one can."""
+    parameter = slot.module._parameters[slot.attribute]
+    assert parameter is not None
+    if nn.parameter.is_lazy(parameter):
+        return "not initialised yet; run the model once first"
+    if type(parameter) is not nn.Parameter or parameter.layout != torch.strided:
+        return f"a {type(parameter).__name__} of layout {parameter.layout}, not a dense parameter"
+    if parameter.dtype not in FLOATS:
+        return f"dtype {parameter.dtype}"
+    if parameter.is_meta:
+        return "on the meta device, without data"
+    if not parameter.numel():
+        return "empty"
+    expanded = any(step == 0 < size - 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True))
+    if expanded or parameter.is_inference():
+        return "cannot be written in place (an inference or expanded tensor)"
+    if trainable and not parameter.requires_grad:
+        return "requires no gradient"
+    (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
+    if strict and (rows % tall or cols % wide):
+        raise InputValueError(
+            f"strict=True needs whole blocks of {tall} x {wide}, and {slot.name!r} is {rows} x {cols}; exclude it, or "
+            f"leave strict out to pad its edges"
+        )
+    return ""
+
+
+def too_small(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern) -> str:
+    """Why hardware would gain nothing: without a whole block, there is nothing but a ragged edge."""
+    parameter = slot.module._parameters[slot.attribute]
+    assert parameter is not None
+    (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
+    return f"{rows} x {cols}, smaller than a block of {tall} x {wide}" if rows < tall or cols < wide else ""
+
+
+def _size(parameter: nn.Parameter, layout: Layout | None, groups: int) -> tuple[int, int]:
+    """Rows and columns of each matrix of a parameter."""
+    shape = tuple(parameter.shape)
+    return (shape[-2], shape[-1]) if layout == "batch" else (shape[0] // groups, math.prod(shape[1:]))
+
+
+def _block(pattern: Pattern) -> tuple[int, int]:
+    """Rows and columns of what is constrained together."""
+    return pattern.block_shape if pattern.transposable else (1, pattern.m)

@@ -368,7 +368,7 @@ def test_destination_inside_or_around_the_source(tmp_path: Path, folder: Path) -
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("dst", ["none/out", "model.safetensors/out", ".."])
+@pytest.mark.parametrize("dst", ["none/out", "model.safetensors/out"])
 def test_destination_without_a_folder_to_lie_in(tmp_path: Path, model: Path, dst: str) -> None:
     with pytest.raises(InputValueError, match="dst must lie in a folder that exists"):
         prune_checkpoint(model, tmp_path / dst, "2:4")
@@ -377,8 +377,20 @@ def test_destination_without_a_folder_to_lie_in(tmp_path: Path, model: Path, dst
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_destination_in_a_folder_that_may_not_be_written(tmp_path: Path, model: Path) -> None:
     (tmp_path / "sealed").mkdir(mode=0o555)
-    with pytest.raises(PermissionError):
+    with pytest.raises(InputValueError, match=r"dst must lie in a folder that can be written to, and .*sealed cannot"):
         prune_checkpoint(model, tmp_path / "sealed" / "out", "2:4")
+
+
+def test_destination_that_no_folder_can_hold(tmp_path: Path, model: Path) -> None:
+    for dst, words in (
+        (Path("."), r"dst must be a name in a folder, as it appears whole, not \.; such as"),
+        (Path("/"), "dst must be a name in a folder"),
+        (model / "out", "model.safetensors is a file"),
+        (tmp_path / "none" / "out", "make .*none first"),
+        (Path("/proc/out"), "dst must lie in a folder that can be written to, and /proc cannot"),
+    ):
+        with pytest.raises(InputValueError, match=words):
+            prune_checkpoint(model, dst, "2:4")
 
 
 # Failures: what was there stays; what was done is kept for a run that resumes, if anything was.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nmflow.errors import DestinationBusyError, DestinationExistsError
+from nmflow.errors import DestinationBusyError, DestinationExistsError, InputValueError
 
 __all__ = ["locked"]
 
@@ -17,6 +17,8 @@ NAME = "lock"
 OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What file systems say that have no locks, as Lustre without its option: there nothing is held."""
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+"""What they say where a folder cannot be made, ever."""
 
 
 @contextlib.contextmanager
@@ -29,12 +31,22 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
         If another process holds it. The system releases the lock of a process that ends, however it ends.
     DestinationExistsError
         If something that is no folder has its name.
+    InputValueError
+        If it cannot be made.
     """
     path, file = folder / NAME, None
     try:
         while True:
-            with contextlib.suppress(FileExistsError):
+            try:
                 folder.mkdir(mode=0o700)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                raise InputValueError(
+                    f"dst must lie in a folder that can be written to, and {dst.parent} cannot: {error.strerror}"
+                ) from error
             try:
                 _check_kind(folder)
                 file = os.open(path, OPEN, 0o600)

@@ -39,8 +39,11 @@ def check_place(
     overwrite : bool
         Whether what is at `dst` may be removed.
     """
-    if dst.name in ("", "..") or not dst.parent.is_dir():
-        raise InputValueError(f"dst must lie in a folder that exists, not at {dst}; make {dst.parent} first")
+    if dst.name in ("", ".."):
+        raise InputValueError(f"dst must be a name in a folder, as it appears whole, not {dst}; such as ../pruned")
+    if not dst.parent.is_dir():
+        advice = f"{dst.parent} is a file" if dst.parent.exists() else f"make {dst.parent} first"
+        raise InputValueError(f"dst must lie in a folder that exists, not at {dst}; {advice}")
     # The parent is resolved and not dst itself: a link there would be replaced, not followed.
     place = _real(dst.parent) / dst.name
     src = f"src, {source.path}"

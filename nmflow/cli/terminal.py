@@ -29,8 +29,8 @@ __all__ = [
     "say",
 ]
 
-OK, VIOLATION, ERROR, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses; 130 is what a shell reports for Ctrl-C."""
+VIOLATION, ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
+"""Exit statuses; 130 is what a shell reports for Ctrl-C, 141 where nobody reads the output any more."""
 _interrupts: list[int] = []
 
 
@@ -38,11 +38,18 @@ def catch_signals() -> None:
     """Let a polite kill take the same way out as Ctrl-C, so that what was done is kept for --resume."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _report_lost
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     _interrupts.append(number)
     raise KeyboardInterrupt
+
+
+def _report_lost(lost: sys.UnraisableHookArgs) -> None:
+    """Say nothing of an interrupt that a callback could not pass on, as while a kernel is compiled: it is kept."""
+    if not (_interrupts and isinstance(lost.exc_value, KeyboardInterrupt)):
+        sys.__unraisablehook__(lost)
 
 
 def print_anything() -> None:
@@ -65,7 +72,7 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         # Python would flush standard output once more as it ends, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(ERROR) from None
+        raise typer.Exit(UNREAD) from None
     except (NmflowError, OSError) as error:
         text = " ".join(str(error).split())
         typer.echo(f"nmflow: {text}{_notes(error)}", err=True)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Store:
         try:
             found = torch.load(place, weights_only=True)
             return Saved(found["weight"], found["bias"], json.loads(found["report"]))
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError):
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
             return None
 
     def save(self, name: str, saved: Saved) -> None:
@@ -80,7 +81,10 @@ class Store:
         place = self._place(name)
         values = {"weight": saved.weight, "bias": saved.bias, "report": json.dumps(dict(saved.report))}
         new = place.with_suffix(".new")
-        torch.save(values, new)
+        with new.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(new, place)
 
     def clear(self) -> None:

@@ -127,6 +127,10 @@ def solve_on_device(
     if warm_start is not None and not isinstance(warm_start, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(warm_start).__name__}")
     if not _fits(values, chosen):
+        if engine == "triton":
+            raise InputValueError(
+                f'engine must be "auto" for {values.dtype} under {chosen}, which is solved on the CPU, not "triton"'
+            )
         return _on_cpu(values, chosen, absolute, layout, groups, threads, duals)
     grid = BlockGrid.of(values, chosen, layout, groups)
     start = None if warm_start is None else earlier_duals(warm_start, grid)

@@ -232,7 +232,7 @@ class Problem:
         if kept is not None and dropped is not None:
             _check_disjoint(kept, dropped)
         begun = None if start is None else as_mask(start, array.shape, "start")
-        read = {"the scores": array, "keep": kept, "drop": dropped, "start": begun}
+        others = {"keep": kept, "drop": dropped, "start": begun}
         return cls(
             array,
             absolute,
@@ -242,7 +242,7 @@ class Problem:
             kept,
             dropped,
             start=begun,
-            out=None if out is None else _check_out(out, read, layout),
+            out=None if out is None else _check_out(out, array, others, layout),
         )
 
     @property
@@ -325,15 +325,14 @@ def _stacked(array: Array) -> bool:
     )
 
 
-def _check_out(out: object, read: Mapping[str, Array | None], layout: str | None) -> Array:
+def _check_out(out: object, scores: Array, others: Mapping[str, Array | None], layout: str | None) -> Array:
     """Check where a caller wants the mask: entries of a row adjacent, shape of the scores, not with layout="conv".
 
-    read : what is read while the mask is written, by its name.
+    others : what else is read while the mask is written, by its name.
     """
-    shape = next(array.shape for array in read.values() if array is not None)
-    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != shape:
+    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != scores.shape:
         found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputValueError(f"out must be a NumPy array of bool of shape {shape}, not {found}")
+        raise InputValueError(f"out must be a NumPy array of bool of shape {scores.shape}, not {found}")
     if type(out) is not np.ndarray:  # what a subclass does of its own, such as a masked array, would come between
         out = out.view(np.ndarray)
     if not out.flags.writeable or out.strides[-1] != 1:
@@ -342,7 +341,7 @@ def _check_out(out: object, read: Mapping[str, Array | None], layout: str | None
         raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
     if _overlaps_itself(out):
         raise InputValueError("out must have entries of its own in memory, none twice; pass np.empty")
-    for name, array in read.items():
+    for name, array in {"the scores": scores, **others}.items():
         if array is not None and np.may_share_memory(out, array):
             raise InputValueError(f"out must not share memory with {name}; pass an array of its own")
     return out

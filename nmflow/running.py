@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +21,10 @@ from nmflow.problem import Array, Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
-from nmflow.sums import scaled_sum
+from nmflow.sums import in_range
 from nmflow.switching import switch_of
 
 __all__ = ["grade_mask", "run"]
-
-_NOTHING: Mapping[str, int] = {}
 
 
 class _ContradictionError(Exception):
@@ -106,7 +103,7 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         if place.padded:  # the real entries are as given; the padding takes what is left, as a free choice
             return _certify_edge(problem, chunk, masks, method)
         graded = grade(chunk, _best_duals(problem, chunk))
-        return _part(chunk, graded.objective, graded)
+        return _part(chunk, graded.objective, graded, {})
 
     parts = map_on_threads(_guarded(work), list(iter_places(problem)), threads)
     check_feasible(problem, parts)
@@ -165,11 +162,9 @@ def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
     return duals
 
 
-def _part(chunk: Chunk, objective: float, graded: ChunkGrade | None, counts: Mapping[str, int] = _NOTHING) -> Part:
+def _part(chunk: Chunk, objective: float, graded: ChunkGrade | None, counts: Mapping[str, int]) -> Part:
     """What is known of a chunk; its sum is taken anew where it went beyond float64."""
-    if math.isfinite(objective):
-        return Part(chunk.place, graded, counts, objective)
-    return Part(chunk.place, graded, counts, beyond=scaled_sum(_values(chunk)[chunk.mask]))
+    return Part(chunk.place, graded, counts, *in_range(objective, lambda: _values(chunk)[chunk.mask]))
 
 
 def _kept(chunk: Chunk) -> float:
@@ -199,7 +194,7 @@ def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], meth
                 corner = chunk.corner(block)
                 chunk.mask[corner] = whole.mask[corner]
     graded = grade(chunk, _best_duals(problem, chunk))
-    return _part(chunk, graded.objective, graded)
+    return _part(chunk, graded.objective, graded, {})
 
 
 def _guarded(work: Callable[[Place], Part]) -> Callable[[Place], Part]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["added", "scaled_sum", "total"]
+__all__ = ["added", "in_range", "total"]
 
 BITS = 64
 """Sums that may go beyond float64 are of numbers 2**-64 as large; no array has more than 2**64."""
@@ -20,9 +20,14 @@ def added(parts: npt.NDArray[np.float64]) -> float:
         return float(parts.sum())
 
 
-def scaled_sum(values: npt.NDArray[np.float64]) -> float:
-    """Sum, times 2**-64, which is never beyond float64; rounded once, where what is below 2**-958 counts as 0."""
-    return math.fsum(np.ldexp(values, -BITS).ravel().tolist())
+def in_range(whole: float, values: Callable[[], npt.NDArray[np.float64]]) -> tuple[float, float]:
+    """A sum, and 0; or 0 and the sum of these values times 2**-64, where the first went beyond float64.
+
+    The second is rounded once, where what is below 2**-958 counts as 0.
+    """
+    if math.isfinite(whole):
+        return whole, 0.0
+    return 0.0, math.fsum(np.ldexp(values(), -BITS).ravel().tolist())
 
 
 def total(sums: Iterable[float], scaled: Iterable[float] = ()) -> float:

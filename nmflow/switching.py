@@ -15,7 +15,7 @@ from nmflow.errors import InputValueError
 from nmflow.problem import Array, Matrix, Problem, as_mask
 from nmflow.reading import in_rows, readable, turned
 from nmflow.solution import Switch
-from nmflow.sums import added, scaled_sum, total
+from nmflow.sums import added, in_range, total
 
 __all__ = ["switch_of", "with_previous"]
 
@@ -71,11 +71,8 @@ def switch_of(problem: Problem, masks: tuple[Array, ...], previous: Array, threa
             part.ctypes.data, part.strides[0], now.ctypes.data, now.strides[0], before.ctypes.data, before.strides[0],
             *part.shape, counts.ctypes.data, sums.ctypes.data,
         )  # fmt: skip
-        kept, beyond = added(sums), 0.0
-        if not math.isfinite(kept):
-            values = np.where(now, np.abs(part) if problem.absolute else part, 0.0)
-            kept, beyond = 0.0, scaled_sum(values)
-        return int(counts[0]), int(counts[1]), kept, beyond
+        kept = in_range(added(sums), lambda: (np.abs(part) if problem.absolute else part)[now])
+        return int(counts[0]), int(counts[1]), *kept
 
     flips, again, kept, beyond = zip(*map_on_threads(compare, _bands(matrices), threads), strict=True)
     return Switch(sum(flips), sum(again), problem.bonus, total(kept, filter(None, beyond)))

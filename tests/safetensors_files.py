@@ -22,6 +22,11 @@ def raw_file(path: Path, header: dict[str, Any] | str | bytes, data: bytes = b""
     return path
 
 
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Every file in a folder, by its path there."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
 def entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import oracles
 import pytest
 
 import nmflow
+from nmflow.kernels.compile import _plain
 
 torch = pytest.importorskip("torch", reason="torch makes a thread flush subnormal numbers to zero")
 
@@ -59,3 +61,16 @@ def test_torch_operations_count_them_too(flushed: None) -> None:
     whole = nmflow.solve(bits, 2, 4)
     assert found.certificate.proven
     assert bits[found.mask.numpy()].sum() == whole.objective
+
+
+def test_a_machine_whose_register_is_not_known(flushed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "abacus")
+    with pytest.raises(RuntimeError, match="can't be changed here on abacus; undo what made it so"):
+        nmflow.solve(np.ones((4, 4), np.float32), 2, 4)
+
+
+def test_kernels_are_named_after_all_that_they_close_over() -> None:
+    named = [_plain(value) for value in (1, True, 1.0, np.uint16(1), np.uint32(1), (1, 2), (1, 3), None, len)]
+    assert len(set(map(repr, named))) == len(named)
+    with pytest.raises(TypeError, match="kernels must close over numbers, words and functions, not "):
+        _plain(np.ones(2))

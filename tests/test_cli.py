@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow.checkpoint import masked
-from nmflow.cli import app
+from nmflow.cli import app, methods
 
 
 @pytest.fixture
@@ -262,3 +262,13 @@ def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, num
     assert last.startswith("nmflow: interrupted")
     assert not out.exists()
     assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)
+
+
+def test_a_method_without_torch_names_the_extra_that_brings_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "find_spec", lambda name: None)
+    options = ["--method", "wanda", "--calibration", str(tmp_path), "--pattern", "2:4"]
+    done = CliRunner().invoke(app, ["prune", str(tmp_path), str(tmp_path / "out"), *options])
+    assert done.exit_code == 2
+    assert 'needs torch, which is not installed; pip install "nmflow[transformers]"' in done.stderr

@@ -182,7 +182,7 @@ def test_bad_masks(name: str) -> None:
             nmflow.certify(weights, weights > 0, 2, 4, **{name: np.ones((4, 4), np.int8)})
 
 
-@pytest.mark.parametrize("cost", [-0.5, float("nan"), float("inf"), "much", 1j])
+@pytest.mark.parametrize("cost", [-0.5, float("nan"), float("inf"), 10**400, "much", 1j])
 def test_bad_switch_costs(cost: Any) -> None:
     with pytest.raises(InputValueError, match="switch_cost must be a finite number of at least 0, not"):
         nmflow.solve(np.ones((4, 4)), 2, 4, previous=np.ones((4, 4), bool), switch_cost=cost)

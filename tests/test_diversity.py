@@ -137,6 +137,8 @@ def test_what_would_not_finish_says_so_before_it_starts() -> None:
 
 
 def test_bad_input() -> None:
+    with pytest.raises(InputValueError, match=r"shape must have at most \d+ entries, as an array has"):
+        mask_diversity((10**200, 10**200), 0.5)
     with pytest.raises(PatternError, match='fill must be "exact" to count masks, not "at-most"'):
         count_masks(Pattern(2, 4, fill="at-most"))
     with pytest.raises(PatternError, match='pattern must be "n:m", for example "2:4", not \'half\''):

@@ -115,6 +115,12 @@ def test_refusals(arguments: dict[str, object], message: str) -> None:
     assert isinstance(caught.value, NmflowError)
 
 
+def test_a_text_that_says_all_takes_nothing_beside_it() -> None:
+    for given in ({"fill": "at-most"}, {"transposable": False}):
+        with pytest.raises(PatternError, match="fill and transposable must be part of '2:4 at-most', not given beside"):
+            Pattern.parse("2:4 at-most", **given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", ["", "2", "2:4:8", "two:four", "-2:4", "2.0:4", None, 24])
 def test_parse_refuses(text: object) -> None:
     with pytest.raises(PatternError, match='pattern must be "n:m"'):

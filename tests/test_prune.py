@@ -23,6 +23,7 @@ from safetensors_files import (
     raw_file,
     read,
     sharded,
+    snapshot,
     tensors,
     write,
 )
@@ -66,10 +67,6 @@ def folder(tmp_path: Path, model: Path) -> Path:
     (root / "sub" / "run.sh").write_text("true")
     (root / "sub" / "run.sh").chmod(0o755)
     return root
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("fill", ["exact", "at-most"])
@@ -379,6 +376,12 @@ def test_destination_in_a_folder_that_may_not_be_written(tmp_path: Path, model: 
     (tmp_path / "sealed").mkdir(mode=0o555)
     with pytest.raises(InputValueError, match=r"dst must lie in a folder that can be written to, and .*sealed cannot"):
         prune_checkpoint(model, tmp_path / "sealed" / "out", "2:4")
+
+
+def test_options_that_contradict_a_pattern(tmp_path: Path, model: Path) -> None:
+    for given in ({"fill": "at-most"}, {"transposable": False}):
+        with pytest.raises(InputValueError, match="fill and transposable must be part of the Pattern, not given"):
+            prune_checkpoint(model, tmp_path / "out", Pattern(2, 4), **given)  # type: ignore[arg-type]
 
 
 def test_destination_that_no_folder_can_hold(tmp_path: Path, model: Path) -> None:

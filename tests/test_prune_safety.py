@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors_files import leftovers, read, write
+from safetensors_files import leftovers, read, snapshot, write
 from typer.testing import CliRunner
 
 from nmflow.checkpoint import (
@@ -48,10 +48,6 @@ def folder(tmp_path: Path, model: Path) -> Path:
     (root / "config.json").write_text("{}")
     (root / "sub" / "notes").write_text("mine")
     return root
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 # A source that is another in the middle of a run.

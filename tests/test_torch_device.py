@@ -240,6 +240,12 @@ def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytes
     forget()
 
 
+def test_triton_is_not_asked_for_what_the_cpu_does() -> None:
+    for weight, options in ((torch.ones(4, 4), {"fill": "at-most"}), (torch.ones(4, 4).double(), {})):
+        with pytest.raises(InputValueError, match=r'engine must be "auto" for torch.* is solved on the CPU, not "tr'):
+            solve_on_device(weight, 2, 4, engine="triton", **options)
+
+
 def test_where_the_first_of_many_is() -> None:
     weights = torch.ones(6, 3, 2, 2)
     weights[4:] = math.nan

@@ -32,12 +32,11 @@ def prune_by(
     method: str, src: Path, dst: Path, pattern: Pattern, calibration: Path, progress: Progress, **options: Any
 ) -> tuple[str, dict[str, Any]]:
     """Prune a folder; the report as text for people, and as plain values."""
-    for library in ("torch", "transformers"):
-        if find_spec(library) is None:
-            raise MissingLibraryError(
-                f'this method needs {library}, which is not installed; pip install "nmflow[transformers]", '
-                f"or use --method magnitude"
-            )
+    if find_spec("torch") is None:  # nmflow.torch would name its own extra, which is not enough
+        raise MissingLibraryError(
+            'this method needs torch, which is not installed; pip install "nmflow[transformers]", or use method '
+            "magnitude"
+        )
     from nmflow.torch.model_folder import prune_folder
 
     report = prune_folder(src, dst, pattern, method, calibration, progress=progress, **options)

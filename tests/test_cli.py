@@ -264,7 +264,7 @@ def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, num
     assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)
 
 
-def test_a_method_without_torch_names_the_extra_that_brings_all(
+def test_a_method_without_torch_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(methods, "find_spec", lambda name: None)

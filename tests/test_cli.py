@@ -264,9 +264,7 @@ def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, num
     assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)
 
 
-def test_a_method_without_torch_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "find_spec", lambda name: None)
     options = ["--method", "wanda", "--calibration", str(tmp_path), "--pattern", "2:4"]
     done = CliRunner().invoke(app, ["prune", str(tmp_path), str(tmp_path / "out"), *options])

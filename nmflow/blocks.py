@@ -13,9 +13,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array, Matrix
 from nmflow.cutting import Place, region
 from nmflow.pattern import Pattern
-from nmflow.problem import Array, Matrix, Problem
+from nmflow.problem import Problem
 from nmflow.reading import Kind, readable, turned, with_bonus, work_dtype
 
 __all__ = [

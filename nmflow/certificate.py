@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.blocks import FREE, KEEP, Chunk, integers_of
 from nmflow.duals import BlockDuals, Duals, ldexp
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.sums import added
 
 __all__ = ["ChunkGrade", "Proven", "block_scores", "fills", "grade", "grade_exactly"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.crew import map_on_threads
 from nmflow.cutting import Place, caller_grids, grids
 from nmflow.duals import Duals
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.problem import Array, Problem
+from nmflow.problem import Problem
 from nmflow.reading import kind_of, work_dtype
 from nmflow.solution import Solution
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
-from nmflow.problem import Array
 
 __all__ = ["BlockDuals", "Duals", "ldexp"]
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from nmflow.dual_arrays import earlier_duals
 from nmflow.errors import InputValueError
+from nmflow.given import as_mask, thread_count
 from nmflow.pattern import Budget, Pattern
-from nmflow.problem import Problem, as_mask, thread_count
+from nmflow.problem import Problem
 from nmflow.running import grade_mask, run
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.problem import Array, Problem, is_bfloat16
+from nmflow.arrays import Array, is_bfloat16
+from nmflow.problem import Problem
 
 __all__ = ["Kind", "in_rows", "kind_of", "readable", "turned", "with_bonus", "work_dtype"]
 

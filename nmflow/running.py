@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from nmflow.arithmetic import in_plain_arithmetic
+from nmflow.arrays import Array
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
@@ -17,7 +18,7 @@ from nmflow.cutting import Place, grids, iter_places, region
 from nmflow.dual_arrays import DualArrays
 from nmflow.duals import Duals
 from nmflow.gathered import Part, certificate_of, check_feasible, kept_score
-from nmflow.problem import Array, Problem
+from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver

@@ -10,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from nmflow.arithmetic import in_plain_arithmetic
+from nmflow.arrays import Array, Matrix
 from nmflow.crew import map_on_threads
 from nmflow.errors import InputValueError
-from nmflow.problem import Array, Matrix, Problem, as_mask
+from nmflow.given import as_mask
+from nmflow.problem import Problem
 from nmflow.reading import in_rows, readable, turned
 from nmflow.solution import Switch
 from nmflow.sums import added, in_range, total

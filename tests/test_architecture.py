@@ -14,26 +14,28 @@ import nmflow
 
 ROOT = Path(nmflow.__file__).parent
 
-BASE = {"errors", "pattern", "solution", "sums"}
+BASE = {"arrays", "errors", "pattern", "solution", "sums"}
 """Values, their sums, and errors, for every room above them."""
 
 ALLOWED: dict[str, set[str]] = {
+    "arrays": set(),
     "errors": set(),
     "kernels": set(),
     "arithmetic": {"kernels"},
     "pattern": {"errors"},
     "solution": {"errors", "pattern"},
     "sums": set(),
-    "problem": BASE,
+    "given": BASE,
+    "problem": BASE | {"given"},
     "reading": BASE | {"problem", "kernels"},
-    "switching": BASE | {"arithmetic", "problem", "reading", "kernels", "crew"},
+    "switching": BASE | {"arithmetic", "given", "problem", "reading", "kernels", "crew"},
     "cutting": BASE | {"problem"},
     "blocks": BASE | {"problem", "reading", "cutting"},
-    "network": BASE | {"problem", "blocks"},
-    "duals": BASE | {"problem", "blocks", "kernels"},
-    "certificate": BASE | {"problem", "blocks", "duals", "kernels"},
-    "formats": BASE | {"problem", "kernels"},
-    "diversity": BASE | {"problem", "cutting", "kernels"},
+    "network": BASE | {"given", "blocks"},
+    "duals": BASE | {"blocks", "kernels"},
+    "certificate": BASE | {"blocks", "duals", "kernels"},
+    "formats": BASE | {"given", "kernels"},
+    "diversity": BASE | {"given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "duals", "certificate"},
     "crew": set(),
@@ -42,10 +44,10 @@ ALLOWED: dict[str, set[str]] = {
     "running": BASE
     | {"problem", "cutting", "blocks", "duals", "certificate", "solvers"}
     | {"arithmetic", "switching", "crew", "dual_arrays", "gathered"},
-    "pipeline": BASE | {"problem", "solvers", "switching", "dual_arrays", "running"},
-    "checkpoint": BASE | {"problem", "kernels", "certificate", "formats", "diversity", "pipeline"},
-    "torch": BASE | {"problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
-    "bench": BASE | {"", "problem", "kernels", "solvers", "pipeline", "checkpoint"},
+    "pipeline": BASE | {"given", "problem", "solvers", "switching", "dual_arrays", "running"},
+    "checkpoint": BASE | {"given", "kernels", "certificate", "formats", "diversity", "pipeline"},
+    "torch": BASE | {"given", "problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
+    "bench": BASE | {"", "given", "kernels", "solvers", "pipeline", "checkpoint"},
     "__main__": {"cli"},
     "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
     "": BASE | {"network", "solvers", "pipeline", "certificate", "diversity", "formats", "checkpoint"},

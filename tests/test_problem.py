@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from nmflow.arrays import is_bfloat16
 from nmflow.errors import (
     InfeasibleError,
     InputTypeError,
@@ -18,8 +19,9 @@ from nmflow.errors import (
     NonFiniteError,
     PatternError,
 )
+from nmflow.given import as_array, as_mask
 from nmflow.pattern import Pattern
-from nmflow.problem import Problem, as_array, as_mask, is_bfloat16
+from nmflow.problem import Problem
 
 P24 = Pattern(2, 4)
 ONES = np.ones((4, 4), np.float32)

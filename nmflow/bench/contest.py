@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.bench.stream import Stream
 from nmflow.bench.timing import REPEATS, in_turn, ratio
 from nmflow.errors import MissingLibraryError, NmflowError
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.solution import Certificate, Solution
 
 __all__ = ["FEW_REPEATS", "Contestant", "Row", "TableSolver", "measure", "missing", "table_solvers"]

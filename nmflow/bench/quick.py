@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nmflow.arrays import Array, Matrix
 from nmflow.bench.contest import Row, TableSolver, measure
 from nmflow.bench.machine import available_memory, cores
 from nmflow.bench.stream import Stream
 from nmflow.errors import InputValueError, SourceNotFoundError
+from nmflow.given import as_array
 from nmflow.pattern import Pattern
-from nmflow.problem import Array, Matrix, as_array
 
 __all__ = ["matrices", "parse_shape", "quick"]
 

@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from nmflow.problem import Array
+from nmflow.arrays import Array
 
 __all__ = ["Stream", "stream_kernel"]
 

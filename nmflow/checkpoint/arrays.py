@@ -11,9 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.header import DTYPE_BITS, Entry
 from nmflow.errors import CheckpointError
-from nmflow.problem import Array
 
 __all__ = ["DTYPES", "NAMES", "lay_out", "map_array"]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.header import DTYPE_BITS, Entry, Header
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.tiles import Tile, cut_bytes, read_tile
 from nmflow.errors import CheckpointError
-from nmflow.problem import Array
 
 __all__ = ["Difference", "TensorDifference", "diff_checkpoints"]
 

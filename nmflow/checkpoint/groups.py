@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nmflow.problem import Array
+from nmflow.arrays import Array
 
 __all__ = ["group_counts"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.header import Entry, Header, read_header
 from nmflow.checkpoint.plan import Plan
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, read_tile
 from nmflow.errors import CheckpointError, InputValueError
-from nmflow.problem import Array
 
 __all__ = ["KeepMask", "given_masks", "keep_masks"]
 

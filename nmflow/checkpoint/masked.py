@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from nmflow.arrays import Array, Layout
 from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import TensorReport, total
@@ -19,7 +20,6 @@ from nmflow.checkpoint.unit import Done, Flusher, Unit, check_copy, copy, opened
 from nmflow.errors import CheckpointError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array, Layout
 from nmflow.solution import Solution
 
 __all__ = ["OnNonFinite", "PruneUnit"]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.arrays import DTYPES
 from nmflow.checkpoint.export_report import ExportedTensor
 from nmflow.checkpoint.keep import KeepMask
@@ -30,7 +31,6 @@ from nmflow.checkpoint.unit import CopyUnit, Done, Flusher, Unit, copy, opened, 
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import PART, Format, Place, Spec, get
 from nmflow.formats.given import bits_of
-from nmflow.problem import Array
 
 __all__ = ["DenseUnit", "PackUnit", "Stored", "named"]
 

@@ -10,12 +10,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from nmflow.arrays import Layout
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
-from nmflow.problem import Layout
 
 __all__ = ["EXCLUDED", "FLOATS", "STACKED", "WEIGHTS", "Plan", "PlannedTensor", "make_plan"]
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from nmflow.problem import thread_count
+from nmflow.given import thread_count
 
 __all__ = ["MOST_THREADS", "Pool", "StoppedError", "thread_count"]
 

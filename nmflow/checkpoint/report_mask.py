@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Matrix
 from nmflow.checkpoint.arrays import map_array
 from nmflow.checkpoint.report import TensorReport
 from nmflow.checkpoint.source import open_source
 from nmflow.errors import CheckpointError, InputValueError, NmflowError
 from nmflow.formats.given import bits_of
-from nmflow.problem import Matrix
 
 __all__ = ["MaskPicture", "picture_mask"]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.groups import group_counts
 from nmflow.errors import CheckpointError
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.pattern import Budget, Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array
 
 __all__ = ["Support", "find_support"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from nmflow.arrays import Array, Layout, Matrix
 from nmflow.checkpoint.header import Entry
 from nmflow.pattern import Budget
-from nmflow.problem import Array, Layout, Matrix
 
 __all__ = ["FLOATS", "map_tensor", "row_sums"]
 

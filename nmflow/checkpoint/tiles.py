@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xxhash
 
-from nmflow.problem import Array, Layout
+from nmflow.arrays import Array, Layout
 
 __all__ = [
     "TILE_BYTES",

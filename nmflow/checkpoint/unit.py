@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
 from nmflow.errors import CheckpointError, SourceNotFoundError
-from nmflow.problem import Array
 
 __all__ = ["CopyUnit", "Done", "Flusher", "Unit", "check", "check_copy", "copy", "opened", "read", "work"]
 

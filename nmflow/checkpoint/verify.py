@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array, Matrix
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.groups import group_counts
 from nmflow.checkpoint.plan import PlannedTensor, make_plan
@@ -19,7 +20,6 @@ from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
 from nmflow.errors import CheckpointError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
-from nmflow.problem import Array, Matrix
 
 __all__ = ["Checked", "Verification", "Violation", "verify_checkpoint"]
 

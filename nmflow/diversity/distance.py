@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.cutting import grids
+from nmflow.given import as_mask
 from nmflow.pattern import Pattern
-from nmflow.problem import Problem, as_mask
+from nmflow.problem import Problem
 
 __all__ = ["Divergence", "divergence"]
 

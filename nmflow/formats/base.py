@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import FormatError, InputTypeError, InputValueError
 from nmflow.formats.given import listed, padded_to, plain, shape_of
 from nmflow.formats.layout import Area, Place, Requirement, Spec
 from nmflow.formats.room import room
-from nmflow.problem import Array, thread_count, viewed
+from nmflow.given import thread_count, viewed
 
 __all__ = ["Format"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import FormatError
 from nmflow.formats.base import Format
 from nmflow.formats.layout import Area, Place, Requirement, Spec
 from nmflow.formats.sides import Sides, compress, expand, fault, over, places, tile_bits
-from nmflow.problem import Array
 
 __all__ = ["Cutlass24"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import FormatError
 from nmflow.formats.base import Format
 from nmflow.formats.given import bits_of
 from nmflow.formats.layout import Area, Place, Requirement, Spec
-from nmflow.problem import Array
 
 __all__ = ["Dense"]
 

@@ -6,9 +6,9 @@ import operator
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Budget
-from nmflow.problem import Array
 
 __all__ = ["bits_of", "first_violation", "listed", "padded_to", "plain", "shape_of"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.formats.layout import Spec
-from nmflow.problem import Array
 
 __all__ = ["new", "room"]
 

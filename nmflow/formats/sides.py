@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.formats.layout import Area, Place
-from nmflow.problem import Array
 
 __all__ = [
     "Sides",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError, MissingLibraryError
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 
 if TYPE_CHECKING:
     import networkx

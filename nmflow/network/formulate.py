@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.blocks import integers_of
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, NonFiniteError
+from nmflow.given import as_array, as_mask
 from nmflow.network.flow import FlowNetwork
 from nmflow.pattern import Pattern
-from nmflow.problem import Array, as_array, as_mask
 
 __all__ = ["build"]
 

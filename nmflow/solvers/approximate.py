@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
 
 __all__ = ["Approximate", "Blocks"]

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.certificate import Proven
 from nmflow.duals import BlockDuals, Duals
 from nmflow.errors import InfeasibleError, SolverLimitError
 from nmflow.pattern import Fill, Pattern
-from nmflow.problem import Array, Problem
+from nmflow.problem import Problem
 
 __all__ = ["BlockDuals", "BlockSolver", "ChunkSolution", "Solver"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.certificate import Proven, block_scores
 from nmflow.duals import Duals
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.judge import fillable, likely_full, plan
 from nmflow.solvers.levels import Lattice

@@ -10,10 +10,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.blocks import DROP, KEEP
 from nmflow.errors import SolverLimitError
 from nmflow.pattern import Pattern
-from nmflow.problem import Array, Problem
+from nmflow.problem import Problem
 from nmflow.solvers.base import BlockDuals, BlockSolver
 from nmflow.solvers.flow import contradiction, exact_duals, network_of
 

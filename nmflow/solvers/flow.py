@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 
 from nmflow import network
+from nmflow.arrays import Array
 from nmflow.blocks import DROP, KEEP
 from nmflow.errors import InfeasibleError
 from nmflow.network import FlowNetwork
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.solvers.base import BlockDuals, BlockSolver
 
 __all__ = ["FlowSolver", "contradiction", "exact_duals", "network_of"]

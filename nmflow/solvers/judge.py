@@ -6,10 +6,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.certificate import block_scores
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.reading import work_dtype
 from nmflow.solvers.levels import Lattice, lattice_of
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.blocks import integers_of
-from nmflow.problem import Array
 
 __all__ = ["Lattice", "lattice_of"]
 

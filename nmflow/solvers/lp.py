@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import SolverLimitError
 from nmflow.network import FlowNetwork
-from nmflow.problem import Array
 from nmflow.solvers.base import BlockDuals
 from nmflow.solvers.flow import FlowSolver, contradiction
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nmflow.arrays import Array
 from nmflow.network import FlowNetwork
-from nmflow.problem import Array
 from nmflow.solvers.base import BlockDuals
 from nmflow.solvers.flow import FlowSolver, contradiction
 

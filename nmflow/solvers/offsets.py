@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from nmflow.problem import Array
+from nmflow.arrays import Array
 
 __all__ = ["fine_offsets", "offsets_of"]
 

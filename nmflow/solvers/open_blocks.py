@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.duals import Duals
-from nmflow.problem import Array
 from nmflow.reading import work_dtype
 
 __all__ = ["OpenBlocks", "address", "workspace"]

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError, SolverLimitError
 from nmflow.network import FlowNetwork
-from nmflow.problem import Array
 from nmflow.solvers.base import BlockDuals
 from nmflow.solvers.flow import FlowSolver, contradiction, exact_duals
 

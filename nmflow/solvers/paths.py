@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import Proven, block_scores, fills
 from nmflow.duals import BlockDuals, Duals
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.solvers.open_blocks import workspace
 from nmflow.sums import added
 

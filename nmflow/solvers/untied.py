@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.duals import Duals
-from nmflow.problem import Array
 from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.offsets import offsets_of

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, NmflowError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array
 from nmflow.torch.convert import to_array
 from nmflow.torch.post import check_names
 from nmflow.torch.prune import Scores, named_error

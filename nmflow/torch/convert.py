@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
+from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.problem import Array
 
 __all__ = ["FLOATS", "arrays", "checked", "to_array", "to_mask"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nmflow.arrays import Array
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array
 from nmflow.torch.convert import to_mask
 
 __all__ = ["Pruned", "obs_pass", "solve_mask"]

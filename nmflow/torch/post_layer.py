@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
-from nmflow.problem import Array
 from nmflow.torch.convert import to_array
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import Moments, from_matrices, matrices

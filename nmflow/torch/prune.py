@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
-from nmflow.problem import Array
 from nmflow.solution import Certificate
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.device import on_device, solve_on_device

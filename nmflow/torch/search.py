@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from nmflow.arrays import Array, Layout
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array, Layout
 from nmflow.solution import Solution
 from nmflow.torch.device import solve_on_device
 from nmflow.torch.sharing import Found

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmflow.arrays import Array
 from nmflow.checkpoint.support import find_support
 from nmflow.formats import get
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array
 from nmflow.torch.convert import to_array
 from nmflow.torch.report import table
 from nmflow.torch.select import Filter, Layer, select, unwrapped

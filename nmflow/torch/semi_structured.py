@@ -13,10 +13,10 @@ import torch
 from torch.sparse import SparseSemiStructuredTensorCUTLASS as CUTLASS
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
+from nmflow.arrays import Array
 from nmflow.errors import FormatError, InputValueError, NmflowError
 from nmflow.formats import get
 from nmflow.formats.side_file import NAME, StoredTensor, read_side_file
-from nmflow.problem import Array
 
 __all__ = ["load_semi_structured", "semi_structured"]
 

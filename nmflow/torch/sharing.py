@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import distributed
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError
-from nmflow.problem import Array
 
 __all__ = ["Found", "Ranks"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from nmflow.arrays import Layout
 from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
-from nmflow.problem import Layout
 from nmflow.torch.convert import FLOATS
 
 __all__ = ["Layer", "Slot", "depthwise", "identity", "impossible", "layout_of", "too_small"]

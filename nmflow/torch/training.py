@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError, NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, certify
-from nmflow.problem import Array
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.decay import Decay, inner_optimizer
 from nmflow.torch.device import on_device

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmflow.arrays import Array
 from nmflow.errors import InputValueError, NmflowError
+from nmflow.given import as_mask
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
-from nmflow.problem import Array, as_mask
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
 from nmflow.torch.post import Counts, check_names, patterns_of

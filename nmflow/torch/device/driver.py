@@ -10,10 +10,11 @@ from typing import Any, Literal, NoReturn, cast
 import numpy as np
 import torch
 
+from nmflow.arrays import Layout
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
-from nmflow.problem import Layout, Problem
+from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.torch.convert import checked, to_array, to_mask
 from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals

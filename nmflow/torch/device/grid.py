@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
+from nmflow.arrays import Layout
 from nmflow.pattern import Pattern
-from nmflow.problem import Layout
 
 __all__ = ["BlockGrid"]
 

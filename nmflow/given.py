@@ -1,0 +1,159 @@
+"""What a caller gave, checked: an array, a mask, a place to write, a number of threads."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nmflow.arrays import Array, is_bfloat16
+from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
+
+__all__ = [
+    "as_array",
+    "as_mask",
+    "check_disjoint",
+    "check_dtype",
+    "check_out",
+    "check_rank",
+    "thread_count",
+    "viewed",
+]
+
+_SIZES = {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}
+
+
+def as_array(value: object, name: str) -> Array:
+    """View `value` as a NumPy array: an array, ``__array__``, or DLPack on the CPU.
+
+    Raises
+    ------
+    InputTypeError
+        If it cannot be viewed, or its dtype has no scores (object, complex, string, bool, ...).
+    """
+    array = viewed(value, name)
+    check_dtype(array.dtype, name)
+    return array
+
+
+def viewed(value: object, name: str) -> Array:
+    """The same of any dtype: `as_array` without asking for scores."""
+    masked = sys.modules.get("numpy.ma")  # loaded where there is one
+    if masked is not None and isinstance(value, masked.MaskedArray):
+        raise InputTypeError(f"{name} must be a plain array, not a masked one, whose mask would be lost; use .filled()")
+    try:
+        if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
+            return np.asarray(value)
+        return np.from_dlpack(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InputTypeError(
+            f"{name} must be an array that NumPy can view, not {type(value).__name__} ({error}); "
+            f"move it to the CPU and pass an array, or use nmflow.torch for tensors"
+        ) from error
+
+
+def check_dtype(dtype: np.dtype[Any], name: str) -> None:
+    """Raise InputTypeError unless `dtype` is a real float of 16 to 64 bits, bfloat16, or an integer."""
+    if is_bfloat16(dtype) or dtype.itemsize in _SIZES.get(dtype.kind, ()):
+        return
+    raise InputTypeError(
+        f"{name} must be float16, bfloat16, float32, float64 or an integer of 8 to 64 bits, not {dtype}; "
+        f"convert it first, for example with .astype('float32')"
+    )
+
+
+def as_mask(value: object, shape: tuple[int, ...] | None, name: str) -> Array:
+    """View `value` as a boolean array of `shape`, or of any."""
+    mask = viewed(value, name)
+    if mask.dtype != np.bool_:
+        raise InputTypeError(f"{name} must be boolean, not {mask.dtype}; write {name} != 0 if that is meant")
+    if shape is not None and mask.shape != shape:
+        raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
+    return mask
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads to use: by default the cores that this process may use.
+
+    Raises
+    ------
+    InputValueError
+        If `threads` is not a whole number of at least 1; NumPy's are whole numbers too.
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        count = 0 if isinstance(threads, bool) else operator.index(threads)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputValueError(f"threads must be a whole number of at least 1, not {threads!r}")
+    return count
+
+
+def check_out(out: object, scores: Array, others: Mapping[str, Array | None], layout: str | None) -> Array:
+    """Check where a caller wants the mask: entries of a row adjacent, shape of the scores, not with layout="conv".
+
+    others : what else is read while the mask is written, by its name.
+    """
+    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != scores.shape:
+        found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputValueError(f"out must be a NumPy array of bool of shape {scores.shape}, not {found}")
+    if type(out) is not np.ndarray:  # what a subclass does of its own, such as a masked array, would come between
+        out = out.view(np.ndarray)
+    if not out.flags.writeable or out.strides[-1] != 1:
+        raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
+    if layout == "conv":
+        raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
+    if _overlaps_itself(out):
+        raise InputValueError("out must have entries of its own in memory, none twice; pass np.empty")
+    for name, array in {"the scores": scores, **others}.items():
+        if array is not None and np.may_share_memory(out, array):
+            raise InputValueError(f"out must not share memory with {name}; pass an array of its own")
+    return out
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two entries may lie in the same place: told by each stride, which must step over what is within it."""
+    extent = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < extent:
+            return True
+        extent += stride * (length - 1)
+    return False
+
+
+def check_disjoint(keep: Array, drop: Array) -> None:
+    """Raise InfeasibleError if an entry is marked in both: how many are, and where the first is."""
+    count, first = 0, None
+    for lead in range(len(keep)):  # one leading slice at a time keeps memory small
+        both = keep[lead] & drop[lead]
+        found = int(np.count_nonzero(both))
+        if found and first is None:
+            first = (lead, *(int(i) for i in np.argwhere(both)[0]))
+        count += found
+    if first is not None:
+        raise InfeasibleError(
+            f"keep and drop must not mark the same entry, as they do at {first} and at {count} in all; clear one"
+        )
+
+
+def check_rank(shape: tuple[int, ...], layout: str | None, name: str) -> None:
+    """Raise InputValueError unless an array has the axes of its layout, which must be one."""
+    if layout not in (None, "conv", "batch"):
+        raise InputValueError(f'layout must be None, "conv" or "batch", not {layout!r}')
+    if layout is None and len(shape) != 2:
+        hint = (
+            'say layout="conv" for (out, in/groups, *kernel) or layout="batch" for a stack of matrices'
+            if len(shape) > 2
+            else "a mask needs rows and columns"
+        )
+        raise InputValueError(f"{name} must have 2 axes, not {len(shape)}; {hint}")
+    if layout is not None and len(shape) < 3:
+        raise InputValueError(f'{name} must have at least 3 axes for layout="{layout}", not {len(shape)}')

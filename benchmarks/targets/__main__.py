@@ -11,7 +11,7 @@ from benchmarks import targets
 from benchmarks.progress import showing, tell
 from benchmarks.run import INTERRUPTED
 from benchmarks.store import Store
-from benchmarks.targets import growth, peers, processes, speed
+from benchmarks.targets import growth, other_programs, processes, speed
 from benchmarks.targets.turns import Bench, Row
 from nmflow.bench.timing import REPEATS
 
@@ -27,8 +27,8 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "forms": speed.forms,
     "warm start": speed.warm_start,
     "threads": growth.threads,
-    "greedy": peers.greedy,
-    "OR-Tools": peers.ortools,
+    "greedy": other_programs.greedy,
+    "OR-Tools": other_programs.ortools,
     "memory": processes.memory,
     "starting": processes.starting,
 }

@@ -27,7 +27,8 @@ from nmflow.kernels.compile import call_address, once, operation
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
-from nmflow.kernels.simd import I16, I64, LANES, Emitter, deinterleave, literal, loop, vector
+from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.transpose import deinterleave
 
 __all__ = ["LOWEST", "ascend", "ascent_of", "rounds_for", "set_floors", "set_lanes"]
 

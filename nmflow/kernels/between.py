@@ -12,7 +12,7 @@ from numba import types
 
 from nmflow.kernels.block_proof import copy_numbers, prove_block
 from nmflow.kernels.compile import compiled, once, part
-from nmflow.kernels.simd import count_ones
+from nmflow.kernels.memory import count_ones
 from nmflow.kernels.transport import IN, OUT, centre
 from nmflow.kernels.words import read_bits
 

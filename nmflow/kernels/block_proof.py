@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nmflow.kernels.compile import part
-from nmflow.kernels.simd import count_ones
+from nmflow.kernels.memory import count_ones
 from nmflow.kernels.words import WIDTH, prove_line
 
 __all__ = ["copy_numbers", "prove_block"]

@@ -22,8 +22,9 @@ from nmflow.kernels.carry import LARGE, ask, drain, fill, put
 from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.lines import Lines4, any_lane, pack_nibbles
 from nmflow.kernels.pairs import compress_pairs
-from nmflow.kernels.simd import I8, I16, I32, I64, LANES, Emitter, deinterleave, interleave, literal, loop, vector
+from nmflow.kernels.simd import I8, I16, I32, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.swizzle import CHUNK, LINES, put_tiles, put_words, word_size
+from nmflow.kernels.transpose import deinterleave, interleave
 
 __all__ = ["BLOCK", "UNIT_ROWS", "compress_kernel", "lanes_of", "room_size"]
 

@@ -19,8 +19,9 @@ from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.compress import BLOCK, UNIT_ROWS, lanes_of
 from nmflow.kernels.lines import Lines4, any_lane, unpack_nibbles
 from nmflow.kernels.pairs import expand_pairs
-from nmflow.kernels.simd import I8, I16, I64, Emitter, deinterleave, interleave, literal, loop, vector
+from nmflow.kernels.simd import I8, I16, I64, Emitter, literal, loop, vector
 from nmflow.kernels.swizzle import CHUNK, EMPTY, LINES, get_tiles, get_words, word_size
+from nmflow.kernels.transpose import deinterleave, interleave
 
 __all__ = ["expand_kernel"]
 

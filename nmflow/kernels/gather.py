@@ -9,8 +9,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F32, F64, PARTS, Emitter, literal, read_word
+from nmflow.kernels.simd import F32, F64, PARTS, Emitter, literal
 
 __all__ = ["gather_duals_kernel", "gather_scores_kernel"]
 

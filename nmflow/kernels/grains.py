@@ -23,7 +23,8 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE, ScoreKind
 from nmflow.kernels.segments import VECTOR, exponents, fold_columns, inverse, magnified, spread_over
-from nmflow.kernels.simd import I1, I16, I32, I64, LANES, Emitter, deinterleave_narrow, literal, loop, vector
+from nmflow.kernels.simd import I1, I16, I32, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.transpose import deinterleave_narrow
 
 __all__ = ["add_offsets", "read_rest", "round_duals"]
 

@@ -8,8 +8,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
-from nmflow.kernels.simd import F64, PARTS, Emitter, literal, read_word, vector
+from nmflow.kernels.simd import F64, PARTS, Emitter, literal, vector
 
 __all__ = ["kept_kernel"]
 

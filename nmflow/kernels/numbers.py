@@ -14,8 +14,9 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import BIAS, BITS, inverse, magnified, spread_over
-from nmflow.kernels.simd import F64, I1, I16, I32, I64, LANES, Emitter, deinterleave, literal, loop, vector
+from nmflow.kernels.simd import F64, I1, I16, I32, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.tied import Width, width_of
+from nmflow.kernels.transpose import deinterleave
 
 __all__ = ["read_cut", "read_lattice"]
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from nmflow.kernels.compile import part
-from nmflow.kernels.simd import count_ones, trailing_zeros
+from nmflow.kernels.memory import count_ones, trailing_zeros
 from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
 
 __all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest"]

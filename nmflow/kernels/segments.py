@@ -16,20 +16,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE, ScoreKind
-from nmflow.kernels.simd import (
-    F32,
-    I16,
-    I32,
-    I64,
-    LANES,
-    Emitter,
-    deinterleave,
-    deinterleave_narrow,
-    interleave,
-    literal,
-    loop,
-    vector,
-)
+from nmflow.kernels.simd import F32, I16, I32, I64, LANES, Emitter, literal, loop, vector
+from nmflow.kernels.transpose import deinterleave, deinterleave_narrow, interleave
 
 __all__ = [
     "BIAS",

@@ -14,10 +14,11 @@ from nmflow.kernels.ascent import LOWEST, ascend, set_floors, set_lanes
 from nmflow.kernels.compile import once, operation
 from nmflow.kernels.grains import add_offsets, read_rest, round_duals
 from nmflow.kernels.lanes import choose_lanes, level_lanes, prove_lanes, words_in_row
+from nmflow.kernels.memory import read_byte
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, VECTOR, load_duals, measure_segment, read_segment, store_duals
-from nmflow.kernels.simd import LANES, read_byte
+from nmflow.kernels.simd import LANES
 from nmflow.kernels.spans import blocks_in_span
 
 __all__ = ["Room", "duals_out", "first_pass", "masks_out", "next_pass"]

@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.carry import fill, move, put
 from nmflow.kernels.compile import part
-from nmflow.kernels.simd import Emitter, deinterleave, interleave, literal, vector
+from nmflow.kernels.simd import Emitter, literal, vector
+from nmflow.kernels.transpose import deinterleave, interleave
 
 __all__ = ["CHUNK", "EMPTY", "LINES", "get_tiles", "get_words", "put_tiles", "put_words", "word_size"]
 

@@ -13,7 +13,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, once
-from nmflow.kernels.simd import Emitter, copy_bytes, interleave, literal, vector
+from nmflow.kernels.memory import copy_bytes
+from nmflow.kernels.simd import Emitter, literal, vector
+from nmflow.kernels.transpose import interleave
 
 __all__ = ["turn_kernel"]
 

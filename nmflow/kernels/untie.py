@@ -11,9 +11,10 @@ from numba import types
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled, once, with_plan
 from nmflow.kernels.groups import gather_blocks, put_blocks
+from nmflow.kernels.memory import read_float, read_short, read_words, write_word
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS
-from nmflow.kernels.simd import LANES, read_float, read_short, read_words, write_word
+from nmflow.kernels.simd import LANES
 from nmflow.kernels.tied import Width
 from nmflow.kernels.untie_pass import Room, lane_out, untie_pass
 

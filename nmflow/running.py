@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -65,7 +66,7 @@ def run(
         store(chunk, masks)
         return part
 
-    parts = map_on_threads(_guarded(work), list(iter_places(problem)), threads)
+    parts = map_on_threads(partial(_tried, work), list(iter_places(problem)), threads)
     check_feasible(problem, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
     certificate = certificate_of(problem, parts) if certified else None
@@ -106,7 +107,7 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         graded = grade(chunk, _best_duals(problem, chunk))
         return _part(chunk, graded.objective, graded, {})
 
-    parts = map_on_threads(_guarded(work), list(iter_places(problem)), threads)
+    parts = map_on_threads(partial(_tried, work), list(iter_places(problem)), threads)
     check_feasible(problem, parts)
     return certificate_of(problem, parts)
 
@@ -198,14 +199,10 @@ def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], meth
     return _part(chunk, graded.objective, graded, {})
 
 
-def _guarded(work: Callable[[Place], Part]) -> Callable[[Place], Part]:
-    """The same work, in plain arithmetic; blocks without a mask are a result, since the error counts all of them."""
-
-    @in_plain_arithmetic
-    def guarded(place: Place) -> Part:
-        try:
-            return work(place)
-        except _ContradictionError as found:
-            return Part(place, infeasible=found.blocks)
-
-    return guarded
+@in_plain_arithmetic
+def _tried(work: Callable[[Place], Part], place: Place) -> Part:
+    """The work on a place; blocks without a mask are a result, since the error counts all of them."""
+    try:
+        return work(place)
+    except _ContradictionError as found:
+        return Part(place, infeasible=found.blocks)

@@ -104,6 +104,23 @@ def test_a_block_is_solved_alike_wherever_it_lies() -> None:
     assert np.array_equal(everywhere, np.tile(alone, (67, 71)))
 
 
+MASKS = """
+import numpy as np, nmflow
+weights = np.random.default_rng(7).standard_normal((70, 160)).astype(np.float32)
+for n, m in ((2, 4), (8, 16)):
+    for given in (weights, np.round(2 * weights), weights**5, weights.astype(np.float16)):
+        solution = nmflow.solve(given, n, m, duals=True)
+        print(solution.mask.tobytes().hex(), solution.objective.hex(), solution.row_duals.tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_the_mask_does_not_depend_on_the_processor(tmp_path: Path) -> None:
+    """Vectors are as wide as a processor's registers are, and some have no instruction for what others do at once."""
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run(MASKS, **plain) == run(MASKS)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.floats(-4, 4, width=16)),

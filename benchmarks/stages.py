@@ -98,7 +98,7 @@ from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.settle_passes import first_pass
 n, m = (int(x) for x in sys.argv[1].split(":"))
 ascent_of(m, m, n, n, 0, 0, 0)
-first_pass("float32", m, m, n, n, 2, 2, True, False)
+first_pass("float32", m, m, n, n, 2, 2, True)
 for made in compile._operations:
     print(made._library.get_asm_str())
 """

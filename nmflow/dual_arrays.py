@@ -79,7 +79,10 @@ class DualArrays:
 
 
 def earlier_duals(problem: Problem, earlier: Solution, threads: int) -> tuple[Array, ...]:
-    """The column duals of an earlier solution, checked to be those of a problem like this one."""
+    """The column duals of an earlier solution, checked to be those of a problem like this one.
+
+    Those of rows are not read: they follow from them.
+    """
     if not isinstance(earlier, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
     if earlier.row_duals is None or earlier.col_duals is None:
@@ -91,7 +94,7 @@ def earlier_duals(problem: Problem, earlier: Solution, threads: int) -> tuple[Ar
     shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in caller_grids(problem)]
     if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
-    if not all(map_on_threads(_finite, [*sides[0], *sides[1]], threads)):
+    if not all(map_on_threads(_finite, sides[1], threads)):
         raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
     return sides[1] if problem.stack == 1 else (np.concatenate(sides[1]),)
 

@@ -206,7 +206,7 @@ def test_every_kernel_has_a_cache_of_its_own() -> None:
 
     made = [proof_kernel("float32", 4, 4, n, n, fill, fill, True) for n in (1, 2) for fill in (1, 2)]
     made += [gather_duals_kernel(size) for size in (4, 8)]
-    assert len({first_pass("float32", 4, 4, 2, 2, 2, 2, True, warm) for warm in (False, True)}) == 2
+    assert len({first_pass("float32", 4, 4, 2, 2, 2, 2, absolute) for absolute in (False, True)}) == 2
     made += compile._operations
     assert len({kernel._cache._cache_file._index_path for kernel in made}) == len(made)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -30,7 +30,7 @@ from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.transpose import deinterleave
 
-__all__ = ["LOWEST", "ascend", "ascent_of", "rounds_for", "set_floors", "set_lanes"]
+__all__ = ["LOWEST", "NONE", "ascend", "ascent_of", "rounds_for", "set_floors", "set_lanes"]
 
 IN_REGISTERS = 16
 """Most entries of a block whose lanes all stay in vector registers while it ascends."""
@@ -253,12 +253,30 @@ def set_lanes(typing, address, count, value):  # type: ignore[no-untyped-def]
     return types.none(address, count, value), codegen
 
 
-ROUNDS = {4: (4, 3, 1), 8: (5, 6, 2), 16: (7, 6, 3), 32: (9, 6, 5), 64: (12, 14, 7)}
-"""Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask, by the longer side
-of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of the second cost more
-than augmenting paths."""
+class Rounds(NamedTuple):
+    """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask.
+
+    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing.
+    """
+
+    first: int
+    again: int
+    warm: int
+    most_open: int
 
 
-def rounds_for(side: int) -> tuple[int, int, int]:
+NONE = Rounds(0, 0, 0, 0)
+ROUNDS = {
+    4: Rounds(4, 3, 4, 64),
+    8: Rounds(5, 6, 2, 4),
+    16: Rounds(7, 6, 3, 12),
+    32: Rounds(9, 6, 5, 40),
+    64: Rounds(12, 14, 7, 64),
+}
+"""By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of
+the second cost more than augmenting paths."""
+
+
+def rounds_for(side: int) -> Rounds:
     """Rounds for a block whose longer side is `side`."""
     return next(rounds for size, rounds in ROUNDS.items() if side <= size)

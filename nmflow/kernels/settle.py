@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nmflow.kernels.ascent import ascent_of, rounds_for
+from nmflow.kernels.ascent import NONE, ascent_of, rounds_for
 from nmflow.kernels.compile import call, compiled, once, with_plan
 from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.memory import read_word, read_words, write_word
@@ -17,6 +17,9 @@ from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out,
 from nmflow.kernels.simd import LANES
 
 __all__ = ["settle_kernel", "settle_scratch"]
+
+FEW_BLOCKS = 4 * LANES
+"""So many blocks tell whether a warm start is worth it."""
 
 
 @cache
@@ -28,12 +31,11 @@ def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
 @once
 def settle_kernel(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
-    absolute: bool, warm: bool, moved: bool,
+    absolute: bool, moved: bool,
 ) -> Any:  # fmt: skip
     """Compile for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
 
-    warm : whether the search starts from duals. moved : whether what is left of scores is moved where blocks are
-    settled once more, for scores of few bits.
+    moved : whether what is left of scores is moved where blocks are settled once more, for scores of few bits.
 
     Returns
     -------
@@ -41,11 +43,11 @@ def settle_kernel(
     count, sums, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous,
         shape (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: the duals of all blocks
-        are written there, unless u is 0. warm_v: like v; if `warm` the search starts from it. With `count` 0
-        all blocks are settled, and those then open once more; else the `count` blocks that `blocks` names, from the
-        duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three, with room for all
-        blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of the blocks that
-        are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then blocks must be
+        are written there, unless u is 0. warm_v: like v; the search starts from it, unless it is 0 or leaves many
+        blocks open. With `count` 0 all blocks are settled, and those then open once more; else the `count` blocks that
+        `blocks` names, from the duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three,
+        with room for all blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of
+        the blocks that are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then blocks must be
         named. fill_first: whether all blocks are settled at first as if lines had to be full, under at-most fill where
         full lines use up both budgets: most best masks are full then, and duals that are not negative prove it; those
         of other blocks are a good start. What is left of the scores, S - u - v, is magnified by `zoom` bits where
@@ -57,12 +59,12 @@ def settle_kernel(
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
     pattern = rows, cols, row_budget, col_budget, row_fill, col_fill, absolute
     clamps = int(row_fill == 1), int(col_fill == 1)
-    first_rounds, again_rounds, warm_rounds = rounds_for(max(rows, cols)) if col_fill else (0, 0, 0)
+    rounds = rounds_for(max(rows, cols)) if col_fill else NONE
     fillable = row_fill == col_fill == 1 and rows * row_budget == cols * col_budget
     work = kind.work_size
     proof = (room.proof_u, room.proof_v) if moved else (room.u, room.v)
     operations = (
-        first_pass(kind_name, *pattern, warm), next_pass(kind_name, *pattern, moved),
+        first_pass(kind_name, *pattern), next_pass(kind_name, *pattern, moved),
         masks_out(kind_name, *pattern, moved), duals_out(kind_name, rows, cols, absolute),
         ascent_of(rows, cols, row_budget, col_budget, int(not col_fill), *clamps),
         gather_blocks(cols * kind.itemsize), gather_blocks(work), gather_blocks(cols * work),
@@ -70,7 +72,7 @@ def settle_kernel(
     )  # fmt: skip
     plan = np.array([
         *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, *proof, room.masks, room.names,
-        any(clamps), fillable, int(moved), int(warm), warm_rounds if warm else first_rounds, again_rounds,
+        any(clamps), fillable, int(moved), *rounds,
     ], np.int64)  # fmt: skip
     return with_plan(_driver(), plan)
 
@@ -78,7 +80,7 @@ def settle_kernel(
 @once
 def _driver() -> Any:
     """Compile what all kinds and patterns have in common."""
-    lane_count, plan_size = LANES, 28
+    lane_count, plan_size, few = LANES, 29, FEW_BLOCKS
 
     def settle(  # type: ignore[no-untyped-def]
         plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
@@ -87,7 +89,7 @@ def _driver() -> Any:
         (
             first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v, put_masks, put_u, put_v,
             rows, cols, item, work, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, clamped,
-            fillable, moved, warm, first_rounds, again_rounds,
+            fillable, moved, first_rounds, again_rounds, warm_rounds, most_open,
         ) = read_words(plan, plan_size)  # fmt: skip
         room = (scratch + 63) & ~63
         gathered, room_u, room_v, masks, names = (
@@ -121,23 +123,24 @@ def _driver() -> Any:
             if whole:
                 base, step = scores + s * rows * stride + j * cols * item, stride
                 to, to_step = mask + s * rows * mask_stride + j * cols, mask_stride
-                start_v = warm_v + first * v_bytes
+                start_v = warm_v + first * v_bytes if warm_v else 0
             else:
-                base, step, to, to_step, start_v = gathered, lane_count * cols * item, masks, lane_count * cols, room_v
+                base, step, to, to_step = gathered, lane_count * cols * item, masks, lane_count * cols
+                start_v = room_v if warm_v else 0
                 call(gather_scores, (scores, stride, rows, grid_cols, named, start, here, gathered))
                 if again:
                     call(gather_u, (block_u, work, rows, 1, 0, start, here, room_u))
                     call(gather_v, (block_v, v_bytes, 1, 1, 0, start, here, room_v))
-                elif warm:
+                elif warm_v:
                     call(gather_v, (warm_v, v_bytes, 1, 1, 0, start, here, room_v))
-            sure = 0
+            sure, rounds = 0, warm_rounds if start_v else first_rounds
             if again:
                 sure = call(next_at, (room, base, step, zoom, digits, offsets, ascent, again_rounds))
                 if sure < 0:
                     return -1
             else:
                 open_lanes = call(
-                    first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, first_rounds, filled)
+                    first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, rounds, filled)
                 )
                 if open_lanes < 0:
                     return -1
@@ -168,6 +171,8 @@ def _driver() -> Any:
                 left, head = listed, head + here
             else:
                 tail, first = listed, first + here
+                if first >= few and tail * 64 > first * most_open:
+                    warm_v = 0  # scores have changed too much
         return left
 
     return compiled(settle, types.int64(*[types.int64] * 23))

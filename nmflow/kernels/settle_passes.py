@@ -68,18 +68,18 @@ class Room(NamedTuple):
 @once
 def first_pass(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
-    absolute: bool, warm: bool,
+    absolute: bool,
 ) -> int:  # fmt: skip
     """Compile the first ascent, and the making and proof of masks in whole numbers.
 
     Returns
     -------
     operation (room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled) -> bits of open blocks
-        warm_v: column duals to begin with, if `warm`, (32, cols). filled: whether lines that need not be full are
+        warm_v: address of column duals to begin with, (32, cols), or 0. filled: whether lines that need not be full are
         settled as if they had to. -1 if a score is not finite; nothing is made under at-most fill if not `filled`.
     """
     kind = KINDS[kind_name]
-    code, magnitude, given, bias = kind.code, int(absolute), int(warm), BIAS if absolute else 0
+    code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
     rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_ = Room.of(kind_name, rows, cols)
@@ -89,7 +89,7 @@ def first_pass(
         if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
             return -1
         read_segment(base, step, room, scales, code, rows, cols, magnitude)
-        if given:
+        if warm_v:
             load_duals(cols_at, scales, warm_v, code, cols)
         else:
             set_lanes(cols_at, cols, 0)

@@ -82,7 +82,7 @@ def untie_pass(
     """
     kind = KINDS[kind_name]
     code, magnitude, broad = kind.code, int(absolute), int(wide)
-    first_rounds, again_rounds, _ = rounds_for(max(rows, cols))
+    first_rounds, again_rounds, *_ = rounds_for(max(rows, cols))
     first_rounds += MORE_ROUNDS if max(rows, cols) > 4 else 0
     width = Width(broad)
     zoom_bits = ZOOM

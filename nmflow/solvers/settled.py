@@ -21,6 +21,8 @@ ROUNDED = (0, 12, 6)
 """The same where scores were rounded, from nothing."""
 AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
 """The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
+QUICK = 4
+"""Longest side of blocks that are settled so fast that earlier duals would only hold them up."""
 FINEST = {2: 12, 4: 12, 8: 36}
 """The last one, by bytes of a score, where most blocks are open and scores don't repeat: they lie close together."""
 
@@ -45,14 +47,14 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     offsets = fine_offsets(*shape).ctypes.data if moved else 0
     workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
     kernel = settle_kernel(
-        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute,
-        chunk.warm is not None, moved,
+        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, moved
     )  # fmt: skip
+    warm_v = 0 if chunk.warm is None or max(shape) <= QUICK else chunk.warm.ctypes.data
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
         return int(kernel(
             scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
-            0 if chunk.warm is None else chunk.warm.ctypes.data, *chunk.grid, address("scratch"), *todo.addresses,
+            warm_v, *chunk.grid, address("scratch"), *todo.addresses,
             todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step,
             digits, offsets,
         ))  # fmt: skip

@@ -47,8 +47,8 @@ def settle_kernel(
         blocks open. With `count` 0 all blocks are settled, and those then open once more; else the `count` blocks that
         `blocks` names, from the duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three,
         with room for all blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores of
-        the blocks that are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then blocks must be
-        named. fill_first: whether all blocks are settled at first as if lines had to be full, under at-most fill where
+        the blocks that are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then
+        blocks must be named. fill_first: whether all blocks are settled at first as if lines had to be full, under at-most fill where
         full lines use up both budgets: most best masks are full then, and duals that are not negative prove it; those
         of other blocks are a good start. What is left of the scores, S - u - v, is magnified by `zoom` bits where
         blocks are settled once more, and by `zoom_step` more each time until `last_zoom` (at most 16 for scores of 32

@@ -31,7 +31,7 @@ from nmflow.checkpoint import (
 )
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.cli import app
-from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
+from nmflow.errors import ChangedError, CheckpointError, DestinationExistsError, InputValueError
 
 
 @pytest.fixture
@@ -80,16 +80,28 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path, at: int, how: str) -> N
         if how == "replace as old":
             os.utime(src, ns=(info.st_atime_ns, info.st_mtime_ns))
 
-    def run() -> None:
-        prune_checkpoint(src, tmp_path / "out", "2:4", threads=1, progress=progress)
+    def run(resume: bool = False) -> None:
+        prune_checkpoint(src, tmp_path / "out", "2:4", threads=1, resume=resume, progress=progress)
 
     if at == 7:  # everything was read
         run()
         assert (read(tmp_path / "out")["0.weight"] <= 1).all()
         return
-    with pytest.raises(CheckpointError, match=r"src.safetensors must not change while it is read, and it was replaced"):
+    with pytest.raises(
+        ChangedError, match=r"src.safetensors must not change while it is read, and it was replaced"
+    ) as caught:
         run()
     assert not (tmp_path / "out").exists()
+    assert "(--resume) goes on from there" in caught.value.__notes__[0]
+    if how != "touch":
+        with pytest.raises(CheckpointError, match=r"src.safetensors"):
+            run(resume=True)
+        if at == 1:  # some of the other may have been read
+            return
+        other_of(src)
+    run(resume=True)
+    prune_checkpoint(src, tmp_path / "whole", "2:4")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
     assert not leftovers(tmp_path)
 
 

@@ -38,6 +38,7 @@ from nmflow.checkpoint import (
 )
 from nmflow.cli import app
 from nmflow.errors import (
+    ChangedError,
     CheckpointError,
     DestinationBusyError,
     DestinationExistsError,
@@ -198,12 +199,17 @@ def test_a_staged_file_that_went_away_is_made_again(tmp_path: Path, model: Path,
 def test_a_source_that_changed_is_an_error(tmp_path: Path, model: Path, stopped: Path) -> None:
     name = next(line["name"] for line in lines(stopped)[1:] if line["row"])
     entry = next(entry for entry in read_header(model).entries if entry.name == name)
+    before = model.read_bytes()
     with model.open("r+b") as file:
         file.seek(entry.start)
         file.write(b"\x01")
-    with pytest.raises(CheckpointError, match=re.escape(f"tensor {name!r} must not have changed since the unfinished")):
+    with pytest.raises(ChangedError, match=re.escape(f"tensor {name!r} must not have changed since the unfinished")):
         prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
     assert not (tmp_path / "out").exists()
+    model.write_bytes(before)  # what was done is still there
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+    assert not leftovers(tmp_path)
 
 
 def test_masks_are_part_of_what_was_read(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
-from nmflow.errors import CheckpointError, SourceNotFoundError
+from nmflow.errors import ChangedError, SourceNotFoundError
 
 __all__ = ["CopyUnit", "Done", "Flusher", "Unit", "check", "check_copy", "copy", "opened", "read", "work"]
 
@@ -191,7 +191,7 @@ def read(unit: Unit, file: int, shape: tuple[int, ...], tile: Tile, dtype: np.dt
     try:
         return read_tile(file, unit.entry.start, shape, tile, dtype)
     except EOFError as error:
-        raise CheckpointError(f"{unit.where} must not change while it is read, and its file became shorter") from error
+        raise ChangedError(f"{unit.where} must not change while it is read, and its file became shorter") from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(unit.source)) from error
 

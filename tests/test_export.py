@@ -331,10 +331,12 @@ def test_what_is_made_of_an_export_has_no_record_of_it(tmp_path: Path) -> None:
         assert inspect_path(folder).format is None
         assert not (folder / "nmflow.json").exists()
     assert run("verify", pruned, "--pattern", "1:4").exit_code == 0
-    export_checkpoint(tmp_path / "src", out, "nibble", exclude=["b.*"], overwrite=True)
-    result = run("prune", out, tmp_path / "none", "--pattern", "1:4")
-    assert result.exit_code == 2
-    assert "out must not be an export as nibble, whose weights are packed; take the checkpoint" in result.stderr
+    for exclude in (["b.*"], []):
+        export_checkpoint(tmp_path / "src", out, "nibble", exclude=exclude, overwrite=True)
+        for option in ((), ("--dry-run",)):
+            result = run("prune", out, tmp_path / "none", "--pattern", "1:4", *option)
+            assert result.exit_code == 2
+            assert "out must not be an export as nibble, whose weights are packed; take the checkpoint" in result.stderr
     with pytest.raises(InputValueError, match="must not be an export as nibble"):
         replace_tensors(open_source(out), tmp_path / "none", {"steps": bytes(8)}, {"command": "test"})
     with pytest.raises(InputValueError, match="must not be an export as nibble"):

@@ -169,7 +169,6 @@ def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     "args",
     [
         ("prune",),
-        ("prune", "a", "b"),
         ("prune", "a", "b", "--pattern", "2:4", "--fill", "half"),
         ("prune", "a", "b", "--pattern", "2:4", "--threads", "0"),
         ("verify", "a", "--pattern", "2:4", "--nope"),
@@ -181,6 +180,35 @@ def test_usage_errors(args: tuple[str, ...]) -> None:
     assert result.exit_code == 2
     assert "Error:" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((), "a pattern must be given as --pattern 2:4, as --row"),
+        (("--row", "2:4"), "as --row 2:4 --col 4:8, or by rows only as --row 2:4 --rows-only"),
+        (("--col", "2:4"), "a pattern must be given as"),
+        (("--row", "2:4", "--col", "2:4", "--rows-only"), "a pattern must be given as"),
+        (("--row", "2:4", "--col", "1:4"), "(--fill at-most)"),
+        (("--pattern", "2:4", "--row", "2:4"), "--pattern must be given without --row and --col"),
+        (("--pattern", "2:4 at-most", "--fill", "at-most"), "--fill and --rows-only must be left out with --pattern"),
+        (("--pattern", "2:4 rows only", "--rows-only"), "--fill and --rows-only must be left out with --pattern"),
+    ],
+)
+def test_patterns_are_refused_in_the_words_of_options(
+    tmp_path: Path, model: Path, options: tuple[str, ...], text: str
+) -> None:
+    assert_one_line_error(run("prune", model, tmp_path / "out", *options), text)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [("--row", "1:4", "--col", "2:4"), ("--pattern", "1:4", "--rows-only")])
+def test_a_pattern_is_read_as_it_is_written(tmp_path: Path, model: Path, options: tuple[str, ...]) -> None:
+    result = run("prune", model, tmp_path / "out", *options, "--fill", "at-most", "--solver", "greedy", "--json")
+    written = json.loads(result.stdout)["pattern"]
+    for command in (("verify", tmp_path / "out"), ("prune", tmp_path / "out", tmp_path / "again", "--dry-run")):
+        assert run(*command, "--pattern", written).exit_code == 0
+    assert run("verify", tmp_path / "out", "--pattern", "1:8").exit_code == 1
 
 
 def test_operating_system_errors_are_one_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,15 +82,13 @@ def prune(
 
     Embeddings, norms, biases and output heads are left alone; --dry-run shows the rules and what they mean for SRC.
     """
-    if pattern is row is col is None:
-        raise typer.BadParameter("a pattern must be given, as --pattern 2:4 or as --row 2:4 --col 4:8")
     with one_line_errors():
         from nmflow.checkpoint import make_plan, prune_checkpoint
         from nmflow.cli import show
         from nmflow.cli.methods import check_options, prune_by
-        from nmflow.pipeline import as_pattern
+        from nmflow.cli.pattern import pattern_of
 
-        wanted = as_pattern(None, None, pattern, row=row, col=col, fill=fill.value, transposable=not rows_only)
+        wanted = pattern_of(pattern, row, col, fill.value, rows_only)
         if dry_run:
             plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
             say(plan, as_json, show.plan)

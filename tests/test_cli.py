@@ -272,6 +272,40 @@ def test_reader_that_goes_away_is_no_violation(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (141, b"")  # as of a program that SIGPIPE ends
 
 
+def test_streams_that_nobody_reads_change_no_exit_status(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    for line in (
+        f"verify {model} --pattern 8:8 2>&-; test $? = 0",
+        f"verify {tmp_path}/none --pattern 2:4 2>&-; test $? = 2",
+        f"verify {model} --pattern 2:4 >&- 2>&-; test $? = 1",
+        f"prune {model} {out} --pattern 2:4 >&- 2>&-; test $? = 0",
+        f"verify {tmp_path}/none --pattern 2:4 2> >(exec true); test $? = 2",
+    ):
+        subprocess.run(["bash", "-c", f"{sys.executable} -m nmflow {line}"], check=True, timeout=300)
+    assert out.is_file()
+
+
+def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, model: Path) -> None:
+    for option in ((), ("--json",)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "nmflow", "verify", str(model), "--pattern", "8:8", *option],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (
+            2,
+            "nmflow: [Errno 28] No space left on device: 'standard output'\n",
+        )
+
+
+def test_paths_are_shown_as_they_are(tmp_path: Path) -> None:
+    assert_one_line_error(run("inspect", tmp_path / "two  spaces"), "two  spaces must exist")
+    assert_one_line_error(run("inspect", tmp_path / "a\n\x1b[31mline"), r"a\n\x1b[31mline must exist")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, number: signal.Signals) -> None:
     rng = np.random.default_rng(0)

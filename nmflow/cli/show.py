@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from nmflow.checkpoint import EXCLUDED
+from nmflow.cli.text import printable
 
 if TYPE_CHECKING:
     from nmflow.checkpoint import Plan, PlannedTensor, Report, TensorReport, Verification
@@ -50,7 +51,7 @@ def progress_bar(verb: str) -> Iterator[OnTensor]:
         task = bar.add_task(verb, total=None, name="")
 
         def update(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, name=escape(_printable(name)))
+            bar.update(task, completed=done, total=total, name=escape(printable(name)))
 
         yield update
 
@@ -184,10 +185,5 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(length) for length in shape)
 
 
-def _printable(text: str) -> str:
-    """Text from a file with its control characters made visible: a tensor name may not drive a terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def _text(text: str) -> str:
-    return escape(_printable(text))
+    return escape(printable(text))

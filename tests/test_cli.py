@@ -326,6 +326,14 @@ def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, num
     assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)
 
 
+@pytest.mark.parametrize("option", [("--certify",), ("--report",), ("--scheduler", "x"), ("--on-nonfinite", "skip")])
+def test_options_that_a_method_does_not_take(tmp_path: Path, model: Path, option: tuple[str, ...]) -> None:
+    result = run(
+        *("prune", model, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", model), *option
+    )
+    assert_one_line_error(result, f"{option[0]} must be left out with --method wanda; it goes with magnitude")
+
+
 def test_a_method_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "find_spec", lambda name: None)
     options = ["--method", "wanda", "--calibration", str(tmp_path), "--pattern", "2:4"]

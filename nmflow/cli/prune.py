@@ -96,8 +96,10 @@ def prune(
             return
         others = {
             "--keep-from": keep_from is not None,
+            "--certify": certify,
             "--report": with_report,
             "--engine": engine is not Engine.local,
+            "--scheduler": scheduler is not None,
             "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
         }
         check_options(method.value, calibration, others)
@@ -144,7 +146,7 @@ def prune(
                 progress=progress,
             )
         say(report, as_json, show.report)
-        if with_report:
+        if with_report and report.tensors:  # else there is nothing to picture, which was said
             from nmflow.checkpoint.report_html import write_reports
 
             say_written(write_reports(dst, report=report), as_json)

@@ -44,8 +44,8 @@ def report(done: ExportReport) -> None:
     if unfilled:
         console.print(f"{unfilled:,} blocks cannot be filled exactly; some of their groups keep fewer than n.")
     for reason, count in sorted(Counter(reason for _, reason in done.left_dense).items()):
-        console.print(f"left as it is: {count} x {_text(reason)}")
-    console.print(f"wrote {_text(done.destination)}")
+        console.print(f"left as it is: {count} x {_text(reason)}", soft_wrap=True)
+    console.print(f"wrote {_text(done.destination)}", soft_wrap=True)
 
 
 def inspection(found: Inspection) -> None:

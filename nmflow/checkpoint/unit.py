@@ -206,7 +206,7 @@ class Flusher:
         """Count bytes; wait for the disk when there are many."""
         self._waiting += n_bytes
         if self._waiting >= FLUSH_BYTES:
-            os.fdatasync(self._file)
+            getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has the second alone
             self._waiting = 0
 
 

@@ -67,7 +67,9 @@ def test_keep_from(tmp_path: Path, model: Path) -> None:
         assert np.array_equal(pruned[name][keep[name]], weights[name][keep[name]])
     keep["a.weight"][:] = True
     save_file(keep, tmp_path / "all.safetensors")
-    with pytest.raises(CheckpointError, match=r"tensor 'a.weight': keep and drop must leave .* in 24 of 24 blocks"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor 'a.weight': masks of .*all.safetensors must leave .* in 24 of 24 blocks"
+    ):
         prune_checkpoint(model, tmp_path / "none.safetensors", "2:4", keep_from=tmp_path / "all.safetensors")
     assert not (tmp_path / "none.safetensors").exists()
 

@@ -476,7 +476,9 @@ def test_done_twice_is_done_once(tmp_path: Path, model: Path) -> None:
 def test_a_worker_that_does_not_see_the_files(tmp_path: Path, model: Path) -> None:
     executor = Awkward()
     prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
-    with pytest.raises(SourceNotFoundError, match="must be there for every process that works on it; use storage that"):
+    with pytest.raises(
+        SourceNotFoundError, match="must be there for every process that works on it; put it back, or use storage"
+    ):
         work(executor.units[0])  # the stage is gone
     executor.pool.shutdown()
 

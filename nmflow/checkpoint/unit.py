@@ -176,7 +176,8 @@ def opened(unit: Unit, *, write: bool, also: KeepMask | None = None) -> Iterator
         yield files[0], files[1], files[2] if also is not None else -1
     except FileNotFoundError as error:
         raise SourceNotFoundError(
-            f"{error.filename} must be there for every process that works on it; use storage that all of them share"
+            f"{error.filename} must be there for every process that works on it; put it back, or use storage that "
+            f"all of them share"
         ) from error
     except OSError as error:
         text = f"{error.strerror}, at tensor {unit.entry.name!r}"

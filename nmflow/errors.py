@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ChangedError",
     "CheckpointError",
     "ClusterError",
     "DestinationBusyError",
@@ -90,6 +91,10 @@ class MissingLibraryError(NmflowError, ImportError):
 
 class CheckpointError(NmflowError, ValueError):
     """A checkpoint that is not what it should be."""
+
+
+class ChangedError(CheckpointError):
+    """A file that was replaced, written to or removed while it was read, or between the runs that read it."""
 
 
 class SourceNotFoundError(NmflowError, FileNotFoundError):

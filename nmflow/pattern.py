@@ -137,7 +137,8 @@ class Pattern:
         if fill == "exact" and along_col and rows * self.row_budget != cols * self.col_budget:
             raise PatternError(
                 f'fill="exact" is infeasible for row {along_row} with col {along_col}: a {rows}x{cols} block would '
-                f'keep {rows * self.row_budget} by rows and {cols * self.col_budget} by columns; use fill="at-most"'
+                f'keep {rows * self.row_budget} by rows and {cols * self.col_budget} by columns; use fill="at-most" '
+                "(--fill at-most)"
             )
 
     @classmethod

@@ -338,6 +338,14 @@ def test_command_measures_a_weight_of_a_checkpoint(tmp_path: Path) -> None:
     assert "tensor must match a weight that 2:4 can take, not none" in found.stderr
 
 
+def test_command_prints_json_of_sums_beyond_float64(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.full((8, 8), 1.7e308))
+    found = invoke(tmp_path / "w.npy", "--pattern", "2:4", "--solver", "dual", "--json")
+    assert found.exit_code == 0, found.stderr
+    (row,) = json.loads(found.stdout)["rows"]
+    assert (row["status"], row["objective"], row["gap"]) == ("ok", None, 0.0)
+
+
 def test_command_prints_finished_rows_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     from nmflow.bench import quick
 
@@ -369,6 +377,7 @@ def test_command_prints_finished_rows_when_interrupted(monkeypatch: pytest.Monke
         (["--shape", "100000000x100000000"], "shape must fit memory"),
         (["none.npy"], "must exist"),
         (["--pattern", "9:8"], "n must be between 1 and m=8"),
+        (["--shape", "8x8", "--solver", "dual", "--solver", "x"], "solver must be one of dual"),
     ],
 )
 def test_command_says_what_is_wrong(arguments: list[str], text: str) -> None:

@@ -131,6 +131,12 @@ BROKEN = {
 }
 
 
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match="x must be a safetensors file, not a pointer of Git LFS; run git lfs"):
+        read_header(tmp_path / "x")
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_header(tmp_path: Path, case: str) -> None:
     header, data, message = BROKEN[case]

@@ -169,7 +169,6 @@ def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     "args",
     [
         ("prune",),
-        ("prune", "a", "b"),
         ("prune", "a", "b", "--pattern", "2:4", "--fill", "half"),
         ("prune", "a", "b", "--pattern", "2:4", "--threads", "0"),
         ("verify", "a", "--pattern", "2:4", "--nope"),
@@ -181,6 +180,35 @@ def test_usage_errors(args: tuple[str, ...]) -> None:
     assert result.exit_code == 2
     assert "Error:" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((), "a pattern must be given as --pattern 2:4, as --row"),
+        (("--row", "2:4"), "as --row 2:4 --col 4:8, or by rows only as --row 2:4 --rows-only"),
+        (("--col", "2:4"), "a pattern must be given as"),
+        (("--row", "2:4", "--col", "2:4", "--rows-only"), "a pattern must be given as"),
+        (("--row", "2:4", "--col", "1:4"), "(--fill at-most)"),
+        (("--pattern", "2:4", "--row", "2:4"), "--pattern must be given without --row and --col"),
+        (("--pattern", "2:4 at-most", "--fill", "at-most"), "--fill and --rows-only must be left out with --pattern"),
+        (("--pattern", "2:4 rows only", "--rows-only"), "--fill and --rows-only must be left out with --pattern"),
+    ],
+)
+def test_patterns_are_refused_in_the_words_of_options(
+    tmp_path: Path, model: Path, options: tuple[str, ...], text: str
+) -> None:
+    assert_one_line_error(run("prune", model, tmp_path / "out", *options), text)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [("--row", "1:4", "--col", "2:4"), ("--pattern", "1:4", "--rows-only")])
+def test_a_pattern_is_read_as_it_is_written(tmp_path: Path, model: Path, options: tuple[str, ...]) -> None:
+    result = run("prune", model, tmp_path / "out", *options, "--fill", "at-most", "--solver", "greedy", "--json")
+    written = json.loads(result.stdout)["pattern"]
+    for command in (("verify", tmp_path / "out"), ("prune", tmp_path / "out", tmp_path / "again", "--dry-run")):
+        assert run(*command, "--pattern", written).exit_code == 0
+    assert run("verify", tmp_path / "out", "--pattern", "1:8").exit_code == 1
 
 
 def test_operating_system_errors_are_one_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +272,40 @@ def test_reader_that_goes_away_is_no_violation(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (141, b"")  # as of a program that SIGPIPE ends
 
 
+def test_streams_that_nobody_reads_change_no_exit_status(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    for line in (
+        f"verify {model} --pattern 8:8 2>&-; test $? = 0",
+        f"verify {tmp_path}/none --pattern 2:4 2>&-; test $? = 2",
+        f"verify {model} --pattern 2:4 >&- 2>&-; test $? = 1",
+        f"prune {model} {out} --pattern 2:4 >&- 2>&-; test $? = 0",
+        f"verify {tmp_path}/none --pattern 2:4 2> >(exec true); test $? = 2",
+    ):
+        subprocess.run(["bash", "-c", f"{sys.executable} -m nmflow {line}"], check=True, timeout=300)
+    assert out.is_file()
+
+
+def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, model: Path) -> None:
+    for option in ((), ("--json",)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "nmflow", "verify", str(model), "--pattern", "8:8", *option],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (
+            2,
+            "nmflow: [Errno 28] No space left on device: 'standard output'\n",
+        )
+
+
+def test_paths_are_shown_as_they_are(tmp_path: Path) -> None:
+    assert_one_line_error(run("inspect", tmp_path / "two  spaces"), "two  spaces must exist")
+    assert_one_line_error(run("inspect", tmp_path / "a\n\x1b[31mline"), r"a\n\x1b[31mline must exist")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, number: signal.Signals) -> None:
     rng = np.random.default_rng(0)
@@ -262,6 +324,14 @@ def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, num
     assert last.startswith("nmflow: interrupted")
     assert not out.exists()
     assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)
+
+
+@pytest.mark.parametrize("option", [("--certify",), ("--report",), ("--scheduler", "x"), ("--on-nonfinite", "skip")])
+def test_options_that_a_method_does_not_take(tmp_path: Path, model: Path, option: tuple[str, ...]) -> None:
+    result = run(
+        *("prune", model, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", model), *option
+    )
+    assert_one_line_error(result, f"{option[0]} must be left out with --method wanda; it goes with magnitude")
 
 
 def test_a_method_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

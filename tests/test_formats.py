@@ -227,6 +227,9 @@ def test_bad_arguments() -> None:
     with pytest.raises(InputTypeError, match="weight must be an array that NumPy can view, not list"):
         nibble.encode([[1.0], [1.0, 2.0]], mask)
     arrays = nibble.encode(weight, mask)
+    for wrong in (None, list(arrays.values())):
+        with pytest.raises(InputTypeError, match="arrays must be a mapping of names to arrays, not"):
+            nibble.decode(wrong)
     for shape in (4, "ab", (64.0, 64.0)):
         with pytest.raises(InputTypeError, match=r"shape must be a tuple of whole numbers, not .*; pass the shape of"):
             nibble.decode(arrays, shape=shape)

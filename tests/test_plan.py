@@ -302,10 +302,18 @@ def test_pickle_is_refused_with_the_reason_and_the_way_out(tmp_path: Path, suffi
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(CheckpointError, match="reading a pickle runs the code in it") as caught:
             open_source(path)
-        command = str(caught.value).split('python -c "')[1].removesuffix('"')
+        command, files = str(caught.value).split('python -c "')[1].split('" ')
         compile(command, "conversion", "exec")
-        assert name in command
+        assert files.split() == [str(tmp_path / "model.safetensors"), str(tmp_path / name)]
         assert "weights_only=True" in command
+
+
+def test_pickles_of_one_checkpoint_are_converted_together(tmp_path: Path) -> None:
+    for name in ("optimizer.pt", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"):
+        (tmp_path / name).write_bytes(b"\x80\x02")
+    with pytest.raises(CheckpointError, match=r"pytorch_model-00001-of-00002.bin must be safetensors") as caught:
+        open_source(tmp_path)
+    assert str(caught.value).endswith(f" {tmp_path / 'pytorch_model'}-*-of-00002.bin")
 
 
 @pytest.mark.parametrize("name", ["none", "none.safetensors", "none.bin"])

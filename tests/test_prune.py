@@ -203,6 +203,12 @@ def test_small_stripes(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPa
     assert parts.total.dense == pytest.approx(whole.total.dense)
 
 
+def test_a_system_without_fdatasync(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fdatasync", raising=False)
+    monkeypatch.setattr(unit, "FLUSH_BYTES", 1)
+    assert prune_checkpoint(model, tmp_path / "out", "2:4").proven
+
+
 def test_data_that_is_not_aligned_in_the_file(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).standard_normal((8, 8)).astype("f4")
     header = {"a": entry("U8", [1], 0, 1), "weight": entry("F32", [8, 8], 1, 257)}

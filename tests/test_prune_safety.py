@@ -25,13 +25,14 @@ from nmflow.checkpoint import (
     keep,
     open_source,
     prune_checkpoint,
+    report_file,
     stage,
     verify_checkpoint,
     verify_packed,
 )
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.cli import app
-from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
+from nmflow.errors import ChangedError, CheckpointError, DestinationExistsError, InputValueError
 
 
 @pytest.fixture
@@ -80,16 +81,28 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path, at: int, how: str) -> N
         if how == "replace as old":
             os.utime(src, ns=(info.st_atime_ns, info.st_mtime_ns))
 
-    def run() -> None:
-        prune_checkpoint(src, tmp_path / "out", "2:4", threads=1, progress=progress)
+    def run(resume: bool = False) -> None:
+        prune_checkpoint(src, tmp_path / "out", "2:4", threads=1, resume=resume, progress=progress)
 
     if at == 7:  # everything was read
         run()
         assert (read(tmp_path / "out")["0.weight"] <= 1).all()
         return
-    with pytest.raises(CheckpointError, match=r"src.safetensors must not change while it is read, and it was replaced"):
+    with pytest.raises(
+        ChangedError, match=r"src.safetensors must not change while it is read, and it was replaced"
+    ) as caught:
         run()
     assert not (tmp_path / "out").exists()
+    assert "(--resume) goes on from there" in caught.value.__notes__[0]
+    if how != "touch":
+        with pytest.raises(CheckpointError, match=r"src.safetensors"):
+            run(resume=True)
+        if at == 1:  # some of the other may have been read
+            return
+        other_of(src)
+    run(resume=True)
+    prune_checkpoint(src, tmp_path / "whole", "2:4")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
     assert not leftovers(tmp_path)
 
 
@@ -430,17 +443,35 @@ def test_nobody_may_read_more_than_of_the_source(tmp_path: Path, folder: Path, k
     assert (tmp_path / "packed").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_full_disk_is_named_by_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*\.page.html.new"):
+        report_file.write_text(tmp_path / "page.html", "")
+
+
 # What is printed.
 
 
-def test_nothing_pruned_is_not_proven(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [(), ("--report",)])
+def test_nothing_pruned_is_not_proven(tmp_path: Path, option: tuple[str, ...]) -> None:
     src = write(tmp_path / "x.safetensors", {"w.weight": np.full((8, 8), np.nan, "f4")})
     done = CliRunner().invoke(
-        app, ["prune", str(src), str(tmp_path / "out"), "--pattern", "2:4", "--on-nonfinite", "skip"]
+        app, ["prune", str(src), str(tmp_path / "out"), "--pattern", "2:4", "--on-nonfinite", "skip", *option]
     )
-    assert done.exit_code == 0
+    assert done.exit_code == 0, done.stderr
     assert "proven optimal" not in done.stdout
-    assert f"nothing was pruned; wrote {tmp_path / 'out'}" in done.stdout.replace("\n", "")
+    assert f"nothing was pruned; wrote {tmp_path / 'out'}\n" in done.stdout
+
+
+def test_long_paths_are_not_broken(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / ("o" * 120)
+    done = CliRunner().invoke(app, ["prune", str(model), str(out), "--pattern", "2:4"])
+    assert f"wrote {out}\n" in done.stdout
+    done = CliRunner().invoke(app, ["export", str(out), str(tmp_path / ("e" * 120)), "--format", "dense"])
+    assert f"wrote {tmp_path / ('e' * 120)}\n" in done.stdout
 
 
 def test_names_that_a_terminal_cannot_print(tmp_path: Path) -> None:

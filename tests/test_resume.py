@@ -38,6 +38,7 @@ from nmflow.checkpoint import (
 )
 from nmflow.cli import app
 from nmflow.errors import (
+    ChangedError,
     CheckpointError,
     DestinationBusyError,
     DestinationExistsError,
@@ -126,7 +127,8 @@ def test_only_what_is_left_is_done(tmp_path: Path, model: Path, stopped: Path, m
         ({"solver": "greedy"}, 'solver was "dual", not "greedy"'),
         ({"certify": True}, "certify was false, not true"),
         ({"on_nonfinite": "skip"}, 'on_nonfinite was "error", not "skip"'),
-        ({"exclude": ["*f32*"]}, "pruned was "),
+        ({"exclude": ["*f32*"]}, "'encoder.f32.weight' was pruned, and is not now"),
+        ({"include": ["lm_head*"]}, "'lm_head.weight' was not pruned, and is now"),
     ],
 )
 def test_other_options_cannot_go_on(
@@ -148,10 +150,10 @@ def test_another_version_or_source_cannot_go_on(
         prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
     monkeypatch.undo()
     other = write(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="source was"):
+    with pytest.raises(CheckpointError, match=r'source path was ".*/model.safetensors", not ".*/other.safetensors"'):
         prune_checkpoint(other, tmp_path / "out", "2:4", resume=True)
     write(model, {"x.weight": np.ones((8, 8), "f4")})
-    with pytest.raises(CheckpointError, match="source was"):
+    with pytest.raises(CheckpointError, match=r"source shards model.safetensors was \[\d+, "):
         prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
 
 
@@ -198,12 +200,17 @@ def test_a_staged_file_that_went_away_is_made_again(tmp_path: Path, model: Path,
 def test_a_source_that_changed_is_an_error(tmp_path: Path, model: Path, stopped: Path) -> None:
     name = next(line["name"] for line in lines(stopped)[1:] if line["row"])
     entry = next(entry for entry in read_header(model).entries if entry.name == name)
+    before = model.read_bytes()
     with model.open("r+b") as file:
         file.seek(entry.start)
         file.write(b"\x01")
-    with pytest.raises(CheckpointError, match=re.escape(f"tensor {name!r} must not have changed since the unfinished")):
+    with pytest.raises(ChangedError, match=re.escape(f"tensor {name!r} must not have changed since the unfinished")):
         prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
     assert not (tmp_path / "out").exists()
+    model.write_bytes(before)  # what was done is still there
+    prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / "out").read_bytes() == whole(model, tmp_path)
+    assert not leftovers(tmp_path)
 
 
 def test_masks_are_part_of_what_was_read(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +476,9 @@ def test_done_twice_is_done_once(tmp_path: Path, model: Path) -> None:
 def test_a_worker_that_does_not_see_the_files(tmp_path: Path, model: Path) -> None:
     executor = Awkward()
     prune_checkpoint(model, tmp_path / "out", "2:4", executor=executor)
-    with pytest.raises(SourceNotFoundError, match="must be there for every process that works on it; use storage that"):
+    with pytest.raises(
+        SourceNotFoundError, match="must be there for every process that works on it; put it back, or use storage"
+    ):
         work(executor.units[0])  # the stage is gone
     executor.pool.shutdown()
 

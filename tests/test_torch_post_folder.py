@@ -100,6 +100,9 @@ def test_the_table(folder: Path, text: Path, tmp_path: Path) -> None:
     result = run(*asked, "--include", "embeddings.word*", "--exclude", "*layer.1*", "--exclude", "embeddings.word*")
     assert result.exit_code == 0, result.stderr
     assert "sparsegpt by dual" in result.stdout
+    why = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.split("skipped", 1)[1].splitlines()[2:]}
+    assert why["embeddings.position_embeddings.weight"] == "embedding (*embed*)"
+    assert why["encoder.layer.1.output.dense.weight"] == "excluded by '*layer.1*'"
     assert f"every block proven optimal for its score; wrote {out}" in result.stdout
     again = run(*asked)
     assert again.exit_code == 2

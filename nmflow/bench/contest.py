@@ -246,7 +246,7 @@ def _grades(answer: Answer, part: Array, pattern: Pattern) -> Row:
         certificate = certify(part, mask, pattern=pattern, absolute=True)
     infeasible = int(np.isnan(certificate.gaps).sum())
     return {
-        "objective": certificate.objective,
+        "objective": _number(certificate.objective),
         "gap": _number(certificate.gap),
         "relative_gap": _number(certificate.relative_gap),
         "loss": _loss(certificate, part, pattern),

@@ -78,10 +78,16 @@ def quick(
     seconds: float = 0.5,
     progress: Progress | None = None,
 ) -> Iterator[Row]:
-    """Measure every solver on each matrix at each pattern, in turn with the stream; a row as soon as it is there."""
-    from nmflow.solvers import names
+    """Measure every solver on each matrix at each pattern, in turn with the stream; a row as soon as it is there.
 
-    chosen = solvers or names()
+    Raises
+    ------
+    UnknownSolverError
+        Before the first row, if there is no solver of a name.
+    """
+    from nmflow.solvers import get, names
+
+    chosen = [get(name).name for name in solvers] or names()
     threads = threads or cores()
     total, done = len(weights) * len(patterns) * len(chosen), 0
     for name, matrix in weights.items():

@@ -15,7 +15,7 @@ from nmflow.checkpoint.header import DTYPE_BITS, Entry, Header
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.tiles import Tile, cut_bytes, read_tile
-from nmflow.errors import CheckpointError
+from nmflow.errors import ChangedError
 
 __all__ = ["Difference", "TensorDifference", "diff_checkpoints"]
 
@@ -192,6 +192,6 @@ def _read(file: int, place: tuple[Header, Entry], tile: Tile) -> Array:
     try:
         return read_tile(file, entry.start, (entry.n_bytes,), tile, np.dtype(np.uint8))
     except EOFError as error:
-        raise CheckpointError(
+        raise ChangedError(
             f"{shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
         ) from error

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.unit import Done, Unit, check, work
-from nmflow.errors import CheckpointError
+from nmflow.errors import ChangedError
 
 __all__ = ["Executor", "Progress", "recheck", "run"]
 
@@ -40,14 +40,14 @@ def recheck(unit: Unit, done: Done, pool: Pool | None = None) -> Done:
 
     Raises
     ------
-    CheckpointError
+    ChangedError
         If its source is not what it was: then nothing fits together any more.
     """
     source, target = check(unit, done, pool)
     if not source:
-        raise CheckpointError(
-            f"{unit.where} must not have changed since the unfinished run read it; leave resume (--resume) out to "
-            f"begin anew"
+        raise ChangedError(
+            f"{unit.where} must not have changed since the unfinished run read it; put back what it was, or leave "
+            f"resume (--resume) out to begin anew"
         )
     return done if target else work(unit, pool)
 

@@ -116,6 +116,8 @@ def read_header(path: Path) -> Header:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(f"{path} must be a safetensors file of 8 bytes or more, not {len(prefix)}")
+        if prefix == b"version ":
+            raise CheckpointError(f"{path} must be a safetensors file, not a pointer of Git LFS; run git lfs pull")
         length = int.from_bytes(prefix, "little")
         # Checked before the read: a hostile length must not become an allocation.
         if length > MAX_HEADER:

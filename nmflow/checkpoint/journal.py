@@ -132,17 +132,22 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, length
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Say in words the first thing in which two runs differ."""
-    for key in {**old, **new}:
-        if old.get(key) != new.get(key):
-            return f"{key} was {_short(old.get(key))}, not {_short(new.get(key))}"
-    return "nothing differs"
+def _difference(old: Any, new: Any, key: str = "") -> str:
+    """Say in words the first thing in which two runs differ: of what is long, the part that does."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+        return _difference(old.get(name), new.get(name), f"{key} {name}".lstrip())
+    if key in ("pruned", "packed") and isinstance(old, list) and isinstance(new, list):
+        then, now = set(old), set(new)
+        for name in (*old, *new):
+            if (name in then) != (name in now):
+                return f"{name!r} was {f'{key}, and is not' if name in then else f'not {key}, and is'} now"
+    return f"{key} was {_short(old)}, not {_short(new)}"
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if isinstance(value, str) or len(text) <= 80 else text[:77] + "..."
 
 
 def version() -> str:

@@ -13,7 +13,7 @@ from nmflow.checkpoint.plan import Plan
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, read_tile
-from nmflow.errors import CheckpointError, InputValueError
+from nmflow.errors import ChangedError, CheckpointError, InputValueError
 
 __all__ = ["KeepMask", "given_masks", "keep_masks"]
 
@@ -36,7 +36,7 @@ class KeepMask:
         try:
             return read_tile(file, self.entry.start, shape, tile, np.dtype(np.uint8))
         except EOFError as error:
-            raise CheckpointError(
+            raise ChangedError(
                 f"{self.path}: mask {self.entry.name!r} must not change while it is read, and its file became shorter"
             ) from error
         except OSError as error:

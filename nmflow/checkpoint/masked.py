@@ -120,7 +120,13 @@ class PruneUnit(Unit):
         except NmflowError as error:
             part = ", ".join(f"{axis.start} to {axis.stop - 1}" for axis in tile)
             place = "" if is_whole(tile, view.shape) else f" (counted within entries {part} of {view.shape})"
-            raise CheckpointError(f"{self.where}: {error}{place}") from error
+            # a solver knows its own arguments
+            text = (
+                str(error)
+                if self.keep is None
+                else str(error).replace("keep and drop", f"masks of {self.keep.path}", 1)
+            )
+            raise CheckpointError(f"{self.where}: {text}{place}") from error
 
     def _done(self, pieces: list[_Piece]) -> Done:
         gaps = [each.gap for each in pieces]

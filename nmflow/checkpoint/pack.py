@@ -139,7 +139,11 @@ class PackUnit(Unit):
                     arrays = stored.format.encode(weight, support.mask, pad=True, threads=1)
                 except NmflowError as error:
                     place = "" if is_whole(tile, stored.whole) else f" (counted within {named(tile)})"
-                    raise CheckpointError(f"{self.where}: {error}{place}") from error
+                    advice = (
+                        f"; {weight.dtype} is stored at {need.pattern}: prune at that, or leave it alone with exclude "
+                        "(--exclude)"
+                    )
+                    raise CheckpointError(f"{self.where}: {error}{place}{'' if given else advice}") from error
                 parts = stored.write(target, tile, arrays)
                 return _Piece(
                     sum(part.nbytes for part in parts), read_digest, digest(*parts),

@@ -18,7 +18,7 @@ from nmflow.checkpoint.inspection import open_export
 from nmflow.checkpoint.pack import Stored, named
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.tiles import Tile, inside, is_whole, sha256_of
-from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError
+from nmflow.errors import ChangedError, CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec
 from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor
 
@@ -151,7 +151,7 @@ def _opened(header: Header) -> Iterator[int]:
         header.stamp.check(header.path, os.fstat(file))
         yield file
     except EOFError as error:
-        raise CheckpointError(f"{header.path} must not change while it is read, and it became shorter") from error
+        raise ChangedError(f"{header.path} must not change while it is read, and it became shorter") from error
     finally:
         os.close(file)
 

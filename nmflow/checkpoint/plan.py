@@ -12,6 +12,7 @@ from typing import Any
 
 from nmflow.arrays import Layout
 from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
 from nmflow.pattern import Pattern
@@ -186,9 +187,10 @@ def make_plan(
     CheckpointError, SourceNotFoundError
         As open_source.
     InputValueError
-        If a glob matches no tensor.
+        If a glob matches no tensor, or `src` is an export with packed weights.
     """
     source = src if isinstance(src, Source) else open_source(Path(src))
+    check_unpacked(source)  # before names are looked at: those of packed arrays are no weights
     pattern = as_pattern(None, None, pattern)
     wanted, unwanted = _globs(include, "include"), _globs(exclude, "exclude")
     names = [entry.name for shard in source.shards for entry in shard.entries]

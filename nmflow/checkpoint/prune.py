@@ -15,7 +15,6 @@ from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.engine import Executor, Progress, run
 from nmflow.checkpoint.finished import check_finished, finished_report, sums_of
 from nmflow.checkpoint.header import Header
-from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
@@ -119,7 +118,6 @@ def prune_checkpoint(
     )
     plan.check()
     source = plan.source
-    check_unpacked(source)
     check_place(source, dst, [keep_from], overwrite=overwrite)
     keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
     # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from nmflow.checkpoint.disk import named
 from nmflow.checkpoint.header import load_json
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
@@ -92,7 +93,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a file that is whole at any moment: the old one, or the new one."""
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with named(new):
+            new.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,6 +17,8 @@ __all__ = ["Source", "open_source"]
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_PART = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")
+"""Name of one of several pickles that are one checkpoint; converted by itself it would pass for the whole."""
 OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
 LEFT_OUT = (".git", ".cache")
 """Folders that are not copied: history and download records of the weights as they were."""
@@ -123,7 +127,8 @@ def _shard_names(root: Path, files: list[Path]) -> list[str]:
         raise CheckpointError(
             f"{root} must hold {SINGLE}, {INDEX} or one .safetensors file, not {len(tensors)} of them; name one file"
         )
-    for name in top:
+    # a model before the optimizer and the arguments that trained it
+    for name in sorted(top, key=lambda name: "model" not in name):
         _refuse_pickle(root / name)
     raise CheckpointError(f"{root} must hold safetensors, for example {SINGLE}, and it holds none")
 
@@ -168,9 +173,12 @@ def _refuse_pickle(path: Path) -> None:
         return
     if not path.exists():
         raise SourceNotFoundError(f"{path} must exist; check the path")
+    part = _PART.fullmatch(path.name)
+    files = shlex.quote(str(path)) if part is None else f"{shlex.quote(str(path.parent / part[1]))}-*{part[2]}"
+    whole = shlex.quote(str(path.with_name(SINGLE)))
     raise CheckpointError(
         f"{path} must be safetensors, not pickled weights: reading a pickle runs the code in it. Convert it where "
-        f'you trust it: python -c "import torch, safetensors.torch as s; s.save_file({{k: v.clone().contiguous() '
-        f"for k, v in torch.load({path.name!r}, map_location='cpu', weights_only=True).items()}}, "
-        f"'model.safetensors', {{'format': 'pt'}})\""
+        f'you trust it: python -c "import sys, torch, safetensors.torch as s; '
+        f"s.save_file({{k: v.clone().contiguous() for file in sys.argv[2:] for k, v in torch.load(file, "
+        f"map_location='cpu', weights_only=True).items()}}, sys.argv[1], {{'format': 'pt'}})\" {whole} {files}"
     )

@@ -18,14 +18,15 @@ from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import check_free, stage_of
 from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
-from nmflow.errors import CheckpointError, DestinationExistsError, NmflowError, SourceNotFoundError
+from nmflow.errors import ChangedError, DestinationExistsError, NmflowError, SourceNotFoundError
 
 __all__ = ["Stage", "copy_others", "staged", "start_file", "start_folder", "start_shard"]
 
 JOURNAL, OLD = "journal", "old"
-PASSING = (DestinationExistsError, SourceNotFoundError)
+PASSING = (ChangedError, DestinationExistsError, SourceNotFoundError)
 """Errors of ours after which what was done is kept, as after any error that is not ours: they speak of the disk, or of
-one worker. What is wrong with the input stays wrong."""
+one worker, or of a file that may only have been touched, or be put back; a run that resumes compares every byte.
+What is wrong with the input stays wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
                 (target / parent).mkdir(mode=_mode(source.path / parent), exist_ok=True)
             shutil.copy(source.path / relative, place)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{source.path} must not change while it is read: {error}") from error
+            raise ChangedError(f"{source.path} must not change while it is read: {error}") from error
 
 
 def _mode(folder: Path) -> int:

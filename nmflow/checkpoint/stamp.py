@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nmflow.errors import CheckpointError
+from nmflow.errors import ChangedError
 
 __all__ = ["Stamp", "check_unchanged"]
 
@@ -50,12 +50,12 @@ class Stamp:
 
         Raises
         ------
-        CheckpointError
+        ChangedError
             If it is another, or was written to.
         """
         now = Stamp.of(info)
         if (now if here else (now.size, now.modified)) != (self if here else (self.size, self.modified)):
-            raise CheckpointError(
+            raise ChangedError(
                 f"{path} must not change while it is read, and it was replaced or written to; wait until it is "
                 f"complete, then run again"
             )
@@ -70,12 +70,12 @@ class _Stamped(Protocol):
 
 
 def check_unchanged(files: Iterable[_Stamped]) -> None:
-    """Raise CheckpointError if a file is not what it was; its name may lead to another by now."""
+    """Raise ChangedError if a file is not what it was; its name may lead to another by now."""
     for path, stamp in {file.path: file.stamp for file in files}.items():
         try:
             info = path.stat()
         except FileNotFoundError as error:
-            raise CheckpointError(
+            raise ChangedError(
                 f"{path} must not change while it is read, and it was removed; put it back, then run again"
             ) from error
         stamp.check(path, info)

@@ -23,7 +23,7 @@ from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
-from nmflow.errors import CheckpointError, SourceNotFoundError
+from nmflow.errors import ChangedError, SourceNotFoundError
 
 __all__ = ["CopyUnit", "Done", "Flusher", "Unit", "check", "check_copy", "copy", "opened", "read", "work"]
 
@@ -176,7 +176,8 @@ def opened(unit: Unit, *, write: bool, also: KeepMask | None = None) -> Iterator
         yield files[0], files[1], files[2] if also is not None else -1
     except FileNotFoundError as error:
         raise SourceNotFoundError(
-            f"{error.filename} must be there for every process that works on it; use storage that all of them share"
+            f"{error.filename} must be there for every process that works on it; put it back, or use storage that "
+            f"all of them share"
         ) from error
     except OSError as error:
         text = f"{error.strerror}, at tensor {unit.entry.name!r}"
@@ -191,7 +192,7 @@ def read(unit: Unit, file: int, shape: tuple[int, ...], tile: Tile, dtype: np.dt
     try:
         return read_tile(file, unit.entry.start, shape, tile, dtype)
     except EOFError as error:
-        raise CheckpointError(f"{unit.where} must not change while it is read, and its file became shorter") from error
+        raise ChangedError(f"{unit.where} must not change while it is read, and its file became shorter") from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(unit.source)) from error
 
@@ -206,7 +207,7 @@ class Flusher:
         """Count bytes; wait for the disk when there are many."""
         self._waiting += n_bytes
         if self._waiting >= FLUSH_BYTES:
-            os.fdatasync(self._file)
+            getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has the second alone
             self._waiting = 0
 
 

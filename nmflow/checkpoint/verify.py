@@ -17,7 +17,7 @@ from nmflow.checkpoint.plan import PlannedTensor, make_plan
 from nmflow.checkpoint.pool import Pool, thread_count
 from nmflow.checkpoint.tensor import FLOATS
 from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
-from nmflow.errors import CheckpointError
+from nmflow.errors import ChangedError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 
@@ -193,7 +193,7 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
         tensor.shard.stamp.check(tensor.shard.path, os.fstat(file))
         parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
     except EOFError as error:
-        raise CheckpointError(
+        raise ChangedError(
             f"{tensor.shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
         ) from error
     finally:

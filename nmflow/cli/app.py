@@ -11,7 +11,7 @@ from nmflow.cli.compare import diff, diversity
 from nmflow.cli.export import export, inspect
 from nmflow.cli.prune import prune
 from nmflow.cli.report import report
-from nmflow.cli.terminal import catch_signals, print_anything
+from nmflow.cli.terminal import catch_signals, open_streams
 from nmflow.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -51,5 +51,5 @@ def _root(
 def main() -> None:
     """Run the command line; the ``nmflow`` command."""
     catch_signals()
-    print_anything()
+    open_streams()
     app()

@@ -40,9 +40,9 @@ def bench(
     with one_line_errors():
         from nmflow.bench.quick import matrices, parse_shape, quick
         from nmflow.cli import show
-        from nmflow.pipeline import as_pattern
+        from nmflow.cli.pattern import pattern_of
 
-        wanted = [as_pattern(None, None, text, fill=fill.value) for text in pattern or ("2:4", "4:8", "8:16")]
+        wanted = [pattern_of(text, None, None, fill.value, False) for text in pattern or ("2:4", "4:8", "8:16")]
         size = parse_shape(shape)
         weights: dict[str, Any] = {}
         for each in wanted if path is not None and path.suffix != ".npy" else wanted[:1]:

@@ -82,15 +82,13 @@ def prune(
 
     Embeddings, norms, biases and output heads are left alone; --dry-run shows the rules and what they mean for SRC.
     """
-    if pattern is row is col is None:
-        raise typer.BadParameter("a pattern must be given, as --pattern 2:4 or as --row 2:4 --col 4:8")
     with one_line_errors():
         from nmflow.checkpoint import make_plan, prune_checkpoint
         from nmflow.cli import show
         from nmflow.cli.methods import check_options, prune_by
-        from nmflow.pipeline import as_pattern
+        from nmflow.cli.pattern import pattern_of
 
-        wanted = as_pattern(None, None, pattern, row=row, col=col, fill=fill.value, transposable=not rows_only)
+        wanted = pattern_of(pattern, row, col, fill.value, rows_only)
         if dry_run:
             plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
             say(plan, as_json, show.plan)
@@ -98,8 +96,10 @@ def prune(
             return
         others = {
             "--keep-from": keep_from is not None,
+            "--certify": certify,
             "--report": with_report,
             "--engine": engine is not Engine.local,
+            "--scheduler": scheduler is not None,
             "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
         }
         check_options(method.value, calibration, others)
@@ -146,7 +146,7 @@ def prune(
                 progress=progress,
             )
         say(report, as_json, show.report)
-        if with_report:
+        if with_report and report.tensors:  # else there is nothing to picture, which was said
             from nmflow.checkpoint.report_html import write_reports
 
             say_written(write_reports(dst, report=report), as_json)

@@ -10,6 +10,7 @@ import typer
 
 from nmflow.cli.options import AsJson
 from nmflow.cli.terminal import one_line_errors, print_json
+from nmflow.cli.text import printable
 
 __all__ = ["report", "say_written"]
 
@@ -44,4 +45,4 @@ def report(
 def say_written(paths: Iterable[Path], as_json: bool) -> None:
     """Name what was written, unless JSON is all that may be printed."""
     for path in () if as_json else paths:
-        typer.echo(f"wrote {path}")
+        typer.echo(f"wrote {printable(str(path))}")

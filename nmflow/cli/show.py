@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from nmflow.checkpoint import EXCLUDED
+from nmflow.cli.text import printable
 
 if TYPE_CHECKING:
     from nmflow.checkpoint import Plan, PlannedTensor, Report, TensorReport, Verification
@@ -50,7 +51,7 @@ def progress_bar(verb: str) -> Iterator[OnTensor]:
         task = bar.add_task(verb, total=None, name="")
 
         def update(name: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, name=escape(_printable(name)))
+            bar.update(task, completed=done, total=total, name=escape(printable(name)))
 
         yield update
 
@@ -67,7 +68,7 @@ def plan(found: Plan) -> None:
     console.print(table)
     console.print(f"{len(found.pruned)} of {len(found.tensors)} tensors would be pruned.")
     if found.source.others:
-        console.print(f"Copied files: {_text(', '.join(str(path) for path in found.source.others))}")
+        console.print(f"Copied files: {_text(', '.join(str(path) for path in found.source.others))}", soft_wrap=True)
     globs: dict[str, list[str]] = {}
     for glob, reason in EXCLUDED:
         globs.setdefault(reason, []).append(glob)
@@ -91,19 +92,21 @@ def report(done: Report) -> None:
     console.print(table)
     reasons = Counter(reason for _, reason in done.skipped)
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
-        console.print(f"copied as it is: {count} x {_text(reason)}")
+        console.print(f"copied as it is: {count} x {_text(reason)}", soft_wrap=True)
     if done.copied_files:
         console.print(f"copied files: {len(done.copied_files)}")
     for path in done.unpruned_files:
-        console.print(f"not pruned: {_text(path)} may hold weights too, and is copied as it is")
+        console.print(f"not pruned: {_text(path)} may hold weights too, and is copied as it is", soft_wrap=True)
     if not done.tensors:  # each was skipped for a reason that is above
-        console.print(f"nothing was pruned; wrote {_text(done.destination)}")
+        console.print(f"nothing was pruned; wrote {_text(done.destination)}", soft_wrap=True)
         return
     if total.gap is None:
-        console.print(f"not certified: {_text(done.solver)} is not exact; wrote {_text(done.destination)}")
+        console.print(
+            f"not certified: {_text(done.solver)} is not exact; wrote {_text(done.destination)}", soft_wrap=True
+        )
         return
     proof = "every block proven optimal" if done.proven else f"{total.n_proven:,} of {total.n_blocks:,} blocks proven"
-    console.print(f"{proof}; wrote {_text(done.destination)}")
+    console.print(f"{proof}; wrote {_text(done.destination)}", soft_wrap=True)
 
 
 def verification(found: Verification) -> None:
@@ -184,10 +187,5 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(length) for length in shape)
 
 
-def _printable(text: str) -> str:
-    """Text from a file with its control characters made visible: a tensor name may not drive a terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def _text(text: str) -> str:
-    return escape(_printable(text))
+    return escape(printable(text))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from nmflow.cli.show import _console, _shape, _text, _weights
+from nmflow.formats import get
 
 if TYPE_CHECKING:
     from nmflow.checkpoint import ExportReport, Inspection, PackedVerification
@@ -44,8 +45,8 @@ def report(done: ExportReport) -> None:
     if unfilled:
         console.print(f"{unfilled:,} blocks cannot be filled exactly; some of their groups keep fewer than n.")
     for reason, count in sorted(Counter(reason for _, reason in done.left_dense).items()):
-        console.print(f"left as it is: {count} x {_text(reason)}")
-    console.print(f"wrote {_text(done.destination)}")
+        console.print(f"left as it is: {count} x {_text(reason)}", soft_wrap=True)
+    console.print(f"wrote {_text(done.destination)}", soft_wrap=True)
 
 
 def inspection(found: Inspection) -> None:
@@ -81,7 +82,8 @@ def verification(found: PackedVerification) -> None:
         console.print(_text(fault), soft_wrap=True)
     weights = _weights(len(found.tensors))
     entries, kept = (sum(getattr(tensor, name) for tensor in found.tensors) for name in ("entries", "kept"))
-    verdict = f"{len(bad)} of {weights} at fault" if bad else f"{weights} sound, both sides agree"
+    sound = f"{weights} sound, both sides agree" if get(found.format).two_way else f"{weights} sound"
+    verdict = f"{len(bad)} of {weights} at fault" if bad else sound
     if found.faults:
         verdict += f"; {len(found.faults)} other {'fault' if len(found.faults) == 1 else 'faults'}"
     verdict += f"; {kept:,} of {entries:,} entries are kept; {found.left_dense} tensors left dense"

@@ -9,10 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from nmflow.cli.text import printable
 from nmflow.errors import NmflowError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ __all__ = [
     "catch_signals",
     "check_interrupts",
     "one_line_errors",
-    "print_anything",
+    "open_streams",
     "print_json",
     "progress_of",
     "say",
@@ -52,8 +54,14 @@ def _report_lost(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
 
 
-def print_anything() -> None:
-    """Let standard output show what its encoding has no character for as an escape, as standard error does."""
+def open_streams() -> None:
+    """Let standard output show what its encoding has no character for as an escape, as standard error does.
+
+    Where the caller closed one of them, what is said there is lost, and the work goes on.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -74,17 +82,18 @@ def one_line_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(UNREAD) from None
     except (NmflowError, OSError) as error:
-        text = " ".join(str(error).split())
-        typer.echo(f"nmflow: {text}{_notes(error)}", err=True)
+        _complain(str(error), error)
         raise typer.Exit(ERROR) from None
     except KeyboardInterrupt as error:
-        typer.echo(f"nmflow: interrupted{_notes(error)}", err=True)
+        _complain("interrupted", error)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _notes(error: BaseException) -> str:
-    """What was noted on an error on its way here: how to go on."""
-    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+def _complain(text: str, error: BaseException) -> None:
+    """Say what went wrong, and what was noted on the error on its way here: how to go on."""
+    line = printable("; ".join((f"nmflow: {text}", *getattr(error, "__notes__", ()))))
+    with contextlib.suppress(OSError):  # nobody may read it: the exit status says it too
+        typer.echo(line, err=True)
 
 
 @contextlib.contextmanager
@@ -106,10 +115,13 @@ def progress_of(verb: str) -> Iterator[Progress]:
 
 def say(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
     """Show what was found to people, or print it as JSON."""
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        show(found)
+    from nmflow.checkpoint.disk import named
+
+    with named(Path("standard output")):  # it may be a file on a full disk, which has no name here
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            show(found)
 
 
 def print_json(value: dict[str, Any]) -> None:

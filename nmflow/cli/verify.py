@@ -34,7 +34,7 @@ def verify(
     with one_line_errors():
         from nmflow.checkpoint import exported_format, verify_checkpoint
         from nmflow.cli import show
-        from nmflow.pipeline import as_pattern
+        from nmflow.cli.pattern import pattern_of
 
         given = any(option is not None for option in (pattern, row, col))
         exported = exported_format(path)
@@ -43,7 +43,8 @@ def verify(
             return
         if not given:
             raise InputValueError("--pattern must be given for a checkpoint, for example --pattern 2:4")
-        wanted = as_pattern(None, None, pattern, row=row, col=col, fill="at-most", transposable=not rows_only)
+        # how groups are filled is not verified; by rows and columns of other densities they cannot all be full
+        wanted = pattern_of(pattern, row, col, "exact" if pattern else "at-most", rows_only)
         with progress_of("verifying") as progress:
             found = verify_checkpoint(
                 path,

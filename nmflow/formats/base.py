@@ -219,9 +219,11 @@ class Format(ABC):
             If an array is missing, or has another dtype or shape, or the arrays contradict each other: the first
             tile of 4 x 4 entries at fault is named.
         InputTypeError, InputValueError
-            If NumPy cannot view an array, out is not as said above, shape is not as many whole numbers as
-            the matrix has axes, or threads is no number of threads.
+            If arrays is no mapping, NumPy cannot view an array, out is not as said above, shape is not as many whole
+            numbers as the matrix has axes, or threads is no number of threads.
         """
+        if not isinstance(arrays, Mapping):
+            raise InputTypeError(f"arrays must be a mapping of names to arrays, not {type(arrays).__name__}")
         held = {name: viewed(array, f"arrays[{name!r}]") for name, array in arrays.items()}
         source = self.check_specs({name: Spec(array.dtype, array.shape) for name, array in held.items()})
         part = source.shape if shape is None else shape_of(shape, len(source.shape))

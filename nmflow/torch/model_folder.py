@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,9 @@ def prune_folder(
     replace_tensors(
         plan.source, dst, _changed(plan, model, names), {"command": "prune", "method": method}, overwrite=overwrite
     )
-    return report
+    # the plan knows why; to what pruned, the others were not in its list
+    skipped = tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped if len(tensor.entry.shape) > 1)
+    return replace(report, skipped=skipped)
 
 
 def read_texts(path: Path) -> list[str]:

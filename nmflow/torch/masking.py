@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nmflow.torch.select import Layer
+from nmflow.errors import InputValueError
+from nmflow.torch.select import Layer, unwrapped
 
-__all__ = ["Masked", "attach", "bake"]
+__all__ = ["Masked", "attach", "bake", "before_parallel"]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -81,3 +82,13 @@ def bake(layer: Layer, masked: Masked) -> None:
         with torch.no_grad():
             original.masked_fill_(~masked.mask, 0.0)
         parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
+
+
+def before_parallel(model: nn.Module) -> nn.Module:
+    """The model whose names users know. The hooks by which DistributedDataParallel reduces gradients would be lost."""
+    inner = unwrapped(model)
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise InputValueError(
+            "model must not be in a DistributedDataParallel yet; make SparseTraining of the model itself, then wrap it"
+        )
+    return inner

@@ -15,15 +15,9 @@ from torch import nn
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
-from nmflow.torch.calibrate import (
-    Calibration,
-    check_called,
-    check_damping,
-    gather,
-    hooked,
-    with_known_inputs,
-)
+from nmflow.torch.calibrate import Calibration, check_damping, with_known_inputs
 from nmflow.torch.feed import Forward, evaluating, feed
+from nmflow.torch.gather import check_called, gather, hooked
 from nmflow.torch.lockstep import in_lockstep
 from nmflow.torch.moments import Moments
 from nmflow.torch.post_layer import Options, Treat, Worker, all_or_nothing

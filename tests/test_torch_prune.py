@@ -198,6 +198,7 @@ def test_reasons() -> None:
             ["0.weight", "2.weight", "3.weight", "5.weight"],
         ),
         ({"filter_fn": lambda name, module: name in ("1", "5"), "exclude": ["5"]}, ["1.weight"]),
+        ({"filter_fn": lambda name, module: bool(name), "include": ["[15]*"]}, ["1.weight", "5.weight"]),
     ],
 )
 def test_selection(options: dict[str, Any], taken: list[str]) -> None:
@@ -351,6 +352,11 @@ def test_compiled_and_parallel_models_are_known_by_their_own_names() -> None:
             "3.weight: scores must have the shape",
         ),
         ({"scores": {"3.weight": [1.0]}}, InputTypeError, "scores of 3.weight must be a tensor, not list"),
+        (
+            {"scores": "wanda"},
+            InputTypeError,
+            "scores must be a mapping from .*, or a callable, not 'wanda'",
+        ),
         (
             {"scores": {"3.weight": torch.full((24, 32), float("nan"))}},
             NonFiniteError,

@@ -26,7 +26,7 @@ from nmflow.torch.resume import Store
 from nmflow.torch.select import Layer, Selection, select, unwrapped
 from nmflow.torch.watch import watching
 
-__all__ = ["Counts", "Data", "check_names", "patterns_of", "run"]
+__all__ = ["Counts", "Data", "patterns_of", "run"]
 
 Data: TypeAlias = Iterable[Any] | Calibration
 Counts: TypeAlias = int | Mapping[str, int] | None
@@ -181,15 +181,6 @@ def _copy(model: nn.Module) -> nn.Module:
         raise InputValueError(
             f'model must be copied for follow="dense", and cannot be; use follow="own": {error}'
         ) from error
-
-
-def check_names(model: nn.Module, values: object, argument: str) -> None:
-    """Raise InputValueError if a mapping names what is no parameter of the model."""
-    if isinstance(values, Mapping):
-        known = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
-        unknown = next((name for name in values if name not in known), None)
-        if unknown is not None:
-            raise InputValueError(f"{argument} must be named like parameters of the model, not {unknown!r}")
 
 
 def _parallel(model: nn.Module, data: Iterable[Any], worker: Worker, options: Options) -> None:

@@ -70,8 +70,8 @@ def select(
         `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
         would be left alone for its type or size; any glob of more than stars takes a depthwise convolution.
     filter_fn : callable (module name, module) -> bool or None, optional
-        True takes a module of any type, with all its parameters of two axes or more; False leaves it; None lets
-        the other rules decide.
+        True takes a module of any type, with all its parameters of two axes or more that `include` names; False leaves
+        it; None lets the other rules decide.
     strict : bool
         Refuse a layer that is not made of whole blocks.
     trainable : bool
@@ -162,11 +162,10 @@ def _verdict(
         return f"excluded by {glob!r}", ""
     if answer is False:
         return "left out by filter_fn", ""
+    if wanted is not None and not any(_matches(slot, glob) for glob in wanted):
+        return "", OUTSIDE
     if answer:
         return "", ""
-    matched = wanted is not None and any(_matches(slot, glob) for glob in wanted)
-    if wanted is not None and not matched:
-        return "", OUTSIDE
     kind = type(slot.module).__name__
     if not isinstance(slot.module, ELIGIBLE):
         return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
@@ -179,7 +178,8 @@ def _verdict(
 
 def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
     """Whether a parameter is asked for by itself, so that its type does not matter."""
-    return bool(answer) or _plain(slot, wanted) or (depthwise(slot) and _wanted_depthwise(slot, wanted))
+    inside = wanted is None or any(_matches(slot, glob) for glob in wanted)
+    return bool(answer and inside) or _plain(slot, wanted) or (depthwise(slot) and _wanted_depthwise(slot, wanted))
 
 
 def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

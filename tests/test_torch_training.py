@@ -394,6 +394,22 @@ def test_shared_parameters_share_a_mask_and_stay_shared() -> None:
     assert int((model[0].weight != 0).sum()) == 32
 
 
+def test_a_module_of_two_names_is_masked_once() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=2)
+    assert len(layer.parametrizations.weight) == 1
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+    assert [(one.name, one.also) for one in training.finish().layers] == [("0.weight", ("2.weight",))]
+    assert type(layer) is nn.Linear
+    assert int((layer.weight != 0).sum()) == 32
+
+
 def test_another_default_device() -> None:
     """What is made for the CPU is made there, in a run under torch.device as well."""
     _, _, training = plain(warm_start=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nmflow.errors import InputValueError
-from nmflow.torch.select import Layer, unwrapped
+from nmflow.torch.select import Layer, Slot, unwrapped
 
 __all__ = ["Masked", "attach", "bake", "before_parallel"]
 
@@ -71,17 +71,22 @@ class Masked(nn.Module):
 
 def attach(layer: Layer, masked: Masked) -> None:
     """Put a mask on every place that holds the layer's parameter; the parameter itself stays the same object."""
-    for slot in layer.slots:
+    for slot in _places(layer):
         parametrize.register_parametrization(slot.module, slot.attribute, masked)
 
 
 def bake(layer: Layer, masked: Masked) -> None:
     """Write zeros into the parameter and give it back to its modules as it was."""
-    for slot in layer.slots:
+    for slot in _places(layer):
         original = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
         with torch.no_grad():
             original.masked_fill_(~masked.mask, 0.0)
         parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
+
+
+def _places(layer: Layer) -> Iterable[Slot]:
+    """Where the parameter is, each place once: a module that has two names has two slots."""
+    return {(id(slot.module), slot.attribute): slot for slot in layer.slots}.values()
 
 
 def before_parallel(model: nn.Module) -> nn.Module:

@@ -86,15 +86,26 @@ def test_arrays_are_views_in_order() -> None:
     assert list(arrays([])) == []
 
 
+class Parted(torch.Tensor):
+    """What sets a DTensor apart."""
+
+    def full_tensor(self) -> torch.Tensor:
+        return torch.Tensor(self)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         (np.ones((4, 4)), "tensor must be a tensor, not ndarray; for arrays use nmflow.solve"),
         (torch.ones(4, 4).to_sparse(), "tensor must be a dense tensor, not torch.sparse_coo of torch.float32"),
         (torch.ones(4, 4, device="meta"), "tensor must have data, not be on the meta device"),
+        (
+            Parted(torch.ones(4, 4)),
+            r"tensor must be whole, not a Parted, of which each rank has a part; use \.full_tensor",
+        ),
         (torch.ones(4, 4, dtype=torch.float8_e4m3fn), "tensor must have a dtype that NumPy can hold, not torch.float8"),
     ],
-    ids=["array", "sparse", "meta", "float8"],
+    ids=["array", "sparse", "meta", "parted", "float8"],
 )
 def test_tensors_that_cannot_be_read(bad: Any, message: str) -> None:
     with pytest.raises((InputTypeError, InputValueError), match=message):
@@ -203,6 +214,13 @@ def test_reasons() -> None:
 )
 def test_selection(options: dict[str, Any], taken: list[str]) -> None:
     assert [layer.name for layer in nt.prune_(network(), 2, 4, **options).layers] == taken
+
+
+def test_parts_of_sharded_weights_are_listed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].weight = nn.Parameter(torch.ones(32))
+    reason = "of shape (32,), not a matrix; where a model is sharded, a rank holds a part of it"
+    assert nt.prune_(model, 2, 4).skipped == (("0.weight", reason),)
 
 
 def test_other_modules_and_their_layouts() -> None:

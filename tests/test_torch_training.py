@@ -286,6 +286,21 @@ def test_everything_is_refused_after_finish() -> None:
         training.load_state_dict(state)
 
 
+@pytest.mark.parametrize("way", ["assigned", "removed"])
+def test_parameters_that_left_the_model_are_not_solved_for(way: str) -> None:
+    """Refreshes would go on with weights that nobody trains any more."""
+    model, _, training = plain()
+    if way == "assigned":
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    else:
+        nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    for call in (training.refresh, training.finish):
+        with pytest.raises(
+            nt.TrainingStateError, match=r"0\.weight must stay the parameter that it was, .* assign=True"
+        ):
+            call()
+
+
 def test_finish_refuses_weights_that_are_not_finite_whole() -> None:
     model, _, training = plain()
     with torch.no_grad():

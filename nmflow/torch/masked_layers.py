@@ -9,11 +9,12 @@ from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
 from nmflow.torch.convert import arrays, to_array, to_mask
-from nmflow.torch.masking import Masked, attach, bake
+from nmflow.torch.masking import Masked, attach, bake, original
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport
 from nmflow.torch.select import Layer
 from nmflow.torch.sharing import Found
+from nmflow.torch.state import TrainingStateError
 
 __all__ = ["MaskedLayers"]
 
@@ -51,6 +52,16 @@ class MaskedLayers:
         """Make masks final, or not."""
         for masked in self.by_name.values():
             masked.fixed = fixed
+
+    def check_held(self) -> None:
+        """Raise TrainingStateError if the model holds other parameters now: masks would be those of what was left."""
+        for layer, parameters in zip(self._layers, self._parameters, strict=True):
+            held = [original(slot) for slot in layer.slots]
+            if any(all(one is not parameter for parameter in parameters) for one in held):
+                raise TrainingStateError(
+                    f"{layer.name} must stay the parameter that it was, and is another now; load states without "
+                    f"assign=True, and shard no model"
+                )
 
     def change(self, found: Sequence[Found]) -> dict[str, int]:
         """Write other masks in place of these; how many entries of each differ."""

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, Slot, unwrapped
 
-__all__ = ["Masked", "attach", "bake", "before_parallel"]
+__all__ = ["Masked", "attach", "bake", "before_parallel", "original"]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -78,10 +78,19 @@ def attach(layer: Layer, masked: Masked) -> None:
 def bake(layer: Layer, masked: Masked) -> None:
     """Write zeros into the parameter and give it back to its modules as it was."""
     for slot in _places(layer):
-        original = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
+        dense = original(slot)
+        assert dense is not None
         with torch.no_grad():
-            original.masked_fill_(~masked.mask, 0.0)
+            dense.masked_fill_(~masked.mask, 0.0)
         parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
+
+
+def original(slot: Slot) -> torch.Tensor | None:
+    """The dense weight behind a masked one; None where there is no mask any more."""
+    if not parametrize.is_parametrized(slot.module, slot.attribute):
+        return None
+    dense: torch.Tensor = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
+    return dense
 
 
 def _places(layer: Layer) -> Iterable[Slot]:

@@ -136,9 +136,10 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         answer = None if filter_fn is None else filter_fn(name, module)
         if answer is not None and not isinstance(answer, bool):
             raise InputTypeError(f"filter_fn must answer True, False or None, not {answer!r} for {name!r}")
-        if isinstance(module, ELIGIBLE) and module._parameters.get("weight") is None:
+        missing = _missing(module) if isinstance(module, ELIGIBLE) else ""
+        if missing:
             if id(module) not in seen:
-                skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
+                skipped.append((f"{name}.weight" if name else "weight", missing))
             seen.add(id(module))
             continue
         for attribute, parameter in module._parameters.items():
@@ -146,6 +147,16 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
                 continue
             found.setdefault(identity(parameter), []).append((Slot(name, module, attribute), answer))
     return found, skipped
+
+
+def _missing(module: nn.Module) -> str:
+    """Why a Linear or convolution has no matrix to look at; empty if it has."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "computed, not a parameter of the module"
+    if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
+        return f"of shape {tuple(weight.shape)}, not a matrix; where a model is sharded, a rank holds a part of it"
+    return ""
 
 
 def _wide(attribute: str, parameter: nn.Parameter) -> bool:

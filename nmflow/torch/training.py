@@ -165,13 +165,14 @@ class SparseTraining:
         Raises
         ------
         TrainingStateError
-            If masks are frozen, or `finish` was called.
+            If masks are frozen, `finish` was called, or the model has other parameters now.
         NonFiniteError
             If a weight is NaN or infinite; all masks stay as they were.
         """
         self._check_running()
         if self.frozen:
             raise TrainingStateError("masks must not be frozen for refresh(); they are since freeze() or stop_at")
+        self._masked.check_held()
         started = time.perf_counter()
         found = self._search()
         layers = self._masked.change(found)
@@ -215,9 +216,10 @@ class SparseTraining:
         Raises
         ------
         TrainingStateError
-            If it was called before.
+            If it was called before, or the model has other parameters now.
         """
         self._check_running()
+        self._masked.check_held()
         started = time.perf_counter()
         reports = self._masked.grade(self.pattern, self.threads)
         self._masked.bake()

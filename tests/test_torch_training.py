@@ -511,6 +511,24 @@ def test_compile(before: bool) -> None:
         assert torch.allclose(one, two, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_of_the_optimizer() -> None:
+    model, optimizer, training = plain(every=2, decay=0.5)
+    twin, other, its = plain(every=2, decay=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, from inside its compiler
+        compiled = torch.compile(lambda: other.step(), backend="aot_eager")
+        for step in range(5):
+            for one, drive, stepper in ((model, optimizer, optimizer.step), (twin, other, compiled)):
+                drive.zero_grad()
+                loss_of(one, step).backward()
+                stepper()
+    assert [record.layers for record in training.history] == [record.layers for record in its.history]
+    assert its.step == 5
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
 # bad input
 
 

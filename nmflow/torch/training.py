@@ -143,9 +143,10 @@ class SparseTraining:
         pull.masked = list(self._masked.by_name.values())
         self._masked.attach()
         self._finished = False
+        aside: Any = torch.compiler.disable  # else Dynamo, compiling the optimizer's step, would trace into the solver
         self._hooks = [
-            driver.register_step_pre_hook(pull),
-            driver.register_step_post_hook(self._after_step),
+            driver.register_step_pre_hook(aside(pull)),
+            driver.register_step_post_hook(aside(self._after_step)),
         ]
         self._stop_in_time()
 

@@ -71,6 +71,17 @@ def test_mask_by_scores() -> None:
     assert torch.equal(nt.mask_for(weight, 2, 4, scores=scores.abs()), nt.mask_for(scores, 2, 4))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("option", ["keep", "drop", "previous"])
+def test_masks_among_the_options(option: str, kind: Any) -> None:
+    """They have no truth: what asks them whether they say anything fails."""
+    weight, given = tensor(8, 8), np.zeros((8, 8), np.bool_)
+    given[:4, :4] = np.eye(4)
+    options: dict[str, Any] = {"previous": {"switch_cost": 0.5}}.get(option, {})
+    mask = nt.mask_for(weight, 2, 4, **{option: kind(given)}, **options)
+    assert np.array_equal(mask.numpy(), nmflow.solve(weight.numpy(), 2, 4, **{option: given}, **options).mask)
+
+
 def test_bfloat16_crosses_bit_for_bit() -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
     array = to_array(every)

@@ -44,7 +44,7 @@ def mask_for(
     scores : Tensor of the same shape, optional
         What an entry is worth. Default: absolute values.
     **options
-        As for `nmflow.solve`: pattern, solver, fill, transposable, layout, groups, threads.
+        As for `nmflow.solve`: pattern, solver, fill, transposable, layout, groups, threads, keep, drop, previous, ...
 
     Returns
     -------

@@ -260,7 +260,7 @@ class SparseTraining:
 
     def _stays(self, weight: torch.Tensor) -> bool:
         """Whether a mask is found on the device of its weight: nothing asks for what only the CPU does."""
-        overridden = type(self).find_mask is not SparseTraining.find_mask
+        overridden = getattr(self.find_mask, "__func__", None) is not SparseTraining.find_mask
         return not overridden and on_device(weight, self.pattern, solver=self.solver, switch_cost=self.switch_cost)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def on_device(tensor: torch.Tensor, pattern: Pattern, **options: Any) -> bool:
 
     `options` are those of `nmflow.solve`; None, False, and solver="dual" say nothing.
     """
-    told = {name for name, value in options.items() if value is not None and value is not False and value != 0.0} - {
+    told = {name for name, value in options.items() if value is not None and not _nought(value)} - {
         "scores", "layout", "groups", "threads", "duals", "certify", "warm_start",
     }  # fmt: skip
     asked = told - {"solver"} or options.get("solver", "dual") not in ("dual", None)
@@ -175,6 +175,11 @@ def solve_on_device(
     return Solution(
         cast("Any", mask), objective, certificate, "dual", chosen, row_duals=row, col_duals=col, stats=stats
     )
+
+
+def _nought(value: Any) -> bool:
+    """Whether it is False or 0; masks are neither, and have no truth."""
+    return isinstance(value, int | float) and not value
 
 
 def _fits(values: torch.Tensor, pattern: Pattern) -> bool:

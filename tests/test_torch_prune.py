@@ -509,6 +509,14 @@ def test_semi_structured_verifies_and_explains() -> None:
     assert bits(model) == before
 
 
+def test_semi_structured_names_a_weight_that_is_not_finite() -> None:
+    model = nn.Sequential(nn.Linear(64, 64, dtype=torch.float16))
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"0\.weight: weights must be finite"):
+        nt.to_semi_structured_(model)
+
+
 def test_semi_structured_keeps_negative_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.where(nt.mask_for(tensor(64, 64).half(), 2, 4), tensor(64, 64, seed=1).half(), 0.0)
     weight[(weight != 0) & (tensor(64, 64, seed=2) > 0)] = -0.0

@@ -41,13 +41,15 @@ def patterns_of(
     Raises
     ------
     InputValueError
-        If n is a mapping and m is missing, or there is a pattern too.
+        If n is a mapping and m is missing or not that of an allocation, or there is a pattern too.
     """
     if not isinstance(n, Mapping):
         chosen = as_pattern(n, m, pattern, fill=fill)
         return chosen, lambda layer: chosen
     if m is None or pattern is not None:
         raise InputValueError("m must be given beside n for each layer, and no pattern; write n={...}, m=16")
+    if getattr(n, "m", m) != m:  # an Allocation
+        raise InputValueError(f"m must be {n.m}, for which n was allocated, not {m}")  # type: ignore[attr-defined]
     table = {name: Pattern(count, m, fill=fill) for name, count in n.items()}
     if not table:
         raise InputValueError("n must name at least one parameter, not none")

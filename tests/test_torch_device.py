@@ -304,6 +304,7 @@ def test_the_adapter_solves_on_the_device_by_itself(monkeypatch: pytest.MonkeyPa
 
     import nmflow.torch as nt
     from nmflow.torch import prune, search, training
+    from nmflow.torch.sharing import Found
 
     calls = []
 
@@ -347,6 +348,13 @@ def test_the_adapter_solves_on_the_device_by_itself(monkeypatch: pytest.MonkeyPa
     sparse.load_state_dict(state)
     sparse.refresh()
     assert training.on_device is asked
+    solved = len(calls)
+    sparse.find_mask = lambda layer, weight, last: Found(np.ones(weight.shape, np.bool_))  # type: ignore[method-assign]
+    sparse.refresh()
+    assert len(calls) == solved
+    assert sparse.masks["weight"].all()
+    del sparse.find_mask
+    sparse.refresh()
     monkeypatch.setattr(training, "on_device", lambda *args, **options: False)
     assert sparse.finish().proven
 

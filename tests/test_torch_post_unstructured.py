@@ -167,6 +167,8 @@ def test_choice_holds_on_random_zeros() -> None:
         (lambda m: nt.from_unstructured_(m, 2, 4, scores={"nobody": random(2)}), "scores must be named like"),
         (lambda m: nt.allocate(m, 4, 0.5, scores={"nobody": random(2)}), "scores must be named like"),
         (lambda m: nt.from_unstructured_(m, {"3.weight": 2}), "m must be given beside n for each layer"),
+        (lambda m: nt.from_unstructured_(m, nt.Allocation({"3.weight": 2}, 4, 0.5, 0.0, 1.0, 0.0), 8),
+         "m must be 4, for which n was allocated, not 8"),
         (lambda m: nt.allocate(m, 4, 0.2), "density must be between 1/m = 0.25 and 1, not 0.2"),
         (lambda m: nt.allocate(m, 4, 0.5, scores=lambda name, module: -module.weight.abs()), "must not be negative"),
         (lambda m: nt.allocate(m, 4, 0.5, scores={"3.weight": random(2)}), "scores of 3.weight must have its shape"),

@@ -71,6 +71,17 @@ def test_mask_by_scores() -> None:
     assert torch.equal(nt.mask_for(weight, 2, 4, scores=scores.abs()), nt.mask_for(scores, 2, 4))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("option", ["keep", "drop", "previous"])
+def test_masks_among_the_options(option: str, kind: Any) -> None:
+    """They have no truth: what asks them whether they say anything fails."""
+    weight, given = tensor(8, 8), np.zeros((8, 8), np.bool_)
+    given[:4, :4] = np.eye(4)
+    options: dict[str, Any] = {"previous": {"switch_cost": 0.5}}.get(option, {})
+    mask = nt.mask_for(weight, 2, 4, **{option: kind(given)}, **options)
+    assert np.array_equal(mask.numpy(), nmflow.solve(weight.numpy(), 2, 4, **{option: given}, **options).mask)
+
+
 def test_bfloat16_crosses_bit_for_bit() -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
     array = to_array(every)
@@ -86,15 +97,26 @@ def test_arrays_are_views_in_order() -> None:
     assert list(arrays([])) == []
 
 
+class Parted(torch.Tensor):
+    """What sets a DTensor apart."""
+
+    def full_tensor(self) -> torch.Tensor:
+        return torch.Tensor(self)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         (np.ones((4, 4)), "tensor must be a tensor, not ndarray; for arrays use nmflow.solve"),
         (torch.ones(4, 4).to_sparse(), "tensor must be a dense tensor, not torch.sparse_coo of torch.float32"),
         (torch.ones(4, 4, device="meta"), "tensor must have data, not be on the meta device"),
+        (
+            Parted(torch.ones(4, 4)),
+            r"tensor must be whole, not a Parted, of which each rank has a part; use \.full_tensor",
+        ),
         (torch.ones(4, 4, dtype=torch.float8_e4m3fn), "tensor must have a dtype that NumPy can hold, not torch.float8"),
     ],
-    ids=["array", "sparse", "meta", "float8"],
+    ids=["array", "sparse", "meta", "parted", "float8"],
 )
 def test_tensors_that_cannot_be_read(bad: Any, message: str) -> None:
     with pytest.raises((InputTypeError, InputValueError), match=message):
@@ -198,10 +220,18 @@ def test_reasons() -> None:
             ["0.weight", "2.weight", "3.weight", "5.weight"],
         ),
         ({"filter_fn": lambda name, module: name in ("1", "5"), "exclude": ["5"]}, ["1.weight"]),
+        ({"filter_fn": lambda name, module: bool(name), "include": ["[15]*"]}, ["1.weight", "5.weight"]),
     ],
 )
 def test_selection(options: dict[str, Any], taken: list[str]) -> None:
     assert [layer.name for layer in nt.prune_(network(), 2, 4, **options).layers] == taken
+
+
+def test_parts_of_sharded_weights_are_listed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].weight = nn.Parameter(torch.ones(32))
+    reason = "of shape (32,), not a matrix; where a model is sharded, a rank holds a part of it"
+    assert nt.prune_(model, 2, 4).skipped == (("0.weight", reason),)
 
 
 def test_other_modules_and_their_layouts() -> None:
@@ -352,6 +382,11 @@ def test_compiled_and_parallel_models_are_known_by_their_own_names() -> None:
         ),
         ({"scores": {"3.weight": [1.0]}}, InputTypeError, "scores of 3.weight must be a tensor, not list"),
         (
+            {"scores": "wanda"},
+            InputTypeError,
+            "scores must be a mapping from .*, or a callable, not 'wanda'",
+        ),
+        (
             {"scores": {"3.weight": torch.full((24, 32), float("nan"))}},
             NonFiniteError,
             "3.weight: scores must be",
@@ -472,6 +507,14 @@ def test_semi_structured_verifies_and_explains() -> None:
     assert "stays dense" in str(report)
     assert repr(report) == "<SemiReport: 0 converted, 1 verified, 4 skipped>"
     assert bits(model) == before
+
+
+def test_semi_structured_names_a_weight_that_is_not_finite() -> None:
+    model = nn.Sequential(nn.Linear(64, 64, dtype=torch.float16))
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"0\.weight: weights must be finite"):
+        nt.to_semi_structured_(model)
 
 
 def test_semi_structured_keeps_negative_zeros(monkeypatch: pytest.MonkeyPatch) -> None:

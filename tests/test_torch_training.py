@@ -286,6 +286,21 @@ def test_everything_is_refused_after_finish() -> None:
         training.load_state_dict(state)
 
 
+@pytest.mark.parametrize("way", ["assigned", "removed"])
+def test_parameters_that_left_the_model_are_not_solved_for(way: str) -> None:
+    """Refreshes would go on with weights that nobody trains any more."""
+    model, _, training = plain()
+    if way == "assigned":
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    else:
+        nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    for call in (training.refresh, training.finish):
+        with pytest.raises(
+            nt.TrainingStateError, match=r"0\.weight must stay the parameter that it was, .* assign=True"
+        ):
+            call()
+
+
 def test_finish_refuses_weights_that_are_not_finite_whole() -> None:
     model, _, training = plain()
     with torch.no_grad():
@@ -394,6 +409,22 @@ def test_shared_parameters_share_a_mask_and_stay_shared() -> None:
     assert int((model[0].weight != 0).sum()) == 32
 
 
+def test_a_module_of_two_names_is_masked_once() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=2)
+    assert len(layer.parametrizations.weight) == 1
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+    assert [(one.name, one.also) for one in training.finish().layers] == [("0.weight", ("2.weight",))]
+    assert type(layer) is nn.Linear
+    assert int((layer.weight != 0).sum()) == 32
+
+
 def test_another_default_device() -> None:
     """What is made for the CPU is made there, in a run under torch.device as well."""
     _, _, training = plain(warm_start=True)
@@ -476,6 +507,24 @@ def test_compile(before: bool) -> None:
         compiled = compiled or torch.compile(twin, backend="aot_eager")
         advance(compiled, other, 0, 7)
     assert len(training.history) == 2
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_the_optimizer() -> None:
+    model, optimizer, training = plain(every=2, decay=0.5)
+    twin, other, its = plain(every=2, decay=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, from inside its compiler
+        compiled = torch.compile(lambda: other.step(), backend="aot_eager")
+        for step in range(5):
+            for one, drive, stepper in ((model, optimizer, optimizer.step), (twin, other, compiled)):
+                drive.zero_grad()
+                loss_of(one, step).backward()
+                stepper()
+    assert [record.layers for record in training.history] == [record.layers for record in its.history]
+    assert its.step == 5
     for one, two in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-5)
 

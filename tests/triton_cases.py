@@ -128,6 +128,15 @@ def test_rows_too_far_apart_for_32_bits(m: int) -> None:
         assert a.objective == b.objective
 
 
+@pytest.mark.parametrize("m", [4, 8])
+def test_subnormal_bfloat16(m: int) -> None:
+    """Read by their bits: a mask was said to be proven, of scores that the interpreter had converted wrongly."""
+    weights = torch.from_numpy(families.gaussian((2 * m, 3 * m), 0)).double().mul(1e-39).bfloat16()
+    a, b = (solve_on_device(weights, m // 2, m, engine=engine) for engine in ("triton", "torch"))
+    assert (a.mask == b.mask).all()
+    assert a.objective == b.objective
+
+
 def test_kept_score() -> None:
     weights = torch.from_numpy(families.gaussian((1100, 9), 0)).T
     mask = torch.rand(9, 1100) < 0.5

@@ -38,8 +38,8 @@ from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.semi import SemiReport, to_semi_structured_
 from nmflow.torch.semi_structured import load_semi_structured, semi_structured
 from nmflow.torch.sparsegpt import sparsegpt_
-from nmflow.torch.state import Refresh
-from nmflow.torch.training import SparseTraining, TrainingStateError
+from nmflow.torch.state import Refresh, TrainingStateError
+from nmflow.torch.training import SparseTraining
 from nmflow.torch.unstructured import choose_n, from_unstructured_
 
 __all__ = [

@@ -16,8 +16,7 @@ from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, 
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array
-from nmflow.torch.post import check_names
-from nmflow.torch.prune import Scores, named_error
+from nmflow.torch.prune import Scores, check_names, named_error
 from nmflow.torch.prune import scores_of as given_scores
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.watch import OnStep, watching

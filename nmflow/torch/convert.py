@@ -64,6 +64,10 @@ def checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """A dense tensor with data, without its graph; the errors are those of `to_array`."""
     if not isinstance(tensor, torch.Tensor):
         raise InputTypeError(f"{name} must be a tensor, not {type(tensor).__name__}; for arrays use nmflow.solve")
+    if hasattr(tensor, "full_tensor"):  # a DTensor
+        raise InputTypeError(
+            f"{name} must be whole, not a {type(tensor).__name__}, of which each rank has a part; use .full_tensor()"
+        )
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise InputTypeError(f"{name} must be a dense tensor, not {tensor.layout} of {tensor.dtype}; use .to_dense()")
     if tensor.is_meta:

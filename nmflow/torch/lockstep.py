@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nmflow.torch.calibrate import add, hooked
 from nmflow.torch.feed import Forward, feed, wanted_rows
+from nmflow.torch.gather import add, hooked
 from nmflow.torch.moments import Moments
 from nmflow.torch.select import Layer
 

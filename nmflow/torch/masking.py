@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nmflow.torch.select import Layer
+from nmflow.errors import InputValueError
+from nmflow.torch.select import Layer, Slot, unwrapped
 
-__all__ = ["Masked", "attach", "bake"]
+__all__ = ["Masked", "attach", "bake", "before_parallel", "original"]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -70,14 +71,38 @@ class Masked(nn.Module):
 
 def attach(layer: Layer, masked: Masked) -> None:
     """Put a mask on every place that holds the layer's parameter; the parameter itself stays the same object."""
-    for slot in layer.slots:
+    for slot in _places(layer):
         parametrize.register_parametrization(slot.module, slot.attribute, masked)
 
 
 def bake(layer: Layer, masked: Masked) -> None:
     """Write zeros into the parameter and give it back to its modules as it was."""
-    for slot in layer.slots:
-        original = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
+    for slot in _places(layer):
+        dense = original(slot)
+        assert dense is not None
         with torch.no_grad():
-            original.masked_fill_(~masked.mask, 0.0)
+            dense.masked_fill_(~masked.mask, 0.0)
         parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
+
+
+def original(slot: Slot) -> torch.Tensor | None:
+    """The dense weight behind a masked one; None where there is no mask any more."""
+    if not parametrize.is_parametrized(slot.module, slot.attribute):
+        return None
+    dense: torch.Tensor = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
+    return dense
+
+
+def _places(layer: Layer) -> Iterable[Slot]:
+    """Where the parameter is, each place once: a module that has two names has two slots."""
+    return {(id(slot.module), slot.attribute): slot for slot in layer.slots}.values()
+
+
+def before_parallel(model: nn.Module) -> nn.Module:
+    """The model whose names users know. The hooks by which DistributedDataParallel reduces gradients would be lost."""
+    inner = unwrapped(model)
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise InputValueError(
+            "model must not be in a DistributedDataParallel yet; make SparseTraining of the model itself, then wrap it"
+        )
+    return inner

@@ -15,15 +15,9 @@ from torch import nn
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
-from nmflow.torch.calibrate import (
-    Calibration,
-    check_called,
-    check_damping,
-    gather,
-    hooked,
-    with_known_inputs,
-)
+from nmflow.torch.calibrate import Calibration, check_damping, with_known_inputs
 from nmflow.torch.feed import Forward, evaluating, feed
+from nmflow.torch.gather import check_called, gather, hooked
 from nmflow.torch.lockstep import in_lockstep
 from nmflow.torch.moments import Moments
 from nmflow.torch.post_layer import Options, Treat, Worker, all_or_nothing
@@ -32,7 +26,7 @@ from nmflow.torch.resume import Store
 from nmflow.torch.select import Layer, Selection, select, unwrapped
 from nmflow.torch.watch import watching
 
-__all__ = ["Counts", "Data", "check_names", "patterns_of", "run"]
+__all__ = ["Counts", "Data", "patterns_of", "run"]
 
 Data: TypeAlias = Iterable[Any] | Calibration
 Counts: TypeAlias = int | Mapping[str, int] | None
@@ -47,13 +41,15 @@ def patterns_of(
     Raises
     ------
     InputValueError
-        If n is a mapping and m is missing, or there is a pattern too.
+        If n is a mapping and m is missing or not that of an allocation, or there is a pattern too.
     """
     if not isinstance(n, Mapping):
         chosen = as_pattern(n, m, pattern, fill=fill)
         return chosen, lambda layer: chosen
     if m is None or pattern is not None:
         raise InputValueError("m must be given beside n for each layer, and no pattern; write n={...}, m=16")
+    if getattr(n, "m", m) != m:  # an Allocation
+        raise InputValueError(f"m must be {n.m}, for which n was allocated, not {m}")  # type: ignore[attr-defined]
     table = {name: Pattern(count, m, fill=fill) for name, count in n.items()}
     if not table:
         raise InputValueError("n must name at least one parameter, not none")
@@ -187,15 +183,6 @@ def _copy(model: nn.Module) -> nn.Module:
         raise InputValueError(
             f'model must be copied for follow="dense", and cannot be; use follow="own": {error}'
         ) from error
-
-
-def check_names(model: nn.Module, values: object, argument: str) -> None:
-    """Raise InputValueError if a mapping names what is no parameter of the model."""
-    if isinstance(values, Mapping):
-        known = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
-        unknown = next((name for name in values if name not in known), None)
-        if unknown is not None:
-            raise InputValueError(f"{argument} must be named like parameters of the model, not {unknown!r}")
 
 
 def _parallel(model: nn.Module, data: Iterable[Any], worker: Worker, options: Options) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nmflow.arrays import Array
-from nmflow.errors import InputValueError, NmflowError, NonFiniteError
+from nmflow.errors import InputTypeError, InputValueError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 from nmflow.solution import Certificate
@@ -20,7 +20,7 @@ from nmflow.torch.device import on_device, solve_on_device
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 
-__all__ = ["Scores", "layer_report", "mask_for", "named_error", "prune_", "scores_of"]
+__all__ = ["Scores", "check_names", "layer_report", "mask_for", "named_error", "prune_", "scores_of"]
 
 Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
 
@@ -44,7 +44,7 @@ def mask_for(
     scores : Tensor of the same shape, optional
         What an entry is worth. Default: absolute values.
     **options
-        As for `nmflow.solve`: pattern, solver, fill, transposable, layout, groups, threads.
+        As for `nmflow.solve`: pattern, solver, fill, transposable, layout, groups, threads, keep, drop, previous, ...
 
     Returns
     -------
@@ -135,7 +135,7 @@ def prune_(
     inner = unwrapped(model)
     selection = select(inner, chosen, include=include, exclude=exclude, filter_fn=filter_fn, strict=strict)
     values = [scores_of(layer, scores) for layer in selection.layers]
-    _check_names(inner, scores)
+    check_names(inner, scores, "scores")
     masks: list[Any] = []
     reports, used = [], str(solver)
     here = [
@@ -220,6 +220,11 @@ def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
     """The scores given for a layer, under any of its names."""
     if scores is None:
         return None
+    if not (isinstance(scores, Mapping) or callable(scores)):
+        raise InputTypeError(
+            f"scores must be a mapping from parameter names to tensors, or a callable, not {scores!r}; "
+            f"calibrate(...).scores(name) makes one of a name"
+        )
     for slot in layer.slots:
         tensor = scores.get(slot.name) if isinstance(scores, Mapping) else scores(slot.name, slot.module)
         if tensor is not None:
@@ -227,10 +232,10 @@ def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
     return None
 
 
-def _check_names(model: nn.Module, scores: Scores | None) -> None:
-    if not isinstance(scores, Mapping):
-        return
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    unknown = [name for name in scores if name not in known]
-    if unknown:
-        raise InputValueError(f"scores must be named like parameters of the model, not {unknown[0]!r}")
+def check_names(model: nn.Module, values: object, argument: str) -> None:
+    """Raise InputValueError if a mapping names what is no parameter of the model."""
+    if isinstance(values, Mapping):
+        known = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
+        unknown = next((name for name in values if name not in known), None)
+        if unknown is not None:
+            raise InputValueError(f"{argument} must be named like parameters of the model, not {unknown!r}")

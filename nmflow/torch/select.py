@@ -70,8 +70,8 @@ def select(
         `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
         would be left alone for its type or size; any glob of more than stars takes a depthwise convolution.
     filter_fn : callable (module name, module) -> bool or None, optional
-        True takes a module of any type, with all its parameters of two axes or more; False leaves it; None lets
-        the other rules decide.
+        True takes a module of any type, with all its parameters of two axes or more that `include` names; False leaves
+        it; None lets the other rules decide.
     strict : bool
         Refuse a layer that is not made of whole blocks.
     trainable : bool
@@ -136,9 +136,10 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         answer = None if filter_fn is None else filter_fn(name, module)
         if answer is not None and not isinstance(answer, bool):
             raise InputTypeError(f"filter_fn must answer True, False or None, not {answer!r} for {name!r}")
-        if isinstance(module, ELIGIBLE) and module._parameters.get("weight") is None:
+        missing = _missing(module) if isinstance(module, ELIGIBLE) else ""
+        if missing:
             if id(module) not in seen:
-                skipped.append((f"{name}.weight" if name else "weight", "computed, not a parameter of the module"))
+                skipped.append((f"{name}.weight" if name else "weight", missing))
             seen.add(id(module))
             continue
         for attribute, parameter in module._parameters.items():
@@ -146,6 +147,16 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
                 continue
             found.setdefault(identity(parameter), []).append((Slot(name, module, attribute), answer))
     return found, skipped
+
+
+def _missing(module: nn.Module) -> str:
+    """Why a Linear or convolution has no matrix to look at; empty if it has."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "computed, not a parameter of the module"
+    if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
+        return f"of shape {tuple(weight.shape)}, not a matrix; where a model is sharded, a rank holds a part of it"
+    return ""
 
 
 def _wide(attribute: str, parameter: nn.Parameter) -> bool:
@@ -162,11 +173,10 @@ def _verdict(
         return f"excluded by {glob!r}", ""
     if answer is False:
         return "left out by filter_fn", ""
+    if wanted is not None and not any(_matches(slot, glob) for glob in wanted):
+        return "", OUTSIDE
     if answer:
         return "", ""
-    matched = wanted is not None and any(_matches(slot, glob) for glob in wanted)
-    if wanted is not None and not matched:
-        return "", OUTSIDE
     kind = type(slot.module).__name__
     if not isinstance(slot.module, ELIGIBLE):
         return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
@@ -179,7 +189,8 @@ def _verdict(
 
 def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
     """Whether a parameter is asked for by itself, so that its type does not matter."""
-    return bool(answer) or _plain(slot, wanted) or (depthwise(slot) and _wanted_depthwise(slot, wanted))
+    inside = wanted is None or any(_matches(slot, glob) for glob in wanted)
+    return bool(answer and inside) or _plain(slot, wanted) or (depthwise(slot) and _wanted_depthwise(slot, wanted))
 
 
 def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

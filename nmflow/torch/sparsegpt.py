@@ -11,9 +11,10 @@ from torch import nn
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
-from nmflow.torch.post import Counts, Data, check_names, patterns_of, run
+from nmflow.torch.post import Counts, Data, patterns_of, run
 from nmflow.torch.post_layer import Job, Options
 from nmflow.torch.post_report import PostReport
+from nmflow.torch.prune import check_names
 from nmflow.torch.refit import refit as refitted
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep

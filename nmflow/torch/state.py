@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 
-from nmflow.errors import InputTypeError, InputValueError
+from nmflow.errors import InputTypeError, InputValueError, NmflowError
 from nmflow.pattern import Pattern
 from nmflow.torch.sharing import Found
 
-__all__ = ["Refresh", "check", "packed_duals", "packed_history", "unpacked"]
+__all__ = ["Refresh", "TrainingStateError", "check", "packed", "unpacked"]
 
 KEYS = {"version", "pattern", "step", "frozen", "masks", "duals", "history"}
 VERSION = 1
+
+
+class TrainingStateError(NmflowError, RuntimeError):
+    """Something asked of a sparse training that it can no longer do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,27 @@ class Refresh:
         return self.sad / self.entries
 
 
-def packed_history(history: Sequence[Refresh]) -> list[dict[str, Any]]:
-    """Refreshes as plain values."""
-    return [{**asdict(record), "layers": dict(record.layers)} for record in history]
+def packed(
+    pattern: Pattern,
+    step: int,
+    frozen: bool,
+    masks: Mapping[str, torch.Tensor],
+    found: Iterable[Found],
+    history: Iterable[Refresh],
+) -> dict[str, Any]:
+    """A state as plain values and tensors of the CPU; what was found is in the order of masks."""
+    return {
+        "version": VERSION,
+        "pattern": str(pattern),
+        "step": step,
+        "frozen": frozen,
+        "masks": {name: mask.detach().cpu().clone() for name, mask in masks.items()},
+        "duals": {name: _packed_duals(one) for name, one in zip(masks, found, strict=True)},
+        "history": [{**asdict(record), "layers": dict(record.layers)} for record in history],
+    }
 
 
-def packed_duals(found: Found) -> list[list[torch.Tensor]]:
+def _packed_duals(found: Found) -> list[list[torch.Tensor]]:
     """Duals as tensors, u and v of each matrix."""
     return [[torch.as_tensor(side, device="cpu").clone() for side in pair] for pair in found.duals]
 

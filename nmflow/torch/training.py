@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,25 +11,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nmflow.arrays import Array
-from nmflow.errors import InputTypeError, InputValueError, NmflowError
 from nmflow.pattern import Pattern
-from nmflow.pipeline import as_pattern, certify
-from nmflow.torch.convert import arrays, to_array, to_mask
+from nmflow.pipeline import as_pattern
+from nmflow.torch.amounts import amount, whole
 from nmflow.torch.decay import Decay, inner_optimizer
 from nmflow.torch.device import on_device
-from nmflow.torch.masking import Masked, attach, bake
-from nmflow.torch.prune import layer_report, named_error
+from nmflow.torch.joint_search import find_all
+from nmflow.torch.masked_layers import MaskedLayers
+from nmflow.torch.masking import before_parallel
 from nmflow.torch.report import PruneReport
-from nmflow.torch.search import find, find_on_device
-from nmflow.torch.select import Filter, Layer, select, unwrapped
+from nmflow.torch.search import find
+from nmflow.torch.select import Filter, Layer, select
 from nmflow.torch.sharing import Found, Ranks
-from nmflow.torch.state import Refresh, check, packed_duals, packed_history, unpacked
+from nmflow.torch.state import Refresh, TrainingStateError, check, packed, unpacked
 
 __all__ = ["Refresh", "SparseTraining", "TrainingStateError"]
-
-
-class TrainingStateError(NmflowError, RuntimeError):
-    """Something asked of a sparse training that it can no longer do."""
 
 
 class SparseTraining:
@@ -122,10 +116,10 @@ class SparseTraining:
         threads: int | None = None,
         process_group: Any = None,
     ) -> None:
-        self.every = _whole(every, "every", 1)
-        self.decay = _amount(decay, "decay")
-        self.switch_cost = _amount(switch_cost, "switch_cost")
-        self.stop_at = None if stop_at is None else _whole(stop_at, "stop_at", 0)
+        self.every = whole(every, "every", 1)
+        self.decay = amount(decay, "decay")
+        self.switch_cost = amount(switch_cost, "switch_cost")
+        self.stop_at = None if stop_at is None else whole(stop_at, "stop_at", 0)
         self.warm_start = bool(warm_start)
         self.pattern = as_pattern(n, m, pattern, fill=fill)
         self.solver, self.threads = solver, threads
@@ -135,39 +129,36 @@ class SparseTraining:
         with self._ranks.together():
             driver = inner_optimizer(optimizer)
             selection = select(
-                _before_parallel(model), self.pattern,
+                before_parallel(model), self.pattern,
                 include=include, exclude=exclude, filter_fn=filter_fn, strict=strict, trainable=True,
             )  # fmt: skip
             self._layers, self.skipped = selection.layers, selection.skipped
-            self._parameters = [layer.parameters for layer in self._layers]
             pull = Decay(self.decay, driver, self._layers)
-        for parameters in self._parameters:
-            self._ranks.send(parameters[0].detach(), 0)  # as DistributedDataParallel does when it takes the model
+        self._weights = [layer.parameters[0] for layer in self._layers]
+        for weight in self._weights:
+            self._ranks.send(weight.detach(), 0)  # as DistributedDataParallel does when it takes the model
         self._found: list[Found] | None = None
         self._found = self._search()
-        self._by_name = {
-            layer.name: Masked(to_mask(found.mask, parameters[0].device))
-            for layer, found, parameters in zip(self._layers, self._found, self._parameters, strict=True)
-        }
-        self._masked = pull.masked = list(self._by_name.values())
-        for layer, masked in zip(self._layers, self._masked, strict=True):
-            attach(layer, masked)
+        self._masked = MaskedLayers(self._layers, self._found)
+        pull.masked = list(self._masked.by_name.values())
+        self._masked.attach()
         self._finished = False
+        aside: Any = torch.compiler.disable  # else Dynamo, compiling the optimizer's step, would trace into the solver
         self._hooks = [
-            driver.register_step_pre_hook(pull),
-            driver.register_step_post_hook(self._after_step),
+            driver.register_step_pre_hook(aside(pull)),
+            driver.register_step_post_hook(aside(self._after_step)),
         ]
         self._stop_in_time()
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
         """The mask of each parameter, on its device: True = kept. They change in place."""
-        return {name: masked.mask for name, masked in self._by_name.items()}
+        return {name: masked.mask for name, masked in self._masked.by_name.items()}
 
     @property
     def frozen(self) -> bool:
         """Whether masks are final."""
-        return all(masked.fixed for masked in self._masked)
+        return self._masked.fixed
 
     def refresh(self) -> Refresh:
         """Find the masks of the weights as they are now; called every `every` optimizer steps.
@@ -175,23 +166,19 @@ class SparseTraining:
         Raises
         ------
         TrainingStateError
-            If masks are frozen, or `finish` was called.
+            If masks are frozen, `finish` was called, or the model has other parameters now.
         NonFiniteError
             If a weight is NaN or infinite; all masks stay as they were.
         """
         self._check_running()
         if self.frozen:
             raise TrainingStateError("masks must not be frozen for refresh(); they are since freeze() or stop_at")
+        self._masked.check_held()
         started = time.perf_counter()
         found = self._search()
-        changes = []
-        for masked, one in zip(self._masked, found, strict=True):
-            new = to_mask(one.mask, masked.mask.device)
-            changes.append((masked.mask ^ new).count_nonzero())
-            masked.mask.copy_(new)
+        layers = self._masked.change(found)
         self._found = found
-        layers = {name: int(change) for name, change in zip(self._by_name, changes, strict=True)}
-        entries = sum(masked.mask.numel() for masked in self._masked)
+        entries = sum(weight.numel() for weight in self._weights)
         record = Refresh(self.step, time.perf_counter() - started, sum(layers.values()), entries, layers)
         self.history.append(record)
         return record
@@ -217,8 +204,7 @@ class SparseTraining:
     def freeze(self) -> None:
         """Keep the masks as they are from now on; pruned weights get no gradient any more."""
         self._check_running()
-        for masked in self._masked:
-            masked.fixed = True
+        self._masked.fix()
 
     def finish(self) -> PruneReport:
         """Write the zeros into plain parameters and let go of model and optimizer.
@@ -231,47 +217,24 @@ class SparseTraining:
         Raises
         ------
         TrainingStateError
-            If it was called before.
+            If it was called before, or the model has other parameters now.
         """
         self._check_running()
+        self._masked.check_held()
         started = time.perf_counter()
-        reports = []
-        weights = arrays((layer.name, group[0]) for layer, group in zip(self._layers, self._parameters, strict=True))
-        for layer, parameters, masked, weight in zip(
-            self._layers, self._parameters, self._masked, weights, strict=True
-        ):
-            begun = time.perf_counter()
-            mask = to_array(masked.mask)
-            try:
-                grade = certify(
-                    weight, mask, pattern=self.pattern, layout=layer.layout, groups=layer.groups,
-                    threads=self.threads, absolute=True,
-                )  # fmt: skip
-            except NmflowError as error:
-                raise named_error(error, layer.name) from None
-            seconds = time.perf_counter() - begun
-            reports.append(layer_report(layer, parameters[0], weight, mask, grade, seconds, absolute=True))
-        for layer, masked in zip(self._layers, self._masked, strict=True):
-            bake(layer, masked)
+        reports = self._masked.grade(self.pattern, self.threads)
+        self._masked.bake()
         for hook in self._hooks:
             hook.remove()
         self._finished, self._found = True, None
         name = self.solver if isinstance(self.solver, str) else self.solver.name
-        return PruneReport(str(self.pattern), name, tuple(reports), self.skipped, time.perf_counter() - started)
+        return PruneReport(str(self.pattern), name, reports, self.skipped, time.perf_counter() - started)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, duals, step and history, as ``torch.load(weights_only=True)`` reads them; the same on every rank."""
         self._check_running()
         assert self._found is not None
-        return {
-            "version": 1,
-            "pattern": str(self.pattern),
-            "step": self.step,
-            "frozen": self.frozen,
-            "masks": {name: mask.detach().cpu().clone() for name, mask in self.masks.items()},
-            "duals": {name: packed_duals(found) for name, found in zip(self._by_name, self._found, strict=True)},
-            "history": packed_history(self.history),
-        }
+        return packed(self.pattern, self.step, self.frozen, self.masks, self._found, self.history)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Options such as `every` stay as they were given to this object.
@@ -283,45 +246,22 @@ class SparseTraining:
         """
         self._check_running()
         check(state, self.pattern, self.masks)
-        found, step, history = unpacked(state, self._by_name)
-        for name, masked in self._by_name.items():
-            masked.mask.copy_(state["masks"][name])
-            masked.fixed = bool(state["frozen"])
+        found, step, history = unpacked(state, self.masks)
+        self._masked.change(found)
+        self._masked.fix(bool(state["frozen"]))
         self._found, self.step, self.history = found, step, history
 
     def _search(self) -> list[Found]:
         """New masks of all layers; nothing is changed."""
-        owners = self._ranks.owners([parameters[0].numel() for parameters in self._parameters])
-        mine = [number for number, owner in enumerate(owners) if owner == self._ranks.rank]
-        found: dict[int, Found] = {}
-        with self._ranks.together():
-            staying = {number for number in mine if self._stays(self._parameters[number][0])}
-            weights = arrays(
-                (self._layers[number].name, self._parameters[number][0]) for number in mine if number not in staying
-            )
-            for number in mine:
-                last = None if self._found is None else self._found[number]
-                try:
-                    if number in staying:
-                        found[number] = self._find_on_device(number, last)
-                    else:
-                        found[number] = self.find_mask(self._layers[number], next(weights), last)
-                except NmflowError as error:
-                    raise named_error(error, self._layers[number].name) from None
-        return self._ranks.exchange(found, owners, [parameters[0] for parameters in self._parameters])
-
-    def _stays(self, parameter: nn.Parameter) -> bool:
-        """Whether a mask is found on the device of its parameter: nothing asks for what only the CPU does."""
-        overridden = type(self).find_mask is not SparseTraining.find_mask
-        return not overridden and on_device(parameter, self.pattern, solver=self.solver, switch_cost=self.switch_cost)
-
-    def _find_on_device(self, number: int, last: Found | None) -> Found:
-        layer = self._layers[number]
-        found = find_on_device(
-            self._parameters[number][0], self.pattern, last, layout=layer.layout, groups=layer.groups,
-            threads=self.threads, warm_start=self.warm_start,
+        return find_all(
+            self._layers, self._weights, self._found, self.pattern, self._ranks, find=self.find_mask,
+            stays=self._stays, threads=self.threads, warm_start=self.warm_start,
         )  # fmt: skip
-        return found if self._ranks.count == 1 else found.as_arrays()
+
+    def _stays(self, weight: torch.Tensor) -> bool:
+        """Whether a mask is found on the device of its weight: nothing asks for what only the CPU does."""
+        overridden = getattr(self.find_mask, "__func__", None) is not SparseTraining.find_mask
+        return not overridden and on_device(weight, self.pattern, solver=self.solver, switch_cost=self.switch_cost)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A GradScaler calls a fused optimizer at every step, and lends it this tensor to skip by. Reading it waits for
@@ -341,33 +281,3 @@ class SparseTraining:
     def _check_running(self) -> None:
         if self._finished:
             raise TrainingStateError("finish() must be called once, as the last thing; make a new SparseTraining")
-
-
-def _before_parallel(model: nn.Module) -> nn.Module:
-    """The model whose names users know. The hooks by which DistributedDataParallel reduces gradients would be lost."""
-    inner = unwrapped(model)
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise InputValueError(
-            "model must not be in a DistributedDataParallel yet; make SparseTraining of the model itself, then wrap it"
-        )
-    return inner
-
-
-def _whole(value: Any, name: str, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputTypeError(f"{name} must be a whole number, not {value!r}") from None
-    if number < least:
-        raise InputValueError(f"{name} must be at least {least}, not {number}")
-    return number
-
-
-def _amount(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"{name} must be a number, not {value!r}") from None
-    if not (math.isfinite(number) and number >= 0):
-        raise InputValueError(f"{name} must be finite and not negative, not {value!r}")
-    return number

@@ -18,8 +18,8 @@ from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
-from nmflow.torch.post import Counts, check_names, patterns_of
-from nmflow.torch.prune import Scores, layer_report, named_error
+from nmflow.torch.post import Counts, patterns_of
+from nmflow.torch.prune import Scores, check_names, layer_report, named_error
 from nmflow.torch.prune import scores_of as given_scores
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped

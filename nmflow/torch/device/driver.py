@@ -13,10 +13,11 @@ import torch
 from nmflow.arrays import Layout
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
-from nmflow.pipeline import as_pattern, solve
+from nmflow.pipeline import as_pattern
 from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
-from nmflow.torch.convert import checked, to_array, to_mask
+from nmflow.torch.convert import checked
+from nmflow.torch.device.cpu import finish, solve_on_cpu
 from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
 from nmflow.torch.device.engine import MOST_BLOCKS, engine_for
 from nmflow.torch.device.grid import BlockGrid
@@ -33,7 +34,7 @@ def on_device(tensor: torch.Tensor, pattern: Pattern, **options: Any) -> bool:
 
     `options` are those of `nmflow.solve`; None, False, and solver="dual" say nothing.
     """
-    told = {name for name, value in options.items() if value is not None and value is not False and value != 0.0} - {
+    told = {name for name, value in options.items() if value is not None and not _nought(value)} - {
         "scores", "layout", "groups", "threads", "duals", "certify", "warm_start",
     }  # fmt: skip
     asked = told - {"solver"} or options.get("solver", "dual") not in ("dual", None)
@@ -132,7 +133,7 @@ def solve_on_device(
             raise InputValueError(
                 f'engine must be "auto" for {values.dtype} under {chosen}, which is solved on the CPU, not "triton"'
             )
-        return _on_cpu(values, chosen, absolute, layout, groups, threads, duals)
+        return solve_on_cpu(values, chosen, absolute, layout, groups, threads, duals)
     grid = BlockGrid.of(values, chosen, layout, groups)
     start = None if warm_start is None else earlier_duals(warm_start, grid)
     chosen_engine = engine_for(engine, grid)
@@ -177,6 +178,11 @@ def solve_on_device(
     )
 
 
+def _nought(value: Any) -> bool:
+    """Whether it is False or 0; masks are neither, and have no truth."""
+    return isinstance(value, int | float) and not value
+
+
 def _fits(values: torch.Tensor, pattern: Pattern) -> bool:
     """Whether the engines can do it."""
     return pattern.fill == "exact" and pattern.col is not None and values.dtype in DTYPES
@@ -201,67 +207,9 @@ def _solve_band(
     counts = [int(count) for count in counts]
     if counts[2]:
         blocks = outcome.open_list[: counts[2]].long()
-        _finish(grid, mask, duals, blocks, absolute, threads)
+        finish(grid, mask, duals, blocks, absolute, threads)
         objective = float(engine.kept_score(grid.scores, mask, absolute=absolute))
     return objective, counts
-
-
-def _finish(
-    grid: BlockGrid,
-    mask: torch.Tensor,
-    duals: Pair | None,
-    blocks: torch.Tensor,
-    absolute: bool,
-    threads: int | None,
-) -> None:
-    """Solve the blocks that are left on the CPU, side by side in one matrix."""
-    rows, cols = grid.pattern.block_shape
-    blocks = blocks.sort().values  # lists come in any order, and chunks of the CPU depend on it
-    values = grid.blocks(blocks)
-    stripe = to_array(values.transpose(0, 1).reshape(rows, -1))
-    solution = solve(
-        stripe, pattern=grid.pattern, scores=None if absolute else stripe, threads=threads,
-        duals=duals is not None,
-    )  # fmt: skip
-    assert solution.certificate is not None
-    assert solution.certificate.proven  # as the contract of an exact solver says
-    found = to_mask(solution.mask, mask.device).reshape(rows, len(blocks), cols).transpose(0, 1)
-    grid.put(mask, blocks, found)
-    if duals is not None:
-        u, v = duals
-        tall, wide = grid.size
-        i, j = blocks // wide, blocks % wide
-        u.view(tall, rows, wide)[i, :, j] = torch.from_numpy(solution.row_duals).to(u).T
-        v.view(tall, wide, cols)[i, j] = torch.from_numpy(solution.col_duals).to(v).reshape(-1, cols)
-
-
-def _on_cpu(
-    values: torch.Tensor,
-    pattern: Pattern,
-    absolute: bool,
-    layout: Layout | None,
-    groups: int,
-    threads: int | None,
-    duals: bool,
-) -> Solution:
-    """What no engine can do: solved on the CPU, and brought back."""
-    from dataclasses import replace
-
-    array = to_array(values)
-    solution = solve(
-        array, pattern=pattern, scores=None if absolute else array, layout=layout, groups=groups, threads=threads,
-        duals=duals,
-    )  # fmt: skip
-
-    def back(side: Any) -> Any:
-        if side is None:
-            return None
-        if isinstance(side, tuple):
-            return tuple(back(part) for part in side)
-        return torch.from_numpy(side).to(values.device, torch.float64)
-
-    mask: Any = to_mask(solution.mask, values.device)
-    return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))
 
 
 def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:

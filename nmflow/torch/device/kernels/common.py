@@ -19,8 +19,12 @@ ANY_SIZE = {
 
 @triton.jit
 def score_bits(values):
-    """Scores as the bits of float32."""
-    return values.to(tl.float32).to(tl.int32, bitcast=True)
+    """Scores as the bits of float32; bfloat16 is half of them, and Triton's interpreter converts subnormals wrongly."""
+    if values.dtype == tl.bfloat16:
+        bits = values.to(tl.int16, bitcast=True).to(tl.int32) << 16
+    else:
+        bits = values.to(tl.float32).to(tl.int32, bitcast=True)
+    return bits
 
 
 @triton.jit

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nmflow.torch.device.kernels.common import score_bits
+
 __all__ = ["kept_score"]
 
 
@@ -21,7 +23,8 @@ def kept_score(scores, row_stride, col_stride, mask, sums, height, width, ABSOLU
             col = first + tl.arange(0, SIZE)
             here = col < width
             kept = tl.load(mask + row * width + col, mask=here, other=0)
-            value = tl.load(scores + row * row_stride + col * col_stride, mask=here, other=0.0).to(tl.float32)
+            found = tl.load(scores + row * row_stride + col * col_stride, mask=here, other=0.0)
+            value = score_bits(found).to(tl.float32, bitcast=True)
             if ABSOLUTE:
                 value = tl.abs(value)
             total += tl.where(kept != 0, value, 0.0).to(tl.float64)

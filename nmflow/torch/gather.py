@@ -1,0 +1,154 @@
+"""Stream batches through a model and sum up what its layers see, in as many passes as memory asks for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.torch.feed import Forward, evaluating, feed, wanted_rows
+from nmflow.torch.moments import Moments, matrices, rows_of
+from nmflow.torch.select import Layer
+from nmflow.torch.watch import OnStep, watching
+
+__all__ = ["MEMORY", "add", "check_called", "gather", "hooked"]
+
+MEMORY = 4e9
+"""Bytes of sums that are kept in one pass over the batches; what needs more takes more passes."""
+
+
+def gather(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[Layer],
+    *,
+    gram: bool,
+    forward: Forward | None,
+    memory: float = MEMORY,
+    progress: OnStep | bool | None = None,
+) -> dict[str, Moments]:
+    """Sum up what some layers see, in as many passes over the batches as memory asks for."""
+    if isinstance(batches, str | bytes | torch.Tensor | Mapping):
+        raise InputTypeError(f"batches must be a list or loader of batches, not one {type(batches).__name__}")
+    passes = _passes(layers, gram, memory)
+    if len(passes) > 1 and iter(batches) is batches:
+        raise InputValueError(
+            f"batches must be readable {len(passes)} times, as sums of {memory:g} bytes hold only some layers at once, "
+            f"and are an iterator; give a list or a loader, or more memory"
+        )
+    sums: dict[str, Moments] = {}
+    total = len(passes) * len(batches) if isinstance(batches, Sequence) else 0
+    done = 0
+    with watching("calibrating", progress) as report, evaluating(model):
+        for chosen in passes:
+            current = {layer.name: Moments.of(layer, gram=gram) for layer in chosen}
+            number = -1
+            state = _Batch(0, None)
+
+            def take(layer: Layer, module: nn.Module, value: torch.Tensor, state: _Batch = state, current=current):  # type: ignore[no-untyped-def]
+                add(current[layer.name], layer, module, value, state.wanted, state.number)
+
+            with hooked(chosen, take):
+                for number, batch in enumerate(batches):
+                    report(f"batch {number + 1}", done, total)
+                    state.number, state.wanted = number, wanted_rows(batch)
+                    feed(model, batch, number, forward)
+                    done += 1
+            if number < 0:
+                raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
+            check_called(current)
+            sums |= current
+        report("", done, total)
+    return sums
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The batch that is on its way."""
+
+    number: int
+    wanted: torch.Tensor | None
+
+
+def add(
+    moments: Moments,
+    layer: Layer,
+    module: nn.Module,
+    value: torch.Tensor,
+    wanted: torch.Tensor | None,
+    number: int,
+    dense: torch.Tensor | None = None,
+) -> None:
+    """Take the input of one call into a layer's sums; an error names the layer and the batch."""
+    parts = rows_of(module, value, wanted)
+    others = rows_of(module, dense, wanted) if dense is not None else None
+    try:
+        for part in parts:
+            moments.add(part, None if others is None else next(others))
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} of {layer.name} must be finite, not NaN or infinite at {error.count} entries in batch {number}; "
+            f"look at that batch, and at the layers before this one",
+            error.count,
+            error.first,
+        ) from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputValueError(
+            f"batches must fit in memory with the inputs of {layer.name}, and batch {number} does not; "
+            f"make smaller ones"
+        ) from error
+
+
+def check_called(sums: Mapping[str, Moments]) -> None:
+    """Raise InputValueError if a layer saw nothing."""
+    idle = [name for name, moments in sums.items() if not moments.count]
+    if idle:
+        more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+        raise InputValueError(
+            f"every layer must be called by the model, and {idle[0]}{more} never was; exclude it, or "
+            f"calibrate with more"
+        )
+
+
+@contextlib.contextmanager
+def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tensor], None]) -> Iterator[None]:
+    """Call `take` with the input of every call of the layers' modules."""
+
+    def hook_of(layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            take(layer, module, args[0] if args else kwargs["input"])
+
+        return hook
+
+    handles = []
+    try:
+        for layer in layers:
+            for module in {id(slot.module): slot.module for slot in layer.slots}.values():
+                handle = module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
+                handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _passes(layers: Sequence[Layer], gram: bool, memory: float) -> list[list[Layer]]:
+    """Layers that are summed up together."""
+    passes: list[list[Layer]] = [[]]
+    used = 0.0
+    for layer in layers:
+        groups, _, width = matrices(layer, layer.parameters[0].detach()).shape
+        size = 8.0 * groups * width * (width if gram else 2)
+        if passes[-1] and used + size > memory:
+            passes.append([])
+            used = 0.0
+        passes[-1].append(layer)
+        used += size
+    return passes

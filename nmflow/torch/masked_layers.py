@@ -1,0 +1,104 @@
+"""All masked weights of a model in training: put on, changed together, graded, and written into the weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from nmflow.errors import NmflowError
+from nmflow.pattern import Pattern
+from nmflow.pipeline import certify
+from nmflow.torch.convert import arrays, to_array, to_mask
+from nmflow.torch.masking import Masked, attach, bake, original
+from nmflow.torch.prune import layer_report, named_error
+from nmflow.torch.report import LayerReport
+from nmflow.torch.select import Layer
+from nmflow.torch.sharing import Found
+from nmflow.torch.state import TrainingStateError
+
+__all__ = ["MaskedLayers"]
+
+
+class MaskedLayers:
+    """Layers with their masks, by the names of their parameters.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Not masked yet: `attach` does that.
+    found : sequence of Found
+        A mask for each.
+    """
+
+    def __init__(self, layers: Sequence[Layer], found: Sequence[Found]) -> None:
+        self._layers = layers
+        self._parameters = [layer.parameters for layer in layers]  # as `attach` hides them from their modules
+        self.by_name = {
+            layer.name: Masked(to_mask(one.mask, parameters[0].device))
+            for layer, one, parameters in zip(layers, found, self._parameters, strict=True)
+        }
+
+    @property
+    def fixed(self) -> bool:
+        """Whether masks are final."""
+        return all(masked.fixed for masked in self.by_name.values())
+
+    def attach(self) -> None:
+        """Put the masks on the weights."""
+        for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
+            attach(layer, masked)
+
+    def fix(self, fixed: bool = True) -> None:
+        """Make masks final, or not."""
+        for masked in self.by_name.values():
+            masked.fixed = fixed
+
+    def check_held(self) -> None:
+        """Raise TrainingStateError if the model holds other parameters now: masks would be those of what was left."""
+        for layer, parameters in zip(self._layers, self._parameters, strict=True):
+            held = [original(slot) for slot in layer.slots]
+            if any(all(one is not parameter for parameter in parameters) for one in held):
+                raise TrainingStateError(
+                    f"{layer.name} must stay the parameter that it was, and is another now; load states without "
+                    f"assign=True, and shard no model"
+                )
+
+    def change(self, found: Sequence[Found]) -> dict[str, int]:
+        """Write other masks in place of these; how many entries of each differ."""
+        changes = []
+        for masked, one in zip(self.by_name.values(), found, strict=True):
+            new = to_mask(one.mask, masked.mask.device)
+            changes.append((masked.mask ^ new).count_nonzero())
+            masked.mask.copy_(new)
+        return {name: int(change) for name, change in zip(self.by_name, changes, strict=True)}
+
+    def grade(self, pattern: Pattern, threads: int | None) -> tuple[LayerReport, ...]:
+        """What the masks keep of the weights as they are, and what the best masks would keep more.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is NaN or infinite: the parameter is named.
+        """
+        reports = []
+        weights = arrays((layer.name, group[0]) for layer, group in zip(self._layers, self._parameters, strict=True))
+        for layer, parameters, masked, weight in zip(
+            self._layers, self._parameters, self.by_name.values(), weights, strict=True
+        ):
+            begun = time.perf_counter()
+            mask = to_array(masked.mask)
+            try:
+                grade = certify(
+                    weight, mask, pattern=pattern, layout=layer.layout, groups=layer.groups, threads=threads,
+                    absolute=True,
+                )  # fmt: skip
+            except NmflowError as error:
+                raise named_error(error, layer.name) from None
+            seconds = time.perf_counter() - begun
+            reports.append(layer_report(layer, parameters[0], weight, mask, grade, seconds, absolute=True))
+        return tuple(reports)
+
+    def bake(self) -> None:
+        """Write zeros into the weights, which become plain parameters again."""
+        for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
+            bake(layer, masked)

@@ -177,7 +177,8 @@ def test_resume(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, fo
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_with_an_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["model", "diffusion_pytorch_model"])
+def test_a_folder_with_an_index(tmp_path: Path, model: str) -> None:
     src = tmp_path / "src"
     src.mkdir()
     names = ("model-1.safetensors", "model-2.safetensors")
@@ -186,10 +187,10 @@ def test_a_folder_with_an_index(tmp_path: Path) -> None:
     for name, part in zip(names, parts, strict=True):
         write(src / name, part)
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-    (src / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (src / f"{model}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (src / "config.json").write_text("{}")
     export_checkpoint(src, tmp_path / "out", "nibble")
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    index = json.loads((tmp_path / "out" / f"{model}.safetensors.index.json").read_text())["weight_map"]
     assert index["a.weight.values"] == names[0]
     assert index["c.weight.mask"] == names[1]
     assert (tmp_path / "out" / "config.json").read_text() == "{}"

@@ -251,6 +251,20 @@ def test_sharded_folder(tmp_path: Path) -> None:
     assert [path.name for path in plan.source.others] == ["model.safetensors.index.json"]
 
 
+def test_the_index_of_a_part_of_a_pipeline(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "unet")
+    index = folder / "model.safetensors.index.json"
+    other = index.rename(folder / "diffusion_pytorch_model.safetensors.index.json")
+    source = open_source(folder)
+    assert (len(source.shards), source.index) == (2, other.name)
+    assert {tensor.entry.name for tensor in make_plan(source, "2:4").pruned} == set(PRUNED)
+    shutil.copy(other, folder / "second.safetensors.index.json")
+    with pytest.raises(CheckpointError, match=r"one index, not diffusion_pytorch_model\.safetensors\.index\.json, sec"):
+        open_source(folder)
+    shutil.copy(other, index)
+    assert open_source(folder).index == index.name
+
+
 @pytest.mark.parametrize("name", ["../out.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "a\\b"])
 def test_index_that_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     folder = sharded(tmp_path / "hf")

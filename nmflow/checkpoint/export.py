@@ -23,7 +23,7 @@ from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, given_masks
 from nmflow.checkpoint.pack import DenseUnit, PackUnit
 from nmflow.checkpoint.place import check_place
-from nmflow.checkpoint.source import INDEX, Source, open_source
+from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.stage import staged, start_file, start_folder
 from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.checkpoint.unit import Done, Unit
@@ -112,7 +112,7 @@ def export_checkpoint(
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
             check_finished(dst, units, results, [Path(NAME)], threads)
         else:
-            start_folder(source, [path for path in source.others if str(path) not in (INDEX, NAME)], stage.new)
+            start_folder(source, [path for path in source.others if str(path) not in (source.index, NAME)], stage.new)
             for shard in source.shards:
                 head, places = layouts[shard.path]
                 size = max((entry.stop for entry in places.values()), default=len(head))
@@ -229,9 +229,9 @@ def _array_name(tensor: str, key: str, format: Format) -> str:
 
 def _write_index(source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], folder: Path) -> None:
     """An index of the new names where there was one of the old."""
-    if not source.is_folder or Path(INDEX) not in source.others:
+    if source.index is None:
         return
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    write_new(folder / INDEX, text + "\n")
+    write_new(folder / source.index, text + "\n")

@@ -16,6 +16,8 @@ __all__ = ["Source", "open_source"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_END = ".safetensors.index.json"
+"""How the names of all indexes end; diffusers has diffusion_pytorch_model before it."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PART = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")
 """Name of one of several pickles that are one checkpoint; converted by itself it would pass for the whole."""
@@ -39,12 +41,15 @@ class Source:
         The files whose tensors are the model, in the order of their names.
     others : tuple of Path
         The other files of the folder, relative to it; they are copied.
+    index : str or None
+        Which of these names the shards.
     """
 
     path: Path
     is_folder: bool
     shards: tuple[Header, ...]
     others: tuple[Path, ...] = ()
+    index: str | None = None
 
     @property
     def other_weights(self) -> tuple[Path, ...]:
@@ -63,7 +68,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     ----------
     path : path
         A .safetensors file, or a folder in the layout of Hugging Face: ``model.safetensors``, or
-        ``model.safetensors.index.json`` with its shards, or else a single .safetensors file of any name.
+        ``model.safetensors.index.json`` with its shards, or else a single index or .safetensors file of any name.
 
     Raises
     ------
@@ -77,12 +82,14 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         _refuse_pickle(path)
         return Source(path, False, (read_header(path),))
     files = _files(path)
-    names = _shard_names(path, files)
+    top = [file.name for file in files if file.parent == Path()]
+    index = _index(path, top)
+    names = [SINGLE] if SINGLE in top else _indexed(path / index) if index else [_alone(path, top)]
     shards = tuple(read_header(path / name) for name in names)
-    if names != [SINGLE] and PurePath(INDEX) in files:
-        _check_index(path / INDEX, shards)
+    if index and names != [SINGLE]:
+        _check_index(path / index, shards)
     chosen = {PurePath(name) for name in names}
-    return Source(path, True, shards, tuple(file for file in files if file not in chosen))
+    return Source(path, True, shards, tuple(file for file in files if file not in chosen), index)
 
 
 def _files(root: Path) -> list[Path]:
@@ -114,15 +121,21 @@ def _walk(root: Path, folder: Path, found: list[Path], above: tuple[tuple[int, i
             raise CheckpointError(f"{path} must be a file or folder, not a device, pipe or socket; remove it")
 
 
-def _shard_names(root: Path, files: list[Path]) -> list[str]:
-    top = [file.name for file in files if file.parent == Path()]
-    if SINGLE in top:
-        return [SINGLE]
-    if INDEX in top:
-        return _indexed(root / INDEX)
+def _index(root: Path, top: list[str]) -> str | None:
+    """The index of a folder: that of its model, or the only one where the model has none."""
+    if INDEX in top or SINGLE in top:
+        return INDEX if INDEX in top else None
+    found = [name for name in top if name.endswith(INDEX_END)]
+    if len(found) > 1:
+        raise CheckpointError(f"{root} must hold {INDEX} or one index, not {', '.join(found)}; keep one of them")
+    return found[0] if found else None
+
+
+def _alone(root: Path, top: list[str]) -> str:
+    """The only safetensors file of a folder without an index."""
     tensors = [name for name in top if name.endswith(".safetensors")]
     if len(tensors) == 1:
-        return tensors
+        return tensors[0]
     if tensors:
         raise CheckpointError(
             f"{root} must hold {SINGLE}, {INDEX} or one .safetensors file, not {len(tensors)} of them; name one file"

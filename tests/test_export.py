@@ -564,6 +564,9 @@ def test_options_of_verify(tmp_path: Path, model: Path) -> None:
     result = run("verify", model)
     assert result.exit_code == 2
     assert "--pattern must be given for a checkpoint" in result.stderr
+    result = run("verify", tmp_path / "nothere")
+    assert result.exit_code == 2
+    assert "nothere must exist; check the path" in result.stderr
     assert json.loads(run("verify", tmp_path / "out", "--json").stdout)["ok"] is True
 
 

@@ -32,7 +32,7 @@ def verify(
     The exit status is 0 if all keep to it, 1 if one does not, 2 if that could not be found out.
     """
     with one_line_errors():
-        from nmflow.checkpoint import exported_format, verify_checkpoint
+        from nmflow.checkpoint import exported_format, open_source, verify_checkpoint
         from nmflow.cli import show
         from nmflow.cli.pattern import pattern_of
 
@@ -42,6 +42,7 @@ def verify(
             _verify_export(path, threads, as_json, given or rows_only or bool(include) or bool(exclude))
             return
         if not given:
+            open_source(path)  # a path that leads to none is told first
             raise InputValueError("--pattern must be given for a checkpoint, for example --pattern 2:4")
         # how groups are filled is not verified; by rows and columns of other densities they cannot all be full
         wanted = pattern_of(pattern, row, col, "exact" if pattern else "at-most", rows_only)

@@ -49,6 +49,7 @@ def test_help_names_the_commands_and_options() -> None:
     assert {"SRC", "DST", "--include", "--exclude", "--dry-run", "--overwrite"} <= set(
         run("prune", "--help").stdout.replace("{", " ").replace("}", " ").split()
     )
+    assert "nmflow bench [OPTIONS] [PATH]" in run("bench", "--help").stdout
 
 
 def test_prune_then_verify(tmp_path: Path, model: Path) -> None:

@@ -14,7 +14,7 @@ __all__ = ["bench"]
 
 
 def bench(
-    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="A .npy file, or a checkpoint.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A .npy file, or a checkpoint.")] = None,
     pattern: Annotated[
         list[str] | None, typer.Option("--pattern", metavar="N:M", help="Repeatable; default 2:4, 4:8, 8:16.")
     ] = None,
@@ -25,7 +25,9 @@ def bench(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Weights of the checkpoint; default: the largest. Repeatable."),
     ] = None,
-    solver: Annotated[list[str] | None, typer.Option(help="Name of a solver; default: all. Repeatable.")] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Name of a solver; default: all. Repeatable.")
+    ] = None,
     fill: Annotated[Fill, typer.Option(help="Exactly N in each group, or at most N.")] = Fill.exact,
     threads: Threads = None,
     seconds: Annotated[

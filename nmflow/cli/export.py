@@ -16,7 +16,9 @@ __all__ = ["export", "inspect"]
 def export(
     src: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT)],
     dst: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    format: Annotated[str, typer.Option("--format", help="dense, nibble or cutlass-24; see docs/formats.md.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="dense, nibble or cutlass-24; see docs/formats.md.")
+    ],
     masks: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Masks in safetensors (BOOL, or U8 of 0 and 1) by the names of the weights."),

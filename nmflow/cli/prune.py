@@ -45,7 +45,7 @@ def prune(
         Fill, typer.Option(help="Keep exactly N in each group, or at most N, which can keep more score.")
     ] = Fill.exact,
     rows_only: RowsOnly = False,
-    solver: Annotated[str, typer.Option(help="Name of the solver.")] = "dual",
+    solver: Annotated[str, typer.Option(metavar="NAME", help="Name of the solver.")] = "dual",
     certify: Annotated[
         bool, typer.Option("--certify", help="Prove gaps for a solver that is not exact too; exact ones always do.")
     ] = False,

@@ -1,1 +1,2 @@
-"""The benchmark that a sceptic would run: `make bench`, or ``python -m benchmarks.run``, ``.targets``, ``.report``."""
+"""The benchmark that a sceptic would run: `make bench`, or ``python -m benchmarks.run``, ``.targets``,
+``.stages``, ``.report``."""

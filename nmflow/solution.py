@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.errors import InputTypeError, InputValueError, NotCertifiedError
+from nmflow.given import viewed
 from nmflow.pattern import Pattern
 
 __all__ = ["Certificate", "Solution", "Status", "Switch"]
@@ -204,10 +205,9 @@ class Solution:
         Raises
         ------
         InputValueError, InputTypeError
-            If the shape is not that of the mask, or the dtype not one of numbers.
+            If the shape is not that of the mask, NumPy cannot view the array, or its dtype is not one of numbers.
         """
-        over_dlpack = hasattr(weights, "__dlpack__") and not hasattr(weights, "__array__")
-        array = np.from_dlpack(weights) if over_dlpack else np.asarray(weights)  # type: ignore[arg-type]
+        array = viewed(weights, "weights")
         if array.shape != self.mask.shape:
             raise InputValueError(f"weights must have the shape of the mask, {self.mask.shape}, not {array.shape}")
         if array.dtype.kind in "OSUMm":

@@ -24,6 +24,7 @@ from hypothesis.extra import numpy as hnp
 import nmflow
 from nmflow import cutting
 from nmflow.cutting import WIDEST_STRIPE
+from nmflow.errors import InputTypeError
 from nmflow.pattern import Pattern
 
 Array = Any
@@ -445,6 +446,18 @@ def test_arrays_of_other_libraries(wrap: Any) -> None:
     graded = nmflow.certify(wrap(weights), wrap(plain.mask), 2, 4, absolute=True)
     assert graded.proven
     assert graded.objective == pytest.approx(plain.objective, rel=1e-14)  # summed in another order
+
+
+def test_pruning_refuses_what_numpy_cannot_view() -> None:
+    class Unviewable:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            raise RuntimeError("requires grad")
+
+    solution = nmflow.solve(np.eye(4), 2, 4)
+    with pytest.raises(InputTypeError, match=r"weights must be an array that NumPy can view, .*requires grad"):
+        solution.prune(Unviewable())
+    with pytest.raises(InputTypeError, match="weights must be a plain array, not a masked one"):
+        solution.prune(np.ma.masked_array(np.eye(4)))
 
 
 @settings(max_examples=40, deadline=None)

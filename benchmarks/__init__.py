@@ -1,2 +1,1 @@
-"""The benchmark that a sceptic would run: `make bench`, or ``python -m benchmarks.run``, ``.targets``,
-``.stages``, ``.report``."""
+"""The benchmark that a sceptic would run: `make bench`, or ``python -m benchmarks.`` run, targets, stages, report."""

@@ -92,8 +92,9 @@ def prune_checkpoint(
     Raises
     ------
     CheckpointError, SourceNotFoundError
-        If `src` is not a sound checkpoint in safetensors, or it or the masks change meanwhile; and on `resume`, if the
-        unfinished run was asked for something else, or source or `dst` are not what a run left.
+        If `src` is not a sound checkpoint in safetensors, or it or the masks change meanwhile, or what these mark leaves
+        a block without a mask; and on `resume`, if the unfinished run was asked for something else, or source or `dst`
+        are not what a run left.
     DestinationBusyError
         If another process is writing `dst`.
     DestinationExistsError, InputValueError
@@ -103,6 +104,8 @@ def prune_checkpoint(
         If `pattern` is not one, or no tensor can take it.
     NonFiniteError
         If a weight holds NaN or infinity; it names the tensor.
+    UnknownSolverError, MissingLibraryError, SolverLimitError
+        If the solver is not there or cannot take the problem.
 
     Notes
     -----

@@ -74,6 +74,8 @@ def divergence(
     ------
     InputTypeError, InputValueError
         If a mask is not boolean, or the shapes differ.
+    PatternError
+        If the pattern is not one.
 
     References
     ----------

@@ -79,8 +79,8 @@ def mask_diversity(
 
     Raises
     ------
-    InputValueError
-        If the shape does not fit, or the density is not between 0 and 1.
+    InputTypeError, InputValueError
+        If the shape is not two whole numbers or does not fit, or the density is not a number between 0 and 1.
     PatternError
         If the pattern is at-most, or ``bound="paper"`` has no formula for it.
 

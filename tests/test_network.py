@@ -42,7 +42,8 @@ def duals(net: network.FlowNetwork, potentials: Any) -> tuple[Any, Any]:
 
 
 def test_the_textbook_instance() -> None:
-    net = network.build(np.array([[3.0, 1.0], [0.5, 2.0]]), Pattern(1, 2))
+    net = network.build(np.array([[3.0, 1.0], [0.5, 2.0]]), "1:2")
+    assert net.pattern == Pattern(1, 2)
     assert net.tail.tolist() == [0, 0, 1, 1]
     assert net.head.tolist() == [2, 3, 2, 3]
     assert net.capacity.tolist() == [1, 1, 1, 1]

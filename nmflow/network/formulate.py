@@ -19,7 +19,7 @@ __all__ = ["build"]
 
 def build(
     scores_block: object,
-    pattern: Pattern,
+    pattern: str | Pattern,
     keep: object | None = None,
     drop: object | None = None,
     *,
@@ -31,7 +31,7 @@ def build(
     ----------
     scores_block : array of numbers, shape ``pattern.block_shape``
         Scores, signed, as given (no absolute value). An object array of Python integers is taken exactly.
-    pattern : Pattern
+    pattern : str or Pattern
     keep, drop : array of bool, shape ``pattern.block_shape``, optional
         Entries that must be kept, must be dropped.
     exponent : int
@@ -44,6 +44,8 @@ def build(
 
     Raises
     ------
+    PatternError
+        If the pattern is not one.
     InputTypeError
         If the scores have no usable dtype, or keep or drop is not boolean.
     InputValueError
@@ -64,6 +66,7 @@ def build(
     >>> net.supply
     array([ 1,  1, -1, -1])
     """
+    pattern = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
     numbers, shift = _numbers(scores_block, pattern)
     rows, cols = pattern.block_shape
     kept, dropped = (

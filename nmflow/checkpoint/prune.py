@@ -92,8 +92,8 @@ def prune_checkpoint(
     Raises
     ------
     CheckpointError, SourceNotFoundError
-        If `src` is not a sound checkpoint in safetensors, or it or the masks change meanwhile, or what these mark leaves
-        a block without a mask; and on `resume`, if the unfinished run was asked for something else, or source or `dst`
+        If `src` is not a sound checkpoint in safetensors, it or the masks change meanwhile, or what these mark leaves a
+        block without a mask; and on `resume`, if the unfinished run was asked for something else, or source or `dst`
         are not what a run left.
     DestinationBusyError
         If another process is writing `dst`.

@@ -238,7 +238,8 @@ def _warm_part(place: Place, v: Array, pattern: Pattern, dtype: npt.DTypeLike) -
     across = v[place.block_rows, place.block_cols.start * cols : place.block_cols.stop * cols]
     if place.padded:  # its blocks lie side by side in one stripe
         across = across.reshape(1, -1)
-    return np.ascontiguousarray(across, dtype)
+    with np.errstate(over="ignore"):  # duals of other scores can be beyond float32: kernels cut them off
+        return np.ascontiguousarray(across, dtype)
 
 
 def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:

@@ -39,6 +39,14 @@ def test_a_warm_start_from_another_problem_is_still_exact(family: str) -> None:
     assert warm.objective == pytest.approx(nmflow.solve(weights, 4, 8).objective, rel=1e-12)
 
 
+def test_duals_beyond_the_work_dtype_start_a_search_too() -> None:
+    first = nmflow.solve(families.largest_float64((64, 96), 0), 4, 8, duals=True)
+    weights = families.gaussian((64, 96), 3)
+    warm = nmflow.solve(weights, 4, 8, warm_start=first)
+    assert warm.certificate.proven
+    assert warm.objective == pytest.approx(nmflow.solve(weights, 4, 8).objective, rel=1e-12)
+
+
 def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> None:
     stack = families.gaussian((3, 20, 36), 0)
     first = nmflow.solve(stack, 2, 4, layout="batch", duals=True)

@@ -47,6 +47,15 @@ def test_duals_beyond_the_work_dtype_start_a_search_too() -> None:
     assert warm.objective == pytest.approx(nmflow.solve(weights, 4, 8).objective, rel=1e-12)
 
 
+def test_rows_alone_take_no_duals_of_columns() -> None:
+    weights = families.gaussian((16, 160), 0)
+    first = nmflow.solve(weights, 2, 8, transposable=False, duals=True)
+    first.col_duals[...] = families.gaussian(first.col_duals.shape, 1)  # an array that is the caller's
+    warm = nmflow.solve(weights, 2, 8, transposable=False, warm_start=first)
+    assert np.array_equal(warm.mask, first.mask)
+    assert warm.certificate.proven
+
+
 def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> None:
     stack = families.gaussian((3, 20, 36), 0)
     first = nmflow.solve(stack, 2, 4, layout="batch", duals=True)

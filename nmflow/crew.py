@@ -25,7 +25,7 @@ class _Worker:
     """A thread that does one job after another."""
 
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[None]]] = SimpleQueue()
+        self.jobs: SimpleQueue[tuple[Callable[[], None], threading.Event]] = SimpleQueue()
         threading.Thread(target=self._serve, name="nmflow", daemon=True).start()
 
     def _serve(self) -> None:
@@ -39,7 +39,7 @@ class _Worker:
                 wanted = len(_idle) < MOST_IDLE
                 if wanted:
                     _idle.append(self)
-                ended.put(None)
+                ended.set()
 
 
 _idle: list[_Worker] = []
@@ -83,17 +83,21 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
             stop.set()
             errors.append(error)
 
-    ended: SimpleQueue[None] = SimpleQueue()
-    hired = 0
+    hired: list[threading.Event] = []
     try:
         for _ in range(threads - 1):
+            ended = threading.Event()
             _hire().jobs.put((run, ended))
-            hired += 1  # an interrupt before this leaves a thread that nobody waits for, and that soon stops
+            hired.append(ended)  # an interrupt before this leaves a thread that nobody waits for, and that soon stops
         run()
     finally:
         stop.set()
-        for _ in range(hired):
-            ended.get()
+        while not all(ended.is_set() for ended in hired):
+            try:
+                for ended in hired:
+                    ended.wait()
+            except BaseException as error:  # an interrupt: threads still write where the caller may write next
+                errors.insert(0, error)
     if errors:
         raise errors[0]
     return results

@@ -96,7 +96,7 @@ def earlier_duals(problem: Problem, earlier: Solution, threads: int) -> tuple[Ar
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
     if not all(map_on_threads(_finite, sides[1], threads)):
         raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
-    return sides[1] if problem.stack == 1 else (np.concatenate(sides[1]),)
+    return sides[1]
 
 
 def _finite(values: Array) -> bool:

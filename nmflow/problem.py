@@ -41,7 +41,7 @@ class Problem:
     out : ndarray of bool or None
         Where the mask is written; shape of `scores`.
     warm : tuple of ndarray, or None
-        Column duals of each matrix that `matrices` gives, to start from.
+        Column duals of each matrix of the caller's array, to start from.
     """
 
     scores: Array

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -45,12 +44,16 @@ def with_previous(problem: Problem, previous: object | None, switch_cost: float 
     earlier = as_mask(previous, problem.shape, "previous")
     if problem.out is not None and np.may_share_memory(problem.out, earlier):
         raise InputValueError("out must not share memory with previous, which it is compared with; pass one of its own")
-    if not isinstance(switch_cost, numbers.Real) or not 0.0 <= switch_cost <= sys.float_info.max:
+    try:  # a number of NumPy is compared in its own dtype, which may be a narrow one
+        cost = float(switch_cost) if isinstance(switch_cost, numbers.Real) else math.nan
+    except OverflowError:
+        cost = math.inf
+    if not 0.0 <= cost < math.inf:
         raise InputValueError(f"switch_cost must be a finite number of at least 0, not {switch_cost!r}")
     mean, largest = _magnitude(problem, threads)
     if not (math.isfinite(mean) and math.isfinite(largest)):
         raise problem.non_finite_error()
-    bonus = float(switch_cost) * mean
+    bonus = cost * mean
     if not math.isfinite(largest + bonus):
         raise InputValueError(
             f"switch_cost must leave scores finite, not make them overflow as {switch_cost!r} does; scale them down"

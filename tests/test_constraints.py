@@ -241,6 +241,13 @@ def test_previous_is_a_bonus_on_the_scores(family: str, pattern: Pattern) -> Non
     assert nmflow.solve(array, pattern=pattern, solver="network-simplex", **options).switch is None
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])
+def test_a_switch_cost_may_be_a_number_of_numpy(dtype: Any) -> None:
+    weights, previous = families.gaussian((8, 8), 0), families.gaussian((8, 8), 1) > 0
+    found, same = (nmflow.solve(weights, 2, 4, previous=previous, switch_cost=cost) for cost in (dtype(1), 1.0))
+    assert found.objective == same.objective
+
+
 def test_switching_follows_the_layout() -> None:
     weights = families.gaussian((6, 5, 3, 2), 8)
     for layout in ("conv", "batch"):

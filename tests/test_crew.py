@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -62,3 +64,25 @@ def test_threads_beyond_the_most_end(monkeypatch: pytest.MonkeyPatch) -> None:
     barrier = threading.Barrier(4)
     map_on_threads(lambda _: barrier.wait(10), range(4), 4)
     assert len(crew._idle) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal to a thread here")
+def test_an_interrupt_waits_for_what_threads_are_at() -> None:
+    """They write into the caller's `out`, which is theirs no longer once the call has ended."""
+    ended: list[int] = []
+    main = threading.get_ident()
+    barrier = threading.Barrier(2)
+
+    def work(item: int) -> None:
+        barrier.wait(10)
+        if threading.get_ident() != main:
+            for _ in range(2):  # while the main thread waits for this one
+                time.sleep(0.1)
+                signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.1)
+            ended.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        map_on_threads(work, range(2), 2)
+    assert len(ended) == 1
+    assert map_on_threads(abs, range(-50, 0), 3) == list(range(50, 0, -1))

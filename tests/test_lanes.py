@@ -162,6 +162,17 @@ def test_ties_among_scores_of_few_bits_hardly_need_paths(pattern: str, dtype: An
     assert unproven(weights, solution, absolute=True) == 0
 
 
+def test_what_was_solved_before_proves_nothing() -> None:
+    """The second time the workspace holds another mask and other duals of this very block."""
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        weights = np.where(rng.random((5, 5)) < 0.8, rng.integers(1, 129, (5, 5)), 0).astype(np.float32)
+        once, again = (nmflow.solve(weights, 3, 5, fill="at-most", duals=True, threads=1) for _ in range(2))
+        assert unproven(weights, again, absolute=True) == 0
+        assert np.array_equal(once.row_duals, again.row_duals)
+        assert nmflow.certify(weights, again.mask, 3, 5, fill="at-most", threads=1).proven
+
+
 @pytest.mark.parametrize("options", [{}, {"transposable": False}, {"fill": "at-most"}], ids=str)
 @pytest.mark.parametrize("make", [
     lambda g: g,

@@ -162,3 +162,14 @@ def test_lines_that_need_not_be_full_are_untied_as_if_they_had_to(kind: str, dty
         best = nmflow.solve(weights, pattern=pattern, solver="network-simplex")
         assert solution.objective == pytest.approx(best.objective, rel=1e-12)
         assert np.array_equal(solution.mask, nmflow.solve(weights, pattern=pattern).mask)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "row 1:2 col 2:4"])
+def test_duals_of_the_largest_floats_are_floats(pattern: str) -> None:
+    for seed in range(5):
+        weights = np.random.default_rng(seed).choice([0.0, 1.0, 8.8e306, 1.7e308], (32, 32))
+        solution = nmflow.solve(weights, pattern=pattern, duals=True)
+        assert solution.certificate.proven
+        assert np.isfinite(solution.row_duals).all()
+        assert np.isfinite(solution.col_duals).all()
+        assert nmflow.certify(weights, solution.mask, pattern=pattern).proven

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import nmflow
+from nmflow import cutting
+from nmflow.dual_arrays import earlier_duals
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.problem import Problem
 
 
 def perturbed(weights: np.ndarray, share: float, seed: int = 1) -> np.ndarray:
@@ -39,6 +42,23 @@ def test_a_warm_start_from_another_problem_is_still_exact(family: str) -> None:
     assert warm.objective == pytest.approx(nmflow.solve(weights, 4, 8).objective, rel=1e-12)
 
 
+def test_duals_beyond_the_work_dtype_start_a_search_too() -> None:
+    first = nmflow.solve(families.largest_float64((64, 96), 0), 4, 8, duals=True)
+    weights = families.gaussian((64, 96), 3)
+    warm = nmflow.solve(weights, 4, 8, warm_start=first)
+    assert warm.certificate.proven
+    assert warm.objective == pytest.approx(nmflow.solve(weights, 4, 8).objective, rel=1e-12)
+
+
+def test_rows_alone_take_no_duals_of_columns() -> None:
+    weights = families.gaussian((16, 160), 0)
+    first = nmflow.solve(weights, 2, 8, transposable=False, duals=True)
+    first.col_duals[...] = families.gaussian(first.col_duals.shape, 1)  # an array that is the caller's
+    warm = nmflow.solve(weights, 2, 8, transposable=False, warm_start=first)
+    assert np.array_equal(warm.mask, first.mask)
+    assert warm.certificate.proven
+
+
 def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> None:
     stack = families.gaussian((3, 20, 36), 0)
     first = nmflow.solve(stack, 2, 4, layout="batch", duals=True)
@@ -47,6 +67,35 @@ def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> No
     weights = families.gaussian((16, 6, 3, 3), 0)
     first = nmflow.solve(weights, 2, 4, layout="conv", groups=2, duals=True)
     assert nmflow.solve(weights, 2, 4, layout="conv", groups=2, warm_start=first).certificate.proven
+
+
+@pytest.mark.parametrize("entries", [1 << 22, 2000])
+def test_a_stack_starts_as_the_tall_matrix_of_its_entries(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same duals, though none of them are copied but those of a chunk: here chunks end within matrices."""
+    monkeypatch.setattr(cutting, "LEAST_ENTRIES", entries // 2)
+    monkeypatch.setattr(cutting, "CHUNK_ENTRIES", entries)
+    monkeypatch.setattr(cutting, "FIRST_ENTRIES", entries // 3)
+    stack = families.gaussian((7, 24, 76), 0)
+    shapes: tuple[tuple[tuple[int, ...], dict[str, str]], ...] = (
+        (stack.shape, {"layout": "batch"}),
+        ((7 * 24, 76), {}),
+    )
+    warm = []
+    for shape, options in shapes:
+        first = nmflow.solve(stack.reshape(shape), 4, 8, duals=True, **options)
+        changed = perturbed(stack, 0.01).reshape(shape)
+        warm.append(nmflow.solve(changed, 4, 8, warm_start=first, **options))
+    assert np.array_equal(warm[0].mask.reshape(-1), warm[1].mask.reshape(-1))
+    assert warm[0].stats["ascended"] == warm[1].stats["ascended"]
+    assert warm[0].certificate.proven
+
+
+def test_earlier_duals_of_a_stack_are_not_copied() -> None:
+    stack = families.gaussian((3, 16, 24), 0)
+    first = nmflow.solve(stack, 4, 8, layout="batch", duals=True)
+    problem = Problem.build(stack, first.pattern, layout="batch")
+    assert problem.stack == 3
+    assert earlier_duals(problem, first, 1) is first.col_duals
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

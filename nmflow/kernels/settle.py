@@ -149,8 +149,10 @@ def _driver() -> Any:
                     call(duals_at, (room, to_u, grid_cols * work, v + first * v_bytes))
                 if open_lanes or not made or (u and not whole):
                     call(duals_at, (room, room_u, lane_count * work, room_v))
-            if again or not made:
+            if again or not (made or moved):
                 open_lanes = call(masks_at, (room, base, step, to, to_step, here, sums, exact * (1 + sure)))
+            elif not made:  # masks of moved scores come with the next pass: what the room holds is of other blocks
+                open_lanes = (1 << here) - 1
             if not whole:
                 call(put_masks, (masks, mask, mask_stride, rows, grid_cols, named, start, here, -1))
                 if u:

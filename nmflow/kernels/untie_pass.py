@@ -26,6 +26,8 @@ SWEEPS = 8
 """Most sweeps over the rows in search of duals."""
 MORE_ROUNDS = 4
 """Rounds beside those of other scores: what is open then takes longer than to ascend, but in the smallest blocks."""
+NEAR = 5
+"""Bits by which duals can be larger than scores: where that is beyond float64, they could not be handed out."""
 
 
 class Room(NamedTuple):
@@ -85,6 +87,7 @@ def untie_pass(
     first_rounds, again_rounds, *_ = rounds_for(max(rows, cols))
     first_rounds += MORE_ROUNDS if max(rows, cols) > 4 else 0
     width = Width(broad)
+    beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits = ZOOM
     # what 16 bits lack of a number, above and below
     first_up, moved_bias = (BITS, BIAS) if wide else (0, 0)
@@ -102,6 +105,7 @@ def untie_pass(
         moved, rows_at, cols_at, u, v = room + moved_in, room + rows_in, room + cols_in, room + u_in, room + v_in
         words, grains, faults, inexact = room + words_in, room + grains_in, room + faults_in, room + inexact_in
         lows, shifts, scales, units = room + lows_in, room + shifts_in, room + scales_in, room + units_in
+        top = -1
         if lattice:
             set_lanes(inexact, cut_vectors, 0)  # nothing of a number is cut off
             if read_lattice(
@@ -109,7 +113,8 @@ def untie_pass(
             ) == 0:  # fmt: skip
                 return -1
         else:
-            if measure_segment(base, by, scales, code, rows, cols, magnitude) >= 0:
+            top = measure_segment(base, by, scales, code, rows, cols, magnitude)
+            if top >= 0:
                 return -1
             read_cut(base, by, room, grains, inexact, lows, shifts, scales, units, code, rows, cols, magnitude)
         move_lanes(room, moved, offsets, entries, broad)
@@ -138,6 +143,8 @@ def untie_pass(
             changed = correct_lanes(room, words, u, v, inexact, rows, cols, broad)
             if changed == 0:
                 break
+        if top + beyond >= 0:
+            changed = -1  # all are left to those who need no numbers so large
         return conclude_lanes(
             base, by, to, to_step, u, v, words, faults, changed, part, spare, sums, here,
             code, rows, cols, magnitude, broad,

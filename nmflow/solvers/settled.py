@@ -49,7 +49,9 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     kernel = settle_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, moved
     )  # fmt: skip
-    warm_v = 0 if chunk.warm is None or max(shape) <= QUICK else chunk.warm.ctypes.data
+    # duals of free columns are 0, and the lanes' proof takes them for that
+    warm = None if pattern.col is None or max(shape) <= QUICK else chunk.warm
+    warm_v = 0 if warm is None else warm.ctypes.data
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
         return int(kernel(

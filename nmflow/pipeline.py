@@ -73,7 +73,8 @@ def solve(
         Entries that must be kept, must be dropped.
     previous : array of bool, shape of weights, optional
         An earlier mask: what it kept is worth `switch_cost` times the mean magnitude of a score more, so the mask
-        changes only where that pays. That sum, rounded to float64, is the score that is maximised and proven.
+        changes only where that pays. That sum, rounded to float64, is the score that is maximised and proven (integers
+        beyond 2^53 are rounded before, too).
     switch_cost : float, optional
         At least 0; goes with `previous`.
     start : array of bool, shape of weights, optional

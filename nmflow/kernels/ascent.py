@@ -256,7 +256,8 @@ def set_lanes(typing, address, count, value):  # type: ignore[no-untyped-def]
 class Rounds(NamedTuple):
     """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask.
 
-    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing.
+    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. So does all
+    where earlier duals save no round: blocks of up to four are settled too fast.
     """
 
     first: int
@@ -267,7 +268,7 @@ class Rounds(NamedTuple):
 
 NONE = Rounds(0, 0, 0, 0)
 ROUNDS = {
-    4: Rounds(4, 3, 4, 64),
+    4: Rounds(4, 3, 4, 0),
     8: Rounds(5, 6, 2, 4),
     16: Rounds(7, 6, 3, 12),
     32: Rounds(9, 6, 5, 40),

@@ -43,17 +43,17 @@ def settle_kernel(
     count, sums, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets) -> int
         Addresses as int64: scores and mask with `stride` and `mask_stride` bytes between rows; u, C-contiguous, shape
         (h, grid_cols) and v, shape (grid_rows, w), both in the work dtype of the kind: the duals of all blocks are
-        written there, unless u is 0. warm_v: like v; the search starts from it, unless it is 0 or leaves many blocks
-        open. With `count` 0 all blocks are settled, and those then open once more; else the `count` blocks that
-        `blocks` names, from the duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three,
-        with room for all blocks, hold on return those still open. blocks: int64; sums: 128 float64, the kept scores
-        of the blocks that are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing:
-        then blocks must be named. fill_first: whether all blocks are settled at first as if lines had to be full,
-        under at-most fill where full lines use up both budgets: most best masks are full then, and duals that are not
-        negative prove it; those of other blocks are a good start. What is left of the scores, S - u - v, is magnified
-        by `zoom` bits where blocks are settled once more, and by `zoom_step` more each time until `last_zoom` (at
-        most 16 for scores of 32 bits or less, 60 else), or until that settles few more. digits, offsets : see
-        `nmflow.kernels.grains`, read if `moved`.
+        written there, unless u is 0. warm_v: like v; the search starts from it, unless it is 0, saves no round or
+        leaves many blocks open. With `count` 0 all blocks are settled, and those then open once more; else the
+        `count` blocks that `blocks` names, from the duals in block_u, shape (count, rows), and block_v, shape (count,
+        cols). These three, with room for all blocks, hold on return those still open. blocks: int64; sums: 128
+        float64, the kept scores of the blocks that are proven are added; exact: 0 where scores were rounded, so that
+        a tie proves nothing: then blocks must be named. fill_first: whether all blocks are settled at first as if
+        lines had to be full, under at-most fill where full lines use up both budgets: most best masks are full then,
+        and duals that are not negative prove it; those of other blocks are a good start. What is left of the scores,
+        S - u - v, is magnified by `zoom` bits where blocks are settled once more, and by `zoom_step` more each time
+        until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or until that settles few more. digits,
+        offsets : see `nmflow.kernels.grains`, read if `moved`.
         Returns how many blocks are open, or -1 if a score is not finite.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
@@ -100,6 +100,8 @@ def _driver() -> Any:
         filled = fillable & fill_first
         made = filled or not clamped
         first = 0
+        if warm_rounds >= first_rounds:
+            warm_v = 0  # nothing to gain
         # blocks[head:tail] wait to be settled once more; blocks[:left] were, and are still open
         left, head, tail = 0, 0, count
         while True:

@@ -21,8 +21,6 @@ ROUNDED = (0, 12, 6)
 """The same where scores were rounded, from nothing."""
 AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
 """The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
-QUICK = 4
-"""Longest side of blocks that are settled so fast that earlier duals would only hold them up."""
 FINEST = {2: 12, 4: 12, 8: 36}
 """The last one, by bytes of a score, where most blocks are open and scores don't repeat: they lie close together."""
 
@@ -49,9 +47,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     kernel = settle_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, moved
     )  # fmt: skip
-    # duals of free columns are 0, and the lanes' proof takes them for that
-    warm = None if pattern.col is None or max(shape) <= QUICK else chunk.warm
-    warm_v = 0 if warm is None else warm.ctypes.data
+    warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
         return int(kernel(

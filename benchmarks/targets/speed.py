@@ -11,9 +11,8 @@ import numpy as np
 import nmflow
 from benchmarks.families import FAMILIES, GAUSSIAN, Array, make
 from benchmarks.run import DIVISIBLE
-from benchmarks.targets.turns import HALVES, Bench, Row, row, unavailable
+from benchmarks.targets.turns import HALVES, Bench, Row, unavailable
 from nmflow.bench.stream import Stream
-from nmflow.bench.timing import ratio
 from nmflow.errors import NmflowError
 
 __all__ = ["families", "forms", "halves", "other_m", "stream", "warm_start"]
@@ -27,10 +26,9 @@ def stream(bench: Bench) -> Iterator[Row]:
         weights = bench.weights(side)
         with Stream(weights, bench.threads) as yardstick:
             for pattern, most in STREAM.items():
-                times = bench.turns({"stream": yardstick, "solve": bench.solving(weights, pattern)})
-                yield row(
-                    f"{pattern} on {side}x{side}, multiple of stream", "<=", most,
-                    ratio(times["solve"], times["stream"]), times, weights.size, pattern=pattern, side=side,
+                yield bench.against(
+                    f"{pattern} on {side}x{side}, multiple of stream", "<=", most, {"stream": yardstick},
+                    bench.solving(weights, pattern), weights.size, pattern=pattern, side=side,
                 )  # fmt: skip
 
 
@@ -39,10 +37,9 @@ def other_m(bench: Bench) -> Iterator[Row]:
     weights = bench.weights(DIVISIBLE * bench.side // 4096 // 240 * 240 or 240)
     pairs = [("1:3", "2:4", 3), ("2:5", "4:8", 3), ("3:6", "4:8", 3), ("6:12", "8:16", 3), ("12:24", "16:32", 3)]
     for pattern, base, most in [*pairs, ("32:64", "16:32", 4)]:
-        times = bench.turns({"base": bench.solving(weights, base), "solve": bench.solving(weights, pattern)})
-        yield row(
-            f"{pattern} against {base}", "<=", most, ratio(times["solve"], times["base"]), times, weights.size,
-            pattern=pattern,
+        yield bench.against(
+            f"{pattern} against {base}", "<=", most, {"base": bench.solving(weights, base)},
+            bench.solving(weights, pattern), weights.size, pattern=pattern,
         )  # fmt: skip
 
 
@@ -60,10 +57,10 @@ def families(bench: Bench) -> Iterator[Row]:
             except (NmflowError, OSError) as error:
                 yield unavailable(name, "<=", 4, str(error))
                 continue
-            times = bench.turns({"base": bench.solving(base, pattern), "solve": bench.solving(weights, pattern)})
-            yield row(
-                name, "<=", 4, ratio(times["solve"], times["base"]), times, weights.size, pattern=pattern, family=family
-            )
+            yield bench.against(
+                name, "<=", 4, {"base": bench.solving(base, pattern)}, bench.solving(weights, pattern), weights.size,
+                pattern=pattern, family=family,
+            )  # fmt: skip
 
 
 def halves(bench: Bench) -> Iterator[Row]:
@@ -72,10 +69,9 @@ def halves(bench: Bench) -> Iterator[Row]:
     for dtype in ("float16", "bfloat16"):
         weights = bench.weights(bench.side, dtype=dtype)
         for pattern in HALVES:
-            times = bench.turns({"base": bench.solving(base, pattern), "solve": bench.solving(weights, pattern)})
-            yield row(
-                f"{dtype} at {pattern} against float32", "<=", 1, ratio(times["solve"], times["base"]), times,
-                weights.size, pattern=pattern,
+            yield bench.against(
+                f"{dtype} at {pattern} against float32", "<=", 1, {"base": bench.solving(base, pattern)},
+                bench.solving(weights, pattern), weights.size, pattern=pattern,
             )  # fmt: skip
 
 
@@ -99,10 +95,9 @@ def forms(bench: Bench) -> Iterator[Row]:
             out = np.empty(given.shape, np.bool_)
             call = functools.partial(nmflow.solve, given, pattern=pattern, threads=bench.threads, out=out, **options)
             call()
-            times = bench.turns({"base": plain, "solve": call})
-            yield row(
-                f"{name} at {pattern} against the plain form", "<=", most, ratio(times["solve"], times["base"]), times,
-                weights.size, pattern=pattern,
+            yield bench.against(
+                f"{name} at {pattern} against the plain form", "<=", most, {"base": plain}, call, weights.size,
+                pattern=pattern,
             )  # fmt: skip
 
 
@@ -117,13 +112,6 @@ def warm_start(bench: Bench) -> Iterator[Row]:
         cold = bench.solving(after, pattern, duals=True)
         warm = bench.solving(after, pattern, duals=True, warm_start=last)
         warm()
-        times = bench.turns({"cold": cold, "solve": warm})
-        yield row(
-            f"refresh at {pattern}, times faster than cold",
-            ">=",
-            2,
-            ratio(times["cold"], times["solve"]),
-            times,
-            after.size,
-            pattern=pattern,
+        yield bench.against(
+            f"refresh at {pattern}, times faster than cold", ">=", 2, {"cold": cold}, warm, after.size, pattern=pattern
         )

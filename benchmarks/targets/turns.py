@@ -12,7 +12,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.families import GAUSSIAN, Array, make
-from nmflow.bench.timing import REPEATS, in_turn
+from nmflow.bench.timing import REPEATS, in_turn, ratio
 
 __all__ = ["HALVES", "PROBE", "Bench", "Row", "row", "unavailable"]
 
@@ -60,6 +60,16 @@ class Bench:
     def turns(self, calls: dict[str, Callable[[], Any]]) -> Times:
         """Times of calls in turn."""
         return in_turn(calls, self.repeats, seconds=SLOWEST)
+
+    def against(
+        self, target: str, sign: str, bound: float, other: dict[str, Callable[[], Any]], solve: Callable[[], Any],
+        entries: int, **details: Any,
+    ) -> Row:  # fmt: skip
+        """The row of a call beside another, which is named: its time as a multiple ("<="), or how much faster it is."""
+        (name,) = other
+        times = self.turns({**other, "solve": solve})
+        pair = ("solve", name) if sign == "<=" else (name, "solve")
+        return row(target, sign, bound, ratio(*(times[each] for each in pair)), times, entries, **details)
 
 
 def row(target: str, sign: str, bound: float, measured: float, times: Times, entries: int, **details: Any) -> Row:

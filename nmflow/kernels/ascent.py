@@ -23,6 +23,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nmflow.kernels.ahead import Ahead
 from nmflow.kernels.compile import call_address, once, operation
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE
@@ -42,8 +43,8 @@ LOWEST = -32768
 
 @intrinsic(prefer_literal=True)
 def ascend(  # type: ignore[no-untyped-def]
-    typing, ascent, lanes, rows_at, cols_at, row_floors, col_floors, rounds, rows, cols, r, c, free, clamp_rows,
-    clamp_cols,
+    typing, ascent, lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead, rows, cols, r, c, free,
+    clamp_rows, clamp_cols,
 ):  # fmt: skip
     """Rounds of row and column steps of 32 blocks from the column duals that are there, and a last row step.
 
@@ -58,14 +59,14 @@ def ascend(  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if here:
-            _ascend(Emitter(builder), args[1:7], *shape)
+            _ascend(Emitter(builder), args[1:8], *shape)
         else:
-            call_address(builder, args[0], args[1:7])
+            call_address(builder, args[0], args[1:8])
         return context.get_dummy_value()
 
     arguments = (
-        ascent, lanes, rows_at, cols_at, row_floors, col_floors, types.int64, rows, cols, r, c, free, clamp_rows,
-        clamp_cols,
+        ascent, lanes, rows_at, cols_at, row_floors, col_floors, types.int64, types.int64, rows, cols, r, c, free,
+        clamp_rows, clamp_cols,
     )  # fmt: skip
     return types.none(*arguments), codegen
 
@@ -76,25 +77,26 @@ def ascent_of(rows: int, cols: int, r: int, c: int, free: int, clamp_rows: int, 
 
     Returns
     -------
-    operation (lanes, rows_at, cols_at, row_floors, col_floors, rounds) -> 0
+    operation (lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead) -> 0
     """
     if rows * cols <= IN_REGISTERS:
         return 0
 
-    def rise(lanes, rows_at, cols_at, row_floors, col_floors, rounds):  # type: ignore[no-untyped-def]
+    def rise(lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead):  # type: ignore[no-untyped-def]
         ascend(
-            0, lanes, rows_at, cols_at, row_floors, col_floors, rounds, rows, cols, r, c, free, clamp_rows, clamp_cols
-        )
+            0, lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead,
+            rows, cols, r, c, free, clamp_rows, clamp_cols,
+        )  # fmt: skip
         return 0
 
-    return operation(rise, 6)
+    return operation(rise, 7)
 
 
 def _ascend(
     emit: Emitter, addresses: Any, rows: int, cols: int, r: int, c: int, free: int, clamp_rows: int, clamp_cols: int
 ) -> None:
     builder = emit.builder
-    lanes, rows_at, cols_at, row_floors, col_floors, rounds = addresses
+    lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead = addresses
     kind = vector(I16, LANES)
     sides = (
         _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None),
@@ -117,9 +119,10 @@ def _ascend(
                 builder.store(_moved(emit, line, across, old, floor, sides[side].budget), held[side][i])
 
     else:
+        errand = Ahead(emit, ahead, cols)
 
         def half(side: int, relax: bool) -> None:
-            _half_round(emit, sides[side], lanes, relax)
+            _half_round(emit, sides[side], lanes, relax, errand if sides[side].lines == rows else None)
 
     half(0, False)
     if not free:
@@ -154,7 +157,7 @@ class _Side:
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
 
 
-def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool) -> None:
+def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, errand: Ahead | None) -> None:
     """A step of each line, whose scores are in memory."""
     builder, kind = emit.builder, vector(I16, LANES)
 
@@ -163,6 +166,8 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool) -> None:
 
     across = duals_across() if side.count <= HELD else None
     with loop(builder, side.lines) as turn:
+        if errand:
+            errand.row(turn.index)
         line = emit.beyond(lanes, turn.index, side.line_step)
         ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
         dual = builder.add(side.duals, ahead)
@@ -171,6 +176,8 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool) -> None:
         old = emit.load(dual, kind, VECTOR) if relax else None
         fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget)
         emit.store(fresh, dual, VECTOR)
+    if errand:
+        errand.next()
 
 
 def _moved(emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int) -> Any:

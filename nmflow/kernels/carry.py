@@ -16,12 +16,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import part
+from nmflow.kernels.memory import LINE
 from nmflow.kernels.simd import I8, I32, Emitter, literal, vector
 
-__all__ = ["LARGE", "LINE", "ask", "drain", "fill", "move", "put"]
+__all__ = ["LARGE", "ask", "drain", "fill", "move", "put"]
 
-LINE = 64
-"""Bytes of a cache line."""
 LARGE = 1 << 22
 """Bytes of a matrix from which its outputs go past the caches: more than a core's own cache holds."""
 
@@ -71,10 +70,7 @@ def _ask_line(typing, address):  # type: ignore[no-untyped-def]
     """Fetch a line that is read soon; any address may be given."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(fetch, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
+        Emitter(builder).prefetch(args[0])
         return context.get_dummy_value()
 
     return types.none(address), codegen

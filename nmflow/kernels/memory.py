@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal
 
 __all__ = [
+    "LINE",
     "copy_bytes",
     "count_ones",
     "read_byte",
@@ -22,6 +23,9 @@ __all__ = [
     "trailing_zeros",
     "write_word",
 ]
+
+LINE = 64
+"""Bytes of a cache line."""
 
 
 @intrinsic(prefer_literal=True)

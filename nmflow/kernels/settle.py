@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from nmflow.kernels.ahead import plan_ahead
 from nmflow.kernels.ascent import NONE, ascent_of, rounds_for
 from nmflow.kernels.compile import call, compiled, once, with_plan
 from nmflow.kernels.groups import gather_blocks, put_blocks
@@ -71,7 +72,7 @@ def settle_kernel(
         put_blocks(cols), put_blocks(work), put_blocks(cols * work),
     )  # fmt: skip
     plan = np.array([
-        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, *proof, room.masks, room.names,
+        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, *proof, room.masks, room.names, room.ahead,
         any(clamps), fillable, int(moved), *rounds,
     ], np.int64)  # fmt: skip
     return with_plan(_driver(), plan)
@@ -80,7 +81,7 @@ def settle_kernel(
 @once
 def _driver() -> Any:
     """Compile what all kinds and patterns have in common."""
-    lane_count, plan_size, few = LANES, 29, FEW_BLOCKS
+    lane_count, plan_size, few = LANES, 30, FEW_BLOCKS
 
     def settle(  # type: ignore[no-untyped-def]
         plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, scratch, blocks, block_u, block_v,
@@ -88,18 +89,19 @@ def _driver() -> Any:
     ):  # fmt: skip
         (
             first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v, put_masks, put_u, put_v,
-            rows, cols, item, work, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, clamped,
+            rows, cols, item, work, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, ahead_in, clamped,
             fillable, moved, first_rounds, again_rounds, warm_rounds, most_open,
         ) = read_words(plan, plan_size)  # fmt: skip
         room = (scratch + 63) & ~63
-        gathered, room_u, room_v, masks, names = (
-            room + scores_in, room + u_in, room + v_in, room + masks_in, room + names_in
+        gathered, room_u, room_v, masks, names, ahead = (
+            room + scores_in, room + u_in, room + v_in, room + masks_in, room + names_in, room + ahead_in
         )  # fmt: skip
         v_bytes = cols * work
         total = 0 if count else grid_rows * grid_cols
         filled = fillable & fill_first
         made = filled or not clamped
         first = 0
+        plan_ahead(ahead, scores, stride, item, rows, cols, grid_cols, 0, 0, 0, 0, 0)
         if warm_rounds >= first_rounds:
             warm_v = 0  # nothing to gain
         # blocks[head:tail] wait to be settled once more; blocks[:left] were, and are still open
@@ -141,6 +143,7 @@ def _driver() -> Any:
                 if sure < 0:
                     return -1
             else:
+                plan_ahead(ahead, scores, stride, item, rows, cols, grid_cols, first + here, total, to, to_step, whole)
                 open_lanes = call(
                     first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, rounds, filled)
                 )

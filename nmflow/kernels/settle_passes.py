@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import NamedTuple
 
+from nmflow.kernels.ahead import WORDS
 from nmflow.kernels.ascent import LOWEST, ascend, set_floors, set_lanes
 from nmflow.kernels.compile import once, operation
 from nmflow.kernels.grains import add_offsets, read_rest, round_duals
@@ -31,7 +32,7 @@ class Room(NamedTuple):
     mask, as bits. faults : lanes whose mask breaks a budget. scales : what a step of each block is worth. grains : see
     `nmflow.kernels.grains`. scores, masks : those of the blocks, side by side. u, v : their duals as floats, (rows, 32)
     and (32, cols). proof_u, proof_v : those that prove the mask. flags, names : a byte and an int64 for each.
-    size : of all.
+    ahead : see `nmflow.kernels.ahead`. size : of all.
     """
 
     rows_at: int
@@ -50,6 +51,7 @@ class Room(NamedTuple):
     masks: int
     flags: int
     names: int
+    ahead: int
     size: int
 
     @classmethod
@@ -60,7 +62,7 @@ class Room(NamedTuple):
         u, v = LANES * rows * kind.work_size, LANES * cols * kind.work_size
         sizes = (
             block * 2, row, col, row, col, rows * words_in_row(cols) * VECTOR, VECTOR, LANES * 8, LANES * 8,
-            block * kind.itemsize, u, v, u, v, block, LANES, LANES * 8,
+            block * kind.itemsize, u, v, u, v, block, LANES, LANES * 8, WORDS * 8,
         )  # fmt: skip
         return cls(*accumulate(sizes))
 
@@ -83,7 +85,7 @@ def first_pass(
     code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
-    rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_ = Room.of(kind_name, rows, cols)
+    rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_, ahead_in, _ = Room.of(kind_name, rows, cols)
 
     def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales = room + rows_in, room + cols_in, room + scales_in
@@ -100,7 +102,7 @@ def first_pass(
             else:
                 set_floors(room + row_floors, room + col_floors, scales, 0, 0, 0, 0, code, rows, cols, bias, 0)
         ascend(
-            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds,
+            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds, room + ahead_in,
             rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
         )  # fmt: skip
         if clamped:
@@ -137,7 +139,7 @@ def next_pass(
     entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
     (
         rows_in, cols_in, row_floors, col_floors, words_in, faults_in, scales_in, grains_in, _, u_in, v_in, proof_u_in,
-        proof_v_in, *_,
+        proof_v_in, *_, ahead_in, _,
     ) = Room.of(kind_name, rows, cols)  # fmt: skip
 
     def again(room, base, step, zoom, digits, offsets, ascent, rounds):  # type: ignore[no-untyped-def]
@@ -154,7 +156,7 @@ def next_pass(
         if moved:
             add_offsets(room, scales, zoom, grains, offsets, code, entries)
         ascend(
-            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds,
+            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds, room + ahead_in,
             rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
         )  # fmt: skip
         store_duals(rows_at, cols_at, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1)

@@ -106,6 +106,14 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.module, kind, f"llvm.ctlz.v{numbers.type.count}i32")
         return self.builder.call(function, [numbers, ir.Constant(I1, 1)])
 
+    def prefetch(self, address: Value, write: bool = False) -> None:
+        """Ask for the line of an address, to be read or written soon; any address may be given."""
+        pointer = self.builder.inttoptr(address, I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        ask = cgutils.get_or_insert_function(self.module, kind, "llvm.prefetch.p0")
+        second_cache, data = ir.Constant(I32, 2), ir.Constant(I32, 1)
+        self.builder.call(ask, [pointer, ir.Constant(I32, int(write)), second_cache, data])
+
     def load(self, address: Value, kind: ir.Type, align: int = 1) -> Value:
         """Load from an integer address."""
         pointer = self.builder.inttoptr(address, kind.as_pointer())

@@ -13,14 +13,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import compiled, once
-from nmflow.kernels.memory import copy_bytes
+from nmflow.kernels.memory import LINE, copy_bytes
 from nmflow.kernels.simd import Emitter, literal, vector
 from nmflow.kernels.transpose import interleave
 
 __all__ = ["turn_kernel"]
 
-LINE = 64
-"""Bytes of a cache line."""
 MOST = 32
 """Most entries of a side of a square: beyond that registers do not hold it."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from nmflow.kernels.ahead import plan_ahead
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled, once, with_plan
 from nmflow.kernels.groups import gather_blocks, put_blocks
@@ -55,7 +56,7 @@ def untie_kernel(
     )  # fmt: skip
     plan = np.array([
         *operations, rows, cols, kind.itemsize, Width(int(wide)).item, 0 if wide else BIAS, lattice, room.u, room.v,
-        room.words, room.lows, room.shifts, room.units, room.scores, room.masks,
+        room.words, room.lows, room.shifts, room.units, room.scores, room.masks, room.ahead,
     ], np.int64)  # fmt: skip
     return with_plan(_driver(), plan)
 
@@ -63,7 +64,7 @@ def untie_kernel(
 @once
 def _driver() -> Any:
     """Compile what all kinds and patterns have in common."""
-    lane_count, plan_size = LANES, 19
+    lane_count, plan_size = LANES, 20
 
     def untie(  # type: ignore[no-untyped-def]
         plan, scores, stride, mask, mask_stride, grid_cols, scratch, blocks, count, block_u, block_v, numbers, sums,
@@ -71,7 +72,7 @@ def _driver() -> Any:
     ):  # fmt: skip
         (
             pass_at, ascent, out_at, gather_scores, put_masks, rows, cols, item, number_bytes, lane_bias, lattice,
-            u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in,
+            u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in,
         ) = read_words(plan, plan_size)  # fmt: skip
         room = (scratch + 63) & ~63
         lows, shifts, units = room + lows_in, room + shifts_in, room + units_in
@@ -88,6 +89,9 @@ def _driver() -> Any:
             else:
                 base, by, to, to_step = gathered, lane_count * cols * item, masks, lane_count * cols
                 call(gather_scores, (scores, stride, rows, grid_cols, 0, first, here, gathered))
+            plan_ahead(
+                room + ahead_in, scores, stride, item, rows, cols, grid_cols, first + here, count, to, to_step, whole
+            )
             open_lanes = call(pass_at, (
                 room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms,
                 ascent, coarse, fine, step, low, largest,

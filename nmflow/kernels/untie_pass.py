@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import NamedTuple
 
+from nmflow.kernels.ahead import WORDS
 from nmflow.kernels.ascent import ascend, rounds_for, set_lanes
 from nmflow.kernels.compile import once, operation
 from nmflow.kernels.lanes import choose_lanes, words_in_row
@@ -35,8 +36,8 @@ class Room(NamedTuple):
 
     moved : the numbers moved, as 16-bit lanes hold them. rows_at, cols_at : the duals of these. u, v : those of the
     numbers. words : the masks as bits. grains, faults, inexact, lows, shifts, scales, units : see
-    `nmflow.kernels.numbers` and `nmflow.kernels.tied`. scores, masks : those of the blocks, side by side. size : bytes
-    of all.
+    `nmflow.kernels.numbers` and `nmflow.kernels.tied`. scores, masks : those of the blocks, side by side. ahead : see
+    `nmflow.kernels.ahead`. size : bytes of all.
     """
 
     moved: int
@@ -54,6 +55,7 @@ class Room(NamedTuple):
     units: int
     scores: int
     masks: int
+    ahead: int
     size: int
 
     @classmethod
@@ -64,7 +66,7 @@ class Room(NamedTuple):
         sizes = (
             entries * lane, entries * VECTOR, rows * VECTOR, cols * VECTOR, rows * lane, cols * lane,
             rows * words_in_row(cols) * VECTOR, lane, VECTOR, 3 * lane, lane, lane, LANES * 8, LANES * 8,
-            LANES * entries * kind.itemsize, LANES * entries,
+            LANES * entries * kind.itemsize, LANES * entries, WORDS * 8,
         )  # fmt: skip
         return cls(*accumulate(sizes))
 
@@ -95,7 +97,7 @@ def untie_pass(
     more_bytes, base_vectors, cut_vectors = entries * width.item, lines * width.size // VECTOR, 3 * width.size // VECTOR
     (
         moved_in, rows_in, cols_in, u_in, v_in, words_in, grains_in, faults_in, inexact_in, lows_in, shifts_in,
-        scales_in, units_in, *_,
+        scales_in, units_in, *_, ahead_in, _,
     ) = Room.of(kind_name, rows, cols, wide)  # fmt: skip
 
     def group(  # type: ignore[no-untyped-def]
@@ -132,7 +134,8 @@ def untie_pass(
                 set_lanes(rows_at, lines, 0)
             rounds = again_rounds if zoom else first_rounds
             ascend(
-                ascent, moved, rows_at, cols_at, 0, 0, rounds, rows, cols, row_budget, col_budget, 0, 0, 0
+                ascent, moved, rows_at, cols_at, 0, 0, rounds, room + ahead_in,
+                rows, cols, row_budget, col_budget, 0, 0, 0,
             )  # fmt: skip
             add_duals(rows_at, u, up, 0 if zoom else moved_bias, rows, broad)
             add_duals(cols_at, v, up, 0, cols, broad)

@@ -1,0 +1,65 @@
+"""Memory fetched ahead: the next group's scores and this group's mask, asked for while lanes ascend.
+
+An ascent computes for long and touches little memory; what comes before and after it reads and writes much, in rows too
+short for the processor to see where they go on. So each step of a row asks for a few lines. What is left to ask for is
+said in `WORDS` int64 in the workspace: of the scores, and then of the mask, where the first row goes on, where it ends,
+and the bytes between rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from nmflow.kernels.compile import part
+from nmflow.kernels.memory import LINE, write_word
+from nmflow.kernels.simd import I64, LANES, Emitter
+
+__all__ = ["WORDS", "Ahead", "plan_ahead"]
+
+WORDS = 6
+"""Numbers that say what is left to ask for."""
+STEPS = 8
+"""Steps of rows or columns in which it is asked for where scores have 32 bits: fewer than any ascent has, but a warm one."""
+GROUP, ROUND = LANES, LINE
+
+
+@part
+def plan_ahead(at, scores, stride, item, rows, cols, grid_cols, place, total, mask, mask_stride, whole):  # type: ignore[no-untyped-def]
+    """Ask for the scores of the group that begins with block `place` of `total`, and for the mask if it is `whole`."""
+    s = place // grid_cols
+    j = place - s * grid_cols
+    first = scores + s * rows * stride + j * cols * item
+    write_word(at, first & -ROUND)
+    write_word(at + 8, first + (min(GROUP, grid_cols - j) * cols * item if place < total else 0))
+    write_word(at + 16, stride)
+    write_word(at + 24, mask & -ROUND)
+    write_word(at + 32, mask + whole * GROUP * cols)
+    write_word(at + 40, mask_stride)
+
+
+class Ahead:
+    """Emits the asking for what the words at an address say, for blocks of `cols` columns."""
+
+    def __init__(self, emit: Emitter, words: Any, cols: int) -> None:
+        # lines of a row in each round: all of a mask are asked for in as many
+        lines = (-(-GROUP * cols * item // (LINE * STEPS)) for item in (4, 1))
+        self._emit = emit
+        self._parts = [(emit.at(words, 24 * k), count, bool(k)) for k, count in enumerate(lines)]
+
+    def row(self, index: Any) -> None:
+        """Ask for the part of a row that is due in this round."""
+        emit, builder = self._emit, self._emit.builder
+        for words, lines, write in self._parts:
+            at, end, step = (emit.load(emit.at(words, 8 * k), I64) for k in range(3))
+            with builder.if_then(builder.icmp_signed("<", at, end)):
+                row = emit.beyond(at, index, step)
+                for k in range(lines):
+                    emit.prefetch(emit.at(row, k * LINE), write)
+
+    def next(self) -> None:
+        """Go on to the next part of each row."""
+        emit, builder = self._emit, self._emit.builder
+        for words, lines, _ in self._parts:
+            emit.store(builder.add(emit.load(words, I64), ir.Constant(I64, lines * LINE)), words)

@@ -21,21 +21,22 @@ __all__ = ["WORDS", "Ahead", "plan_ahead"]
 WORDS = 6
 """Numbers that say what is left to ask for."""
 STEPS = 8
-"""Steps of rows or columns in which it is asked for where scores have 32 bits: fewer than any ascent has, but a warm one."""
-GROUP, ROUND = LANES, LINE
+"""Steps of rows or columns in which it is asked for where scores have 32 bits: as many as four rounds have."""
 
 
 @part
-def plan_ahead(at, scores, stride, item, rows, cols, grid_cols, place, total, mask, mask_stride, whole):  # type: ignore[no-untyped-def]
+def plan_ahead(  # type: ignore[no-untyped-def]
+    at, scores, stride, item, rows, cols, grid_cols, place, total, mask, mask_stride, whole
+):
     """Ask for the scores of the group that begins with block `place` of `total`, and for the mask if it is `whole`."""
     s = place // grid_cols
     j = place - s * grid_cols
     first = scores + s * rows * stride + j * cols * item
-    write_word(at, first & -ROUND)
-    write_word(at + 8, first + (min(GROUP, grid_cols - j) * cols * item if place < total else 0))
+    write_word(at, first & -LINE)
+    write_word(at + 8, first + (min(LANES, grid_cols - j) * cols * item if place < total else 0))
     write_word(at + 16, stride)
-    write_word(at + 24, mask & -ROUND)
-    write_word(at + 32, mask + whole * GROUP * cols)
+    write_word(at + 24, mask & -LINE)
+    write_word(at + 32, mask + whole * LANES * cols)
     write_word(at + 40, mask_stride)
 
 
@@ -44,7 +45,7 @@ class Ahead:
 
     def __init__(self, emit: Emitter, words: Any, cols: int) -> None:
         # lines of a row in each round: all of a mask are asked for in as many
-        lines = (-(-GROUP * cols * item // (LINE * STEPS)) for item in (4, 1))
+        lines = (-(-LANES * cols * item // (LINE * STEPS)) for item in (4, 1))
         self._emit = emit
         self._parts = [(emit.at(words, 24 * k), count, bool(k)) for k, count in enumerate(lines)]
 

@@ -27,7 +27,7 @@ from nmflow.kernels.ahead import Ahead
 from nmflow.kernels.compile import call_address, once, operation
 from nmflow.kernels.networks import selection_network
 from nmflow.kernels.scores import BY_CODE
-from nmflow.kernels.segments import VECTOR, inverse, magnified, spread_over
+from nmflow.kernels.segments import VECTOR, first_bits, inverse, magnified, spread_over
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.transpose import deinterleave
 
@@ -51,8 +51,8 @@ def ascend(  # type: ignore[no-untyped-def]
     ascent : what `ascent_of` gives for this pattern; small blocks do without the call. lanes : address of rows x cols
     lane vectors. rows_at, cols_at : of the duals; row duals are only written. row_floors, col_floors : of their least
     values, where clamped. rounds : at least 1, and none if columns are `free`.
-    Scores have 15 bits, so that differences stay within 16, but for duals far from the scores, which are poor
-    candidates and no more.
+    Scores of blocks that `first_bits` gives fewer than 16 have at most 15, so that differences stay within 16, but for
+    duals far from the scores, which are poor candidates and no more.
     """
     shape = tuple(literal(x) for x in (rows, cols, r, c, free, clamp_rows, clamp_cols))
     here = shape[0] * shape[1] <= IN_REGISTERS or getattr(ascent, "literal_value", None) == 0
@@ -97,10 +97,10 @@ def _ascend(
 ) -> None:
     builder = emit.builder
     lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead = addresses
-    kind = vector(I16, LANES)
+    kind, full = vector(I16, LANES), first_bits(max(rows, cols)) == 16
     sides = (
-        _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None),
-        _Side(cols, rows, c, VECTOR, cols * VECTOR, cols_at, rows_at, col_floors if clamp_cols else None),
+        _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None, full),
+        _Side(cols, rows, c, VECTOR, cols * VECTOR, cols_at, rows_at, col_floors if clamp_cols else None, full),
     )
     small = rows * cols <= IN_REGISTERS
     if small:
@@ -116,7 +116,7 @@ def _ascend(
                 line = [scores[i * cols + j] if side == 0 else scores[j * cols + i] for j in range(len(across))]
                 floor = sides[side].floor(emit, i)
                 old = builder.load(held[side][i]) if relax else None
-                builder.store(_moved(emit, line, across, old, floor, sides[side].budget), held[side][i])
+                builder.store(_moved(emit, line, across, old, floor, sides[side].budget, full), held[side][i])
 
     else:
         errand = Ahead(emit, ahead, cols)
@@ -139,7 +139,10 @@ def _ascend(
 
 @dataclass(frozen=True)
 class _Side:
-    """The lines of one direction: how many, of how many entries, their budget, strides in bytes, addresses."""
+    """The lines of one direction: how many, of how many entries, their budget, strides in bytes, addresses.
+
+    full : whether scores take all bits of a lane.
+    """
 
     lines: int
     count: int
@@ -149,6 +152,7 @@ class _Side:
     duals: Any
     across: Any
     floors: Any
+    full: bool
 
     def floor(self, emit: Emitter, line: int) -> Any:
         """Least value of the dual of a line, or None."""
@@ -174,16 +178,28 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, errand: Ahe
         scores = [emit.load(emit.at(line, t * side.entry_step), kind, VECTOR) for t in range(side.count)]
         floor = None if side.floors is None else emit.load(builder.add(side.floors, ahead), kind, VECTOR)
         old = emit.load(dual, kind, VECTOR) if relax else None
-        fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget)
+        fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget, side.full)
         emit.store(fresh, dual, VECTOR)
     if errand:
         errand.next()
 
 
-def _moved(emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int) -> Any:
-    """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one."""
+def _moved(
+    emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int, full: bool
+) -> Any:
+    """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one.
+
+    full : whether scores take all bits, so that differences are cut off.
+    """
     builder, count = emit.builder, len(scores)
-    wires = [builder.sub(score, dual) for score, dual in zip(scores, across, strict=True)]
+
+    def less(a: Any, b: Any) -> Any:
+        return emit.call("llvm.ssub.sat", a, b) if full else builder.sub(a, b)
+
+    def more(a: Any, b: Any) -> Any:
+        return emit.call("llvm.sadd.sat", a, b) if full else builder.add(a, b)
+
+    wires = [less(score, dual) for score, dual in zip(scores, across, strict=True)]
     ranks = (budget - 1, budget) if budget < count else (budget - 1,)
     for i, j, use_max, use_min in selection_network(count, ranks, unordered=True):
         a, b = wires[i], wires[j]
@@ -194,14 +210,18 @@ def _moved(emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any
     one = emit.splat(I16, LANES, 1)
     if budget < count:
         # rounded up: an entry that equals the dual is kept, since all that was cut off it is more
-        fresh = builder.ashr(builder.add(builder.add(wires[budget - 1], one), wires[budget]), one)
+        a, b = wires[budget - 1], wires[budget]
+        if full:  # what both have, and half of what one has, is half of their sum
+            fresh = builder.sub(builder.or_(a, b), builder.ashr(builder.xor(a, b), one))
+        else:
+            fresh = builder.ashr(builder.add(builder.add(a, one), b), one)
     else:
-        fresh = builder.sub(wires[budget - 1], one)
+        fresh = less(wires[budget - 1], one)
     if old is not None:
-        step = builder.sub(fresh, old)
-        fresh = builder.add(fresh, builder.ashr(step, emit.splat(I16, LANES, 2)))
+        step = less(fresh, old)
+        fresh = more(fresh, builder.ashr(step, emit.splat(I16, LANES, 2)))
         if count > 8:  # larger blocks gain from a larger step: 1 + 1/4 + 1/8
-            fresh = builder.add(fresh, builder.ashr(step, emit.splat(I16, LANES, 3)))
+            fresh = more(fresh, builder.ashr(step, emit.splat(I16, LANES, 3)))
     return fresh if floor is None else emit.call("llvm.smax", fresh, floor)
 
 
@@ -278,7 +298,7 @@ ROUNDS = {
     4: Rounds(4, 3, 4, 0),
     8: Rounds(5, 6, 2, 4),
     16: Rounds(7, 6, 3, 12),
-    32: Rounds(9, 6, 5, 40),
+    32: Rounds(10, 7, 5, 40),
     64: Rounds(12, 14, 7, 64),
 }
 """By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of

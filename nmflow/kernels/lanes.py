@@ -183,10 +183,10 @@ def first_lanes(emit: Emitter, count: Any) -> Any:
 
 
 def _too_large(emit: Emitter, unit: Any, kind: Any) -> Any:
-    """Lanes that are not 0 where 2**16 steps are beyond the work type."""
+    """Lanes that are not 0 where 2**17 steps are beyond the work type."""
     builder = emit.builder
     raw, _, bias = kind.work_fields
-    beyond = builder.icmp_signed(">", exponents(emit, unit, kind), emit.splat(raw, LANES, 2 * bias - 17))
+    beyond = builder.icmp_signed(">", exponents(emit, unit, kind), emit.splat(raw, LANES, 2 * bias - 18))
     return builder.zext(beyond, vector(I16, LANES))
 
 

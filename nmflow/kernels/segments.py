@@ -1,8 +1,8 @@
 """Segments: 32 neighbouring blocks, read into lanes of 16 bits and their duals written back.
 
-Scores are cut to 14 bits below each block's largest one: q = floor(S / unit), unit a power of two. So for every whole
-number T, S >= T * unit if and only if q >= T: what is compared in lanes is proven of the scores themselves
-(`nmflow.kernels.lanes`). What a block's 14 bits do not settle is read again, less its u + v and magnified.
+Scores are cut to 14 or 16 bits below each block's largest one: q = floor(S / unit), unit a power of two. So for every
+whole number T, S >= T * unit if and only if q >= T: what is compared in lanes is proven of the scores themselves
+(`nmflow.kernels.lanes`). What these bits do not settle is read again, less u + v and magnified.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "BITS",
     "VECTOR",
     "exponents",
+    "first_bits",
     "fold_columns",
     "inverse",
     "load_duals",
@@ -37,41 +38,51 @@ __all__ = [
 VECTOR = 2 * LANES
 """Bytes of a vector of 16-bit lanes."""
 BITS = 14
-"""Bits of a block's largest magnitude: the sum of two scores less duals still fits 16."""
+"""Bits of a block's largest magnitude where the sum of two scores less duals is to fit 16."""
 BIAS = 1 << (BITS - 1)
 """Magnitudes are stored less this, so that they are centred on 0."""
+PLAIN = 8
+"""Longest side of a block whose first ascent gets these: it subtracts without cutting off."""
+
+
+def first_bits(side: int) -> int:
+    """Bits of a block's largest magnitude in its first ascent, by its longer side: all that lanes have, or `BITS`.
+
+    Larger blocks have more thresholds close together, and their subtractions are few beside their comparisons.
+    """
+    return BITS if side <= PLAIN else 16
 
 
 @intrinsic(prefer_literal=True)
-def measure_segment(typing, scores, stride, scales, kind, rows, cols, absolute):  # type: ignore[no-untyped-def]
-    """Write what one step of 16 bits is worth in each of 32 neighbouring blocks, a power of two.
+def measure_segment(typing, scores, stride, scales, kind, rows, cols, bits):  # type: ignore[no-untyped-def]
+    """Write what a step is worth in each of 32 neighbouring blocks: the power of two of which magnitudes take `bits`.
 
     Returns the largest magnitude's bits less infinity's: negative if and only if all scores are finite.
     """
-    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), literal(absolute)
+    kind_, rows_, cols_, bits_ = BY_CODE[literal(kind)], literal(rows), literal(cols), literal(bits)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
         scores, stride, scales = args[:3]
         # the largest magnitude of each block: down the rows where it lies, then across the block's columns
-        bits = [emit.variable(emit.splat(kind_.raw, LANES, 0)) for _ in range(cols_)]
+        largest = [emit.variable(emit.splat(kind_.raw, LANES, 0)) for _ in range(cols_)]
         row = emit.variable(scores)
         with loop(builder, rows_):
             base = builder.load(row)
-            for k, slot in enumerate(bits):
+            for k, slot in enumerate(largest):
                 part = kind_.load_bits(emit, emit.at(base, k * LANES * kind_.itemsize), LANES)
                 builder.store(emit.call("llvm.smax", builder.load(slot), part), slot)
             builder.store(builder.add(base, stride), row)
-        top = builder.load(bits[0])
-        for slot in bits[1:]:
+        top = builder.load(largest[0])
+        for slot in largest[1:]:
             top = emit.call("llvm.smax", top, builder.load(slot))
         worst = emit.reduce("llvm.vector.reduce.smax", top)
         verdict = builder.sub(worst, ir.Constant(kind_.raw, kind_.infinity))
-        block = fold_columns(emit, [builder.load(slot) for slot in bits], "llvm.smax")
-        emit.store(_unit(emit, block, kind_, BITS if absolute_ else BITS - 1), scales)
+        block = fold_columns(emit, [builder.load(slot) for slot in largest], "llvm.smax")
+        emit.store(_unit(emit, block, kind_, bits_), scales)
         return builder.sext(verdict, I64) if kind_.itemsize < 8 else verdict
 
-    return types.int64(scores, stride, scales, kind, rows, cols, absolute), codegen
+    return types.int64(scores, stride, scales, kind, rows, cols, bits), codegen
 
 
 def fold_columns(emit: Emitter, parts: Sequence[Any], order: str) -> Any:
@@ -127,9 +138,10 @@ def spread_over(emit: Emitter, numbers: Any, part: int, cols: int, step: int = 1
 
 
 @intrinsic(prefer_literal=True)
-def read_segment(typing, scores, stride, lanes, scales, kind, rows, cols, absolute):  # type: ignore[no-untyped-def]
-    """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less the bias."""
+def read_segment(typing, scores, stride, lanes, scales, kind, rows, cols, absolute, bias):  # type: ignore[no-untyped-def]
+    """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less `bias`."""
     kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
+    bias_ = literal(bias)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
@@ -161,13 +173,13 @@ def read_segment(typing, scores, stride, lanes, scales, kind, rows, cols, absolu
                 some = parts[first * cols_ // step : (first + 1) * cols_ // step]
                 for j, part in enumerate(deinterleave_narrow(emit, some)):
                     if absolute_:  # modulo 2**16, as they were cut off
-                        part = builder.sub(part, emit.splat(I16, LANES, BIAS))
+                        part = builder.sub(part, emit.splat(I16, LANES, bias_ - (bias_ >> 15 << 16)))
                     emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
             builder.store(emit.at(out, cols_ * VECTOR), target)
             builder.store(builder.add(base, stride), at)
         return context.get_dummy_value()
 
-    return types.none(scores, stride, lanes, scales, kind, rows, cols, absolute), codegen
+    return types.none(scores, stride, lanes, scales, kind, rows, cols, absolute, bias), codegen
 
 
 @intrinsic(prefer_literal=True)

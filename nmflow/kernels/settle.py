@@ -72,8 +72,8 @@ def settle_kernel(
         put_blocks(cols), put_blocks(work), put_blocks(cols * work),
     )  # fmt: skip
     plan = np.array([
-        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, *proof, room.masks, room.names, room.ahead,
-        any(clamps), fillable, int(moved), *rounds,
+        *operations, rows, cols, kind.itemsize, work, room.scores, room.u, room.v, *proof, room.masks, room.names,
+        room.ahead, any(clamps), fillable, int(moved), *rounds,
     ], np.int64)  # fmt: skip
     return with_plan(_driver(), plan)
 
@@ -89,8 +89,8 @@ def _driver() -> Any:
     ):  # fmt: skip
         (
             first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v, put_masks, put_u, put_v,
-            rows, cols, item, work, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, ahead_in, clamped,
-            fillable, moved, first_rounds, again_rounds, warm_rounds, most_open,
+            rows, cols, item, work, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, ahead_in,
+            clamped, fillable, moved, first_rounds, again_rounds, warm_rounds, most_open,
         ) = read_words(plan, plan_size)  # fmt: skip
         room = (scratch + 63) & ~63
         gathered, room_u, room_v, masks, names, ahead = (

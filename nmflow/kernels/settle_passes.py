@@ -18,7 +18,7 @@ from nmflow.kernels.lanes import choose_lanes, level_lanes, prove_lanes, words_i
 from nmflow.kernels.memory import read_byte
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import KINDS
-from nmflow.kernels.segments import BIAS, VECTOR, load_duals, measure_segment, read_segment, store_duals
+from nmflow.kernels.segments import BITS, VECTOR, first_bits, load_duals, measure_segment, read_segment, store_duals
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.spans import blocks_in_span
 
@@ -67,6 +67,12 @@ class Room(NamedTuple):
         return cls(*accumulate(sizes))
 
 
+def _centred(rows: int, cols: int, absolute: bool) -> tuple[int, int]:
+    """Bits of magnitudes in the first pass, and what is taken from them so that they are centred on 0."""
+    bits = first_bits(max(rows, cols))
+    return (bits, 1 << (bits - 1)) if absolute else (bits - 1, 0)
+
+
 @once
 def first_pass(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
@@ -82,16 +88,16 @@ def first_pass(
         made under at-most fill if not `filled`.
     """
     kind = KINDS[kind_name]
-    code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
+    code, magnitude, (bits, bias) = kind.code, int(absolute), _centred(rows, cols, absolute)
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
     rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_, ahead_in, _ = Room.of(kind_name, rows, cols)
 
     def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales = room + rows_in, room + cols_in, room + scales_in
-        if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
+        if measure_segment(base, step, scales, code, rows, cols, bits) >= 0:
             return -1
-        read_segment(base, step, room, scales, code, rows, cols, magnitude)
+        read_segment(base, step, room, scales, code, rows, cols, magnitude, bias)
         if warm_v and not free_cols:  # duals of free columns are 0: the proof takes them for that
             load_duals(cols_at, scales, warm_v, code, cols)
         else:
@@ -133,7 +139,7 @@ def next_pass(
     not or not moved, -1 if a score is not finite
     """
     kind = KINDS[kind_name]
-    code, magnitude, bias = kind.code, int(absolute), BIAS if absolute else 0
+    code, magnitude, bits = kind.code, int(absolute), BITS if absolute else BITS - 1
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, u_stride = clamp_rows | clamp_cols, rows + cols, LANES * kind.work_size
     entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
@@ -145,13 +151,13 @@ def next_pass(
     def again(room, base, step, zoom, digits, offsets, ascent, rounds):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales, grains = room + rows_in, room + cols_in, room + scales_in, room + grains_in
         u, v = room + u_in, room + v_in
-        if measure_segment(base, step, scales, code, rows, cols, magnitude) >= 0:
+        if measure_segment(base, step, scales, code, rows, cols, bits) >= 0:
             return -1
         read_rest(base, step, room, scales, u, u_stride, v, zoom, digits, grains, code, rows, cols, magnitude, move)
         set_lanes(rows_at, lines, 0)
         if clamped:
             set_floors(
-                room + row_floors, room + col_floors, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1
+                room + row_floors, room + col_floors, scales, u, u_stride, v, zoom, code, rows, cols, 0, 1
             )  # fmt: skip
         if moved:
             add_offsets(room, scales, zoom, grains, offsets, code, entries)
@@ -159,7 +165,7 @@ def next_pass(
             ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds, room + ahead_in,
             rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
         )  # fmt: skip
-        store_duals(rows_at, cols_at, scales, u, u_stride, v, zoom, code, rows, cols, bias, 1)
+        store_duals(rows_at, cols_at, scales, u, u_stride, v, zoom, code, rows, cols, 0, 1)
         if moved:
             choose_lanes(room, rows_at, cols_at, room + words_in, room + faults_in, rows, cols, row_budget, col_count)
             return round_duals(
@@ -179,7 +185,7 @@ def duals_out(kind_name: str, rows: int, cols: int, absolute: bool) -> int:
     operation (room, u, u_stride, v) -> 0
     """
     kind = KINDS[kind_name]
-    code, bias = kind.code, BIAS if absolute else 0
+    code, (_, bias) = kind.code, _centred(rows, cols, absolute)
     rows_in, cols_in, _, _, _, _, scales_in, *_ = Room.of(kind_name, rows, cols)
 
     def out(room, u, u_stride, v):  # type: ignore[no-untyped-def]

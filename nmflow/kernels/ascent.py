@@ -296,10 +296,10 @@ class Rounds(NamedTuple):
 NONE = Rounds(0, 0, 0, 0)
 ROUNDS = {
     4: Rounds(4, 3, 4, 0),
-    8: Rounds(5, 6, 2, 4),
-    16: Rounds(7, 6, 3, 12),
-    32: Rounds(10, 7, 5, 40),
-    64: Rounds(12, 14, 7, 64),
+    8: Rounds(5, 6, 4, 4),
+    16: Rounds(7, 6, 4, 12),
+    32: Rounds(10, 7, 7, 40),
+    64: Rounds(12, 14, 11, 64),
 }
 """By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of
 the second cost more than augmenting paths."""

@@ -43,9 +43,9 @@ def plan_ahead(  # type: ignore[no-untyped-def]
 class Ahead:
     """Emits the asking for what the words at an address say, for blocks of `cols` columns."""
 
-    def __init__(self, emit: Emitter, words: Any, cols: int) -> None:
+    def __init__(self, emit: Emitter, words: Any, cols: int, steps: int = STEPS) -> None:
         # lines of a row in each round: all of a mask are asked for in as many
-        lines = (-(-LANES * cols * item // (LINE * STEPS)) for item in (4, 1))
+        lines = (-(-LANES * cols * item // (LINE * steps)) for item in (4, 1))
         self._emit = emit
         self._parts = [(emit.at(words, 24 * k), count, bool(k)) for k, count in enumerate(lines)]
 

@@ -105,6 +105,9 @@ def _ascend(
     small = rows * cols <= IN_REGISTERS
     if small:
         scores = [emit.load(emit.at(lanes, t * VECTOR), kind, VECTOR) for t in range(rows * cols)]
+        errand = Ahead(emit, ahead, cols, 1)
+        for i in range(rows):
+            errand.row(ir.Constant(I64, i))
         held = [
             [emit.variable(emit.load(emit.at(side.duals, t * VECTOR), kind, VECTOR)) for t in range(side.lines)]
             for side in sides

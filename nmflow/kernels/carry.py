@@ -118,5 +118,6 @@ def put(source, source_step, target, target_step, lines, count, large):  # type:
 def ask(source, step, lines, count):  # type: ignore[no-untyped-def]
     """Fetch `count` bytes of each of `lines` rows that are read soon."""
     for r in range(lines):
-        for k in range(0, count, 64):
-            _ask_line(source + r * step + k)
+        row = source + r * step
+        for line in range(row & -LINE, row + count, LINE):
+            _ask_line(line)

@@ -26,7 +26,8 @@ __all__ = ["Room", "lane_out", "untie_pass"]
 SWEEPS = 8
 """Most sweeps over the rows in search of duals."""
 MORE_ROUNDS = 4
-"""Rounds beside those of other scores: what is open then takes longer than to ascend, but in the smallest blocks."""
+"""Rounds of narrow lanes beside those of other scores: what is open then takes longer than to ascend, but in the
+smallest blocks. Wide ones are magnified in any case."""
 NEAR = 5
 """Bits by which duals can be larger than scores: where that is beyond float64, they could not be handed out."""
 
@@ -87,7 +88,7 @@ def untie_pass(
     kind = KINDS[kind_name]
     code, magnitude, broad = kind.code, int(absolute), int(wide)
     first_rounds, again_rounds, *_ = rounds_for(max(rows, cols))
-    first_rounds += MORE_ROUNDS if max(rows, cols) > 4 else 0
+    first_rounds += MORE_ROUNDS if max(rows, cols) > 4 and not wide else 0
     width = Width(broad)
     beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits = ZOOM

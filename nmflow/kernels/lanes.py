@@ -197,7 +197,7 @@ def write_masks(
     """Spread the bits of good lanes over the bytes of the mask, and add the scores that they keep to the sums."""
     builder = emit.builder
     parts = words_in_row(cols)
-    total = emit.variable(emit.load(sums, vector(F64, LANES)))
+    total = emit.variable(emit.splat(F64, LANES, 0.0))
     at, to = emit.variable(scores), emit.variable(mask)
     with loop(builder, rows) as turn:
         row = emit.beyond(words, turn.index, parts * VECTOR)
@@ -221,4 +221,6 @@ def write_masks(
             builder.store(builder.fadd(builder.load(total), share), total)
         builder.store(builder.add(builder.load(at), stride), at)
         builder.store(builder.add(builder.load(to), mask_stride), to)
-    emit.store(builder.load(total), sums)
+    scale = emit.splat(F64, LANES, kind.kept_scale(absolute))
+    share = builder.fmul(builder.load(total), scale)
+    emit.store(builder.fadd(emit.load(sums, vector(F64, LANES)), share), sums)

@@ -83,28 +83,25 @@ class ScoreKind:
 
     def load(self, emit: Emitter, address: Value, count: int, absolute: bool) -> Value:
         """Load `count` scores in the work type, exactly."""
+        return self._widened(emit, self._raw(emit, address, count, absolute), count)
+
+    def _raw(self, emit: Emitter, address: Value, count: int, absolute: bool) -> Value:
+        """Bits of `count` scores."""
+        return self.load_bits(emit, address, count) if absolute else emit.load(address, vector(self.raw, count))
+
+    def _widened(self, emit: Emitter, bits: Value, count: int) -> Value:
+        """Scores of these bits in the work type."""
         builder = emit.builder
         if self.itemsize >= 4:
-            bits = self.load_bits(emit, address, count) if absolute else emit.load(address, vector(self.raw, count))
             return builder.bitcast(bits, vector(self.work, count))
-        bits = builder.zext(emit.load(address, vector(self.raw, count)), vector(I32, count))
+        if self.mantissa == 10 and converts_halves():
+            return builder.fpext(builder.bitcast(bits, vector(ir.HalfType(), count)), vector(F32, count))
+        bits = builder.zext(bits, vector(I32, count))
         if self.mantissa == 7:  # bfloat16 is the upper half of a float32
-            bits = builder.shl(bits, emit.splat(I32, count, 16))
-            if absolute:
-                bits = builder.and_(bits, emit.splat(I32, count, 0x7FFFFFFF))
-            return builder.bitcast(bits, vector(F32, count))
-        if converts_halves():
-            halves = builder.bitcast(builder.trunc(bits, vector(I16, count)), vector(ir.HalfType(), count))
-            value = builder.fpext(halves, vector(F32, count))
-            if not absolute:
-                return value
-            bits = builder.and_(builder.bitcast(value, vector(I32, count)), emit.splat(I32, count, 0x7FFFFFFF))
-            return builder.bitcast(bits, vector(F32, count))
+            return builder.bitcast(builder.shl(bits, emit.splat(I32, count, 16)), vector(F32, count))
         # float16: move the fields into place; the product by 2**112 rebiases normals and subnormals alike, exactly
         magnitude = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x7FFF)), emit.splat(I32, count, 13))
         value = builder.fmul(builder.bitcast(magnitude, vector(F32, count)), emit.splat(F32, count, 2.0**112))
-        if absolute:
-            return value
         sign = builder.shl(builder.and_(bits, emit.splat(I32, count, 0x8000)), emit.splat(I32, count, 16))
         return builder.bitcast(builder.or_(builder.bitcast(value, vector(I32, count)), sign), vector(F32, count))
 
@@ -114,22 +111,26 @@ class ScoreKind:
         return score if self.work == F64 else emit.builder.fpext(score, vector(F64, count))
 
     def load_kept(self, emit: Emitter, address: Value, kept: Value, absolute: bool) -> Value:
-        """Load 32 scores as float64, exactly, with 0 for what is not kept; in any order, as for a sum."""
+        """Load 32 scores, divided by `kept_scale`, as float64, exactly, with 0 for what is not kept."""
         builder = emit.builder
-        if self.mantissa != 7:
-            score = self.load(emit, address, LANES, absolute)
-            share = builder.select(kept, score, emit.splat(self.work, LANES, 0.0))
-            return share if self.work == F64 else builder.fpext(share, vector(F64, LANES))
-        # one choice for two entries of a word, which are told apart after
-        bits = emit.load(address, vector(I16, LANES))
-        if absolute:
-            bits = builder.and_(bits, emit.splat(I16, LANES, self.sign_mask))
-        bits = builder.select(kept, bits, emit.splat(I16, LANES, 0))
-        halves, words = vector(F32, LANES // 2), builder.bitcast(bits, vector(I32, LANES // 2))
-        low = builder.shl(words, emit.splat(I32, LANES // 2, 16))
-        high = builder.and_(words, emit.splat(I32, LANES // 2, -1 << 16))
-        both = emit.shuffle(builder.bitcast(low, halves), builder.bitcast(high, halves), range(LANES))
-        return builder.fpext(both, vector(F64, LANES))
+        bits = self._raw(emit, address, LANES, absolute)
+        bits = builder.select(kept, bits, emit.splat(self.raw, LANES, 0))
+        if self._short(absolute):
+            wide = builder.zext(bits, vector(I64, LANES))
+            wide = builder.shl(wide, emit.splat(I64, LANES, 52 - self.mantissa))
+            return builder.bitcast(wide, vector(F64, LANES))
+        score = self._widened(emit, bits, LANES)
+        return score if self.work == F64 else builder.fpext(score, vector(F64, LANES))
+
+    def kept_scale(self, absolute: bool) -> float:
+        """A power of two: bits of short magnitudes go where a float64 has them, whose exponents have another bias.
+
+        Sums of what they are there are those of the scores over this, subnormals and all, and take no conversion.
+        """
+        return 2.0 ** (1024 - (1 << (14 - self.mantissa))) if self._short(absolute) else 1.0
+
+    def _short(self, absolute: bool) -> bool:
+        return absolute and self.itemsize == 2
 
     def load_pairs(self, emit: Emitter, address: Value, count: int, absolute: bool) -> list[Value]:
         """Load `count` times 64 scores of bfloat16 as words of two: vectors of the even ones, then of the odd ones.

@@ -37,6 +37,8 @@ IN_REGISTERS = 16
 """Most entries of a block whose lanes all stay in vector registers while it ascends."""
 HELD = 8
 """Most duals across that stay in registers from line to line."""
+EARLY = 3
+"""Rounds after the first whose steps are shorter than those of later ones, in blocks of more than 16 a side."""
 LOWEST = -32768
 """The least number of a lane: a floor that stops no dual."""
 
@@ -113,27 +115,29 @@ def _ascend(
             for side in sides
         ]
 
-        def half(side: int, relax: bool) -> None:
+        def half(side: int, relax: Any) -> None:
             across = [builder.load(slot) for slot in held[1 - side]]
             for i in range(sides[side].lines):
                 line = [scores[i * cols + j] if side == 0 else scores[j * cols + i] for j in range(len(across))]
                 floor = sides[side].floor(emit, i)
-                old = builder.load(held[side][i]) if relax else None
+                old = (builder.load(held[side][i]), relax) if relax else None
                 builder.store(_moved(emit, line, across, old, floor, sides[side].budget, full), held[side][i])
 
     else:
         errand = Ahead(emit, ahead, cols)
 
-        def half(side: int, relax: bool) -> None:
+        def half(side: int, relax: Any) -> None:
             _half_round(emit, sides[side], lanes, relax, errand if sides[side].lines == rows else None)
 
-    half(0, False)
+    half(0, None)
     if not free:
-        half(1, False)
-        with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))):
-            half(0, True)
-            half(1, True)
-        half(0, False)
+        half(1, None)
+        with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))) as turn:
+            late = builder.icmp_signed(">=", turn.index, ir.Constant(I64, EARLY))
+            relax = emit.broadcast(builder.select(late, ir.Constant(I16, 2), ir.Constant(I16, 3)), LANES)
+            half(0, relax)
+            half(1, relax)
+        half(0, None)
     if small:
         for side, slots in zip(sides, held, strict=True):
             for t, slot in enumerate(slots):
@@ -164,8 +168,8 @@ class _Side:
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
 
 
-def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, errand: Ahead | None) -> None:
-    """A step of each line, whose scores are in memory."""
+def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: Any, errand: Ahead | None) -> None:
+    """A step of each line, whose scores are in memory; relax : as `_moved` has it."""
     builder, kind = emit.builder, vector(I16, LANES)
 
     def duals_across() -> list[Any]:
@@ -180,7 +184,7 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: bool, errand: Ahe
         dual = builder.add(side.duals, ahead)
         scores = [emit.load(emit.at(line, t * side.entry_step), kind, VECTOR) for t in range(side.count)]
         floor = None if side.floors is None else emit.load(builder.add(side.floors, ahead), kind, VECTOR)
-        old = emit.load(dual, kind, VECTOR) if relax else None
+        old = (emit.load(dual, kind, VECTOR), relax) if relax else None
         fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget, side.full)
         emit.store(fresh, dual, VECTOR)
     if errand:
@@ -192,6 +196,7 @@ def _moved(
 ) -> Any:
     """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one.
 
+    old : that, and the bits by which the step past it is less than the one to it, but for a quarter, in larger blocks.
     full : whether scores take all bits, so that differences are cut off.
     """
     builder, count = emit.builder, len(scores)
@@ -221,10 +226,11 @@ def _moved(
     else:
         fresh = less(wires[budget - 1], one)
     if old is not None:
-        step = less(fresh, old)
+        # larger blocks gain from a larger step: 1 + 1/4, and 1/8 more, and at last 1/4
+        step = less(fresh, old[0])
         fresh = more(fresh, builder.ashr(step, emit.splat(I16, LANES, 2)))
-        if count > 8:  # larger blocks gain from a larger step: 1 + 1/4 + 1/8
-            fresh = more(fresh, builder.ashr(step, emit.splat(I16, LANES, 3)))
+        if count > 8:
+            fresh = more(fresh, builder.ashr(step, old[1] if count > 16 else emit.splat(I16, LANES, 3)))
     return fresh if floor is None else emit.call("llvm.smax", fresh, floor)
 
 
@@ -302,7 +308,7 @@ ROUNDS = {
     8: Rounds(5, 6, 4, 4),
     16: Rounds(7, 6, 4, 12),
     32: Rounds(10, 7, 7, 40),
-    64: Rounds(12, 14, 11, 64),
+    64: Rounds(12, 12, 11, 64),
 }
 """By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of
 the second cost more than augmenting paths."""

@@ -108,7 +108,7 @@ class Pattern:
         fill: str = "exact",
         transposable: bool = True,
     ) -> None:
-        if fill not in ("exact", "at-most"):
+        if not isinstance(fill, str) or fill not in ("exact", "at-most"):
             raise PatternError(f'fill must be "exact" or "at-most", not {fill!r}')
         if isinstance(n, str) and m is None:
             raise PatternError(f'n must be a whole number, not {n!r}; a text is given by name: pattern="2:4"')

@@ -123,6 +123,22 @@ def test_dry_run_of_a_pattern_that_nothing_can_take(tmp_path: Path, model: Path)
     assert "pattern must fit at least one weight" in result.stderr
 
 
+def test_dry_run_says_what_would_stop_the_run(tmp_path: Path, model: Path) -> None:
+    there = write(tmp_path / "there.safetensors", {"w": np.ones((8, 8), "f4")})
+    dry = ("prune", model, tmp_path / "out", "--pattern", "2:4", "--dry-run")
+    for result, said in (
+        (run("prune", model, there, "--pattern", "2:4", "--dry-run"), "say overwrite=True (--overwrite)"),
+        (run("prune", model, model, "--pattern", "2:4", "--dry-run", "--overwrite"), "dst must not be"),
+        (run(*dry, "--solver", "best"), "best"),
+        (run(*dry, "--keep-from", tmp_path / "none.safetensors"), "none.safetensors"),
+        (run(*dry, "--method", "wanda"), "--calibration must be given"),
+    ):
+        assert result.exit_code == 2
+        assert said in result.stderr
+    assert run("prune", model, there, "--pattern", "2:4", "--dry-run", "--overwrite").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "there.safetensors"]
+
+
 def test_json_is_all_there_is_on_standard_output(tmp_path: Path, model: Path) -> None:
     result = run("prune", model, tmp_path / "out", "--pattern", "2:4", "--json")
     report = json.loads(result.stdout)

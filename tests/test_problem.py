@@ -116,6 +116,7 @@ def test_what_numpy_cannot_view(value: object) -> None:
         (np.ones((4, 4)), {"layout": "conv"}, 'weights must have at least 3 axes for layout="conv", not 2'),
         (np.ones((4, 4)), {"layout": "batch"}, 'weights must have at least 3 axes for layout="batch", not 2'),
         (np.ones((4, 4)), {"layout": "nhwc"}, 'layout must be None, "conv" or "batch", not \'nhwc\''),
+        (np.ones((4, 4)), {"layout": np.array(["conv", "batch"])}, 'layout must be None, "conv" or "batch", not array'),
         (np.ones((0, 4)), {}, "weights must not be empty, not of shape (0, 4)"),
         (np.ones((4, 0, 3)), {"layout": "conv"}, "weights must not be empty, not of shape (4, 0, 3)"),
         (ONES, {"scores": np.ones((4, 5))}, "scores must have the shape of weights, (4, 4), not (4, 5)"),

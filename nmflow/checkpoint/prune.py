@@ -18,7 +18,7 @@ from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
-from nmflow.checkpoint.place import check_place
+from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.plan import Plan, make_plan
 from nmflow.checkpoint.report import RECORDS, REPORT, Report, TensorReport
 from nmflow.checkpoint.stage import staged, start_folder, start_shard
@@ -29,7 +29,7 @@ from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 
-__all__ = ["prune_checkpoint"]
+__all__ = ["check_prune", "prune_checkpoint"]
 
 
 def prune_checkpoint(
@@ -119,16 +119,11 @@ def prune_checkpoint(
     plan = make_plan(
         src, as_pattern(None, None, pattern, fill=fill, transposable=transposable), include=include, exclude=exclude
     )
-    plan.check()
     source = plan.source
-    check_place(source, dst, [keep_from], overwrite=overwrite)
-    keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
-    # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled
-    # on the first call is not counted as the time of a tensor.
-    for dtype in sorted({tensor.entry.dtype for tensor in plan.pruned}):
-        block = np.zeros(plan.pattern.block_shape, FLOATS[dtype])
-        solve(block, pattern=plan.pattern, solver=solver, certify=certify, threads=threads)
-        row_sums(block, None, plan.pattern.row)
+    keep = check_prune(
+        plan, dst, solver=solver, certify=certify, keep_from=keep_from, threads=threads, overwrite=overwrite,
+        resume=resume,
+    )  # fmt: skip
     asked = {
         "command": "prune",
         "version": version(),
@@ -183,6 +178,25 @@ def prune_checkpoint(
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)
     return report
+
+
+def check_prune(
+    plan: Plan, dst: Path, *, solver: str, certify: bool, keep_from: str | os.PathLike[str] | None,
+    threads: int | None, overwrite: bool, resume: bool,
+) -> Mapping[str, KeepMask]:  # fmt: skip
+    """Raise what pruning by a plan would raise before it writes anything; else the masks to keep, by tensor."""
+    plan.check()
+    check_place(plan.source, dst, [keep_from], overwrite=overwrite)
+    if not resume:
+        check_free(dst, plan.source.is_folder, overwrite)
+    keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
+    # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled
+    # on the first call is not counted as the time of a tensor.
+    for dtype in sorted({tensor.entry.dtype for tensor in plan.pruned}):
+        block = np.zeros(plan.pattern.block_shape, FLOATS[dtype])
+        solve(block, pattern=plan.pattern, solver=solver, certify=certify, threads=threads)
+        row_sums(block, None, plan.pattern.row)
+    return keep
 
 
 def _target(plan: Plan, shard: Header, new: Path) -> Path:

@@ -56,7 +56,9 @@ def prune(
     include: Include = None,
     exclude: Exclude = None,
     threads: Threads = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done with each tensor.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done with each tensor, and what would stop the run.")
+    ] = False,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a checkpoint.")] = False,
     resume: Resume = False,
@@ -84,16 +86,12 @@ def prune(
     """
     with one_line_errors():
         from nmflow.checkpoint import make_plan, prune_checkpoint
+        from nmflow.checkpoint.prune import check_prune
         from nmflow.cli import show
         from nmflow.cli.methods import check_options, prune_by
         from nmflow.cli.pattern import pattern_of
 
         wanted = pattern_of(pattern, row, col, fill.value, rows_only)
-        if dry_run:
-            plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
-            say(plan, as_json, show.plan)
-            plan.check()
-            return
         others = {
             "--keep-from": keep_from is not None,
             "--certify": certify,
@@ -103,6 +101,14 @@ def prune(
             "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
         }
         check_options(method.value, calibration, others)
+        if dry_run:
+            plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
+            say(plan, as_json, show.plan)
+            check_prune(
+                plan, dst, solver=solver, certify=certify, keep_from=keep_from, threads=threads, overwrite=overwrite,
+                resume=resume,
+            )  # fmt: skip
+            return
         if calibration is not None:
             with progress_of("pruning") as progress:
                 text, values = prune_by(

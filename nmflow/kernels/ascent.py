@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -26,12 +26,10 @@ from numba.extending import intrinsic
 from nmflow.kernels.ahead import Ahead
 from nmflow.kernels.compile import call_address, once, operation
 from nmflow.kernels.networks import selection_network
-from nmflow.kernels.scores import BY_CODE
-from nmflow.kernels.segments import VECTOR, first_bits, inverse, magnified, spread_over
+from nmflow.kernels.segments import VECTOR, first_bits
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
-from nmflow.kernels.transpose import deinterleave
 
-__all__ = ["LOWEST", "NONE", "ascend", "ascent_of", "rounds_for", "set_floors", "set_lanes"]
+__all__ = ["ascend", "ascent_of"]
 
 IN_REGISTERS = 16
 """Most entries of a block whose lanes all stay in vector registers while it ascends."""
@@ -39,8 +37,6 @@ HELD = 8
 """Most duals across that stay in registers from line to line."""
 EARLY = 3
 """Rounds after the first whose steps are shorter than those of later ones, in blocks of more than 16 a side."""
-LOWEST = -32768
-"""The least number of a lane: a floor that stops no dual."""
 
 
 @intrinsic(prefer_literal=True)
@@ -52,7 +48,7 @@ def ascend(  # type: ignore[no-untyped-def]
 
     ascent : what `ascent_of` gives for this pattern; small blocks do without the call. lanes : address of rows x cols
     lane vectors. rows_at, cols_at : of the duals; row duals are only written. row_floors, col_floors : of their least
-    values, where clamped. rounds : at least 1, and none if columns are `free`.
+    values, where clamped. rounds : at least 1, and none if columns are `free`. ahead : see `nmflow.kernels.ahead`.
     Scores of blocks that `first_bits` gives fewer than 16 have at most 15, so that differences stay within 16, but for
     duals far from the scores, which are poor candidates and no more.
     """
@@ -232,88 +228,3 @@ def _moved(
         if count > 8:
             fresh = more(fresh, builder.ashr(step, old[1] if count > 16 else emit.splat(I16, LANES, 3)))
     return fresh if floor is None else emit.call("llvm.smax", fresh, floor)
-
-
-@intrinsic(prefer_literal=True)
-def set_floors(  # type: ignore[no-untyped-def]
-    typing, row_floors, col_floors, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given
-):
-    """How far duals may fall: to 0 in all, from 0 at first (less the bias, in rows) or from those given."""
-    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
-    bias_, given_ = literal(bias), literal(given)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        row_floors, col_floors, scales, u, u_stride, v, zoom = args[:7]
-        unit = emit.load(scales, vector(kind_.work, LANES))
-        scale = inverse(emit, magnified(emit, unit, kind_, zoom), kind_)
-        least = emit.splat(kind_.work, LANES, -32768.0)
-
-        def floor(duals: Any, scale: Any) -> Any:
-            value = emit.better(builder.fmul(builder.fneg(duals), scale), least, ">")
-            return builder.fptosi(value, vector(I16, LANES))
-
-        for i in range(rows_):
-            value = emit.splat(I16, LANES, -bias_)
-            if given_:
-                at = emit.beyond(u, u_stride, i)
-                value = floor(emit.load(at, vector(kind_.work, LANES)), scale)
-            emit.store(value, emit.at(row_floors, i * VECTOR), VECTOR)
-        parts = [emit.splat(I16, LANES, 0)] * cols_
-        if given_:
-            loads = [
-                emit.load(emit.at(v, k * LANES * kind_.work_size), vector(kind_.work, LANES)) for k in range(cols_)
-            ]
-            parts = deinterleave(
-                emit, [floor(part, spread_over(emit, scale, k, cols_)) for k, part in enumerate(loads)]
-            )
-        for j, part in enumerate(parts):
-            emit.store(part, emit.at(col_floors, j * VECTOR), VECTOR)
-        return context.get_dummy_value()
-
-    arguments = (row_floors, col_floors, scales, u, u_stride, v, zoom, kind, rows, cols, bias, given)
-    return types.none(*arguments), codegen
-
-
-@intrinsic(prefer_literal=True)
-def set_lanes(typing, address, count, value):  # type: ignore[no-untyped-def]
-    """Store a number to all lanes of `count` vectors."""
-    count_, value_ = literal(count), literal(value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        for t in range(count_):
-            emit.store(emit.splat(I16, LANES, value_), emit.at(args[0], t * VECTOR), VECTOR)
-        return context.get_dummy_value()
-
-    return types.none(address, count, value), codegen
-
-
-class Rounds(NamedTuple):
-    """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask.
-
-    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. So does all
-    where earlier duals save no round: blocks of up to four are settled too fast.
-    """
-
-    first: int
-    again: int
-    warm: int
-    most_open: int
-
-
-NONE = Rounds(0, 0, 0, 0)
-ROUNDS = {
-    4: Rounds(4, 3, 4, 0),
-    8: Rounds(5, 6, 4, 4),
-    16: Rounds(7, 6, 4, 12),
-    32: Rounds(10, 7, 7, 40),
-    64: Rounds(12, 12, 11, 64),
-}
-"""By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of
-the second cost more than augmenting paths."""
-
-
-def rounds_for(side: int) -> Rounds:
-    """Rounds for a block whose longer side is `side`."""
-    return next(rounds for size, rounds in ROUNDS.items() if side <= size)

@@ -19,10 +19,12 @@ from nmflow.kernels.compile import part
 from nmflow.kernels.memory import LINE
 from nmflow.kernels.simd import I8, I32, Emitter, literal, vector
 
-__all__ = ["LARGE", "ask", "drain", "fill", "move", "put"]
+__all__ = ["LARGE", "SOON", "ask", "ask_block", "drain", "fill", "move", "put"]
 
 LARGE = 1 << 22
 """Bytes of a matrix from which its outputs go past the caches: more than a core's own cache holds."""
+SOON = 2
+"""Blocks ahead of the one at hand that are asked for, where blocks lie apart."""
 
 
 @intrinsic
@@ -121,3 +123,10 @@ def ask(source, step, lines, count):  # type: ignore[no-untyped-def]
         row = source + r * step
         for line in range(row & -LINE, row + count, LINE):
             _ask_line(line)
+
+
+@part
+def ask_block(matrix, step, grid_cols, block, rows, count):  # type: ignore[no-untyped-def]
+    """Fetch a block whose rows have `count` bytes, of a matrix with `grid_cols` blocks across."""
+    stripe = block // grid_cols
+    ask(matrix + stripe * rows * step + (block - stripe * grid_cols) * count, step, rows, count)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from nmflow.kernels.block_proof import copy_numbers, prove_block
-from nmflow.kernels.carry import ask
+from nmflow.kernels.carry import ask_block
 from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest
 from nmflow.kernels.words import WIDTH, read_bits, write_bits
@@ -72,8 +72,7 @@ def finish_kernel() -> Any:
             copy_numbers(v[k], col, False)
             flags[k] = 1
             if k + 1 < count:
-                top, left = blocks[k + 1] // grid_cols * rows, blocks[k + 1] % grid_cols * cols
-                ask(at_mask + top * mask.strides[0] + left, mask.strides[0], rows, cols)
+                ask_block(at_mask, mask.strides[0], grid_cols, blocks[k + 1], rows, cols)
             top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
             for i in range(rows):
                 given[i] = read_bits(at_mask + (top + i) * mask.strides[0] + left, cols) if begun else 0

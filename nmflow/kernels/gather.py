@@ -8,15 +8,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.carry import ask
+from nmflow.kernels.carry import SOON, ask_block
 from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F32, F64, PARTS, Emitter, literal
 
 __all__ = ["gather_duals_kernel", "gather_scores_kernel"]
-
-AHEAD = 2
 
 
 @intrinsic(prefer_literal=True)
@@ -64,10 +62,8 @@ def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
 
     def gather(scores, stride, rows, cols, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
         for k in range(count):
-            if k + AHEAD < count:
-                b = read_word(blocks + (k + AHEAD) * 8)
-                s = b // grid_cols
-                ask(scores + s * rows * stride + (b - s * grid_cols) * cols * item, stride, rows, cols * item)
+            if k + SOON < count:
+                ask_block(scores, stride, grid_cols, read_word(blocks + (k + SOON) * 8), rows, cols * item)
             b = read_word(blocks + k * 8)
             s = b // grid_cols
             for i in range(rows):

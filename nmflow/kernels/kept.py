@@ -7,15 +7,13 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.carry import ask
+from nmflow.kernels.carry import SOON, ask_block
 from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F64, PARTS, Emitter, literal, vector
 
 __all__ = ["kept_kernel"]
-
-AHEAD = 2
 
 
 @intrinsic(prefer_literal=True)
@@ -52,12 +50,10 @@ def kept_kernel(kind_name: str, absolute: bool) -> Any:
 
     def add_blocks(scores, stride, mask, mask_stride, rows, cols, grid_cols, blocks, count, sums):  # type: ignore[no-untyped-def]
         for k in range(count):
-            if k + AHEAD < count:
-                b = read_word(blocks + (k + AHEAD) * 8)
-                s = b // grid_cols
-                j = (b - s * grid_cols) * cols
-                ask(scores + s * rows * stride + j * item, stride, rows, cols * item)
-                ask(mask + s * rows * mask_stride + j, mask_stride, rows, cols)
+            if k + SOON < count:
+                b = read_word(blocks + (k + SOON) * 8)
+                ask_block(scores, stride, grid_cols, b, rows, cols * item)
+                ask_block(mask, mask_stride, grid_cols, b, rows, cols)
             b = read_word(blocks + k * 8)
             s = b // grid_cols
             j = (b - s * grid_cols) * cols

@@ -9,10 +9,11 @@ import numpy as np
 from numba import types
 
 from nmflow.kernels.ahead import plan_ahead
-from nmflow.kernels.ascent import NONE, ascent_of, rounds_for
+from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled, once, with_plan
 from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.memory import read_word, read_words, write_word
+from nmflow.kernels.rounds import NONE, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
 from nmflow.kernels.simd import LANES

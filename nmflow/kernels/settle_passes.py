@@ -11,8 +11,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from nmflow.kernels.ahead import WORDS
-from nmflow.kernels.ascent import LOWEST, ascend, set_floors, set_lanes
+from nmflow.kernels.ascent import ascend
 from nmflow.kernels.compile import once, operation
+from nmflow.kernels.floors import LOWEST, set_floors, set_lanes
 from nmflow.kernels.grains import add_offsets, read_rest, round_duals
 from nmflow.kernels.lanes import choose_lanes, level_lanes, prove_lanes, words_in_row
 from nmflow.kernels.memory import read_byte

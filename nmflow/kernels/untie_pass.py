@@ -10,11 +10,13 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from nmflow.kernels.ahead import WORDS
-from nmflow.kernels.ascent import ascend, rounds_for, set_lanes
+from nmflow.kernels.ascent import ascend
 from nmflow.kernels.compile import once, operation
+from nmflow.kernels.floors import set_lanes
 from nmflow.kernels.lanes import choose_lanes, words_in_row
 from nmflow.kernels.moved import ZOOM, add_duals, magnify_lanes, move_lanes
 from nmflow.kernels.numbers import read_cut, read_lattice
+from nmflow.kernels.rounds import rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, BITS, VECTOR, measure_segment
 from nmflow.kernels.simd import LANES

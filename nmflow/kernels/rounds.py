@@ -1,0 +1,37 @@
+"""How many rounds blocks ascend, by their longer side."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["NONE", "Rounds", "rounds_for"]
+
+
+class Rounds(NamedTuple):
+    """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask.
+
+    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. So does all
+    where earlier duals save no round: blocks of up to four are settled too fast.
+    """
+
+    first: int
+    again: int
+    warm: int
+    most_open: int
+
+
+NONE = Rounds(0, 0, 0, 0)
+ROUNDS = {
+    4: Rounds(4, 3, 4, 0),
+    8: Rounds(5, 6, 4, 4),
+    16: Rounds(7, 6, 4, 12),
+    32: Rounds(10, 7, 7, 40),
+    64: Rounds(12, 12, 11, 64),
+}
+"""By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of
+the second cost more than augmenting paths."""
+
+
+def rounds_for(side: int) -> Rounds:
+    """Rounds for a block whose longer side is `side`."""
+    return next(rounds for size, rounds in ROUNDS.items() if side <= size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import families
@@ -47,9 +48,29 @@ def test_duals_prove_every_block_in_fractions(name: str, pattern: nmflow.Pattern
     assert unproven(weights, solution, absolute=not given_scores) <= solution.stats.get("integers", 0)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "near_ties", "signed"])
-def test_rows_of_several_words_are_proven_too(name: str) -> None:
+WIDE = (
+    "gaussian", "outlier_columns", "heavy_tailed", "near_ties", "mostly_zero", "huge_among_tiny", "binades",
+    "subnormal", "largest_float32", "signed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_rows_of_several_words_whose_scores_take_all_16_bits_are_proven_too(name: str) -> None:
     test_duals_prove_every_block_in_fractions(name, nmflow.Pattern(7, 20))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        *((np.float16, size) for size in (2.0**-20, 1.0, 2.0**15)),
+        *((ml_dtypes.bfloat16, size) for size in (2.0**-130, 1.0, 2.0**127)),
+    ],
+    ids=str,
+)
+def test_what_is_kept_of_short_scores_is_summed_exactly(dtype: Any, size: float) -> None:
+    weights = (np.random.default_rng(3).uniform(-1.0, 1.0, (32, 160)) * size).astype(dtype)
+    solution = nmflow.solve(weights, 2, 4)
+    assert solution.objective == math.fsum(np.abs(weights.astype(np.float64))[solution.mask].tolist())
 
 
 def test_rows_alone_are_proven_too() -> None:

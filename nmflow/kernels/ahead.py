@@ -44,13 +44,13 @@ class Ahead:
     """Emits the asking for what the words at an address say, for blocks of `cols` columns."""
 
     def __init__(self, emit: Emitter, words: Any, cols: int, steps: int = STEPS) -> None:
-        # lines of a row in each round: all of a mask are asked for in as many
+        # lines of a row at each step: a mask takes as many steps as scores of 32 bits
         lines = (-(-LANES * cols * item // (LINE * steps)) for item in (4, 1))
         self._emit = emit
         self._parts = [(emit.at(words, 24 * k), count, bool(k)) for k, count in enumerate(lines)]
 
     def row(self, index: Any) -> None:
-        """Ask for the part of a row that is due in this round."""
+        """Ask for the part of a row that is due at this step."""
         emit, builder = self._emit, self._emit.builder
         for words, lines, write in self._parts:
             at, end, step = (emit.load(emit.at(words, 8 * k), I64) for k in range(3))

@@ -172,7 +172,7 @@ def read_segment(typing, scores, stride, lanes, scales, kind, rows, cols, absolu
             for first in range(step):  # every column, or the even ones and the odd ones apart
                 some = parts[first * cols_ // step : (first + 1) * cols_ // step]
                 for j, part in enumerate(deinterleave_narrow(emit, some)):
-                    if absolute_:  # modulo 2**16, as they were cut off
+                    if absolute_:  # modulo 2**16, as they were cut off; so is the bias
                         part = builder.sub(part, emit.splat(I16, LANES, bias_ - (bias_ >> 15 << 16)))
                     emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
             builder.store(emit.at(out, cols_ * VECTOR), target)

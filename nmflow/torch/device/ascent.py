@@ -15,6 +15,8 @@ __all__ = ["ROUNDS", "ascend", "line_step", "rounds_for", "threshold"]
 ROUNDS = {4: (4, 4, 1), 8: (5, 5, 2), 16: (6, 6, 2), 32: (8, 9, 3), 64: (12, 14, 5)}
 """Rounds for all blocks, for those then open, and for all blocks from earlier duals, by the longer side of a block:
 those that were measured for the CPU. On a GPU they are yet to be measured."""
+EARLY = 3
+"""Rounds after the first whose steps are shorter than those of later ones."""
 
 
 def rounds_for(side: int) -> tuple[int, int, int]:
@@ -41,15 +43,19 @@ def ascend(
     u, v : Tensor of int32, even
     """
     for k in range(rounds + 1):
-        past = 0 < k < rounds
+        past = (2 if k > EARLY else 3) if 0 < k < rounds else 0
         u = line_step(numbers - v[:, None, :], u, budgets[0], past=past)
         if k < rounds:
             v = line_step((numbers - u[:, :, None]).mT, v, budgets[1], past=past)
     return u, v
 
 
-def line_step(lines: torch.Tensor, old: torch.Tensor, budget: int, *, past: bool) -> torch.Tensor:
-    """New duals of lines, given their scores less the duals across, shape (k, lines, entries)."""
+def line_step(lines: torch.Tensor, old: torch.Tensor, budget: int, *, past: int) -> torch.Tensor:
+    """New duals of lines, given their scores less the duals across, shape (k, lines, entries).
+
+    past : 0 for the midpoint; else how many bits the last part of the step past it is shorter than one to it, where a
+    line has more than 16 entries.
+    """
     count = lines.shape[2]
     if budget == count:
         return (lines.amin(dim=2) - 1) & ~1
@@ -57,7 +63,7 @@ def line_step(lines: torch.Tensor, old: torch.Tensor, budget: int, *, past: bool
     target = (top[..., budget - 1] + top[..., budget]) >> 1
     if past:
         step = target - old
-        target = target + (step >> 2) + ((step >> 3) if count > 8 else 0)
+        target = target + (step >> 2) + ((step >> (past if count > 16 else 3)) if count > 8 else 0)
     return target & ~1
 
 

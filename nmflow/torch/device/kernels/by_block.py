@@ -26,7 +26,7 @@ def _all_rows(numbers, row, col, relax, NETWORK: tl.constexpr, M: tl.constexpr, 
         w = ()
         for j in tl.static_range(M):
             w = w + (numbers[i * M + j] - col[j],)
-        fresh = fresh + (line_step(w, row[i], relax, NETWORK, N),)
+        fresh = fresh + (line_step(w, row[i], relax, 3, NETWORK, N),)
     return fresh
 
 
@@ -38,7 +38,7 @@ def _all_cols(numbers, row, col, relax, NETWORK: tl.constexpr, M: tl.constexpr, 
         w = ()
         for i in tl.static_range(M):
             w = w + (numbers[i * M + j] - row[i],)
-        fresh = fresh + (line_step(w, col[j], relax, NETWORK, N),)
+        fresh = fresh + (line_step(w, col[j], relax, 3, NETWORK, N),)
     return fresh
 
 

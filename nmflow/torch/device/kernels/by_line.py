@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nmflow.torch.device.ascent import EARLY
 from nmflow.torch.device.kernels.common import (
     ANY_SIZE,
     append_blocks,
@@ -23,6 +24,8 @@ from nmflow.torch.device.kernels.lines import (
 )
 
 __all__ = ["settle_lines"]
+
+LATE = tl.constexpr(EARLY)
 
 
 @triton.jit
@@ -98,8 +101,9 @@ def settle_lines(
             col = tl.zeros([WARPS, 32], tl.int32)
         for k in range(ROUNDS):
             relax = tl.where(k > 0, -1, 0)
-            row = line_step(_across(rows, col, home, M), row, relax, NETWORK, N)
-            col = line_step(_across(cols, row, home, M), col, relax, NETWORK, N)
+            less = tl.where(k > LATE, 2, 3)
+            row = line_step(_across(rows, col, home, M), row, relax, less, NETWORK, N)
+            col = line_step(_across(cols, row, home, M), col, relax, less, NETWORK, N)
         row, wrong = last_step(_across(rows, col, home, M), NETWORK, N)
         in_col = tl.zeros([WARPS, 32], tl.int32)
         bits = tl.zeros([WARPS, 32], tl.int32)

@@ -31,13 +31,18 @@ def _middle(w, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
 
 
 @triton.jit
-def line_step(w, old, relax, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
-    """New duals of lines, from their scores less the duals across. relax: 0, or -1 to step past the midpoint."""
+def line_step(w, old, relax, less, NETWORK: tl.constexpr, BUDGET: tl.constexpr):
+    """New duals of lines, from their scores less the duals across. relax: 0, or -1 to step past the midpoint.
+
+    less : bits by which the last part of that step is shorter than one to the midpoint, where lines are long.
+    """
     one, other = _middle(w, NETWORK, BUDGET)
     target = (one + other) >> 1
     step = (target - old) & relax
     target += step >> 2
-    if len(w) > 8:
+    if len(w) > 16:
+        target += step >> less
+    elif len(w) > 8:
         target += step >> 3
     return target & -2
 

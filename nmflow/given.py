@@ -146,7 +146,7 @@ def check_disjoint(keep: Array, drop: Array) -> None:
 
 def check_rank(shape: tuple[int, ...], layout: str | None, name: str) -> None:
     """Raise InputValueError unless an array has the axes of its layout, which must be one."""
-    if not (layout is None or isinstance(layout, str)) or layout not in (None, "conv", "batch"):
+    if layout is not None and not (isinstance(layout, str) and layout in ("conv", "batch")):
         raise InputValueError(f'layout must be None, "conv" or "batch", not {layout!r}')
     if layout is None and len(shape) != 2:
         hint = (

@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from nmflow.kernels.carry import block_at
 from nmflow.kernels.compile import part
 from nmflow.kernels.memory import LINE, write_word
 from nmflow.kernels.simd import I64, LANES, Emitter
@@ -29,15 +30,18 @@ def plan_ahead(  # type: ignore[no-untyped-def]
     at, scores, stride, item, rows, cols, grid_cols, place, total, mask, mask_stride, whole
 ):
     """Ask for the scores of the group that begins with block `place` of `total`, and for the mask if it is `whole`."""
-    s = place // grid_cols
-    j = place - s * grid_cols
-    first = scores + s * rows * stride + j * cols * item
+    count = min(LANES, grid_cols - place % grid_cols) if place < total else 0
+    first = block_at(scores, stride, grid_cols, place, rows, cols * item)
+    _plan_rows(at, first, count * cols * item, stride)
+    _plan_rows(at + 24, mask, whole * LANES * cols, mask_stride)
+
+
+@part
+def _plan_rows(at, first, size, step):  # type: ignore[no-untyped-def]
+    """Ask for `size` bytes of each row, from the line in which they begin."""
     write_word(at, first & -LINE)
-    write_word(at + 8, first + (min(LANES, grid_cols - j) * cols * item if place < total else 0))
-    write_word(at + 16, stride)
-    write_word(at + 24, mask & -LINE)
-    write_word(at + 32, mask + whole * LANES * cols)
-    write_word(at + 40, mask_stride)
+    write_word(at + 8, first + size if size else 0)
+    write_word(at + 16, step)
 
 
 class Ahead:

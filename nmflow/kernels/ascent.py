@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from nmflow.kernels.ahead import Ahead
 from nmflow.kernels.compile import call_address, once, operation
 from nmflow.kernels.networks import selection_network
-from nmflow.kernels.segments import VECTOR, first_bits
+from nmflow.kernels.segments import BITS, VECTOR, first_bits
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 
 __all__ = ["ascend", "ascent_of"]
@@ -95,10 +95,10 @@ def _ascend(
 ) -> None:
     builder = emit.builder
     lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead = addresses
-    kind, full = vector(I16, LANES), first_bits(max(rows, cols)) == 16
+    kind = vector(I16, LANES)
     sides = (
-        _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None, full),
-        _Side(cols, rows, c, VECTOR, cols * VECTOR, cols_at, rows_at, col_floors if clamp_cols else None, full),
+        _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None),
+        _Side(cols, rows, c, VECTOR, cols * VECTOR, cols_at, rows_at, col_floors if clamp_cols else None),
     )
     small = rows * cols <= IN_REGISTERS
     if small:
@@ -111,28 +111,28 @@ def _ascend(
             for side in sides
         ]
 
-        def half(side: int, relax: Any) -> None:
+        def half(side: int, past: Any) -> None:
             across = [builder.load(slot) for slot in held[1 - side]]
             for i in range(sides[side].lines):
                 line = [scores[i * cols + j] if side == 0 else scores[j * cols + i] for j in range(len(across))]
                 floor = sides[side].floor(emit, i)
-                old = (builder.load(held[side][i]), relax) if relax else None
-                builder.store(_moved(emit, line, across, old, floor, sides[side].budget, full), held[side][i])
+                old = builder.load(held[side][i]) if past else None
+                builder.store(_moved(emit, sides[side], line, across, floor, old, past), held[side][i])
 
     else:
         errand = Ahead(emit, ahead, cols)
 
-        def half(side: int, relax: Any) -> None:
-            _half_round(emit, sides[side], lanes, relax, errand if sides[side].lines == rows else None)
+        def half(side: int, past: Any) -> None:
+            _half_round(emit, sides[side], lanes, past, errand if sides[side].lines == rows else None)
 
     half(0, None)
     if not free:
         half(1, None)
         with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))) as turn:
             late = builder.icmp_signed(">=", turn.index, ir.Constant(I64, EARLY))
-            relax = emit.broadcast(builder.select(late, ir.Constant(I16, 2), ir.Constant(I16, 3)), LANES)
-            half(0, relax)
-            half(1, relax)
+            past = emit.broadcast(builder.select(late, ir.Constant(I16, 2), ir.Constant(I16, 3)), LANES)
+            half(0, past)
+            half(1, past)
         half(0, None)
     if small:
         for side, slots in zip(sides, held, strict=True):
@@ -142,10 +142,7 @@ def _ascend(
 
 @dataclass(frozen=True)
 class _Side:
-    """The lines of one direction: how many, of how many entries, their budget, strides in bytes, addresses.
-
-    full : whether scores take all bits of a lane.
-    """
+    """The lines of one direction: how many, of how many entries, their budget, strides in bytes, addresses."""
 
     lines: int
     count: int
@@ -155,7 +152,11 @@ class _Side:
     duals: Any
     across: Any
     floors: Any
-    full: bool
+
+    @property
+    def full(self) -> bool:
+        """Whether scores take all bits of a lane."""
+        return first_bits(max(self.lines, self.count)) > BITS
 
     def floor(self, emit: Emitter, line: int) -> Any:
         """Least value of the dual of a line, or None."""
@@ -164,8 +165,8 @@ class _Side:
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
 
 
-def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: Any, errand: Ahead | None) -> None:
-    """A step of each line, whose scores are in memory; relax : as `_moved` has it."""
+def _half_round(emit: Emitter, side: _Side, lanes: Any, past: Any, errand: Ahead | None) -> None:
+    """A step of each line, whose scores are in memory; past : as `_moved` has it."""
     builder, kind = emit.builder, vector(I16, LANES)
 
     def duals_across() -> list[Any]:
@@ -180,22 +181,22 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, relax: Any, errand: Ahea
         dual = builder.add(side.duals, ahead)
         scores = [emit.load(emit.at(line, t * side.entry_step), kind, VECTOR) for t in range(side.count)]
         floor = None if side.floors is None else emit.load(builder.add(side.floors, ahead), kind, VECTOR)
-        old = (emit.load(dual, kind, VECTOR), relax) if relax else None
-        fresh = _moved(emit, scores, across or duals_across(), old, floor, side.budget, side.full)
+        old = emit.load(dual, kind, VECTOR) if past else None
+        fresh = _moved(emit, side, scores, across or duals_across(), floor, old, past)
         emit.store(fresh, dual, VECTOR)
     if errand:
         errand.next()
 
 
 def _moved(
-    emit: Emitter, scores: Sequence[Any], across: Sequence[Any], old: Any, floor: Any, budget: int, full: bool
+    emit: Emitter, side: _Side, scores: Sequence[Any], across: Sequence[Any], floor: Any, old: Any, past: Any
 ) -> Any:
-    """The dual of a line: the midpoint of the budget-th and the next largest, and past it if there is an old one.
+    """The dual of a line: the midpoint of the budget-th and the next largest, or past it as seen from the old one.
 
-    old : that, and the bits by which the step past it is less than the one to it, but for a quarter, in larger blocks.
-    full : whether scores take all bits, so that differences are cut off.
+    old, past : None for the midpoint; else the last part of the step past it is `past` bits shorter than the step to
+    it, where a line has more than 16 entries.
     """
-    builder, count = emit.builder, len(scores)
+    builder, count, budget, full = emit.builder, side.count, side.budget, side.full
 
     def less(a: Any, b: Any) -> Any:
         return emit.call("llvm.ssub.sat", a, b) if full else builder.sub(a, b)
@@ -221,10 +222,10 @@ def _moved(
             fresh = builder.ashr(builder.add(builder.add(a, one), b), one)
     else:
         fresh = less(wires[budget - 1], one)
-    if old is not None:
+    if past:
         # larger blocks gain from a larger step: 1 + 1/4, and 1/8 more, and at last 1/4
-        step = less(fresh, old[0])
+        step = less(fresh, old)
         fresh = more(fresh, builder.ashr(step, emit.splat(I16, LANES, 2)))
         if count > 8:
-            fresh = more(fresh, builder.ashr(step, old[1] if count > 16 else emit.splat(I16, LANES, 3)))
+            fresh = more(fresh, builder.ashr(step, past if count > 16 else emit.splat(I16, LANES, 3)))
     return fresh if floor is None else emit.call("llvm.smax", fresh, floor)

@@ -19,7 +19,7 @@ from nmflow.kernels.compile import part
 from nmflow.kernels.memory import LINE
 from nmflow.kernels.simd import I8, I32, Emitter, literal, vector
 
-__all__ = ["LARGE", "SOON", "ask", "ask_block", "drain", "fill", "move", "put"]
+__all__ = ["LARGE", "SOON", "ask", "ask_block", "block_at", "drain", "fill", "move", "put"]
 
 LARGE = 1 << 22
 """Bytes of a matrix from which its outputs go past the caches: more than a core's own cache holds."""
@@ -126,7 +126,13 @@ def ask(source, step, lines, count):  # type: ignore[no-untyped-def]
 
 
 @part
-def ask_block(matrix, step, grid_cols, block, rows, count):  # type: ignore[no-untyped-def]
-    """Fetch a block whose rows have `count` bytes, of a matrix with `grid_cols` blocks across."""
+def block_at(matrix, step, grid_cols, block, rows, count):  # type: ignore[no-untyped-def]
+    """Where a block begins whose rows have `count` bytes, in a matrix with `grid_cols` blocks across."""
     stripe = block // grid_cols
-    ask(matrix + stripe * rows * step + (block - stripe * grid_cols) * count, step, rows, count)
+    return matrix + stripe * rows * step + (block - stripe * grid_cols) * count
+
+
+@part
+def ask_block(matrix, step, grid_cols, block, rows, count):  # type: ignore[no-untyped-def]
+    """Fetch a block that is read soon."""
+    ask(block_at(matrix, step, grid_cols, block, rows, count), step, rows, count)

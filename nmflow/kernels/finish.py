@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from nmflow.kernels.block_proof import copy_numbers, prove_block
-from nmflow.kernels.carry import ask_block
+from nmflow.kernels.carry import SOON, ask_block, block_at
 from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest
 from nmflow.kernels.words import WIDTH, read_bits, write_bits
@@ -50,7 +50,7 @@ def finish_kernel() -> Any:
         words, flags,
     ):  # fmt: skip
         count, rows, cols = values.shape
-        grid_cols = mask.shape[1] // cols
+        grid_cols, mask_step = mask.shape[1] // cols, mask.strides[0]
         re, ce = row_fill == 2, col_fill == 2
         row, col, try_row, try_col = duals[0], duals[1], duals[2], duals[3]
         keys, dist, sums = floats[0], floats[1], floats[2]
@@ -71,11 +71,11 @@ def finish_kernel() -> Any:
             copy_numbers(u[k], row, False)
             copy_numbers(v[k], col, False)
             flags[k] = 1
-            if k + 1 < count:
-                ask_block(at_mask, mask.strides[0], grid_cols, blocks[k + 1], rows, cols)
-            top, left = blocks[k] // grid_cols * rows, blocks[k] % grid_cols * cols
+            if k + SOON < count:
+                ask_block(at_mask, mask_step, grid_cols, blocks[k + SOON], rows, cols)
+            place = block_at(at_mask, mask_step, grid_cols, blocks[k], rows, cols)
             for i in range(rows):
-                given[i] = read_bits(at_mask + (top + i) * mask.strides[0] + left, cols) if begun else 0
+                given[i] = read_bits(place + i * mask_step, cols) if begun else 0
             fill_lines(
                 at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need, loose,
                 r, room, rows, cols, re, ce,
@@ -94,7 +94,7 @@ def finish_kernel() -> Any:
                 if re and ce:
                     find_ties(at_line, at_turned, row, col, at_u, at_v, row_ties, col_ties, rows, cols)
             for i in range(rows):
-                write_bits(row_words[i], at_mask + (top + i) * mask.strides[0] + left, cols)
+                write_bits(row_words[i], place + i * mask_step, cols)
             copy_numbers(row, try_row, near)
             copy_numbers(col, try_col, near)
             done, kept = prove_block(

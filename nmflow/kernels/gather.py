@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.carry import SOON, ask_block
+from nmflow.kernels.carry import SOON, ask_block, block_at
 from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
@@ -64,11 +64,9 @@ def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
         for k in range(count):
             if k + SOON < count:
                 ask_block(scores, stride, grid_cols, read_word(blocks + (k + SOON) * 8), rows, cols * item)
-            b = read_word(blocks + k * 8)
-            s = b // grid_cols
+            source = block_at(scores, stride, grid_cols, read_word(blocks + k * 8), rows, cols * item)
             for i in range(rows):
-                source = scores + (s * rows + i) * stride + (b - s * grid_cols) * cols * item
-                widen_row(source, values + (k * rows + i) * cols * 8, cols, code, magnitude)
+                widen_row(source + i * stride, values + (k * rows + i) * cols * 8, cols, code, magnitude)
 
     return compiled(gather, types.none(*[types.int64] * 8))
 

@@ -7,7 +7,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.carry import SOON, ask_block
+from nmflow.kernels.carry import SOON, ask_block, block_at
 from nmflow.kernels.compile import compiled, once
 from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
@@ -55,9 +55,9 @@ def kept_kernel(kind_name: str, absolute: bool) -> Any:
                 ask_block(scores, stride, grid_cols, b, rows, cols * item)
                 ask_block(mask, mask_stride, grid_cols, b, rows, cols)
             b = read_word(blocks + k * 8)
-            s = b // grid_cols
-            j = (b - s * grid_cols) * cols
-            for i in range(s * rows, (s + 1) * rows):
-                add_kept(scores + i * stride + j * item, mask + i * mask_stride + j, sums, cols, code, magnitude)
+            score = block_at(scores, stride, grid_cols, b, rows, cols * item)
+            kept = block_at(mask, mask_stride, grid_cols, b, rows, cols)
+            for i in range(rows):
+                add_kept(score + i * stride, kept + i * mask_stride, sums, cols, code, magnitude)
 
     return compiled(add_blocks, types.none(*[types.int64] * 10))

@@ -54,12 +54,13 @@ def first_bits(side: int) -> int:
 
 
 @intrinsic(prefer_literal=True)
-def measure_segment(typing, scores, stride, scales, kind, rows, cols, bits):  # type: ignore[no-untyped-def]
-    """Write what a step is worth in each of 32 neighbouring blocks: the power of two of which magnitudes take `bits`.
+def measure_segment(typing, scores, stride, scales, kind, rows, cols, absolute, bits):  # type: ignore[no-untyped-def]
+    """Write what a step is worth in each of 32 neighbouring blocks, a power of two: scores take `bits`, sign included.
 
     Returns the largest magnitude's bits less infinity's: negative if and only if all scores are finite.
     """
-    kind_, rows_, cols_, bits_ = BY_CODE[literal(kind)], literal(rows), literal(cols), literal(bits)
+    kind_, rows_, cols_ = BY_CODE[literal(kind)], literal(rows), literal(cols)
+    size = literal(bits) if literal(absolute) else literal(bits) - 1
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
@@ -79,10 +80,10 @@ def measure_segment(typing, scores, stride, scales, kind, rows, cols, bits):  # 
         worst = emit.reduce("llvm.vector.reduce.smax", top)
         verdict = builder.sub(worst, ir.Constant(kind_.raw, kind_.infinity))
         block = fold_columns(emit, [builder.load(slot) for slot in largest], "llvm.smax")
-        emit.store(_unit(emit, block, kind_, bits_), scales)
+        emit.store(_unit(emit, block, kind_, size), scales)
         return builder.sext(verdict, I64) if kind_.itemsize < 8 else verdict
 
-    return types.int64(scores, stride, scales, kind, rows, cols, bits), codegen
+    return types.int64(scores, stride, scales, kind, rows, cols, absolute, bits), codegen
 
 
 def fold_columns(emit: Emitter, parts: Sequence[Any], order: str) -> Any:

@@ -68,10 +68,9 @@ class Room(NamedTuple):
         return cls(*accumulate(sizes))
 
 
-def _centred(rows: int, cols: int, absolute: bool) -> tuple[int, int]:
-    """Bits of magnitudes in the first pass, and what is taken from them so that they are centred on 0."""
-    bits = first_bits(max(rows, cols))
-    return (bits, 1 << (bits - 1)) if absolute else (bits - 1, 0)
+def _first_bias(rows: int, cols: int, absolute: bool) -> int:
+    """What is taken from magnitudes in the first pass, so that they are centred on 0."""
+    return 1 << (first_bits(max(rows, cols)) - 1) if absolute else 0
 
 
 @once
@@ -89,14 +88,15 @@ def first_pass(
         made under at-most fill if not `filled`.
     """
     kind = KINDS[kind_name]
-    code, magnitude, (bits, bias) = kind.code, int(absolute), _centred(rows, cols, absolute)
+    code, magnitude = kind.code, int(absolute)
+    bits, bias = first_bits(max(rows, cols)), _first_bias(rows, cols, absolute)
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
     rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_, ahead_in, _ = Room.of(kind_name, rows, cols)
 
     def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales = room + rows_in, room + cols_in, room + scales_in
-        if measure_segment(base, step, scales, code, rows, cols, bits) >= 0:
+        if measure_segment(base, step, scales, code, rows, cols, magnitude, bits) >= 0:
             return -1
         read_segment(base, step, room, scales, code, rows, cols, magnitude, bias)
         if warm_v and not free_cols:  # duals of free columns are 0: the proof takes them for that
@@ -140,7 +140,7 @@ def next_pass(
     not or not moved, -1 if a score is not finite
     """
     kind = KINDS[kind_name]
-    code, magnitude, bits = kind.code, int(absolute), BITS if absolute else BITS - 1
+    code, magnitude, bits = kind.code, int(absolute), BITS
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, u_stride = clamp_rows | clamp_cols, rows + cols, LANES * kind.work_size
     entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
@@ -152,7 +152,7 @@ def next_pass(
     def again(room, base, step, zoom, digits, offsets, ascent, rounds):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales, grains = room + rows_in, room + cols_in, room + scales_in, room + grains_in
         u, v = room + u_in, room + v_in
-        if measure_segment(base, step, scales, code, rows, cols, bits) >= 0:
+        if measure_segment(base, step, scales, code, rows, cols, magnitude, bits) >= 0:
             return -1
         read_rest(base, step, room, scales, u, u_stride, v, zoom, digits, grains, code, rows, cols, magnitude, move)
         set_lanes(rows_at, lines, 0)
@@ -186,7 +186,7 @@ def duals_out(kind_name: str, rows: int, cols: int, absolute: bool) -> int:
     operation (room, u, u_stride, v) -> 0
     """
     kind = KINDS[kind_name]
-    code, (_, bias) = kind.code, _centred(rows, cols, absolute)
+    code, bias = kind.code, _first_bias(rows, cols, absolute)
     rows_in, cols_in, _, _, _, _, scales_in, *_ = Room.of(kind_name, rows, cols)
 
     def out(room, u, u_stride, v):  # type: ignore[no-untyped-def]

@@ -96,7 +96,7 @@ def untie_pass(
     zoom_bits = ZOOM
     # what 16 bits lack of a number, above and below
     first_up, moved_bias = (BITS, BIAS) if wide else (0, 0)
-    measured = BITS if absolute else BITS - 1
+    bits = BITS
     lines, entries, most = rows + cols, rows * cols, SWEEPS
     more_bytes, base_vectors, cut_vectors = entries * width.item, lines * width.size // VECTOR, 3 * width.size // VECTOR
     (
@@ -119,7 +119,7 @@ def untie_pass(
             ) == 0:  # fmt: skip
                 return -1
         else:
-            top = measure_segment(base, by, scales, code, rows, cols, measured)
+            top = measure_segment(base, by, scales, code, rows, cols, magnitude, bits)
             if top >= 0:
                 return -1
             read_cut(base, by, room, grains, inexact, lows, shifts, scales, units, code, rows, cols, magnitude)

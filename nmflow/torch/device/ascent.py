@@ -63,7 +63,9 @@ def line_step(lines: torch.Tensor, old: torch.Tensor, budget: int, *, past: int)
     target = (top[..., budget - 1] + top[..., budget]) >> 1
     if past:
         step = target - old
-        target = target + (step >> 2) + ((step >> (past if count > 16 else 3)) if count > 8 else 0)
+        target = target + (step >> 2)
+        if count > 8:
+            target = target + (step >> (past if count > 16 else 3))
     return target & ~1
 
 

@@ -61,6 +61,8 @@ class Chunk:
         Column duals to start from, in the dtype that scores are compared in.
     duals : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
         Output, C-contiguous, in that dtype: room for the duals of all blocks, where they are asked for.
+    threads : int
+        How many may work on it at a time.
     """
 
     scores: Array
@@ -75,6 +77,7 @@ class Chunk:
     start: Array | None = None
     warm: Array | None = None
     duals: tuple[Array, Array] | None = None
+    threads: int = 1
 
     def room_for_duals(self) -> tuple[Array, Array]:
         """Fresh arrays for the duals of all blocks."""
@@ -86,6 +89,13 @@ class Chunk:
         """Rows and columns of blocks."""
         rows, cols = self.pattern.block_shape
         return self.mask.shape[0] // rows, self.mask.shape[1] // cols
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """How many shares threads can take one after another, and rows of blocks of each."""
+        tall = self.grid[0]
+        rows = min(self.place.share_rows, tall) or tall
+        return -(-tall // rows), rows
 
     @property
     def n_blocks(self) -> int:
@@ -196,6 +206,7 @@ def load(
     masks: tuple[Array, ...],
     place: Place,
     duals: tuple[list[Array], list[Array]] | None = None,
+    threads: int = 1,
 ) -> Chunk:
     """Bring one place into the form that kernels read."""
     pattern = problem.pattern
@@ -222,7 +233,9 @@ def load(
             state = np.zeros(source.shape, np.int8) if state is None else state
             state[chosen] = value
     warm = None if problem.warm is None else _warm_part(problem, problem.warm, place, work_dtype(kind))
-    chunk = Chunk(scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm)
+    chunk = Chunk(
+        scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm, threads=threads
+    )
     if duals is None:
         return chunk
     u, v = duals[0][place.matrix], duals[1][place.matrix]

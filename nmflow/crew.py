@@ -3,55 +3,135 @@
 A call takes idle threads for itself and gives them back, so calls from several threads never wait for one another. They
 are daemons that wait without a timeout: they cost nothing, and hold up no exit. A forked child has none of them, and
 starts its own.
+
+A thread does what it is given in the interpreter, or helps with an operation without it (`nmflow.kernels.together`).
+To be woken takes a thread some 50 microseconds, so who waits watches for a moment first.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["map_on_threads"]
+import numpy as np
+
+from nmflow.arithmetic import in_plain_arithmetic
+from nmflow.kernels.boxes import ABSENT, BUSY, COUNT, NOT_ENDED, SIZE, STATE
+
+__all__ = ["call_on_threads", "map_on_threads"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MOST_IDLE = 64
 """Most threads that wait for work; others end."""
+SOON = 1e-3
+"""Seconds in which calls follow one another, so that it pays to wake a thread for a small one."""
+POLL = 5e-5
+"""Seconds between looks whether a thread that was interrupted in the middle of a task has ended it."""
+
+
+class _Job:
+    """What a thread is to do in the interpreter, which keeps its own errors; and whether that has ended."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+        self.ended = threading.Event()
+        self._word = np.zeros(1, np.int64)
+        self.word_at: int = self._word.ctypes.data
+
+    def wait(self) -> bool:
+        """Wait for its end."""
+        from nmflow.kernels.together import watch_kernel
+
+        return self.ended.is_set() or bool(watch_kernel()(self.word_at)) or self.ended.wait()
 
 
 class _Worker:
     """A thread that does one job after another."""
 
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[tuple[Callable[[], None], threading.Event]] = SimpleQueue()
+        self._box = np.zeros(SIZE, np.int64)
+        self.box_at: int = self._box.ctypes.data
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         threading.Thread(target=self._serve, name="nmflow", daemon=True).start()
 
+    def give(self, job: _Job | None) -> None:
+        """Let it do this next; None ends it."""
+        self._box[COUNT] += 1
+        self._jobs.put(job)
+
+    def wake(self) -> None:
+        """Let it watch its box, if it does not."""
+        if self._box[STATE] == ABSENT:
+            self.give(_Job(_nothing))
+
+    def is_busy(self) -> bool:
+        """Whether it is at a task."""
+        return bool(self._box[STATE] == BUSY)
+
+    @in_plain_arithmetic
     def _serve(self) -> None:
-        wanted = True
-        while wanted:
-            job, ended = self.jobs.get()
+        from nmflow.kernels.together import help_kernel
+
+        done = 0
+        while (job := self._jobs.get()) is not None:
+            done += 1
+            work, job.work = job.work, _nothing  # what it holds may be large
             try:
-                job()  # keeps its own errors
+                work()
             finally:
-                del job  # what it holds may be large
-                wanted = len(_idle) < MOST_IDLE
-                if wanted:
-                    _idle.append(self)
-                ended.set()
+                del work
+                job.ended.set()
+            help_kernel()(self.box_at, job.word_at, done)
+
+
+def _nothing() -> None:
+    pass
 
 
 _idle: list[_Worker] = []
+_last_call = [0.0]
+"""When the last one ended."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)
 
 
-def _hire() -> _Worker:
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _Worker()
+class _Crew:
+    """The threads of a call."""
+
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+
+    def hire(self, count: int) -> None:
+        """Take so many idle threads, or new ones."""
+        for _ in range(count):
+            try:
+                worker = _idle.pop()
+            except IndexError:
+                worker = _Worker()
+            self.workers.append(worker)  # an interrupt before this leaves a thread that sleeps
+
+    def dismiss(self) -> None:
+        """Give them back."""
+        while self.workers:
+            worker = self.workers.pop()
+            if len(_idle) < MOST_IDLE:
+                _idle.append(worker)
+            else:
+                worker.give(None)
+
+
+def _until(ended: Callable[[], bool], wait: Callable[[], object], errors: list[BaseException]) -> None:
+    """Wait, interrupts notwithstanding: threads still write where the caller may write next."""
+    while not ended():
+        try:
+            wait()
+        except BaseException as error:
+            errors.insert(0, error)
 
 
 def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
@@ -65,7 +145,7 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
     [1, 2, 3]
     """
     threads = min(threads, len(items))
-    if threads == 1:
+    if threads <= 1:
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
     numbers, lock, stop = iter(range(len(items))), threading.Lock(), threading.Event()
@@ -83,21 +163,55 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
             stop.set()
             errors.append(error)
 
-    hired: list[threading.Event] = []
+    crew, jobs = _Crew(), list[_Job]()
     try:
-        for _ in range(threads - 1):
-            ended = threading.Event()
-            _hire().jobs.put((run, ended))
-            hired.append(ended)  # an interrupt before this leaves a thread that nobody waits for, and that soon stops
+        crew.hire(threads - 1)
+        for worker in crew.workers:
+            job = _Job(run)
+            worker.give(job)
+            jobs.append(job)  # an interrupt before this leaves a job that nobody waits for, and that soon stops
         run()
     finally:
         stop.set()
-        while not all(ended.is_set() for ended in hired):
-            try:
-                for ended in hired:
-                    ended.wait()
-            except BaseException as error:  # an interrupt: threads still write where the caller may write next
-                errors.insert(0, error)
+        _until(lambda: all(job.ended.is_set() for job in jobs), lambda: [job.wait() for job in jobs], errors)
+        crew.dismiss()
     if errors:
         raise errors[0]
     return results
+
+
+def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int, *, wake: bool = True) -> int:
+    """Call an operation on several threads at a time, each of which does as much as it finds, and once when they ended.
+
+    operation : address of one that takes an address and a number (`nmflow.kernels.together`). There are the numbers of
+    the job, and as many zeros as `room` says. wake : whether threads that sleep are woken for it, too, where the last
+    call was not just before.
+
+    Returns
+    -------
+    int
+        What the last call says.
+    """
+    from nmflow.kernels.together import call_kernel
+
+    end = 2 + len(job)
+    task = np.zeros(end + room, np.int64)
+    at: int = task.ctypes.data
+    task[:end] = operation, at + 16, *job
+    if threads == 1:
+        return int(call_kernel()(at, 0, 0))
+    crew, errors, result = _Crew(), list[BaseException](), NOT_ENDED
+    try:
+        crew.hire(threads - 1)
+        if wake or time.perf_counter() - _last_call[0] < SOON:
+            for worker in crew.workers:
+                worker.wake()
+        boxes = np.array([worker.box_at for worker in crew.workers], np.int64)
+        result = int(call_kernel()(at, boxes.ctypes.data, len(boxes)))
+    finally:
+        _until(lambda: not any(worker.is_busy() for worker in crew.workers), lambda: time.sleep(POLL), errors)
+        crew.dismiss()
+        _last_call[0] = time.perf_counter()
+    if errors:
+        raise errors[0]
+    return int(call_kernel()(at, 0, 0)) if result == NOT_ENDED else result

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
-__all__ = ["Grid", "Place", "block_numbers", "caller_grids", "grids", "iter_places", "region"]
+__all__ = ["Grid", "Place", "block_numbers", "caller_grids", "grids", "places", "region"]
 
 CHUNK_ENTRIES = 1 << 22
 """Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
@@ -27,8 +28,13 @@ FIRST_ENTRIES = 1 << 21
 LEAST_ENTRIES = 1 << 19
 """Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in a
 large one: to hand a smaller one to a thread takes longer than to solve it."""
+SHARE_ENTRIES, SHARE_BLOCKS, MOST_SHARES = 1 << 17, 128, 16
+"""A chunk is cut into shares, which threads that are free take one after another: least entries and blocks of one, and
+how many a problem has at most."""
 WIDEST_STRIPE = 1 << 21
 """Entries above which one row of blocks is cut into several chunks."""
+MOST_KNOWN = 64
+"""Problems of which it is remembered how they are cut."""
 LANE_BLOCKS = 64
 """A stripe is cut at multiples of this many blocks, so that vector lanes stay full."""
 
@@ -44,19 +50,24 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk lies: a rectangle of blocks of one matrix."""
+    """Where a chunk lies: a rectangle of blocks of one matrix; and rows of blocks of a share of it, 0 for all."""
 
     matrix: int
     block_rows: slice
     block_cols: slice
     padded: bool
+    share_rows: int = 0
 
 
 def grids(problem: Problem) -> tuple[Grid, ...]:
     """The block grid of each matrix that `problem.matrices` gives, with running numbers."""
-    (rows, cols), (tall, wide) = problem.pattern.block_shape, problem.matrix_shape
-    down, across = -(-tall // rows), -(-wide // cols)
-    return tuple(Grid(down, across, k * down * across) for k in range(problem.count // problem.stack))
+    return _grids(problem.count // problem.stack, problem.matrix_shape, problem.pattern.block_shape)
+
+
+@lru_cache(MOST_KNOWN)
+def _grids(count: int, shape: tuple[int, int], block_shape: tuple[int, int]) -> tuple[Grid, ...]:
+    down, across = -(-shape[0] // block_shape[0]), -(-shape[1] // block_shape[1])
+    return tuple(Grid(down, across, k * down * across) for k in range(count))
 
 
 def caller_grids(problem: Problem) -> tuple[Grid, ...]:
@@ -69,34 +80,58 @@ def caller_grids(problem: Problem) -> tuple[Grid, ...]:
     )
 
 
-def iter_places(problem: Problem) -> Iterator[Place]:
-    """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge."""
-    rows, cols = problem.pattern.block_shape
-    shape = problem.matrix_shape
-    most = _most_entries(problem)
-    for number, grid in enumerate(grids(problem)):
-        full_rows, full_cols = shape[0] // rows, shape[1] // cols
-        least = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, shape[0] * shape[1] // 8))
-        if full_rows and full_cols:
-            stripe = rows * full_cols * cols
-            wide = full_cols
-            widest = min(WIDEST_STRIPE, most)
-            if stripe > widest:
-                wide = max(LANE_BLOCKS, widest // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
-            i = 0
-            while i < full_rows:
-                entries = min(most, CHUNK_ENTRIES if i else FIRST_ENTRIES, max(least, (full_rows - i) * stripe // 2))
-                tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
-                for j in range(0, full_cols, wide):
-                    yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False)
-                i += tall
-        step = max(1, most // (rows * cols))
-        if full_cols < grid.cols:
-            for i in range(0, full_rows, step):
-                yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, grid.cols), True)
-        if full_rows < grid.rows:
-            for j in range(0, grid.cols, step):
-                yield Place(number, slice(full_rows, grid.rows), slice(j, min(j + step, grid.cols)), True)
+def places(problem: Problem, *, shared: bool = False) -> tuple[Place, ...]:
+    """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge.
+
+    shared : whether threads share a chunk, so that a small problem can be one.
+    """
+    count = problem.count // problem.stack
+    return _places(count, problem.matrix_shape, problem.pattern.block_shape, _most_entries(problem), shared)
+
+
+@lru_cache(MOST_KNOWN)
+def _places(
+    count: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int, shared: bool
+) -> tuple[Place, ...]:
+    rows, cols = block_shape
+    size = shape[0] * shape[1]
+    share = max(SHARE_ENTRIES, count * size // MOST_SHARES, SHARE_BLOCKS * rows * cols)
+    least, first = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, size // 8)), FIRST_ENTRIES
+    if shared and count * size <= most == CHUNK_ENTRIES:
+        least = first = most
+    return tuple(
+        place for number in range(count) for place in _cut(number, shape, block_shape, share, least, first, most)
+    )
+
+
+def _cut(
+    number: int, shape: tuple[int, int], block_shape: tuple[int, int], share: int, least: int, first: int, most: int
+) -> Iterator[Place]:
+    """Cut one matrix, with so many entries in a share, at least in a chunk, and at most in the first and in any."""
+    rows, cols = block_shape
+    full_rows, full_cols = shape[0] // rows, shape[1] // cols
+    if full_rows and full_cols:
+        stripe = rows * full_cols * cols
+        wide = full_cols
+        widest = min(WIDEST_STRIPE, most)
+        if stripe > widest:
+            wide = max(LANE_BLOCKS, widest // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
+        share_rows = -(-share // (rows * wide * cols))
+        i = 0
+        while i < full_rows:
+            entries = min(most, CHUNK_ENTRIES if i else first, max(least, (full_rows - i) * stripe // 2))
+            tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
+            for j in range(0, full_cols, wide):
+                yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False, share_rows)
+            i += tall
+    step = max(1, most // (rows * cols))
+    if full_cols * cols < shape[1]:
+        for i in range(0, full_rows, step):
+            yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, full_cols + 1), True)
+    if full_rows * rows < shape[0]:
+        across = -(-shape[1] // cols)
+        for j in range(0, across, step):
+            yield Place(number, slice(full_rows, full_rows + 1), slice(j, min(j + step, across)), True)
 
 
 def _most_entries(problem: Problem) -> int:

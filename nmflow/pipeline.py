@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from nmflow.dual_arrays import earlier_duals
 from nmflow.errors import InputValueError
@@ -204,6 +205,14 @@ def certify(
     return grade_mask(problem, as_mask(mask, problem.shape, "mask"), thread_count(threads))
 
 
+@lru_cache(typed=True)
+def _pattern(
+    n: int | None, m: int | None, row: str | Budget | None, col: str | Budget | None, fill: str, transposable: bool
+) -> Pattern:
+    """A pattern that was asked for before is the same one: to make it takes as long as to solve a few blocks."""
+    return Pattern(n, m, row=row, col=col, fill=fill, transposable=transposable)
+
+
 def as_pattern(
     n: int | None,
     m: int | None,
@@ -216,7 +225,10 @@ def as_pattern(
 ) -> Pattern:
     """The pattern that a caller's arguments name."""
     if pattern is None:
-        return Pattern(n, m, row=row, col=col, fill=fill, transposable=transposable)
+        try:
+            return _pattern(n, m, row, col, fill, transposable)
+        except TypeError:  # what cannot be looked up: its error says more
+            return Pattern(n, m, row=row, col=col, fill=fill, transposable=transposable)
     if any(value is not None for value in (n, m, row, col)):
         raise InputValueError("pattern must be given alone, not with n and m or row and col")
     if isinstance(pattern, Pattern):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from nmflow.arrays import Array
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
-from nmflow.cutting import Place, grids, iter_places, region
+from nmflow.cutting import Place, grids, places, region
 from nmflow.dual_arrays import DualArrays
 from nmflow.duals import Duals
 from nmflow.gathered import Part, certificate_of, check_feasible, kept_score
@@ -52,9 +51,11 @@ def run(
     matrices = problem.matrices(problem.scores)
     duals = DualArrays(problem) if keep_duals else None
     certified = certified or method.exact
+    all_places = places(problem, shared=method.shares_chunks)
+    each = max(1, threads // len(all_places))
 
     def work(place: Place) -> Part:
-        chunk = load(problem, matrices, masks, place, None if duals is None else (duals.row, duals.col))
+        chunk = load(problem, matrices, masks, place, None if duals is None else (duals.row, duals.col), each)
         if certified:
             evidence, graded, counts = _settled_and_graded(problem, chunk, method)
             if duals is not None:
@@ -66,13 +67,14 @@ def run(
         store(chunk, masks)
         return part
 
-    parts = map_on_threads(partial(_tried, work), list(iter_places(problem)), threads)
+    parts = map_on_threads(partial(_tried, work), all_places, threads)
     check_feasible(problem, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
     certificate = certificate_of(problem, parts) if certified else None
-    counts: Counter[str] = Counter()
+    counts: dict[str, int] = {}
     for part in parts:
-        counts.update(part.counts)
+        for name, count in part.counts.items():
+            counts[name] = counts.get(name, 0) + count
     last = grids(problem)[-1]
     stats = {
         **counts,
@@ -99,15 +101,17 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
     whole, masks = problem.new_mask()
     whole[...] = mask
     method, matrices = get("dual"), problem.matrices(problem.scores)
+    all_places = places(problem, shared=method.shares_chunks)
+    each = max(1, threads // len(all_places))
 
     def work(place: Place) -> Part:
-        chunk = load(problem, matrices, masks, place)
+        chunk = load(problem, matrices, masks, place, threads=each)
         if place.padded:  # the real entries are as given; the padding takes what is left, as a free choice
             return _certify_edge(problem, chunk, masks, method)
         graded = grade(chunk, _best_duals(problem, chunk))
         return _part(chunk, graded.objective, graded, {})
 
-    parts = map_on_threads(partial(_tried, work), list(iter_places(problem)), threads)
+    parts = map_on_threads(partial(_tried, work), all_places, threads)
     check_feasible(problem, parts)
     return certificate_of(problem, parts)
 

@@ -37,8 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "formats": BASE | {"given", "kernels"},
     "diversity": BASE | {"given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
-    "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "duals", "certificate"},
-    "crew": set(),
+    "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"},
+    "crew": {"arithmetic", "kernels"},
     "dual_arrays": BASE | {"problem", "reading", "cutting", "blocks", "duals", "crew"},
     "gathered": BASE | {"problem", "cutting", "certificate"},
     "running": BASE

@@ -19,7 +19,7 @@ import nmflow
 from nmflow import cutting
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, integers_of, load, store
 from nmflow.certificate import block_scores
-from nmflow.cutting import block_numbers, grids, iter_places
+from nmflow.cutting import block_numbers, grids, places
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.reading import turned
@@ -32,7 +32,7 @@ SHAPES += [(shape, None, 1) for shape in families.RAGGED]
 def chunks_of(problem: Problem) -> tuple[np.ndarray[Any, Any], list[Chunk], tuple[Any, ...]]:
     matrices = problem.matrices(problem.scores)
     mask, masks = problem.new_mask()
-    return mask, [load(problem, matrices, masks, place) for place in iter_places(problem)], masks
+    return mask, [load(problem, matrices, masks, place) for place in places(problem)], masks
 
 
 def matrix_of(problem: Problem, array: np.ndarray[Any, Any], number: int) -> np.ndarray[Any, Any]:
@@ -93,7 +93,7 @@ def test_a_narrow_edge_of_a_wide_convolution_copies_no_more_than_itself() -> Non
     problem = Problem.build(array, Pattern(2, 4), layout="conv")
     matrices = problem.matrices(problem.scores)
     _, masks = problem.new_mask()
-    (edge,) = [place for place in iter_places(problem) if place.padded]
+    (edge,) = [place for place in places(problem) if place.padded]
     tracemalloc.start()
     load(problem, matrices, masks, edge)
     peak = tracemalloc.get_traced_memory()[1]

@@ -24,7 +24,7 @@ import nmflow
 from nmflow import solvers
 from nmflow.blocks import Chunk, integers_of, load
 from nmflow.certificate import grade, grade_exactly
-from nmflow.cutting import iter_places
+from nmflow.cutting import places
 from nmflow.duals import BlockDuals, Duals
 from nmflow.errors import InputTypeError, InputValueError, SolverLimitError
 from nmflow.pattern import Pattern
@@ -334,7 +334,7 @@ def test_where_a_block_lies() -> None:
 def chunk_of(scores: Array, pattern: Pattern, mask: Array) -> Chunk:
     problem = Problem.build(scores, pattern, scores=scores)
     matrices = problem.matrices(problem.scores)
-    (place,) = iter_places(problem)
+    (place,) = places(problem)
     return load(problem, matrices, (mask.copy(),), place)
 
 

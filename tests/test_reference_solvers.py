@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from nmflow import solvers
 from nmflow.blocks import Chunk, load, store
-from nmflow.cutting import iter_places
+from nmflow.cutting import places
 from nmflow.errors import (
     InputTypeError,
     InputValueError,
@@ -50,7 +50,7 @@ def solve(solver: Solver, problem: Problem) -> tuple[Any, list[tuple[Chunk, Chun
     mask, masks = problem.new_mask()
     matrices = problem.matrices(problem.scores)
     solved = []
-    for place in iter_places(problem):
+    for place in places(problem):
         chunk = load(problem, matrices, masks, place)
         solved.append((chunk, solver.solve(chunk)))
         store(chunk, masks)

@@ -90,11 +90,11 @@ def test_the_mask_does_not_depend_on_threads(
 
 def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
     """So that the test above tests what it says."""
-    from nmflow.cutting import iter_places
+    from nmflow.cutting import places
     from nmflow.problem import Problem
 
-    places = [p for p in iter_places(Problem.build(np.ones(WIDE, np.int8), P24)) if not p.padded]
-    assert len({(p.block_cols.start, p.block_cols.stop) for p in places}) > 1
+    cut = [p for p in places(Problem.build(np.ones(WIDE, np.int8), P24)) if not p.padded]
+    assert len({(p.block_cols.start, p.block_cols.stop) for p in cut}) > 1
 
 
 def test_a_block_is_solved_alike_wherever_it_lies() -> None:

@@ -13,8 +13,10 @@ from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal
 
 __all__ = [
     "LINE",
+    "add_word",
     "copy_bytes",
     "count_ones",
+    "move_bytes",
     "read_byte",
     "read_float",
     "read_short",
@@ -106,6 +108,17 @@ def write_word(typing, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def add_word(typing, address, value):  # type: ignore[no-untyped-def]
+    """Add to an int64 at an address, which other threads do at a time; what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.atomic_rmw("add", place, args[1], "seq_cst")
+
+    return types.int64(address, types.int64), codegen
+
+
+@intrinsic
 def trailing_zeros(typing, bits):  # type: ignore[no-untyped-def]
     """Place of the lowest bit of an int64 that is set."""
 
@@ -113,6 +126,18 @@ def trailing_zeros(typing, bits):  # type: ignore[no-untyped-def]
         return Emitter(builder).trailing_zeros(args[0])
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def move_bytes(typing, source, target, count):  # type: ignore[no-untyped-def]
+    """Copy bytes between two addresses, which may overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        from_, to = (builder.inttoptr(address, I8.as_pointer()) for address in args[:2])
+        cgutils.raw_memmove(builder, to, from_, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.none(source, target, types.int64), codegen
 
 
 @intrinsic

@@ -67,6 +67,8 @@ class Solver(abc.ABC):
         Whether it can begin with the duals of an earlier solution.
     checks_finite : bool
         Whether it looks for NaN and infinite scores itself; else they are looked for before it is called.
+    shares_chunks : bool
+        Whether threads share a chunk, so that a small problem is one; else it is cut into several.
     tolerance : float or None
         For a solver that stops at a tolerance: a block loses at most tolerance * entries * largest |score|.
     library : str or None
@@ -83,6 +85,7 @@ class Solver(abc.ABC):
     tolerance: ClassVar[float | None] = None
     warm_starts: ClassVar[bool] = False
     checks_finite: ClassVar[bool] = False
+    shares_chunks: ClassVar[bool] = False
     library: ClassVar[str | None] = None
 
     def check(self, problem: Problem) -> None:

@@ -56,6 +56,7 @@ class Dual(Solver):
     kept_ratio: ClassVar[float | None] = 1.0
     warm_starts: ClassVar[bool] = True
     checks_finite: ClassVar[bool] = True
+    shares_chunks: ClassVar[bool] = True
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""

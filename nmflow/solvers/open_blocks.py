@@ -12,8 +12,10 @@ from nmflow.blocks import Chunk
 from nmflow.duals import Duals
 from nmflow.reading import work_dtype
 
-__all__ = ["OpenBlocks", "address", "workspace"]
+__all__ = ["LONG_ENTRIES", "OpenBlocks", "address", "workspace"]
 
+LONG_ENTRIES = 1 << 19
+"""Entries of a chunk for which it pays to wake threads."""
 MOST_FREE = 64
 """Most workspaces that wait for a thread, of some MB each."""
 
@@ -29,7 +31,7 @@ class OpenBlocks:
         Their numbers; those from `count` on are room.
     u, v : ndarray of the work dtype, shapes (n_blocks, R) and (n_blocks, C)
         Their duals.
-    sums : ndarray of float64, shape (128,)
+    sums : ndarray of float64, 128 for each share of the chunk
         Adds up to what the other blocks keep.
     dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
         Where the duals of all blocks are written.
@@ -43,7 +45,7 @@ class OpenBlocks:
         self.blocks = workspace("blocks", n_blocks, np.int64)
         self.u = workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
         self.v = workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
-        self.sums = np.zeros(128)
+        self.sums = np.zeros(128 * 16)
         self.dense = chunk.duals
         if self.dense is None and chunk.state is not None:
             self.dense = chunk.room_for_duals()

@@ -7,6 +7,7 @@ import numpy as np
 from nmflow.arrays import Array
 from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import Proven, block_scores, fills
+from nmflow.crew import map_on_threads
 from nmflow.duals import BlockDuals, Duals
 from nmflow.pattern import Pattern
 from nmflow.solvers.open_blocks import workspace
@@ -35,23 +36,28 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
     size = max(1, BATCH_ENTRIES // (rows * cols))
     single = chunk.kind != "float64"
     near = single and chunk.duals is not None
-    values = workspace("values", min(size, len(blocks)) * rows * cols, np.float64).reshape(-1, rows, cols)
-    kernel, scratch, mask, kept = finish_kernel(), finish_scratch(rows, cols), chunk.mask.view(np.uint8), 0.0
-    for first in range(0, len(blocks), size):
+    kernel, mask = finish_kernel(), chunk.mask.view(np.uint8)
+    rules = pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, near
+
+    def finish_some(first: int) -> float:
         part = slice(first, first + size)
-        some = values[: len(blocks[part])]
+        count = len(blocks[part])
+        some = workspace("values", count * rows * cols, np.float64).reshape(-1, rows, cols)
+        scratch = finish_scratch(rows, cols)
         if numbers is None:
             block_scores(chunk, blocks[part], some)
         else:
             some[...] = numbers[part]
-        rules = pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, near
-        kept += kernel(some, u[part], v[part], mask, blocks[part], *rules, begun, *scratch, flags[part])
+        kept: float = kernel(some, u[part], v[part], mask, blocks[part], *rules, begun, *scratch, flags[part])
         left = np.flatnonzero(flags[part])
         if len(left):
             at = first + left
             row, col, open_flags = u[at], v[at], flags[at]
             kept += between_kernel()(some[left], row, col, mask, blocks[at], *rules, single, *scratch, open_flags)
             u[at], v[at], flags[at] = row, col, open_flags
+        return kept
+
+    kept = sum(map_on_threads(finish_some, range(0, len(blocks), size), chunk.threads))
     return Proven(kept, blocks[flags != 0])
 
 

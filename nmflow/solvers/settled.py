@@ -6,9 +6,10 @@ import numpy as np
 
 from nmflow.blocks import Chunk
 from nmflow.certificate import fills
+from nmflow.crew import call_on_threads
 from nmflow.solvers.judge import by_side, likely_digits, likely_distinct, likely_full
 from nmflow.solvers.offsets import fine_offsets
-from nmflow.solvers.open_blocks import OpenBlocks, address, workspace
+from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks, address, workspace
 
 __all__ = ["settle"]
 
@@ -30,7 +31,8 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
 
     All blocks are settled if `todo` is empty, else those in it, from their duals. It holds what is open then.
     """
-    from nmflow.kernels.settle import settle_kernel, settle_scratch
+    from nmflow.kernels.settle import PART, settle_kernel, settle_scratch
+    from nmflow.kernels.share import MOST_PARTS, cut_list
 
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
@@ -43,19 +45,28 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
         zooms = by_side(AT_MOST, pattern)
     shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
     offsets = fine_offsets(*shape).ctypes.data if moved else 0
-    workspace("scratch", settle_scratch(chunk.kind, shape), np.uint8)
-    kernel = settle_kernel(
+    operation, plan = settle_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, moved
     )  # fmt: skip
+    tall, wide = chunk.grid
     warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
+    scratch_size = settle_scratch(chunk.kind, shape)
+    where = (
+        plan.ctypes.data, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0],
+        *todo.dense_addresses, warm_v, tall, wide, *todo.addresses,
+    )  # fmt: skip
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
-        return int(kernel(
-            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *todo.dense_addresses,
-            warm_v, *chunk.grid, address("scratch"), *todo.addresses,
-            todo.count, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step,
-            digits, offsets,
-        ))  # fmt: skip
+        (parts, share_rows), listed = chunk.shares, todo.count
+        parts, size = cut_list.py_func(listed) if listed else (parts, share_rows * wide)
+        threads = min(chunk.threads, parts)
+        workspace("scratch", scratch_size * threads, np.uint8)
+        job = (
+            *where, listed, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step, digits,
+            offsets, share_rows, address("scratch"), scratch_size, 0, parts, size, listed, zoom,
+        )  # fmt: skip
+        room = PART * max(parts, MOST_PARTS if parts > 1 or listed else 1)
+        return call_on_threads(operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
 
     todo.count = go_on(*zooms)
     if 2 * todo.count > chunk.n_blocks and chunk.exact and likely_distinct(chunk):

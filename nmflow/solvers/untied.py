@@ -9,11 +9,12 @@ import numpy as np
 
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
+from nmflow.crew import call_on_threads
 from nmflow.duals import Duals
 from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.offsets import offsets_of
-from nmflow.solvers.open_blocks import workspace
+from nmflow.solvers.open_blocks import LONG_ENTRIES, address, workspace
 from nmflow.sums import added
 
 __all__ = ["Untied", "untie", "untie_on"]
@@ -87,30 +88,34 @@ def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
 def _untie(
     chunk: Chunk, lattice: Lattice | None, offsets: Array, shift: int, largest: int, zooms: int, *, wide: bool
 ) -> Untied | None:
+    from nmflow.kernels.settle import PART, SUMS
     from nmflow.kernels.untie import untie_kernel, untie_scratch
 
     pattern, count, keep = chunk.pattern, chunk.n_blocks, chunk.duals is not None
     shape = rows, cols = pattern.block_shape
-    scratch = workspace("scratch", untie_scratch(chunk.kind, shape), np.uint8)
     u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
     v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
     numbers = workspace("numbers", count * rows * cols if lattice else 0, np.int32 if wide else np.int16)
-    left, sums, least, part, room = np.empty(count, np.int64), np.zeros(128), 1, 0, 1
+    left, parts, share_rows = np.empty(count, np.int64), *chunk.shares
+    sums, least, spared, spare = np.zeros(SUMS * parts), 1, 0, 1
     numeric = (1.0, 1.0, 1.0, 0.0, 0.0)
     if lattice is not None:
         least = lattice.step << shift
         if not lattice.linear:
-            part, room = least - 1, (lattice.step - largest) << shift
+            spared, spare = least - 1, (lattice.step - largest) << shift
         numeric = lattice.coarse, lattice.fine, float(lattice.step), float(lattice.low), float(largest)
-    kernel = untie_kernel(
+    operation, plan = untie_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute, lattice is not None, wide
     )
-    still = kernel(
-        chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0], chunk.grid[1],
-        scratch.ctypes.data, left.ctypes.data, count, u.ctypes.data, v.ctypes.data, numbers.ctypes.data,
-        sums.ctypes.data, offsets.ctypes.data, offsets[1:].ctypes.data, shift, least, part, room, zooms,
-        int(keep), *numeric,
+    threads, scratch_size = min(chunk.threads, parts), untie_scratch(chunk.kind, shape)
+    workspace("scratch", threads * scratch_size, np.uint8)
+    job = (
+        plan.ctypes.data, chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data,
+        chunk.mask.strides[0], *chunk.grid, left.ctypes.data, u.ctypes.data, v.ctypes.data, numbers.ctypes.data,
+        sums.ctypes.data, offsets.ctypes.data, offsets[1:].ctypes.data, shift, least, spared, spare, zooms, keep,
+        share_rows, address("scratch"), scratch_size, *np.array(numeric).view(np.int64), 0,
     )  # fmt: skip
+    still = call_on_threads(operation, job, PART * parts, threads, wake=count * rows * cols >= LONG_ENTRIES)
     if still < 0:
         return None
     kept = added(sums)

@@ -54,6 +54,10 @@ class _Worker:
     """A thread that does one job after another."""
 
     def __init__(self) -> None:
+        from nmflow.kernels.together import help_kernel
+
+        # compiled here: a thread that takes locks when its caller has gone on would leave them closed in a forked child
+        self._help = help_kernel()
         self._box = np.zeros(SIZE, np.int64)
         self.box_at: int = self._box.ctypes.data
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -75,8 +79,6 @@ class _Worker:
 
     @in_plain_arithmetic
     def _serve(self) -> None:
-        from nmflow.kernels.together import help_kernel
-
         done = 0
         while (job := self._jobs.get()) is not None:
             done += 1
@@ -86,7 +88,7 @@ class _Worker:
             finally:
                 del work
                 job.ended.set()
-            help_kernel()(self.box_at, job.word_at, done)
+            self._help(self.box_at, job.word_at, done)
 
 
 def _nothing() -> None:
@@ -207,11 +209,18 @@ def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int,
             for worker in crew.workers:
                 worker.wake()
         boxes = np.array([worker.box_at for worker in crew.workers], np.int64)
-        result = int(call_kernel()(at, boxes.ctypes.data, len(boxes)))
+        while result == NOT_ENDED and not errors:
+            result = int(call_kernel()(at, boxes.ctypes.data, len(boxes)))
+            _wait_for(crew.workers, errors)
     finally:
-        _until(lambda: not any(worker.is_busy() for worker in crew.workers), lambda: time.sleep(POLL), errors)
+        _wait_for(crew.workers, errors)  # an interrupt can come between
         crew.dismiss()
         _last_call[0] = time.perf_counter()
     if errors:
         raise errors[0]
-    return int(call_kernel()(at, 0, 0)) if result == NOT_ENDED else result
+    return result
+
+
+def _wait_for(workers: Sequence[_Worker], errors: list[BaseException]) -> None:
+    """Wait until none is at a task."""
+    _until(lambda: not any(worker.is_busy() for worker in workers), lambda: time.sleep(POLL), errors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,28 +16,50 @@ import numpy.typing as npt
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
-__all__ = ["Grid", "Place", "block_numbers", "caller_grids", "grids", "places", "region"]
+__all__ = ["SIZES", "Grid", "Place", "Sizes", "block_numbers", "caller_grids", "grids", "places", "region"]
 
-CHUNK_ENTRIES = 1 << 22
-"""Most entries of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache."""
-COPIED_ENTRIES = 1 << 20
-"""The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read."""
-FIXED_ENTRIES = 3 << 17
-"""The same where entries are fixed, whose blocks have copies of their own."""
-FIRST_ENTRIES = 1 << 21
-"""Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter."""
-LEAST_ENTRIES = 1 << 19
-"""Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in a
-large one: to hand a smaller one to a thread takes longer than to solve it."""
-SHARE_ENTRIES, SHARE_BLOCKS, MOST_SHARES = 1 << 17, 128, 16
-"""A chunk is cut into shares, which threads that are free take one after another: least entries and blocks of one, and
-how many a problem has at most."""
-WIDEST_STRIPE = 1 << 21
-"""Entries above which one row of blocks is cut into several chunks."""
 MOST_KNOWN = 64
 """Problems of which it is remembered how they are cut."""
-LANE_BLOCKS = 64
-"""A stripe is cut at multiples of this many blocks, so that vector lanes stay full."""
+
+
+class Sizes(NamedTuple):
+    """What is cut how large, in entries.
+
+    Attributes
+    ----------
+    chunk : int
+        Most of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache.
+    copied : int
+        The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read.
+    fixed : int
+        The same where entries are fixed, whose blocks have copies of their own.
+    first : int
+        Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter.
+    least : int
+        Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in
+        a large one: to hand a smaller one to a thread takes longer than to solve it.
+    share, share_blocks, shares : int
+        A chunk is cut into shares, which threads that are free take one after another: least entries and blocks of one,
+        and how many a problem has at most.
+    stripe : int
+        Where one row of blocks has more it is cut into several chunks.
+    stripe_blocks : int
+        That is at multiples of this many blocks, so that vector lanes stay full.
+    """
+
+    chunk: int = 1 << 22
+    copied: int = 1 << 20
+    fixed: int = 3 << 17
+    first: int = 1 << 21
+    least: int = 1 << 19
+    share: int = 1 << 17
+    share_blocks: int = 128
+    shares: int = 16
+    stripe: int = 1 << 21
+    stripe_blocks: int = 64
+
+
+SIZES = Sizes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,45 +109,41 @@ def places(problem: Problem, *, shared: bool = False) -> tuple[Place, ...]:
     shared : whether threads share a chunk, so that a small problem can be one.
     """
     count = problem.count // problem.stack
-    return _places(count, problem.matrix_shape, problem.pattern.block_shape, _most_entries(problem), shared)
+    return _places(count, problem.matrix_shape, problem.pattern.block_shape, _most_entries(problem), shared, SIZES)
 
 
 @lru_cache(MOST_KNOWN)
 def _places(
-    count: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int, shared: bool
+    count: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int, shared: bool, sizes: Sizes
 ) -> tuple[Place, ...]:
     rows, cols = block_shape
     size = shape[0] * shape[1]
-    share = max(SHARE_ENTRIES, count * size // MOST_SHARES, SHARE_BLOCKS * rows * cols)
-    least, first = max(LEAST_ENTRIES, min(2 * LEAST_ENTRIES, size // 8)), FIRST_ENTRIES
-    if shared and count * size <= most == CHUNK_ENTRIES:
+    share = max(sizes.share, -(-count * size // sizes.shares), sizes.share_blocks * rows * cols)
+    least, first = max(sizes.least, min(2 * sizes.least, size // 8)), sizes.first
+    if shared and count * size <= most == sizes.chunk:
         least = first = most
-    return tuple(
-        place for number in range(count) for place in _cut(number, shape, block_shape, share, least, first, most)
-    )
+    sizes = sizes._replace(chunk=most, first=min(first, most), least=least, share=share)
+    return tuple(place for number in range(count) for place in _cut(number, shape, block_shape, sizes))
 
 
-def _cut(
-    number: int, shape: tuple[int, int], block_shape: tuple[int, int], share: int, least: int, first: int, most: int
-) -> Iterator[Place]:
-    """Cut one matrix, with so many entries in a share, at least in a chunk, and at most in the first and in any."""
+def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], sizes: Sizes) -> Iterator[Place]:
+    """Cut one matrix."""
     rows, cols = block_shape
     full_rows, full_cols = shape[0] // rows, shape[1] // cols
     if full_rows and full_cols:
         stripe = rows * full_cols * cols
-        wide = full_cols
-        widest = min(WIDEST_STRIPE, most)
+        wide, widest = full_cols, min(sizes.stripe, sizes.chunk)
         if stripe > widest:
-            wide = max(LANE_BLOCKS, widest // (rows * cols) // LANE_BLOCKS * LANE_BLOCKS)
-        share_rows = -(-share // (rows * wide * cols))
+            wide = max(sizes.stripe_blocks, widest // (rows * cols) // sizes.stripe_blocks * sizes.stripe_blocks)
+        share_rows = -(-sizes.share // (rows * wide * cols))
         i = 0
         while i < full_rows:
-            entries = min(most, CHUNK_ENTRIES if i else first, max(least, (full_rows - i) * stripe // 2))
+            entries = min(sizes.chunk if i else sizes.first, max(sizes.least, (full_rows - i) * stripe // 2))
             tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
             for j in range(0, full_cols, wide):
                 yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False, share_rows)
             i += tall
-    step = max(1, most // (rows * cols))
+    step = max(1, sizes.chunk // (rows * cols))
     if full_cols * cols < shape[1]:
         for i in range(0, full_rows, step):
             yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, full_cols + 1), True)
@@ -137,12 +156,12 @@ def _cut(
 def _most_entries(problem: Problem) -> int:
     """Most entries of a chunk: fewer the more is copied, as threads do that at the same time."""
     if problem.keep is not None or problem.drop is not None:
-        return FIXED_ENTRIES
+        return SIZES.fixed
     scores = problem.scores
     apart = problem.layout == "conv" or scores.strides[-1] != scores.itemsize  # the entries of a row
     if apart or problem.previous is not None or scores.dtype.kind in "iu" or not scores.dtype.isnative:
-        return COPIED_ENTRIES
-    return CHUNK_ENTRIES
+        return SIZES.copied
+    return SIZES.chunk
 
 
 def region(place: Place, pattern: Pattern, shape: tuple[int, int]) -> tuple[slice, slice]:

@@ -19,7 +19,7 @@ import nmflow
 from nmflow import cutting
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, integers_of, load, store
 from nmflow.certificate import block_scores
-from nmflow.cutting import block_numbers, grids, places
+from nmflow.cutting import Sizes, block_numbers, grids, places
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.reading import turned
@@ -47,9 +47,7 @@ def test_chunks_tile_the_matrices(
     pattern: Pattern, shape: Any, layout: Any, groups: int, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if small:  # many chunks, stripes cut as well
-        monkeypatch.setattr(cutting, "CHUNK_ENTRIES", 32)
-        monkeypatch.setattr(cutting, "WIDEST_STRIPE", 8)
-        monkeypatch.setattr(cutting, "LANE_BLOCKS", 1)
+        monkeypatch.setattr(cutting, "SIZES", Sizes(chunk=32, stripe=8, stripe_blocks=1))
     array = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
     problem = Problem.build(array, pattern, layout=layout, groups=groups)
     mask, chunks, masks = chunks_of(problem)

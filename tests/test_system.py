@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -23,14 +24,16 @@ from hypothesis.extra import numpy as hnp
 
 import nmflow
 from nmflow import cutting
-from nmflow.cutting import WIDEST_STRIPE
+from nmflow.cutting import SIZES, Sizes
 from nmflow.errors import InputTypeError
 from nmflow.pattern import Pattern
 
 Array = Any
 PACKAGE = Path(nmflow.__file__).parent
 P24 = Pattern(2, 4)
-WIDE = (10, WIDEST_STRIPE // 4 + 40_001)
+SMALL = Sizes(chunk=1 << 14, least=1 << 10), Sizes(share=1 << 11, share_blocks=1)
+"""So that small matrices have several chunks, or a chunk of several shares."""
+WIDE = (10, SIZES.stripe // 4 + 40_001)
 DTYPES = ("e", "f", "d", "bfloat16", "b", "B", "h", "H", "i", "I", "q", "Q")
 
 
@@ -71,11 +74,17 @@ def kept_score(weights: Array, mask: Array) -> Fraction:
     ],
     ids=str,
 )
+@pytest.mark.parametrize("sizes", SMALL, ids=["chunks", "shares"])
 @pytest.mark.parametrize("family", ["gaussian", "few_values", "all_equal"])
 def test_the_mask_does_not_depend_on_threads(
-    shape: tuple[int, ...], pattern: Pattern, options: dict[str, Any], family: str, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    pattern: Pattern,
+    options: dict[str, Any],
+    family: str,
+    sizes: Sizes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cutting, "LEAST_ENTRIES", 1 << 10)  # so that small matrices have several chunks
+    monkeypatch.setattr(cutting, "SIZES", sizes)
     weights = families.FAMILIES[family](shape, 4)
     first, *others = [
         nmflow.solve(weights, pattern=pattern, threads=threads, duals=True, **options) for threads in (1, 2, 5, 1)
@@ -136,8 +145,9 @@ def test_a_transpose_keeps_as_much(weights: Array, pattern: Pattern) -> None:
 # Threads, forks
 
 
-def test_calls_from_several_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutting, "LEAST_ENTRIES", 1 << 14)
+@pytest.mark.parametrize("sizes", SMALL, ids=["chunks", "shares"])
+def test_calls_from_several_threads_at_once(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutting, "SIZES", sizes)
     problems = [families.gaussian((300 + k, 257), k) for k in range(8)]
     alone = [nmflow.solve(weights, 2, 4, threads=1).mask for weights in problems]
     with ThreadPoolExecutor(8) as pool:
@@ -213,10 +223,10 @@ def test_every_kernel_has_a_cache_of_its_own() -> None:
 
 
 FORKS = """
-import os, signal, sys
+import json, os, signal, sys
 import numpy as np, nmflow, nmflow.cutting
 
-nmflow.cutting.LEAST_ENTRIES = 1 << 11  # so that small matrices have several chunks
+nmflow.cutting.SIZES = nmflow.cutting.Sizes(*json.loads(sys.argv[1]))
 weights = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
 parent = nmflow.solve(weights, 2, 4, threads=2).mask
 child = os.fork()
@@ -238,8 +248,9 @@ print("same")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_solves_after_its_parent_did() -> None:
-    assert run(FORKS) == "same\n"
+@pytest.mark.parametrize("sizes", SMALL, ids=["chunks", "shares"])
+def test_a_forked_child_solves_after_its_parent_did(sizes: Sizes) -> None:
+    assert run(FORKS, json.dumps(sizes)) == "same\n"
 
 
 # Memory

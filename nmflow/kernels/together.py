@@ -21,9 +21,9 @@ from nmflow.kernels.simd import I64
 
 __all__ = ["call_kernel", "help_kernel", "watch_kernel"]
 
-LOOKS = 1500
-"""Looks before a thread sleeps, on POSIX of half a microsecond each: longer than a call takes beside its kernels."""
 HAS_YIELD = os.name == "posix"
+LOOKS = 1500 if HAS_YIELD else 150_000
+"""Looks before a thread sleeps, some .75 ms in all: longer than a call takes beside its kernels."""
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
@@ -70,11 +70,10 @@ def call_kernel() -> Any:
     Returns
     -------
     function (task, boxes, count) -> int
-        task : see above. boxes : of the addresses of the states of `count`
-        boxes.
+        task : see above. boxes : address of the addresses of `count` boxes.
         What the operation says that is called last, after all threads that help have ended; if that is `MORE`, all
-        begins again. `NOT_ENDED` where one is still at it after a moment: then this is to be called without boxes once
-        its box says otherwise.
+        begins again. `NOT_ENDED` where one is still at it after a moment: then this is to be called once more when its
+        box says otherwise.
     """
     looks, number, absent, busy, not_ended, more = LOOKS, 8 * (NUMBER - STATE), ABSENT, BUSY, NOT_ENDED, MORE
 

@@ -31,13 +31,16 @@ class OpenBlocks:
         Their numbers; those from `count` on are room.
     u, v : ndarray of the work dtype, shapes (n_blocks, R) and (n_blocks, C)
         Their duals.
-    sums : ndarray of float64, 128 for each share of the chunk
-        Adds up to what the other blocks keep.
+    sums : ndarray of float64
+        Adds up to what the other blocks keep: numbers for each part that a thread can take.
     dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
         Where the duals of all blocks are written.
     """
 
     def __init__(self, chunk: Chunk) -> None:
+        from nmflow.kernels.settle import SUMS
+        from nmflow.kernels.share import MOST_PARTS
+
         rows, cols = chunk.pattern.block_shape
         dtype = work_dtype(chunk.kind)
         n_blocks = chunk.n_blocks
@@ -45,7 +48,7 @@ class OpenBlocks:
         self.blocks = workspace("blocks", n_blocks, np.int64)
         self.u = workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
         self.v = workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
-        self.sums = np.zeros(128 * 16)
+        self.sums = np.zeros(SUMS * max(MOST_PARTS, chunk.shares[0]))
         self.dense = chunk.duals
         if self.dense is None and chunk.state is not None:
             self.dense = chunk.room_for_duals()

@@ -97,6 +97,25 @@ def test_the_mask_does_not_depend_on_threads(
         assert np.array_equal(first.certificate.status, other.certificate.status)
 
 
+@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+def test_threads_share_a_chunk_of_any_scores(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to solve a chunk puts what shares leave open together in a list of its own."""
+    monkeypatch.setattr(cutting, "SIZES", SMALL[1])
+    weights = families.FAMILIES[family]((180, 360), 3)
+    first, *others = [
+        nmflow.solve(weights, pattern=P24, threads=threads, duals=duals)
+        for threads, duals in [(1, True), (1, False), (3, True), (3, False)]
+    ]
+    assert first.certificate.proven
+    assert nmflow.certify(weights, first.mask, pattern=P24, absolute=True, threads=3).proven
+    for other in others:
+        assert other.certificate.proven
+        assert np.array_equal(first.mask, other.mask)
+    assert [first.objective, others[0].objective] == [other.objective for other in others[1:]]
+    assert np.array_equal(first.row_duals, others[1].row_duals)
+    assert np.array_equal(first.col_duals, others[1].col_duals)
+
+
 def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
     """So that the test above tests what it says."""
     from nmflow.cutting import places

@@ -74,7 +74,7 @@ def untie_kernel(
         gather_blocks(cols * kind.itemsize), put_blocks(cols),
     )  # fmt: skip
     plan = np.array([
-        rows, cols, Width(int(wide)).item, *operations, kind.itemsize, 0 if wide else BIAS, lattice, room.u, room.v,
+        rows, cols, lattice, Width(int(wide)).item, *operations, kind.itemsize, 0 if wide else BIAS, room.u, room.v,
         room.words, room.lows, room.shifts, room.units, room.scores, room.masks, room.ahead,
     ], np.int64)  # fmt: skip
     return _driver(), plan
@@ -87,7 +87,7 @@ def _untie_share(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Untie `count` blocks; how many stay open, or -1."""
     (
-        rows, cols, number_bytes, pass_at, ascent, out_at, gather_scores, put_masks, item, lane_bias, lattice, u_in,
+        rows, cols, lattice, number_bytes, pass_at, ascent, out_at, gather_scores, put_masks, item, lane_bias, u_in,
         v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in,
     ) = read_words(plan, PLAN)  # fmt: skip
     room = (scratch + 63) & ~63
@@ -155,9 +155,9 @@ def _driver() -> int:
             read_float(at), read_float(at + 8), read_float(at + 16), read_float(at + 24), read_float(at + 32)
         )  # fmt: skip
         state = at + 40
-        rows, cols, number_bytes = read_words(plan, 3)
+        rows, cols, lattice, number_bytes = read_words(plan, 4)
         scratch += max(number, 0) * scratch_size
-        u_bytes, v_bytes, block_bytes = rows * 8, cols * 8, rows * cols * number_bytes
+        u_bytes, v_bytes, block_bytes = rows * 8, cols * 8, rows * cols * number_bytes * lattice  # else there are none
         size, total = share_rows * grid_cols, grid_rows * grid_cols
         parts = -(-grid_rows // share_rows)
         while True:

@@ -5,7 +5,7 @@ Places never depend on the number of threads, so neither does a mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,8 +16,21 @@ import numpy.typing as npt
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
-__all__ = ["SIZES", "Grid", "Place", "Sizes", "block_numbers", "caller_grids", "grids", "places", "region"]
+__all__ = [
+    "SIZES",
+    "Grid",
+    "Place",
+    "Sizes",
+    "block_numbers",
+    "caller_grids",
+    "grids",
+    "places",
+    "region",
+    "threads_of_each",
+]
 
+MOST_WITH_EDGES = 4
+"""Places of a matrix that is cut at its edges alone."""
 MOST_KNOWN = 64
 """Problems of which it is remembered how they are cut."""
 
@@ -80,6 +93,12 @@ class Place:
     block_cols: slice
     padded: bool
     share_rows: int = 0
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        rows, cols = self.block_rows, self.block_cols
+        return int((rows.stop - rows.start) * (cols.stop - cols.start))
 
 
 def grids(problem: Problem) -> tuple[Grid, ...]:
@@ -151,6 +170,17 @@ def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], size
         across = -(-shape[1] // cols)
         for j in range(0, across, step):
             yield Place(number, slice(full_rows, full_rows + 1), slice(j, min(j + step, across)), True)
+
+
+def threads_of_each(places: Sequence[Place], threads: int) -> tuple[int, int]:
+    """How many threads take places at a time, and how many share each of these.
+
+    All share one after the other where one place is most of a problem: it is small then, and others are its edges.
+    """
+    sizes = [place.n_blocks for place in places] if len(places) <= MOST_WITH_EDGES else [0]
+    if len(places) == 1 or 8 * max(sizes) > 7 * sum(sizes) > 0:
+        return 1, threads
+    return threads, max(1, threads // len(places))
 
 
 def _most_entries(problem: Problem) -> int:

@@ -14,7 +14,7 @@ from nmflow.arrays import Array
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
-from nmflow.cutting import Place, grids, places, region
+from nmflow.cutting import Place, grids, places, region, threads_of_each
 from nmflow.dual_arrays import DualArrays
 from nmflow.duals import Duals
 from nmflow.gathered import Part, certificate_of, check_feasible, kept_score
@@ -52,7 +52,7 @@ def run(
     duals = DualArrays(problem) if keep_duals else None
     certified = certified or method.exact
     all_places = places(problem, shared=method.shares_chunks)
-    each = max(1, threads // len(all_places))
+    at_once, each = threads_of_each(all_places, threads) if method.shares_chunks else (threads, 1)
 
     def work(place: Place) -> Part:
         chunk = load(problem, matrices, masks, place, None if duals is None else (duals.row, duals.col), each)
@@ -67,7 +67,7 @@ def run(
         store(chunk, masks)
         return part
 
-    parts = map_on_threads(partial(_tried, work), all_places, threads)
+    parts = map_on_threads(partial(_tried, work), all_places, at_once)
     check_feasible(problem, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
     certificate = certificate_of(problem, parts) if certified else None
@@ -102,7 +102,7 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
     whole[...] = mask
     method, matrices = get("dual"), problem.matrices(problem.scores)
     all_places = places(problem, shared=method.shares_chunks)
-    each = max(1, threads // len(all_places))
+    at_once, each = threads_of_each(all_places, threads) if method.shares_chunks else (threads, 1)
 
     def work(place: Place) -> Part:
         chunk = load(problem, matrices, masks, place, threads=each)
@@ -111,7 +111,7 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         graded = grade(chunk, _best_duals(problem, chunk))
         return _part(chunk, graded.objective, graded, {})
 
-    parts = map_on_threads(partial(_tried, work), all_places, threads)
+    parts = map_on_threads(partial(_tried, work), all_places, at_once)
     check_feasible(problem, parts)
     return certificate_of(problem, parts)
 

@@ -27,6 +27,7 @@ from nmflow import cutting
 from nmflow.cutting import SIZES, Sizes
 from nmflow.errors import InputTypeError
 from nmflow.pattern import Pattern
+from nmflow.problem import Problem
 
 Array = Any
 PACKAGE = Path(nmflow.__file__).parent
@@ -118,11 +119,25 @@ def test_threads_share_a_chunk_of_any_scores(family: str, monkeypatch: pytest.Mo
 
 def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
     """So that the test above tests what it says."""
-    from nmflow.cutting import places
-    from nmflow.problem import Problem
-
-    cut = [p for p in places(Problem.build(np.ones(WIDE, np.int8), P24)) if not p.padded]
+    cut = [p for p in cutting.places(Problem.build(np.ones(WIDE, np.int8), P24)) if not p.padded]
     assert len({(p.block_cols.start, p.block_cols.stop) for p in cut}) > 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((512, 512), (1, 8)),
+        ((1030, 1021), (1, 8)),  # one place, and its edges
+        ((2048, 4096), (8, 1)),
+        ((2, 130, 70), (8, 1)),
+        ((3, 2), (1, 8)),
+    ],
+    ids=str,
+)
+def test_threads_share_a_place_that_is_most_of_a_problem(shape: tuple[int, ...], expected: tuple[int, int]) -> None:
+    layout = "batch" if len(shape) > 2 else None
+    problem = Problem.build(np.ones(shape, np.float32), P24, layout=layout)
+    assert cutting.threads_of_each(cutting.places(problem, shared=True), 8) == expected
 
 
 def test_a_block_is_solved_alike_wherever_it_lies() -> None:

@@ -57,7 +57,7 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
             u[at], v[at], flags[at] = row, col, open_flags
         return kept
 
-    kept = sum(map_on_threads(finish_some, range(0, len(blocks), size), chunk.threads))
+    kept = sum(map_on_threads(finish_some, range(0, len(blocks), size), chunk.threads), 0.0)
     return Proven(kept, blocks[flags != 0])
 
 

@@ -16,19 +16,18 @@ from nmflow.kernels.rounds import NONE, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
 from nmflow.kernels.share import cut_list, is_vain, move_open, settle_share
-from nmflow.kernels.simd import LANES
 
 __all__ = ["PART", "SUMS", "settle_kernel", "settle_scratch"]
 
 JOB = (
     "plan", "scores", "stride", "mask", "mask_stride", "u", "v", "warm_v", "grid_rows", "grid_cols", "blocks",
-    "block_u", "block_v", "count", "sums", "exact", "fill_first", "zoom", "last_zoom", "zoom_step", "digits", "offsets",
+    "block_u", "block_v", "count", "sums", "exact", "fill_first", "last_zoom", "zoom_step", "digits", "offsets",
     "share_rows", "scratch", "scratch_size",
 )  # fmt: skip
 """What a job says."""
-STATE = ("next", "parts", "size", "listed", "zoomed")
-"""What follows: the next part to take, how many there are, and blocks of each; how many blocks are listed, and how far
-what is left of them is magnified."""
+STATE = ("next", "parts", "size", "listed", "zoom")
+"""What follows: the next part to take, how many there are, and blocks of each; how many blocks are listed; and how far
+what is left of open ones is magnified first."""
 PART, SUMS = 8, 128
 """Numbers that tell what became of a part, a cache line of them, which follow; and those that add up what it keeps."""
 
@@ -97,67 +96,59 @@ def settle_kernel(
 def _driver() -> int:
     """Compile what all kinds and patterns have in common."""
     job_size, state_bytes, part_bytes, sum_bytes = len(JOB), 8 * len(STATE), 8 * PART, 8 * SUMS
-    lane_count, last, more = LANES, LAST, MORE
+    last, more = LAST, MORE
 
     def settle(job, number):  # type: ignore[no-untyped-def]
         (
             plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, blocks, block_u, block_v,
-            count, sums, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets, share_rows, scratch,
-            scratch_size,
+            count, sums, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, scratch, scratch_size,
         ) = read_words(job, job_size)  # fmt: skip
         state = job + 8 * job_size
-        parts, size, listed, zoomed = read_words(state + 8, 4)
         scratch += max(number, 0) * scratch_size
         rows, cols, work, moved = read_words(plan, 4)
-        u_bytes, v_bytes = rows * work, cols * work
+        u_bytes, v_bytes, total = rows * work, cols * work, grid_rows * grid_cols
         while True:
-            k = add_word(state, 1)
-            if k >= parts:
-                break
-            first, top = k * size, k * share_rows
-            here = min(size, (listed or grid_rows * grid_cols) - first)
-            open_, open_u, open_v = blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes
-            if listed:
+            parts, size, listed, zoom = read_words(state + 8, 4)
+            end_zoom = zoom if listed and parts > 1 else last_zoom
+            while True:
+                k = add_word(state, 1)
+                if k >= parts:
+                    break
+                first = k * size
+                here = min(size, (listed or total) - first)
+                at, row = (0, 0) if listed else (first, k * share_rows * rows)  # where a share lies; a list is of all
                 left = settle_share(
-                    plan, scratch, scores, stride, mask, mask_stride, u, v, 0, grid_cols, open_, open_u, open_v, 0,
-                    here, sums + k * sum_bytes, exact, fill_first, zoomed, zoomed, zoom_step, digits, offsets, True,
+                    plan, scratch, scores + row * stride, stride, mask + row * mask_stride, mask_stride,
+                    u + at * u_bytes if u else 0, v + at * v_bytes, warm_v + at * v_bytes if warm_v else 0, grid_cols,
+                    blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes,
+                    0 if listed else here, here if listed else 0, sums + k * sum_bytes, exact, fill_first,
+                    zoom, end_zoom, zoom_step, digits, offsets, listed or parts == 1,
                 )  # fmt: skip
-            else:
-                left = settle_share(
-                    plan, scratch, scores + top * rows * stride, stride, mask + top * rows * mask_stride, mask_stride,
-                    u + first * u_bytes if u else 0, v + first * v_bytes, warm_v + first * v_bytes if warm_v else 0,
-                    grid_cols, open_, open_u, open_v, here, 0,
-                    sums + k * sum_bytes, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets, parts == 1,
-                )  # fmt: skip
-            write_word(state + state_bytes + k * part_bytes, left)
-        if number != last:
-            return 0
-        left = 0
-        for k in range(parts):
-            here = read_word(state + state_bytes + k * part_bytes)
-            if here < 0:
-                return -1
-            if k:
-                move_open(blocks, block_u, block_v, u_bytes, v_bytes, k * size, left, here, 0 if listed else k * size)
-            left += here
-        if left == 0 or (parts == 1 and not listed):
-            return left
-        if listed:
-            total = 0 if count else grid_rows * grid_cols
-            if zoomed >= last_zoom or is_vain(left, listed, total, moved):
+                write_word(state + state_bytes + k * part_bytes, left)
+            if number != last:
+                return 0
+            left = 0
+            for k in range(parts):
+                here = read_word(state + state_bytes + k * part_bytes)
+                if here < 0:
+                    return -1
+                if k:
+                    first = k * size
+                    move_open(blocks, block_u, block_v, u_bytes, v_bytes, first, left, here, 0 if listed else first)
+                left += here
+            if left == 0 or parts == 1:
                 return left
-            zoom = zoomed + zoom_step
-        if left <= lane_count:  # too few to share
-            return settle_share(
-                plan, scratch, scores, stride, mask, mask_stride, u, v, 0, grid_cols, blocks, block_u, block_v, 0, left,
-                sums, exact, fill_first, zoom, last_zoom, zoom_step, digits, offsets, True,
-            )  # fmt: skip
-        parts, size = cut_list(left)
-        write_word(state, 0)
-        write_word(state + 8, parts)
-        write_word(state + 16, size)
-        write_word(state + 24, left)
-        write_word(state + 32, zoom)
-        return more
+            if listed:
+                if zoom >= last_zoom or is_vain(left, listed, 0 if count else total, moved):
+                    return left
+                zoom += zoom_step
+            parts, size = cut_list(left)
+            write_word(state, 0)
+            write_word(state + 8, parts)
+            write_word(state + 16, size)
+            write_word(state + 24, left)
+            write_word(state + 32, zoom)
+            if parts > 1:
+                return more
 
     return operation(settle, 2)

@@ -62,7 +62,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
         threads = min(chunk.threads, parts)
         workspace("scratch", scratch_size * threads, np.uint8)
         job = (
-            *where, listed, todo.sums.ctypes.data, int(chunk.exact), fill_first, zoom, last_zoom, zoom_step, digits,
+            *where, listed, todo.sums.ctypes.data, int(chunk.exact), fill_first, last_zoom, zoom_step, digits,
             offsets, share_rows, address("scratch"), scratch_size, 0, parts, size, listed, zoom,
         )  # fmt: skip
         room = PART * max(parts, MOST_PARTS if parts > 1 or listed else 1)

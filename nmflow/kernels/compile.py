@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["call", "call_address", "compiled", "once", "operation", "part", "with_plan"]
+__all__ = ["call", "call_address", "compiled", "once", "operation", "part"]
 
 _lock = threading.RLock()
 
@@ -108,17 +108,6 @@ def operation(function: Callable[..., Any], integers: int, floats: int = 0) -> i
     made = _cached(numba.cfunc, function, signature, nopython=True)
     _operations.append(made)
     return int(made.address)
-
-
-def with_plan(kernel: Any, plan: Any) -> Callable[..., Any]:
-    """A kernel whose first argument is the address of a plan: operations and numbers, int64, which lasts as long."""
-
-    def planned(*arguments: Any) -> Any:
-        return kernel(address, *arguments)
-
-    address = plan.ctypes.data
-    planned.plan = plan  # type: ignore[attr-defined]
-    return planned
 
 
 @intrinsic

@@ -16,27 +16,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nmflow.kernels.compile import part
-from nmflow.kernels.memory import LINE
+from nmflow.kernels.memory import LINE, move_bytes
 from nmflow.kernels.simd import I8, I32, Emitter, literal, vector
 
-__all__ = ["LARGE", "SOON", "ask", "ask_block", "block_at", "drain", "fill", "move", "put"]
+__all__ = ["LARGE", "SOON", "ask", "ask_block", "block_at", "drain", "fill", "put"]
 
 LARGE = 1 << 22
 """Bytes of a matrix from which its outputs go past the caches: more than a core's own cache holds."""
 SOON = 2
 """Blocks ahead of the one at hand that are asked for, where blocks lie apart."""
-
-
-@intrinsic
-def move(typing, source, target, count):  # type: ignore[no-untyped-def]
-    """Copy bytes between two addresses."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        from_, to = (builder.inttoptr(address, I8.as_pointer()) for address in args[:2])
-        cgutils.raw_memcpy(builder, to, from_, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.none(source, target, types.int64), codegen
 
 
 @intrinsic
@@ -101,7 +89,7 @@ def put(source, source_step, target, target_step, lines, count, large):  # type:
                 _copy(from_ + done, to + done, 16, 0)
                 done += 16
             if done < first:
-                move(from_ + done, to + done, first - done)
+                move_bytes(from_ + done, to + done, first - done)
                 done = first
             while done + 64 <= count:
                 _copy(from_ + done, to + done, 64, 1)
@@ -113,7 +101,7 @@ def put(source, source_step, target, target_step, lines, count, large):  # type:
             _copy(from_ + done, to + done, 16, 0)
             done += 16
         if done < count:
-            move(from_ + done, to + done, count - done)
+            move_bytes(from_ + done, to + done, count - done)
 
 
 @part

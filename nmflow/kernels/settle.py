@@ -15,9 +15,9 @@ from nmflow.kernels.memory import add_word, read_word, read_words, write_word
 from nmflow.kernels.rounds import NONE, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
-from nmflow.kernels.share import cut_list, is_vain, move_open, settle_share
+from nmflow.kernels.share import PART, SUMS, cut_list, is_vain, move_open, settle_share
 
-__all__ = ["PART", "SUMS", "settle_kernel", "settle_scratch"]
+__all__ = ["settle_kernel", "settle_scratch"]
 
 JOB = (
     "plan", "scores", "stride", "mask", "mask_stride", "u", "v", "warm_v", "grid_rows", "grid_cols", "blocks",
@@ -27,9 +27,7 @@ JOB = (
 """What a job says."""
 STATE = ("next", "parts", "size", "listed", "zoom")
 """What follows: the next part to take, how many there are, and blocks of each; how many blocks are listed; and how far
-what is left of open ones is magnified first."""
-PART, SUMS = 8, 128
-"""Numbers that tell what became of a part, a cache line of them, which follow; and those that add up what it keeps."""
+what is left of open ones is magnified first. `PART` for each part come after."""
 
 
 @cache

@@ -7,14 +7,15 @@ from nmflow.kernels.compile import call, part
 from nmflow.kernels.memory import move_bytes, read_word, read_words, write_word
 from nmflow.kernels.simd import LANES
 
-__all__ = ["cut_list", "is_vain", "move_open", "settle_share"]
+__all__ = ["MOST_PARTS", "PART", "SUMS", "cut_list", "is_vain", "move_open", "settle_share"]
 
 PLAN = 30
 """Operations and numbers of a plan (`nmflow.kernels.settle`)."""
 FEW_BLOCKS = 4 * LANES
 """So many blocks tell whether a warm start is worth it."""
-MOST_PARTS = 16
-"""Parts that a list is cut into at most."""
+PART, SUMS, MOST_PARTS = 8, 128, 16
+"""Numbers that tell what became of a part, a cache line of them; those that add up what it keeps; and how many parts a
+list is cut into at most."""
 
 
 @part

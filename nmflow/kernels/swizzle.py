@@ -19,8 +19,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.carry import fill, move, put
+from nmflow.kernels.carry import fill, put
 from nmflow.kernels.compile import part
+from nmflow.kernels.memory import move_bytes
 from nmflow.kernels.simd import Emitter, literal, vector
 from nmflow.kernels.transpose import deinterleave, interleave
 
@@ -110,7 +111,7 @@ def get_words(codes, step, chunk, source, n_lines, n_bytes, word):  # type: igno
     """Inverse of `put_words`; the bytes that do not count are the codes of empty groups."""
     fill(chunk, CHUNK, EMPTY)
     for pair in range(n_bytes // (2 * word)):
-        move(source + pair * n_lines * 2 * word, chunk + pair * LINES * 2 * word, LINES * 2 * word)
+        move_bytes(source + pair * n_lines * 2 * word, chunk + pair * LINES * 2 * word, LINES * 2 * word)
     if word == 4:
         swizzle_lines(codes, step, chunk, 4, 1)
     else:
@@ -123,8 +124,8 @@ def put_tiles(tiles, step, chunk, target, target_step, n_rows, n_bytes, large): 
     for i in range(n_rows // 2):
         upper = tiles + 2 * i * step
         for k in range(0, n_bytes, 4):
-            move(upper + k, chunk + 2 * k, 4)
-            move(upper + step + k, chunk + 2 * k + 4, 4)
+            move_bytes(upper + k, chunk + 2 * k, 4)
+            move_bytes(upper + step + k, chunk + 2 * k + 4, 4)
         put(chunk, 0, target + i * target_step, 0, 1, 2 * n_bytes, large)
 
 
@@ -134,5 +135,5 @@ def get_tiles(tiles, step, source, source_step, n_rows, n_bytes):  # type: ignor
     for i in range(n_rows // 2):
         upper, from_ = tiles + 2 * i * step, source + i * source_step
         for k in range(0, n_bytes, 4):
-            move(from_ + 2 * k, upper + k, 4)
-            move(from_ + 2 * k + 4, upper + step + k, 4)
+            move_bytes(from_ + 2 * k, upper + k, 4)
+            move_bytes(from_ + 2 * k + 4, upper + step + k, 4)

@@ -23,7 +23,7 @@ from nmflow.kernels.memory import (
 )
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS
-from nmflow.kernels.settle import PART, SUMS
+from nmflow.kernels.share import PART, SUMS, move_open
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.tied import Width
 from nmflow.kernels.untie_pass import Room, lane_out, untie_pass
@@ -180,12 +180,9 @@ def _driver() -> int:
             if here < 0:
                 return -1
             if k:
-                moved = 0 if keep else here
-                move_bytes(block_u + first * u_bytes, block_u + left * u_bytes, moved * u_bytes)
-                move_bytes(block_v + first * v_bytes, block_v + left * v_bytes, moved * v_bytes)
+                dual = 0 if keep else 8  # where the duals of all blocks are kept they stay
+                move_open(blocks, block_u, block_v, rows * dual, cols * dual, first, left, here, first)
                 move_bytes(numbers + first * block_bytes, numbers + left * block_bytes, here * block_bytes)
-                for j in range(here):
-                    write_word(blocks + (left + j) * 8, read_word(blocks + (first + j) * 8) + first)
             left += here
         return left
 

@@ -38,8 +38,7 @@ class OpenBlocks:
     """
 
     def __init__(self, chunk: Chunk) -> None:
-        from nmflow.kernels.settle import SUMS
-        from nmflow.kernels.share import MOST_PARTS
+        from nmflow.kernels.share import MOST_PARTS, SUMS
 
         rows, cols = chunk.pattern.block_shape
         dtype = work_dtype(chunk.kind)

@@ -31,8 +31,8 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
 
     All blocks are settled if `todo` is empty, else those in it, from their duals. It holds what is open then.
     """
-    from nmflow.kernels.settle import PART, settle_kernel, settle_scratch
-    from nmflow.kernels.share import MOST_PARTS, cut_list
+    from nmflow.kernels.settle import settle_kernel, settle_scratch
+    from nmflow.kernels.share import MOST_PARTS, PART, cut_list
 
     pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
     loose = pattern.fill == "at-most" and pattern.col is not None
@@ -65,7 +65,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
             *where, listed, todo.sums.ctypes.data, int(chunk.exact), fill_first, last_zoom, zoom_step, digits,
             offsets, share_rows, address("scratch"), scratch_size, 0, parts, size, listed, zoom,
         )  # fmt: skip
-        room = PART * max(parts, MOST_PARTS if parts > 1 or listed else 1)
+        room = PART * max(parts, MOST_PARTS)
         return call_on_threads(operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
 
     todo.count = go_on(*zooms)

@@ -88,7 +88,7 @@ def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
 def _untie(
     chunk: Chunk, lattice: Lattice | None, offsets: Array, shift: int, largest: int, zooms: int, *, wide: bool
 ) -> Untied | None:
-    from nmflow.kernels.settle import PART, SUMS
+    from nmflow.kernels.share import PART, SUMS
     from nmflow.kernels.untie import untie_kernel, untie_scratch
 
     pattern, count, keep = chunk.pattern, chunk.n_blocks, chunk.duals is not None

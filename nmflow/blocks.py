@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from nmflow.arrays import Array, Matrix
 from nmflow.cutting import Place, region
+from nmflow.earlier import duals_of
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.reading import Kind, readable, turned, with_bonus, work_dtype
@@ -232,7 +232,7 @@ def load(
         if chosen is not None:
             state = np.zeros(source.shape, np.int8) if state is None else state
             state[chosen] = value
-    warm = None if problem.warm is None else _warm_part(problem, problem.warm, place, work_dtype(kind))
+    warm = None if problem.warm is None else duals_of(place, problem, problem.warm, work_dtype(kind))
     chunk = Chunk(
         scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm, threads=threads
     )
@@ -243,23 +243,6 @@ def load(
         return replace(chunk, duals=chunk.room_for_duals())
     rows = slice(place.block_rows.start * pattern.block_shape[0], place.block_rows.stop * pattern.block_shape[0])
     return replace(chunk, duals=(u[rows], v[place.block_rows]))
-
-
-def _warm_part(problem: Problem, sides: tuple[Array, ...], place: Place, dtype: npt.DTypeLike) -> Array:
-    """The column duals of a place, laid out as its chunk is; a view where they can be read as they are."""
-    cols = problem.pattern.block_shape[1]
-    wide = slice(place.block_cols.start * cols, place.block_cols.stop * cols)
-    first, stop = place.block_rows.start, place.block_rows.stop
-    if problem.stack == 1:
-        across = sides[place.matrix][first:stop, wide]
-    else:  # a few matrices of those that are seen as one: a copy of all would be large
-        tall = len(sides[0])
-        numbers = range(first // tall, -(-stop // tall))
-        across = np.concatenate([sides[k][max(0, first - k * tall) : stop - k * tall, wide] for k in numbers])
-    if place.padded:  # its blocks lie side by side in one stripe
-        across = across.reshape(1, -1)
-    with np.errstate(over="ignore"):  # duals of other scores can be beyond float32: kernels cut them off
-        return np.ascontiguousarray(across, dtype)
 
 
 def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from nmflow.arrays import Array
 from nmflow.blocks import FREE, KEEP, Chunk, integers_of
+from nmflow.crew import call_on_threads
 from nmflow.duals import BlockDuals, Duals, ldexp
 from nmflow.pattern import Pattern
 from nmflow.sums import added
@@ -103,26 +104,30 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
     the work dtype, and some ten for blocks whose duals are float64; blocks of `special` are graded in
     Python integers.
     """
+    if proven is not None and not len(proven.others) and chunk.state is None:
+        return ChunkGrade(proven.objective, _all_proven(chunk.n_blocks), proven.others, np.zeros(0))
     from nmflow.kernels.proof import proof_kernel
+    from nmflow.kernels.share import SUMS
 
     pattern, mask, scores = chunk.pattern, chunk.mask, chunk.scores
     rows, cols = pattern.block_shape
     tall, wide = chunk.grid
-    r, c = pattern.row_budget, pattern.col_budget
-    row_fill, col_fill = fills(pattern)
-    if proven is not None and not len(proven.others) and chunk.state is None:
-        return ChunkGrade(proven.objective, _all_proven(chunk.n_blocks), proven.others, np.zeros(0))
     flags = np.zeros(chunk.n_blocks, np.uint8)
-    sums = np.zeros(128)
+    shares, share_rows = chunk.shares
+    sums = np.zeros(SUMS * shares)
     if proven is None:
         row, col = duals.row, duals.col
         if row is None or col is None:
             dtype = np.float64 if chunk.kind == "float64" else np.float32
             row, col = np.zeros((mask.shape[0], wide), dtype), np.zeros((tall, mask.shape[1]), dtype)
-        proof_kernel(chunk.kind, rows, cols, r, c, row_fill, col_fill, chunk.absolute)(
-            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], row.ctypes.data, col.ctypes.data,
-            flags.ctypes.data, sums.ctypes.data, int(chunk.exact), tall, wide,
+        operation = proof_kernel(
+            chunk.kind, rows, cols, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute
         )  # fmt: skip
+        job = (
+            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], row.ctypes.data, col.ctypes.data,
+            flags.ctypes.data, sums.ctypes.data, int(chunk.exact), tall, wide, share_rows,
+        )  # fmt: skip
+        call_on_threads(operation, job, 1, min(chunk.threads, shares))
         blocks = np.flatnonzero(flags)
     else:
         blocks = proven.others

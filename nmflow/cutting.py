@@ -5,7 +5,7 @@ Places never depend on the number of threads, so neither does a mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,19 +20,19 @@ __all__ = [
     "SIZES",
     "Grid",
     "Place",
+    "Places",
     "Sizes",
     "block_numbers",
     "caller_grids",
     "grids",
     "places",
     "region",
-    "threads_of_each",
 ]
 
-MOST_WITH_EDGES = 4
-"""Places of a matrix that is cut at its edges alone."""
 MOST_KNOWN = 64
 """Problems of which it is remembered how they are cut."""
+MANY_SHARES = 8
+"""Shares that keep a few threads busy."""
 
 
 class Sizes(NamedTuple):
@@ -40,26 +40,34 @@ class Sizes(NamedTuple):
 
     Attributes
     ----------
+    shared, shared_blocks : int
+        Most of a chunk that threads share, and most of its blocks: what is known of more takes too much memory.
+    held : int
+        The same, in entries, where the duals of all blocks of a chunk are held, and more.
     chunk : int
-        Most of a chunk: each costs the interpreter some .1 ms, and with more a chunk leaves the cache.
+        Most of a chunk where each thread has chunks of its own: with more they end too far apart.
     copied : int
         The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read.
     fixed : int
         The same where entries are fixed, whose blocks have copies of their own.
     first : int
-        Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter.
+        Most of the first of those: where the chunks of two threads end at a time, one waits for the other's
+        interpreter.
     least : int
-        Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in
+        They are half of what is left of a matrix, so that threads end together, but not below this, or twice this in
         a large one: to hand a smaller one to a thread takes longer than to solve it.
     share, share_blocks, shares : int
         A chunk is cut into shares, which threads that are free take one after another: least entries and blocks of one,
-        and how many a problem has at most.
+        and how many a chunk has at most.
     stripe : int
         Where one row of blocks has more it is cut into several chunks.
     stripe_blocks : int
         That is at multiples of this many blocks, so that vector lanes stay full.
     """
 
+    shared: int = 1 << 23
+    shared_blocks: int = 1 << 19
+    held: int = 1 << 21
     chunk: int = 1 << 22
     copied: int = 1 << 20
     fixed: int = 3 << 17
@@ -67,7 +75,7 @@ class Sizes(NamedTuple):
     least: int = 1 << 19
     share: int = 1 << 17
     share_blocks: int = 128
-    shares: int = 16
+    shares: int = 32
     stripe: int = 1 << 21
     stripe_blocks: int = 64
 
@@ -100,6 +108,26 @@ class Place:
         rows, cols = self.block_rows, self.block_cols
         return int((rows.stop - rows.start) * (cols.stop - cols.start))
 
+    @property
+    def shares(self) -> int:
+        """How many shares of it threads can take one after another."""
+        return -(-(self.block_rows.stop - self.block_rows.start) // self.share_rows) if self.share_rows else 1
+
+
+class Places(NamedTuple):
+    """The places of a problem; `shared`: whether all threads share each, one after the other, or take several at once.
+
+    They share where most blocks lie in places of many shares, or in one place: it is small then, and others are its
+    edges.
+    """
+
+    all: tuple[Place, ...]
+    shared: bool
+
+    def threads(self, count: int) -> tuple[int, int]:
+        """How many of so many threads take places at a time, and how many share each of these."""
+        return (1, count) if self.shared else (count, max(1, count // len(self.all)))
+
 
 def grids(problem: Problem) -> tuple[Grid, ...]:
     """The block grid of each matrix that `problem.matrices` gives, with running numbers."""
@@ -122,27 +150,36 @@ def caller_grids(problem: Problem) -> tuple[Grid, ...]:
     )
 
 
-def places(problem: Problem, *, shared: bool = False) -> tuple[Place, ...]:
+def places(problem: Problem, *, shared: bool = False, graded: bool = False) -> Places:
     """Cut a problem into places, in a fixed order: of each matrix the interior, the right edge, the bottom edge.
 
-    shared : whether threads share a chunk, so that a small problem can be one.
+    shared : whether threads can share a chunk. graded : whether each gets a mask and duals beside those of the problem.
     """
-    count = problem.count // problem.stack
-    return _places(count, problem.matrix_shape, problem.pattern.block_shape, _most_entries(problem), shared, SIZES)
+    count, shape, pattern = problem.count // problem.stack, problem.matrix_shape, problem.pattern
+    held = graded or (pattern.fill == "at-most" and pattern.col is not None)  # these need duals to be proven
+    return _places(count, shape, pattern.block_shape, _most_entries(problem), shared, held, SIZES)
 
 
 @lru_cache(MOST_KNOWN)
 def _places(
-    count: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int, shared: bool, sizes: Sizes
-) -> tuple[Place, ...]:
+    count: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int | None, shared: bool, held: bool,
+    sizes: Sizes,
+) -> Places:  # fmt: skip
     rows, cols = block_shape
     size = shape[0] * shape[1]
-    share = max(sizes.share, -(-count * size // sizes.shares), sizes.share_blocks * rows * cols)
-    least, first = max(sizes.least, min(2 * sizes.least, size // 8)), sizes.first
-    if shared and count * size <= most == sizes.chunk:
-        least = first = most
-    sizes = sizes._replace(chunk=most, first=min(first, most), least=least, share=share)
-    return tuple(place for number in range(count) for place in _cut(number, shape, block_shape, sizes))
+    if shared and most is None:
+        most = min(sizes.held if held else sizes.shared, sizes.shared_blocks * rows * cols)
+        sizes = sizes._replace(chunk=most, first=most, least=most)
+    else:
+        most = most or sizes.chunk
+        least = max(sizes.least, min(2 * sizes.least, size // 8))
+        sizes = sizes._replace(chunk=most, first=min(sizes.first, most), least=least)
+    share = max(sizes.share, -(-min(size, sizes.chunk) // sizes.shares), sizes.share_blocks * rows * cols)
+    sizes = sizes._replace(share=share)
+    cut = tuple(place for number in range(count) for place in _cut(number, shape, block_shape, sizes))
+    blocks = [place.n_blocks for place in cut]
+    in_shares = sum(n for place, n in zip(cut, blocks, strict=True) if place.shares >= MANY_SHARES)
+    return Places(cut, shared and 8 * max(in_shares, *blocks) > 7 * sum(blocks))
 
 
 def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], sizes: Sizes) -> Iterator[Place]:
@@ -172,26 +209,15 @@ def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], size
             yield Place(number, slice(full_rows, full_rows + 1), slice(j, min(j + step, across)), True)
 
 
-def threads_of_each(places: Sequence[Place], threads: int) -> tuple[int, int]:
-    """How many threads take places at a time, and how many share each of these.
-
-    All share one after the other where one place is most of a problem: it is small then, and others are its edges.
-    """
-    sizes = [place.n_blocks for place in places] if len(places) <= MOST_WITH_EDGES else [0]
-    if len(places) == 1 or 8 * max(sizes) > 7 * sum(sizes) > 0:
-        return 1, threads
-    return threads, max(1, threads // len(places))
-
-
-def _most_entries(problem: Problem) -> int:
-    """Most entries of a chunk: fewer the more is copied, as threads do that at the same time."""
+def _most_entries(problem: Problem) -> int | None:
+    """Most entries of a chunk where it is copied, since threads do that at the same time; None where it is not."""
     if problem.keep is not None or problem.drop is not None:
         return SIZES.fixed
     scores = problem.scores
     apart = problem.layout == "conv" or scores.strides[-1] != scores.itemsize  # the entries of a row
     if apart or problem.previous is not None or scores.dtype.kind in "iu" or not scores.dtype.isnative:
         return SIZES.copied
-    return SIZES.chunk
+    return None
 
 
 def region(place: Place, pattern: Pattern, shape: tuple[int, int]) -> tuple[slice, slice]:

@@ -14,7 +14,7 @@ from nmflow.arrays import Array
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
-from nmflow.cutting import Place, grids, places, region, threads_of_each
+from nmflow.cutting import Place, grids, places, region
 from nmflow.dual_arrays import DualArrays
 from nmflow.duals import Duals
 from nmflow.gathered import Part, certificate_of, check_feasible, kept_score
@@ -22,6 +22,7 @@ from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.solvers.open_blocks import room_for_duals, workspace
 from nmflow.sums import in_range
 from nmflow.switching import switch_of
 
@@ -51,8 +52,8 @@ def run(
     matrices = problem.matrices(problem.scores)
     duals = DualArrays(problem) if keep_duals else None
     certified = certified or method.exact
-    all_places = places(problem, shared=method.shares_chunks)
-    at_once, each = threads_of_each(all_places, threads) if method.shares_chunks else (threads, 1)
+    cut = places(problem, shared=method.shares_chunks)
+    at_once, each = cut.threads(threads)
 
     def work(place: Place) -> Part:
         chunk = load(problem, matrices, masks, place, None if duals is None else (duals.row, duals.col), each)
@@ -67,7 +68,7 @@ def run(
         store(chunk, masks)
         return part
 
-    parts = map_on_threads(partial(_tried, work), all_places, at_once)
+    parts = map_on_threads(partial(_tried, work), cut.all, at_once)
     check_feasible(problem, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
     certificate = certificate_of(problem, parts) if certified else None
@@ -98,11 +99,14 @@ def run(
 @in_plain_arithmetic
 def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
     """Grade a mask of the problem's shape, by duals of best masks."""
-    whole, masks = problem.new_mask()
-    whole[...] = mask
+    if problem.layout == "conv" or mask.strides[-1] != 1:  # the entries of a row
+        whole, masks = problem.new_mask()
+        whole[...] = mask
+    else:
+        masks = tuple(matrix.array for matrix in problem.matrices(mask))
     method, matrices = get("dual"), problem.matrices(problem.scores)
-    all_places = places(problem, shared=method.shares_chunks)
-    at_once, each = threads_of_each(all_places, threads) if method.shares_chunks else (threads, 1)
+    cut = places(problem, shared=method.shares_chunks, graded=True)
+    at_once, each = cut.threads(threads)
 
     def work(place: Place) -> Part:
         chunk = load(problem, matrices, masks, place, threads=each)
@@ -111,7 +115,7 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         graded = grade(chunk, _best_duals(problem, chunk))
         return _part(chunk, graded.objective, graded, {})
 
-    parts = map_on_threads(partial(_tried, work), all_places, at_once)
+    parts = map_on_threads(partial(_tried, work), cut.all, at_once)
     check_feasible(problem, parts)
     return certificate_of(problem, parts)
 
@@ -160,7 +164,8 @@ def _refined(
 
 def _best_duals(problem: Problem, chunk: Chunk) -> Duals:
     """Optimal duals of a chunk, whatever its mask: they give the best bound on it."""
-    best = replace(chunk, mask=np.empty(chunk.mask.shape, np.bool_), duals=chunk.room_for_duals())
+    mask = workspace("graded mask", chunk.mask.size, np.bool_).reshape(chunk.mask.shape)
+    best = replace(chunk, mask=mask, duals=room_for_duals(chunk))
     method = get("dual")
     duals, _, counts = _settled_and_graded(problem, best, method)
     if counts.get("rounded"):  # whole numbers proved these blocks; what became of their duals may prove nothing

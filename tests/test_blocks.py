@@ -32,7 +32,7 @@ SHAPES += [(shape, None, 1) for shape in families.RAGGED]
 def chunks_of(problem: Problem) -> tuple[np.ndarray[Any, Any], list[Chunk], tuple[Any, ...]]:
     matrices = problem.matrices(problem.scores)
     mask, masks = problem.new_mask()
-    return mask, [load(problem, matrices, masks, place) for place in places(problem)], masks
+    return mask, [load(problem, matrices, masks, place) for place in places(problem).all], masks
 
 
 def matrix_of(problem: Problem, array: np.ndarray[Any, Any], number: int) -> np.ndarray[Any, Any]:
@@ -91,7 +91,7 @@ def test_a_narrow_edge_of_a_wide_convolution_copies_no_more_than_itself() -> Non
     problem = Problem.build(array, Pattern(2, 4), layout="conv")
     matrices = problem.matrices(problem.scores)
     _, masks = problem.new_mask()
-    (edge,) = [place for place in places(problem) if place.padded]
+    (edge,) = [place for place in places(problem).all if place.padded]
     tracemalloc.start()
     load(problem, matrices, masks, edge)
     peak = tracemalloc.get_traced_memory()[1]

@@ -334,7 +334,7 @@ def test_where_a_block_lies() -> None:
 def chunk_of(scores: Array, pattern: Pattern, mask: Array) -> Chunk:
     problem = Problem.build(scores, pattern, scores=scores)
     matrices = problem.matrices(problem.scores)
-    (place,) = places(problem)
+    (place,) = places(problem).all
     return load(problem, matrices, (mask.copy(),), place)
 
 

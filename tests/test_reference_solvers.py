@@ -50,7 +50,7 @@ def solve(solver: Solver, problem: Problem) -> tuple[Any, list[tuple[Chunk, Chun
     mask, masks = problem.new_mask()
     matrices = problem.matrices(problem.scores)
     solved = []
-    for place in places(problem):
+    for place in places(problem).all:
         chunk = load(problem, matrices, masks, place)
         solved.append((chunk, solver.solve(chunk)))
         store(chunk, masks)

@@ -11,7 +11,7 @@ import pytest
 import nmflow
 from nmflow import cutting
 from nmflow.cutting import Sizes
-from nmflow.dual_arrays import earlier_duals
+from nmflow.earlier import earlier_duals
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.problem import Problem
 
@@ -73,7 +73,7 @@ def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> No
 @pytest.mark.parametrize("entries", [1 << 22, 2000])
 def test_a_stack_starts_as_the_tall_matrix_of_its_entries(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same duals, though none of them are copied but those of a chunk: here chunks end within matrices."""
-    monkeypatch.setattr(cutting, "SIZES", Sizes(chunk=entries, first=entries // 3, least=entries // 2))
+    monkeypatch.setattr(cutting, "SIZES", Sizes(shared=entries))
     stack = families.gaussian((7, 24, 76), 0)
     shapes: tuple[tuple[tuple[int, ...], dict[str, str]], ...] = (
         (stack.shape, {"layout": "batch"}),
@@ -94,7 +94,7 @@ def test_earlier_duals_of_a_stack_are_not_copied() -> None:
     first = nmflow.solve(stack, 4, 8, layout="batch", duals=True)
     problem = Problem.build(stack, first.pattern, layout="batch")
     assert problem.stack == 3
-    assert earlier_duals(problem, first, 1) is first.col_duals
+    assert earlier_duals(problem, first) is first.col_duals
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

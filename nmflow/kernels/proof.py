@@ -20,8 +20,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import once, operation
+from nmflow.kernels.memory import add_word, read_words
 from nmflow.kernels.scores import BY_CODE, KINDS
+from nmflow.kernels.share import SUMS
 from nmflow.kernels.simd import F64, I1, I8, I64, Emitter, literal, loop, vector
 from nmflow.kernels.spans import Lines, blocks_in_span
 
@@ -143,40 +145,57 @@ def grade_span(  # type: ignore[no-untyped-def]
     return types.none(*arguments), codegen
 
 
+JOB = (
+    "scores", "stride", "mask", "mask_stride", "u", "v", "flags", "sums", "exact", "grid_rows", "grid_cols",
+    "share_rows",
+)  # fmt: skip
+"""What a job says; the next share to take follows."""
+
+
 @once
 def proof_kernel(
     kind_name: str, rows: int, cols: int, r: int, c: int, row_fill: int, col_fill: int, absolute: bool
-) -> Any:
+) -> int:
     """Compile the grading of a chunk for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
 
     Returns
     -------
-    function (scores, stride, mask, mask_stride, u, v, flags, sums, exact, grid_rows, grid_cols) -> None
-        Addresses as int64. u, v: in the work dtype, as `nmflow.kernels.ascent` writes them. flags: a byte for each
-        block, 0 proven, 1 feasible and not proven, 2 infeasible. sums: 128 float64, added to; their sum is the kept
-        score. exact: 0 where scores were rounded, so that a tie proves nothing.
+    operation (job, number) -> 0, for `nmflow.crew.call_on_threads`
+        job : address of int64, as `JOB` names them, and room for one. scores, mask : addresses, with `stride` and
+        `mask_stride` bytes between rows. u, v: in the work dtype, as `nmflow.kernels.ascent` writes them. flags: a
+        byte for each block, 0 proven, 1 feasible and not proven, 2 infeasible. sums: `SUMS` float64 for each share of
+        `share_rows` rows of blocks, added to: the kept scores. exact: 0 where scores were rounded, so that a tie
+        proves nothing.
     """
     kind = KINDS[kind_name]
     code, item, work, magnitude = kind.code, kind.itemsize, kind.work_size, int(absolute)
-    many = blocks_in_span(cols)
+    many, job_size, sum_bytes = blocks_in_span(cols), len(JOB), 8 * SUMS
 
-    def prove(scores, stride, mask, mask_stride, u, v, flags, sums, exact, grid_rows, grid_cols):  # type: ignore[no-untyped-def]
-        u_stride = grid_cols * work
-        for s in range(grid_rows):
-            base, kept = scores + s * rows * stride, mask + s * rows * mask_stride
-            u_base, v_base, flag = u + s * rows * u_stride, v + s * grid_cols * cols * work, flags + s * grid_cols
-            whole = grid_cols // many * many
-            for j in range(0, whole, many):
-                grade_span(
-                    base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
-                    v_base + j * cols * work, flag + j, sums, exact, 0, 0,
-                    code, rows, cols, many, r, c, row_fill, col_fill, magnitude, 0,
-                )  # fmt: skip
-            for j in range(whole, grid_cols):
-                grade_span(
-                    base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
-                    v_base + j * cols * work, flag + j, sums + 512, exact, 0, 0,
-                    code, rows, cols, 1, r, c, row_fill, col_fill, magnitude, 0,
-                )  # fmt: skip
+    def prove(job, number):  # type: ignore[no-untyped-def]
+        (
+            scores, stride, mask, mask_stride, u, v, flags, all_sums, exact, grid_rows, grid_cols, share_rows,
+        ) = read_words(job, job_size)  # fmt: skip
+        u_stride, whole = grid_cols * work, grid_cols // many * many
+        shares = -(-grid_rows // share_rows)
+        while True:
+            share = add_word(job + 8 * job_size, 1)
+            if share >= shares:
+                return 0
+            sums = all_sums + share * sum_bytes
+            for s in range(share * share_rows, min((share + 1) * share_rows, grid_rows)):
+                base, kept = scores + s * rows * stride, mask + s * rows * mask_stride
+                u_base, v_base, flag = u + s * rows * u_stride, v + s * grid_cols * cols * work, flags + s * grid_cols
+                for j in range(0, whole, many):
+                    grade_span(
+                        base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
+                        v_base + j * cols * work, flag + j, sums, exact, 0, 0,
+                        code, rows, cols, many, r, c, row_fill, col_fill, magnitude, 0,
+                    )  # fmt: skip
+                for j in range(whole, grid_cols):
+                    grade_span(
+                        base + j * cols * item, stride, kept + j * cols, mask_stride, u_base + j * work, u_stride,
+                        v_base + j * cols * work, flag + j, sums + 512, exact, 0, 0,
+                        code, rows, cols, 1, r, c, row_fill, col_fill, magnitude, 0,
+                    )  # fmt: skip
 
-    return compiled(prove, types.none(*[types.int64] * 11))
+    return operation(prove, 2)

@@ -16,7 +16,7 @@ from nmflow.pattern import Pattern
 from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.judge import fillable, likely_full, plan
 from nmflow.solvers.levels import Lattice
-from nmflow.solvers.open_blocks import OpenBlocks
+from nmflow.solvers.open_blocks import OpenBlocks, room_for_duals
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
 from nmflow.solvers.settled import settle
 from nmflow.solvers.untied import Untied, untie, untie_on
@@ -64,7 +64,7 @@ class Dual(Solver):
             full = replace(chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col))
             tied, lattice = plan(full)
             if tied or not chunk.exact:
-                full = replace(full, duals=chunk.duals or chunk.room_for_duals())
+                full = replace(full, duals=chunk.duals or room_for_duals(chunk))
                 untied = None if lattice is None else untie_on(lattice, full)
                 if lattice is None or untied is None:
                     return self._filled(chunk, self._solved(full, tied=tied))

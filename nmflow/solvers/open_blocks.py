@@ -12,7 +12,7 @@ from nmflow.blocks import Chunk
 from nmflow.duals import Duals
 from nmflow.reading import work_dtype
 
-__all__ = ["LONG_ENTRIES", "OpenBlocks", "address", "workspace"]
+__all__ = ["LONG_ENTRIES", "OpenBlocks", "address", "room_for_duals", "workspace"]
 
 LONG_ENTRIES = 1 << 19
 """Entries of a chunk for which it pays to wake threads."""
@@ -98,6 +98,13 @@ def workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
         fresh = np.empty(size, np.uint8)
         buffers[name] = fresh, fresh.ctypes.data
     return buffers[name][0][:size].view(dtype)
+
+
+def room_for_duals(chunk: Chunk) -> tuple[Array, Array]:
+    """Room that the thread keeps for the duals of all blocks, until it asks for another."""
+    (tall, wide), (high, across), dtype = chunk.grid, chunk.mask.shape, work_dtype(chunk.kind)
+    row, col = workspace("dense row", high * wide, dtype), workspace("dense col", tall * across, dtype)
+    return row.reshape(high, wide), col.reshape(tall, across)
 
 
 def address(name: str) -> int:

@@ -1,0 +1,60 @@
+"""The duals of an earlier solution, for a search that starts from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from nmflow.arrays import Array
+from nmflow.cutting import Place, caller_grids
+from nmflow.errors import InputTypeError, InputValueError
+from nmflow.problem import Problem
+from nmflow.solution import Solution
+
+__all__ = ["duals_of", "earlier_duals"]
+
+
+def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...]:
+    """The column duals of an earlier solution, checked to be of a problem like this one.
+
+    Those of rows are not read: they follow from them.
+    """
+    if not isinstance(earlier, Solution):
+        raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
+    if earlier.row_duals is None or earlier.col_duals is None:
+        raise InputValueError("warm_start must hold duals, not None; call solve with duals=True for it")
+    if earlier.pattern != problem.pattern:
+        raise InputValueError(f"warm_start must have pattern {problem.pattern}, not {earlier.pattern}; solve anew")
+    sides = tuple(side if isinstance(side, tuple) else (side,) for side in (earlier.row_duals, earlier.col_duals))
+    rows, cols = problem.pattern.block_shape
+    shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in caller_grids(problem)]
+    if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
+        raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
+    return sides[1]
+
+
+def duals_of(place: Place, problem: Problem, sides: tuple[Array, ...], dtype: npt.DTypeLike) -> Array:
+    """The column duals of a place, laid out as its chunk is; a view where they can be read as they are.
+
+    Raises
+    ------
+    InputValueError
+        If one is not finite. It is asked here, by all threads, while what is read is about to be used.
+    """
+    cols = problem.pattern.block_shape[1]
+    wide = slice(place.block_cols.start * cols, place.block_cols.stop * cols)
+    first, stop = place.block_rows.start, place.block_rows.stop
+    if problem.stack == 1:
+        across = sides[place.matrix][first:stop, wide]
+    else:  # a few matrices of those that are seen as one: a copy of all would be large
+        tall = len(sides[0])
+        numbers = range(first // tall, -(-stop // tall))
+        across = np.concatenate([sides[k][max(0, first - k * tall) : stop - k * tall, wide] for k in numbers])
+    with np.errstate(over="ignore", invalid="ignore"):
+        # told by their sum, unless that overflows
+        if not np.isfinite(across.sum()) and not np.isfinite(across).all():
+            raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
+        if place.padded:  # its blocks lie side by side in one stripe
+            across = across.reshape(1, -1)
+        # duals of other scores can be beyond float32: kernels cut them off
+        return np.ascontiguousarray(across, dtype)

@@ -33,8 +33,8 @@ class Matrix:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        rows = self.array.shape[0]
-        return rows, self.array.size // rows
+        shape = self.array.shape
+        return (shape[0], shape[1]) if len(shape) == 2 else (shape[0], self.array.size // shape[0])
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows start to stop as a two-dimensional array: a view if the layout allows it."""
@@ -43,8 +43,9 @@ class Matrix:
 
     def part(self, rows: slice, cols: slice) -> Array:
         """A rectangle as a two-dimensional array: a view if the layout allows it, else a copy of about its size."""
-        width = self.shape[1]
-        if self.array.ndim == 2 or 2 * (cols.stop - cols.start) >= width:
+        if self.array.ndim == 2:
+            return self.array[rows, cols]
+        if 2 * (cols.stop - cols.start) >= self.shape[1]:
             return self.rows(rows.start, rows.stop)[:, cols]
         # A narrow edge of a convolution: gathered, because rows() would copy the whole width for it.
         moved = np.moveaxis(self.array[rows], 1, -1)

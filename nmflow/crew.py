@@ -11,9 +11,11 @@ To be woken takes a thread some 50 microseconds, so who waits watches for a mome
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -182,6 +184,27 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
     return results
 
 
+_kept = threading.local()
+
+
+def _task(operation: int, job: Sequence[int], room: int) -> int:
+    """Write a task, and so many zeros, to memory that the thread keeps; its address."""
+    end = 2 + len(job)
+    task: Any = getattr(_kept, "task", None)
+    if task is None or task.size < end + room:
+        _kept.task = task = np.empty(end + room, np.int64)
+        _kept.at = task.ctypes.data
+    at: int = _kept.at
+    _words(end).pack_into(task, 0, operation, at + 16, *job)
+    task[end : end + room] = 0
+    return at
+
+
+@cache
+def _words(count: int) -> struct.Struct:
+    return struct.Struct(f"{count}q")
+
+
 def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int, *, wake: bool = True) -> int:
     """Call an operation on several threads at a time, each of which does as much as it finds, and once when they ended.
 
@@ -196,10 +219,7 @@ def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int,
     """
     from nmflow.kernels.together import call_kernel
 
-    end = 2 + len(job)
-    task = np.zeros(end + room, np.int64)
-    at: int = task.ctypes.data
-    task[:end] = operation, at + 16, *job
+    at = _task(operation, job, room)
     if threads == 1:
         return int(call_kernel()(at, 0, 0))
     crew, errors, result = _Crew(), list[BaseException](), NOT_ENDED

@@ -111,7 +111,7 @@ def check_out(out: object, scores: Array, others: Mapping[str, Array | None], la
         raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
     if layout == "conv":
         raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
-    if _overlaps_itself(out):
+    if not out.flags.c_contiguous and _overlaps_itself(out):
         raise InputValueError("out must have entries of its own in memory, none twice; pass np.empty")
     for name, array in {"the scores": scores, **others}.items():
         if array is not None and np.may_share_memory(out, array):

@@ -126,27 +126,29 @@ class Problem:
     @property
     def count(self) -> int:
         """How many matrices the caller's array holds; all have one shape."""
+        if self.layout is None:
+            return 1
         return self.groups if self.layout == "conv" else math.prod(self.shape[:-2])
 
-    @cached_property
+    @property
     def stack(self) -> int:
         """How many of them are seen as one tall matrix, which has the same blocks in the same order: all, or 1.
 
         That takes whole blocks down each, and arrays whose matrices follow one another in memory.
         """
-        if self.count == 1:
-            return 1
+        return 1 if self.layout is None else self._stack
+
+    @cached_property
+    def _stack(self) -> int:
+        count = self.count
         tall = self.shape[0] // self.groups if self.layout == "conv" else self.shape[-2]
         if tall % self.pattern.block_shape[0]:
             return 1
         arrays = (self.scores, self.keep, self.drop, self.previous, self.start, self.out)
-        return (
-            self.count
-            if self.layout == "conv" or all(array is None or follow_one_another(array) for array in arrays)
-            else 1
-        )
+        together = all(array is None or follow_one_another(array) for array in arrays)
+        return count if self.layout == "conv" or together else 1
 
-    @cached_property
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of each matrix that `matrices` gives."""
         return self.matrix(self.scores, 0).shape

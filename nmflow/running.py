@@ -85,7 +85,7 @@ def run(
     }
     return Solution(
         mask=mask,
-        objective=kept_score(parts),
+        objective=kept_score(parts) if certificate is None else certificate.objective,
         certificate=certificate,
         solver=method.name,
         pattern=problem.pattern,
@@ -208,7 +208,6 @@ def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], meth
     return _part(chunk, graded.objective, graded, {})
 
 
-@in_plain_arithmetic
 def _tried(work: Callable[[Place], Part], place: Place) -> Part:
     """The work on a place; blocks without a mask are a result, since the error counts all of them."""
     try:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["call", "call_address", "compiled", "once", "operation", "part"]
+__all__ = ["call", "call_address", "compiled", "lasting", "once", "operation", "part"]
 
 _lock = threading.RLock()
 
@@ -108,6 +109,15 @@ def operation(function: Callable[..., Any], integers: int, floats: int = 0) -> i
     made = _cached(numba.cfunc, function, signature, nopython=True)
     _operations.append(made)
     return int(made.address)
+
+
+_lasting: list[npt.NDArray[np.int64]] = []
+
+
+def lasting(numbers: npt.NDArray[np.int64]) -> int:
+    """Keep an array for as long as the process; its address."""
+    _lasting.append(numbers)
+    return int(numbers.ctypes.data)
 
 
 @intrinsic

@@ -23,6 +23,7 @@ __all__ = [
     "read_word",
     "read_words",
     "trailing_zeros",
+    "write_float",
     "write_word",
 ]
 
@@ -105,6 +106,17 @@ def write_word(typing, address, value):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(address, types.int64), codegen
+
+
+@intrinsic
+def write_float(typing, address, value):  # type: ignore[no-untyped-def]
+    """Store a float64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        Emitter(builder).store(args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.none(address, types.float64), codegen
 
 
 @intrinsic

@@ -5,23 +5,22 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.boxes import LAST, MORE
-from nmflow.kernels.compile import once, operation
+from nmflow.kernels.compile import lasting, once, operation
 from nmflow.kernels.groups import gather_blocks, put_blocks
-from nmflow.kernels.memory import add_word, read_word, read_words, write_word
+from nmflow.kernels.memory import add_word, read_float, read_word, read_words, write_float, write_word
 from nmflow.kernels.rounds import NONE, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
-from nmflow.kernels.share import PART, SUMS, cut_list, is_vain, move_open, settle_share
+from nmflow.kernels.share import PART, SUMS, clear_sums, cut_list, fold_sums, is_vain, move_open, settle_share
 
 __all__ = ["settle_kernel", "settle_scratch"]
 
 JOB = (
     "plan", "scores", "stride", "mask", "mask_stride", "u", "v", "warm_v", "grid_rows", "grid_cols", "blocks",
-    "block_u", "block_v", "count", "sums", "exact", "fill_first", "last_zoom", "zoom_step", "digits", "offsets",
+    "block_u", "block_v", "count", "kept", "exact", "fill_first", "last_zoom", "zoom_step", "digits", "offsets",
     "share_rows", "scratch", "scratch_size",
 )  # fmt: skip
 """What a job says."""
@@ -32,15 +31,15 @@ what is left of open ones is magnified first. `PART` for each part come after.""
 
 @cache
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
-    """Bytes of workspace that the kernel needs."""
-    return Room.of(kind, *block_shape).size + 64
+    """Bytes of workspace that the kernel needs: first the sums of a part, then its room."""
+    return 8 * SUMS + Room.of(kind, *block_shape).size + 64
 
 
 @once
 def settle_kernel(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
     absolute: bool, moved: bool,
-) -> tuple[int, npt.NDArray[np.int64]]:  # fmt: skip
+) -> tuple[int, int]:  # fmt: skip
     """Compile for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
 
     moved : whether what is left of scores is moved where blocks are settled once more, for scores of few bits.
@@ -52,22 +51,22 @@ def settle_kernel(
         is not finite. job : address of int64, as `JOB` and `STATE` name them, and room for `PART` for each part. Each
         thread takes parts until none is left: at first shares, of `share_rows` rows of blocks, or parts of a list.
         What the shares leave open is listed, and what is settled together then is a list again.
-        plan : int64, what is called and where things lie, which must last as long as a job.
+        plan : address of what is called and where things lie.
 
         scores, mask : addresses, with `stride` and `mask_stride` bytes between rows. u, v : C-contiguous, shapes (h,
         grid_cols) and (grid_rows, w), in the work dtype of the kind: the duals of all blocks are written there, unless
         u is 0. warm_v: like v; the search starts from it, unless it is 0, saves no round or leaves many blocks open.
         With `count` 0 all blocks are settled, and those then open once more; else the `count` blocks that `blocks`
         names, int64, from the duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three,
-        with room for all blocks, hold on return those still open. sums: `SUMS` float64 for each part, the kept scores
-        of the blocks that are proven are added; exact: 0 where scores were rounded, so that a tie proves nothing: then
-        blocks must be named. fill_first: whether all blocks are settled at first as if lines had to be full, under
-        at-most fill where full lines use up both budgets: most best masks are full then, and duals that are not
-        negative prove it; those of other blocks are a good start. What is left of the scores, S - u - v, is magnified
-        by `zoom` bits where blocks are settled once more, and by `zoom_step` more each time until `last_zoom` (at most
-        16 for scores of 32 bits or less, 60 else), or until that settles few more. digits, offsets : see
-        `nmflow.kernels.grains`, read if `moved`. scratch : of workspace, `scratch_size` bytes for each thread. What is
-        found does not depend on which thread takes what.
+        with room for all blocks, hold on return those still open. kept: address of a float64 to which the kept scores
+        of the blocks that are proven are added, part by part in order; exact: 0 where scores were rounded, so that a
+        tie proves nothing: then blocks must be named. fill_first: whether all blocks are settled at first as if lines
+        had to be full, under at-most fill where full lines use up both budgets: most best masks are full then, and
+        duals that are not negative prove it; those of other blocks are a good start. What is left of the scores,
+        S - u - v, is magnified by `zoom` bits where blocks are settled once more, and by `zoom_step` more each time
+        until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or until that settles few more. digits,
+        offsets : see `nmflow.kernels.grains`, read if `moved`. scratch : of workspace, `scratch_size` bytes for each
+        thread. What is found does not depend on which thread takes what.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
     pattern = rows, cols, row_budget, col_budget, row_fill, col_fill, absolute
@@ -87,7 +86,7 @@ def settle_kernel(
         rows, cols, work, int(moved), *operations, kind.itemsize, room.scores, room.u, room.v, *proof, room.masks,
         room.names, room.ahead, any(clamps), fillable, *rounds,
     ], np.int64)  # fmt: skip
-    return _driver(), plan
+    return _driver(), lasting(plan)
 
 
 @once
@@ -99,10 +98,10 @@ def _driver() -> int:
     def settle(job, number):  # type: ignore[no-untyped-def]
         (
             plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, blocks, block_u, block_v,
-            count, sums, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, scratch, scratch_size,
+            count, kept, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, scratch, scratch_size,
         ) = read_words(job, job_size)  # fmt: skip
         state = job + 8 * job_size
-        scratch += max(number, 0) * scratch_size
+        sums = scratch + max(number, 0) * scratch_size
         rows, cols, work, moved = read_words(plan, 4)
         u_bytes, v_bytes, total = rows * work, cols * work, grid_rows * grid_cols
         while True:
@@ -115,14 +114,16 @@ def _driver() -> int:
                 first = k * size
                 here = min(size, (listed or total) - first)
                 at, row = (0, 0) if listed else (first, k * share_rows * rows)  # where a share lies; a list is of all
+                clear_sums(sums)
                 left = settle_share(
-                    plan, scratch, scores + row * stride, stride, mask + row * mask_stride, mask_stride,
+                    plan, sums + sum_bytes, scores + row * stride, stride, mask + row * mask_stride, mask_stride,
                     u + at * u_bytes if u else 0, v + at * v_bytes, warm_v + at * v_bytes if warm_v else 0, grid_cols,
                     blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes,
-                    0 if listed else here, here if listed else 0, sums + k * sum_bytes, exact, fill_first,
+                    0 if listed else here, here if listed else 0, sums, exact, fill_first,
                     zoom, end_zoom, zoom_step, digits, offsets, listed or parts == 1,
                 )  # fmt: skip
                 write_word(state + state_bytes + k * part_bytes, left)
+                write_float(state + state_bytes + k * part_bytes + 8, fold_sums(sums))
             if number != last:
                 return 0
             left = 0
@@ -130,6 +131,7 @@ def _driver() -> int:
                 here = read_word(state + state_bytes + k * part_bytes)
                 if here < 0:
                     return -1
+                write_float(kept, read_float(kept) + read_float(state + state_bytes + k * part_bytes + 8))
                 if k:
                     first = k * size
                     move_open(blocks, block_u, block_v, u_bytes, v_bytes, first, left, here, 0 if listed else first)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from nmflow.kernels.ahead import plan_ahead
 from nmflow.kernels.compile import call, part
-from nmflow.kernels.memory import move_bytes, read_word, read_words, write_word
+from nmflow.kernels.memory import move_bytes, read_float, read_word, read_words, write_float, write_word
 from nmflow.kernels.simd import LANES
 
-__all__ = ["MOST_PARTS", "PART", "SUMS", "cut_list", "is_vain", "move_open", "settle_share"]
+__all__ = ["MOST_PARTS", "PART", "SUMS", "clear_sums", "cut_list", "fold_sums", "is_vain", "move_open", "settle_share"]
 
 PLAN = 30
 """Operations and numbers of a plan (`nmflow.kernels.settle`)."""
 FEW_BLOCKS = 4 * LANES
 """So many blocks tell whether a warm start is worth it."""
 PART, SUMS, MOST_PARTS = 8, 128, 16
-"""Numbers that tell what became of a part, a cache line of them; those that add up what it keeps; and how many parts a
-list is cut into at most."""
+"""Numbers that tell what became of a part, a cache line of them: how many of its blocks are open, and what the others
+keep, float64; those that add this up; and how many parts a list is cut into at most."""
 
 
 @part
@@ -118,6 +118,22 @@ def settle_share(  # type: ignore[no-untyped-def]
         move_open(blocks, block_u, block_v, rows * work, v_bytes, head, left, tail - head, 0)
         left += tail - head
     return left
+
+
+@part
+def clear_sums(sums):  # type: ignore[no-untyped-def]
+    """Begin the `SUMS` numbers that add up what a part keeps."""
+    for k in range(SUMS):
+        write_float(sums + k * 8, 0.0)
+
+
+@part
+def fold_sums(sums):  # type: ignore[no-untyped-def]
+    """Their sum, in order."""
+    total = 0.0
+    for k in range(SUMS):
+        total += read_float(sums + k * 8)
+    return total
 
 
 @part

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from nmflow.kernels.ahead import plan_ahead
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.boxes import LAST
-from nmflow.kernels.compile import call, once, operation, part
+from nmflow.kernels.compile import call, lasting, once, operation, part
 from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.memory import (
     add_word,
@@ -49,7 +48,7 @@ def untie_scratch(kind: str, block_shape: tuple[int, int]) -> int:
 @once
 def untie_kernel(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, absolute: bool, lattice: bool, wide: bool
-) -> tuple[int, npt.NDArray[np.int64]]:
+) -> tuple[int, int]:
     """Compile for one kind of scores and one pattern with exact fill; scores on a lattice, or cut, which is wide.
 
     Returns
@@ -77,7 +76,7 @@ def untie_kernel(
         rows, cols, lattice, Width(int(wide)).item, *operations, kind.itemsize, 0 if wide else BIAS, room.u, room.v,
         room.words, room.lows, room.shifts, room.units, room.scores, room.masks, room.ahead,
     ], np.int64)  # fmt: skip
-    return _driver(), plan
+    return _driver(), lasting(plan)
 
 
 @part

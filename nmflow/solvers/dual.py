@@ -20,7 +20,6 @@ from nmflow.solvers.open_blocks import OpenBlocks, room_for_duals
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
 from nmflow.solvers.settled import settle
 from nmflow.solvers.untied import Untied, untie, untie_on
-from nmflow.sums import added
 
 __all__ = ["Dual"]
 
@@ -152,16 +151,14 @@ class Dual(Solver):
         todo = OpenBlocks(chunk)
         if not chunk.exact:  # scores that were rounded are compared as floats, where a tie proves nothing
             todo.add_all()
-            todo.u[:] = todo.v[:] = 0.0
         counts = {"ascended": settle(chunk, todo)}
         if todo.count < 0:
             return ChunkSolution(finite=False)
         known = todo.duals()
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
-            left = todo.blocks[: todo.count]
-            return self._augmented(chunk, np.union1d(left, chunk.fixed_blocks), known, counts)
-        return self._ended(chunk, known, known, added(todo.sums), counts, begun=False)
+            return self._augmented(chunk, np.union1d(todo.blocks, chunk.fixed_blocks), known, counts)
+        return self._ended(chunk, known, known, todo.kept, counts, begun=False)
 
     def _ended(
         self, chunk: Chunk, known: Duals, start: Duals, kept: float, counts: dict[str, int], *, begun: bool

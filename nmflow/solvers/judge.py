@@ -32,8 +32,11 @@ def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
     """Whether most scores repeat, and the lattice on which they lie: judged by a few."""
     if not _movable(chunk):
         return False, None
-    some = chunk.scores[0, :128].tolist()  # most matrices are told by a part of one line
-    if len(set(some[:32])) == len(some[:32]) or 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
+    few = chunk.scores[0, :32].tolist()  # most matrices are told by a part of one line
+    if len(set(few)) == len(few):
+        return False, None
+    some = chunk.scores[0, :128].tolist()
+    if 1.0 - len(set(some)) / len(some) < TIED_SHARE / 2:
         return False, None
     places = np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8))
     sample = block_scores(chunk, places)

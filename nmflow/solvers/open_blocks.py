@@ -12,7 +12,7 @@ from nmflow.blocks import Chunk
 from nmflow.duals import Duals
 from nmflow.reading import work_dtype
 
-__all__ = ["LONG_ENTRIES", "OpenBlocks", "address", "room_for_duals", "workspace"]
+__all__ = ["LONG_ENTRIES", "OpenBlocks", "held", "room_for_duals", "workspace"]
 
 LONG_ENTRIES = 1 << 19
 """Entries of a chunk for which it pays to wake threads."""
@@ -27,45 +27,62 @@ class OpenBlocks:
     ----------
     count : int
         How many they are; below 0 if a score was not finite.
-    blocks : ndarray of int64, shape (n_blocks,)
-        Their numbers; those from `count` on are room.
-    u, v : ndarray of the work dtype, shapes (n_blocks, R) and (n_blocks, C)
-        Their duals.
-    sums : ndarray of float64
-        Adds up to what the other blocks keep: numbers for each part that a thread can take.
     dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
         Where the duals of all blocks are written.
+    kept_at, addresses : int, three of them
+        Where a float64 adds up to what the other blocks keep; and where their numbers lie, their row duals and their
+        column duals, in the work dtype. Arrays are made of that where they are asked for: most often no block is open.
     """
 
     def __init__(self, chunk: Chunk) -> None:
-        from nmflow.kernels.share import MOST_PARTS, SUMS
-
         rows, cols = chunk.pattern.block_shape
-        dtype = work_dtype(chunk.kind)
-        n_blocks = chunk.n_blocks
+        self._n_blocks, self._dtype = chunk.n_blocks, np.dtype(work_dtype(chunk.kind))
+        self._shapes = rows, cols
+        sizes = 8, 8 * self._n_blocks, self._n_blocks * rows * self._dtype.itemsize
+        self._ends = sizes[0], sizes[0] + sizes[1], sum(sizes)
+        self._room, start = held("open blocks", self._ends[2] + self._n_blocks * cols * self._dtype.itemsize)
+        self.kept_at, self.addresses = start, tuple(start + end for end in self._ends)
+        self._kept = self._room[:8].view(np.float64)
+        self._kept[0] = 0.0
         self.count = 0
-        self.blocks = workspace("blocks", n_blocks, np.int64)
-        self.u = workspace("block row", n_blocks * rows, dtype).reshape(n_blocks, rows)
-        self.v = workspace("block col", n_blocks * cols, dtype).reshape(n_blocks, cols)
-        self.sums = np.zeros(SUMS * max(MOST_PARTS, chunk.shares[0]))
         self.dense = chunk.duals
         if self.dense is None and chunk.state is not None:
             self.dense = chunk.room_for_duals()
-        self.dense_addresses = (0, 0) if self.dense is None else tuple(side.ctypes.data for side in self.dense)
-        self.addresses = tuple(address(name) for name in ("blocks", "block row", "block col"))
+
+    @property
+    def kept(self) -> float:
+        """What the blocks keep that are not open."""
+        return float(self._kept[0])
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int64]:
+        """Numbers of the open blocks."""
+        return self._room[self._ends[0] :][: 8 * self.count].view(np.int64)
+
+    @property
+    def sides(self) -> tuple[Array, Array]:
+        """Their duals, of rows and of columns."""
+        item = self._dtype.itemsize
+        u, v = (
+            self._room[end:][: self.count * size * item].view(self._dtype).reshape(self.count, size)
+            for end, size in zip(self._ends[1:], self._shapes, strict=True)
+        )
+        return u, v
 
     def add_all(self) -> None:
-        """Open all blocks; their duals are any."""
-        self.count = len(self.blocks)
+        """Open all blocks, with duals of 0."""
+        self.count = self._n_blocks
         self.blocks[:] = np.arange(self.count)
+        for side in self.sides:
+            side[:] = 0.0
 
     def duals(self) -> Duals:
         """What is known of all duals; a copy, but for the dense ones."""
         row, col = self.dense or (None, None)
         if not self.count:
             return Duals(row, col)
-        u, v = (side[: self.count].astype(np.float64) for side in (self.u, self.v))
-        return Duals(row, col, self.blocks[: self.count].copy(), u, v)
+        u, v = (side.astype(np.float64) for side in self.sides)
+        return Duals(row, col, self.blocks.copy(), u, v)
 
 
 _free: list[dict[str, tuple[Array, int]]] = []
@@ -88,16 +105,24 @@ class _Lease:
             free.append(self.buffers)
 
 
-def workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
-    """An array that the thread keeps from chunk to chunk."""
-    if not hasattr(_kept, "lease"):
+def held(name: str, size: int) -> tuple[Array, int]:
+    """Bytes that the thread keeps from chunk to chunk, `size` or more; and their address, which takes NumPy longer."""
+    try:
+        buffers: dict[str, tuple[Array, int]] = _kept.lease.buffers
+    except AttributeError:
         _kept.lease = _Lease()
-    buffers: dict[str, tuple[Array, int]] = _kept.lease.buffers
-    size = count * np.dtype(dtype).itemsize
-    if name not in buffers or buffers[name][0].size < size:
+        buffers = _kept.lease.buffers
+    found = buffers.get(name)
+    if found is None or found[0].size < size:
         fresh = np.empty(size, np.uint8)
-        buffers[name] = fresh, fresh.ctypes.data
-    return buffers[name][0][:size].view(dtype)
+        buffers[name] = found = fresh, fresh.ctypes.data
+    return found
+
+
+def workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
+    """An array of such memory."""
+    size = count * np.dtype(dtype).itemsize
+    return held(name, size)[0][:size].view(dtype)
 
 
 def room_for_duals(chunk: Chunk) -> tuple[Array, Array]:
@@ -105,8 +130,3 @@ def room_for_duals(chunk: Chunk) -> tuple[Array, Array]:
     (tall, wide), (high, across), dtype = chunk.grid, chunk.mask.shape, work_dtype(chunk.kind)
     row, col = workspace("dense row", high * wide, dtype), workspace("dense col", tall * across, dtype)
     return row.reshape(high, wide), col.reshape(tall, across)
-
-
-def address(name: str) -> int:
-    """Where the array of that name begins; to ask NumPy takes 2 microseconds, more than what some calls do there."""
-    return int(_kept.lease.buffers[name][1])

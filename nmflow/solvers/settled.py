@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nmflow.blocks import Chunk
 from nmflow.certificate import fills
 from nmflow.crew import call_on_threads
 from nmflow.solvers.judge import by_side, likely_digits, likely_distinct, likely_full
 from nmflow.solvers.offsets import fine_offsets
-from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks, address, workspace
+from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks, held
 
 __all__ = ["settle"]
 
@@ -34,7 +32,7 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     from nmflow.kernels.settle import settle_kernel, settle_scratch
     from nmflow.kernels.share import MOST_PARTS, PART, cut_list
 
-    pattern, scores, mask = chunk.pattern, chunk.scores, chunk.mask
+    pattern, scores, mask, shape = chunk.pattern, chunk.scores, chunk.mask, chunk.pattern.block_shape
     loose = pattern.fill == "at-most" and pattern.col is not None
     digits = likely_digits(chunk)
     moved = digits <= FEW_DIGITS
@@ -43,27 +41,29 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
         zooms = ROUNDED
     elif loose:
         zooms = by_side(AT_MOST, pattern)
-    shape, fill_first = pattern.block_shape, int(loose and likely_full(chunk, tied=False))
+    fill_first = int(loose and likely_full(chunk, tied=False))
     offsets = fine_offsets(*shape).ctypes.data if moved else 0
     operation, plan = settle_kernel(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, moved
     )  # fmt: skip
     tall, wide = chunk.grid
-    warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
+    shares, share_rows = chunk.shares
     scratch_size = settle_scratch(chunk.kind, shape)
+    warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
+    dense = (0, 0) if todo.dense is None else tuple(side.ctypes.data for side in todo.dense)
     where = (
-        plan.ctypes.data, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0],
-        *todo.dense_addresses, warm_v, tall, wide, *todo.addresses,
+        plan, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *dense, warm_v, tall, wide,
+        *todo.addresses,
     )  # fmt: skip
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
-        (parts, share_rows), listed = chunk.shares, todo.count
-        parts, size = cut_list.py_func(listed) if listed else (parts, share_rows * wide)
+        listed = todo.count
+        parts, size = cut_list.py_func(listed) if listed else (shares, share_rows * wide)
         threads = min(chunk.threads, parts)
-        workspace("scratch", scratch_size * threads, np.uint8)
+        _, scratch = held("scratch", scratch_size * threads)
         job = (
-            *where, listed, todo.sums.ctypes.data, int(chunk.exact), fill_first, last_zoom, zoom_step, digits,
-            offsets, share_rows, address("scratch"), scratch_size, 0, parts, size, listed, zoom,
+            *where, listed, todo.kept_at, int(chunk.exact), fill_first, last_zoom, zoom_step, digits, offsets,
+            share_rows, scratch, scratch_size, 0, parts, size, listed, zoom,
         )  # fmt: skip
         room = PART * max(parts, MOST_PARTS)
         return call_on_threads(operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)

@@ -14,7 +14,7 @@ from nmflow.duals import Duals
 from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.offsets import offsets_of
-from nmflow.solvers.open_blocks import LONG_ENTRIES, address, workspace
+from nmflow.solvers.open_blocks import LONG_ENTRIES, held, workspace
 from nmflow.sums import added
 
 __all__ = ["Untied", "untie", "untie_on"]
@@ -108,12 +108,12 @@ def _untie(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute, lattice is not None, wide
     )
     threads, scratch_size = min(chunk.threads, parts), untie_scratch(chunk.kind, shape)
-    workspace("scratch", threads * scratch_size, np.uint8)
+    _, scratch = held("scratch", threads * scratch_size)
     job = (
-        plan.ctypes.data, chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data,
+        plan, chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data,
         chunk.mask.strides[0], *chunk.grid, left.ctypes.data, u.ctypes.data, v.ctypes.data, numbers.ctypes.data,
         sums.ctypes.data, offsets.ctypes.data, offsets[1:].ctypes.data, shift, least, spared, spare, zooms, keep,
-        share_rows, address("scratch"), scratch_size, *np.array(numeric).view(np.int64), 0,
+        share_rows, scratch, scratch_size, *np.array(numeric).view(np.int64), 0,
     )  # fmt: skip
     still = call_on_threads(operation, job, PART * parts, threads, wake=count * rows * cols >= LONG_ENTRIES)
     if still < 0:

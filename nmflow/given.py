@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
 __all__ = [
     "as_array",
     "as_mask",
+    "check_choice",
     "check_disjoint",
     "check_dtype",
     "check_out",
@@ -76,6 +77,13 @@ def as_mask(value: object, shape: tuple[int, ...] | None, name: str) -> Array:
     if shape is not None and mask.shape != shape:
         raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
     return mask
+
+
+def check_choice(value: object, choices: Sequence[str], name: str) -> None:
+    """Raise InputValueError unless `value` is one of these words."""
+    if not (isinstance(value, str) and value in choices):
+        *others, last = (f'"{choice}"' for choice in choices)
+        raise InputValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
 
 
 def thread_count(threads: int | None) -> int:

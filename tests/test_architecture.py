@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats": BASE | {"given", "kernels"},
     "diversity": BASE | {"given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
-    "solvers": BASE | {"problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"},
+    "solvers": BASE | {"given", "problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"},
     "crew": {"arithmetic", "kernels"},
     "dual_arrays": BASE | {"problem", "reading", "cutting", "blocks", "duals"},
     "gathered": BASE | {"problem", "cutting", "certificate"},

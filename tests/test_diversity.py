@@ -154,6 +154,8 @@ def test_bad_input() -> None:
         mask_diversity((4, 4), None)  # type: ignore[arg-type]
     with pytest.raises(InputValueError, match='bound must be "exact" or "paper", not \'upper\''):
         mask_diversity((4, 4), "2:4", bound="upper")  # type: ignore[arg-type]
+    with pytest.raises(InputValueError, match='bound must be "exact" or "paper", not array'):
+        mask_diversity((4, 4), "2:4", bound=np.array(["exact", "paper"]))  # type: ignore[arg-type]
     with pytest.raises(PatternError, match=r'pattern must be "n:m" in both directions for bound="paper"'):
         mask_diversity((4, 4), Pattern(row="1:2", col="2:4"), bound="paper")
 

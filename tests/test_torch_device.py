@@ -134,6 +134,12 @@ def test_bad_input() -> None:
         (weights, {"scores": torch.ones(4, 4)}, InputValueError, "scores must have the shape of tensor, (8, 8)"),
         (weights, {"scores": torch.ones(8, 8, device="meta")}, InputValueError, "scores must have data"),
         (weights, {"engine": "cuda"}, InputValueError, 'engine must be "auto", "triton" or "torch", not \'cuda\''),
+        (
+            weights,
+            {"engine": np.array(["torch"] * 2)},
+            InputValueError,
+            'engine must be "auto", "triton" or "torch", not',
+        ),
         (weights, {"layout": "conv"}, InputValueError, "at least 3 axes"),
         (weights, {"warm_start": 1}, InputTypeError, "warm_start must be a Solution, not int"),
         (weights, {"warm_start": replace(first, row_duals=None)}, InputValueError, "warm_start must hold duals"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -187,7 +186,8 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     result = run("prune", file, tmp_path / "out.safetensors", "--pattern", "2:4", "--method", "wanda",
                  "--calibration", text)  # fmt: skip
     assert "src must be a Hugging Face folder with config.json for method wanda" in result.stderr
-    with pytest.raises(InputValueError, match=re.escape("method must be one of magnitude, wanda, sparsegpt, adaprune")):
+    words = 'method must be "magnitude", "wanda", "sparsegpt" or "adaprune", not'
+    with pytest.raises(InputValueError, match=words):
         model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), "taylor", text)
     strange = tmp_path / "strange"
     strange.mkdir()

@@ -343,7 +343,7 @@ def test_a_model_that_cannot_be_copied() -> None:
         (nt.adaprune_, images(), {"scores": 3}, "scores must be a name, a mapping or a callable, not int"),
         (nt.adaprune_, images(), {"scores": {"5.weight": random(2, 2)}},
          "5.weight: scores must have the shape (12, 16)"),
-        (nt.adaprune_, images(), {"solve": "qr"}, "solve must be one of auto, cholesky, adam, not 'qr'"),
+        (nt.adaprune_, images(), {"solve": "qr"}, "solve must be \"auto\", \"cholesky\" or \"adam\", not 'qr'"),
         (nt.adaprune_, images(), {"follow": "me"}, 'follow must be "dense" or "own", not \'me\''),
         (nt.adaprune_, images(), {"damping": float("nan")}, "damping must be finite and at least 0, not nan"),
         (nt.sparsegpt_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),

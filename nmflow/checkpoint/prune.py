@@ -25,7 +25,7 @@ from nmflow.checkpoint.stage import staged, start_folder, start_shard
 from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
-from nmflow.errors import InputValueError
+from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 
@@ -114,8 +114,7 @@ def prune_checkpoint(
     """
     started = time.perf_counter()
     dst = Path(dst)
-    if on_nonfinite not in ("error", "skip"):
-        raise InputValueError(f'on_nonfinite must be "error" or "skip", not {on_nonfinite!r}')
+    check_choice(on_nonfinite, ("error", "skip"), "on_nonfinite")
     plan = make_plan(
         src, as_pattern(None, None, pattern, fill=fill, transposable=transposable), include=include, exclude=exclude
     )

@@ -12,6 +12,7 @@ from typing import Literal
 
 from nmflow.diversity.counting import asymptotic_log_count, count_masks, exact_pattern
 from nmflow.errors import InputTypeError, InputValueError, PatternError, SolverLimitError
+from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 
 __all__ = ["Diversity", "mask_diversity"]
@@ -94,8 +95,7 @@ def mask_diversity(
     (116963796250, 17557585920000)
     """
     rows, cols = _two(shape)
-    if bound not in ("exact", "paper"):
-        raise InputValueError(f'bound must be "exact" or "paper", not {bound!r}')
+    check_choice(bound, ("exact", "paper"), "bound")
     if not isinstance(constraint, str | Pattern):
         return _unstructured(rows, cols, constraint)
     pattern = exact_pattern(constraint)

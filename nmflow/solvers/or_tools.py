@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from nmflow.arrays import Array
-from nmflow.errors import InputValueError, SolverLimitError
+from nmflow.errors import SolverLimitError
+from nmflow.given import check_choice
 from nmflow.network import FlowNetwork
 from nmflow.solvers.base import BlockDuals
 from nmflow.solvers.flow import FlowSolver, contradiction, exact_duals
@@ -50,8 +51,7 @@ class OrTools(FlowSolver):
     library = "ortools"
 
     def __post_init__(self) -> None:
-        if self.on_loss not in ("refuse", "round"):
-            raise InputValueError(f'on_loss must be "refuse" or "round", not {self.on_loss!r}')
+        check_choice(self.on_loss, ("refuse", "round"), "on_loss")
 
     def solve_network(self, net: FlowNetwork) -> tuple[Array, BlockDuals | None]:
         """Call OR-Tools on the costs, or on rounded ones if `on_loss` allows it."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
@@ -116,8 +117,7 @@ def adaprune_(
     >>> report.layers[0].error < report.layers[0].masked_error
     True
     """
-    if solve not in METHODS:
-        raise InputValueError(f"solve must be one of {', '.join(METHODS)}, not {solve!r}")
+    check_choice(solve, METHODS, "solve")
     if isinstance(scores, str):
         score_named(scores)
     elif not callable(scores) and not hasattr(scores, "get"):

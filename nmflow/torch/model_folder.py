@@ -22,6 +22,7 @@ from nmflow.errors import (
     MissingLibraryError,
     SourceNotFoundError,
 )
+from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.calibrate import calibrate
@@ -89,8 +90,7 @@ def prune_folder(
     CheckpointError
         If the folder holds no model that transformers can load, or a planned weight is in no Linear or convolution.
     """
-    if method not in METHODS:
-        raise InputValueError(f"method must be one of magnitude, {', '.join(METHODS)}, not {method!r}")
+    check_choice(method, ("magnitude", *METHODS), "method")
     dst = Path(dst)
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()

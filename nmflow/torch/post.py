@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.torch.calibrate import Calibration, check_damping, with_known_inputs
@@ -121,8 +122,7 @@ def run(
 
 def _check(data: Data, options: Options) -> None:
     check_damping(options.damping)
-    if options.follow not in ("dense", "own"):
-        raise InputValueError(f'follow must be "dense" or "own", not {options.follow!r}')
+    check_choice(options.follow, ("dense", "own"), "follow")
     if isinstance(data, Calibration):
         if options.sequential:
             raise InputValueError("sequential must be False with a calibration; give batches to see pruned inputs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nmflow.errors import InputValueError
+from nmflow.given import check_choice
 
 __all__ = ["METHODS", "output_error", "refit"]
 
@@ -52,8 +52,7 @@ def refit(
     operations. Descent takes 400 steps of 2 R K² operations, and returns the best that it saw: never worse than
     `start`.
     """
-    if method not in METHODS:
-        raise InputValueError(f"solve must be one of {', '.join(METHODS)}, not {method!r}")
+    check_choice(method, METHODS, "solve")
     if method == "auto":
         flops = float(mask.sum(-1, dtype=torch.float64).pow(3).sum()) / 3
         method = "cholesky" if flops <= CHOLESKY_FLOPS else "adam"

@@ -12,6 +12,7 @@ import torch
 
 from nmflow.arrays import Layout
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.problem import Problem
@@ -122,8 +123,7 @@ def solve_on_device(
             raise InputValueError(
                 f"scores must have the shape of tensor, {tuple(tensor.shape)}, not {tuple(values.shape)}"
             )
-    if engine not in ("auto", "triton", "torch"):
-        raise InputValueError(f'engine must be "auto", "triton" or "torch", not {engine!r}')
+    check_choice(engine, ("auto", "triton", "torch"), "engine")
     # the checks of rank, layout and groups read shapes alone
     Problem.build(np.broadcast_to(np.zeros((), np.float32), values.shape), chosen, layout=layout, groups=groups)
     if warm_start is not None and not isinstance(warm_start, Solution):

@@ -40,21 +40,18 @@ class Sizes(NamedTuple):
 
     Attributes
     ----------
-    shared, shared_blocks : int
-        Most of a chunk that threads share, and most of its blocks: what is known of more takes too much memory.
-    held : int
-        The same, in entries, where the duals of all blocks of a chunk are held, and more.
     chunk : int
-        Most of a chunk where each thread has chunks of its own: with more they end too far apart.
+        Most of a chunk: with more, what is known of its blocks takes too much memory.
+    held : int
+        The same where the duals of all its blocks are held, and more.
     copied : int
         The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read.
     fixed : int
         The same where entries are fixed, whose blocks have copies of their own.
     first : int
-        Most of the first of those: where the chunks of two threads end at a time, one waits for the other's
-        interpreter.
+        Most of the first: where the chunks of two threads end at a time, one waits for the other's interpreter.
     least : int
-        They are half of what is left of a matrix, so that threads end together, but not below this, or twice this in
+        Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in
         a large one: to hand a smaller one to a thread takes longer than to solve it.
     share, share_blocks, shares : int
         A chunk is cut into shares, which threads that are free take one after another: least entries and blocks of one,
@@ -65,10 +62,8 @@ class Sizes(NamedTuple):
         That is at multiples of this many blocks, so that vector lanes stay full.
     """
 
-    shared: int = 1 << 23
-    shared_blocks: int = 1 << 19
-    held: int = 1 << 21
     chunk: int = 1 << 22
+    held: int = 1 << 21
     copied: int = 1 << 20
     fixed: int = 3 << 17
     first: int = 1 << 21
@@ -115,18 +110,21 @@ class Place:
 
 
 class Places(NamedTuple):
-    """The places of a problem; `shared`: whether all threads share each, one after the other, or take several at once.
+    """The places of a problem, and how many are worked on at a time by threads that share them; 0: one a thread.
 
-    They share where most blocks lie in places of many shares, or in one place: it is small then, and others are its
-    edges.
+    Threads share where most blocks lie in places of many shares, or in one place: it is small then, and others are its
+    edges. Two at a time, since one thread or the other is in the interpreter between them; one where much is held.
     """
 
     all: tuple[Place, ...]
-    shared: bool
+    together: int
 
     def threads(self, count: int) -> tuple[int, int]:
         """How many of so many threads take places at a time, and how many share each of these."""
-        return (1, count) if self.shared else (count, max(1, count // len(self.all)))
+        if not self.together:
+            return count, max(1, count // len(self.all))
+        at_once = min(self.together, count)
+        return at_once, -(-count // at_once)
 
 
 def grids(problem: Problem) -> tuple[Grid, ...]:
@@ -166,20 +164,22 @@ def _places(
     sizes: Sizes,
 ) -> Places:  # fmt: skip
     rows, cols = block_shape
-    size = shape[0] * shape[1]
-    if shared and most is None:
-        most = min(sizes.held if held else sizes.shared, sizes.shared_blocks * rows * cols)
-        sizes = sizes._replace(chunk=most, first=most, least=most)
-    else:
-        most = most or sizes.chunk
-        least = max(sizes.least, min(2 * sizes.least, size // 8))
-        sizes = sizes._replace(chunk=most, first=min(sizes.first, most), least=least)
-    share = max(sizes.share, -(-min(size, sizes.chunk) // sizes.shares), sizes.share_blocks * rows * cols)
-    sizes = sizes._replace(share=share)
+    size, copied = shape[0] * shape[1], most is not None
+    most = most or (sizes.held if held else sizes.chunk)
+    least, first = max(sizes.least, min(2 * sizes.least, size // 8)), min(sizes.first, most)
+    if shared and not copied and (held or count * size <= most):
+        least = first = most
+    share = max(sizes.share, -(-min(size, most) // sizes.shares), sizes.share_blocks * rows * cols)
+    sizes = sizes._replace(chunk=most, first=first, least=least, share=share)
     cut = tuple(place for number in range(count) for place in _cut(number, shape, block_shape, sizes))
     blocks = [place.n_blocks for place in cut]
     in_shares = sum(n for place, n in zip(cut, blocks, strict=True) if place.shares >= MANY_SHARES)
-    return Places(cut, shared and 8 * max(in_shares, *blocks) > 7 * sum(blocks))
+    together = 0
+    if shared and 8 * max(blocks) > 7 * sum(blocks):
+        together = 1
+    elif shared and not copied and 8 * in_shares > 7 * sum(blocks):
+        together = 1 if held else 2
+    return Places(cut, together)
 
 
 def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], sizes: Sizes) -> Iterator[Place]:

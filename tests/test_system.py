@@ -32,7 +32,7 @@ from nmflow.problem import Problem
 Array = Any
 PACKAGE = Path(nmflow.__file__).parent
 P24 = Pattern(2, 4)
-SMALL = Sizes(shared=1 << 14, chunk=1 << 14, least=1 << 10), Sizes(share=1 << 11, share_blocks=1)
+SMALL = Sizes(chunk=1 << 14, least=1 << 10), Sizes(share=1 << 11, share_blocks=1)
 """So that small matrices have several chunks, or a chunk of several shares."""
 WIDE = (10, SIZES.stripe // 4 + 40_001)
 DTYPES = ("e", "f", "d", "bfloat16", "b", "B", "h", "H", "i", "I", "q", "Q")
@@ -128,10 +128,10 @@ def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
     [
         ((512, 512), (1, 8)),
         ((1030, 1021), (1, 8)),  # one place, and its edges
-        ((2048, 4096), (1, 8)),
-        ((5000, 5001), (1, 8)),  # two large places, and their edges
+        ((2048, 4096), (2, 4)),
+        ((5000, 5001), (2, 4)),  # large places, and their edges
         ((2, 130, 70), (8, 1)),  # small ones, of one share each
-        ((8, 1 << 20), (8, 4)),  # wide ones, of few
+        ((8, 1 << 20), (8, 2)),  # wide ones, of few
         ((3, 2), (1, 8)),
     ],
     ids=str,

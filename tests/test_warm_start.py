@@ -73,7 +73,7 @@ def test_a_warm_start_works_for_stacks_convolutions_and_their_own_result() -> No
 @pytest.mark.parametrize("entries", [1 << 22, 2000])
 def test_a_stack_starts_as_the_tall_matrix_of_its_entries(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same duals, though none of them are copied but those of a chunk: here chunks end within matrices."""
-    monkeypatch.setattr(cutting, "SIZES", Sizes(shared=entries))
+    monkeypatch.setattr(cutting, "SIZES", Sizes(chunk=entries, first=entries // 3, least=entries // 2))
     stack = families.gaussian((7, 24, 76), 0)
     shapes: tuple[tuple[tuple[int, ...], dict[str, str]], ...] = (
         (stack.shape, {"layout": "batch"}),

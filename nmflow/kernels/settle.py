@@ -10,7 +10,7 @@ from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.boxes import LAST, MORE
 from nmflow.kernels.compile import lasting, once, operation
 from nmflow.kernels.groups import gather_blocks, put_blocks
-from nmflow.kernels.memory import add_word, read_float, read_word, read_words, write_float, write_word
+from nmflow.kernels.memory import LINE, add_word, read_float, read_word, read_words, write_float, write_word
 from nmflow.kernels.rounds import NONE, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
@@ -31,8 +31,8 @@ what is left of open ones is magnified first. `PART` for each part come after.""
 
 @cache
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
-    """Bytes of workspace that the kernel needs: first the sums of a part, then its room."""
-    return 8 * SUMS + Room.of(kind, *block_shape).size + 64
+    """Bytes of workspace that the kernel needs, from the sums of a part on; no cache line is of two threads."""
+    return -(-(8 * SUMS + Room.of(kind, *block_shape).size + 2 * LINE) // LINE) * LINE
 
 
 @once

@@ -81,8 +81,14 @@ class Chunk:
 
     def room_for_duals(self) -> tuple[Array, Array]:
         """Fresh arrays for the duals of all blocks."""
-        dtype, (tall, wide) = work_dtype(self.kind), self.grid
-        return np.empty((self.mask.shape[0], wide), dtype), np.empty((tall, self.mask.shape[1]), dtype)
+        (row, col), dtype = self.dual_shapes, work_dtype(self.kind)
+        return np.empty(row, dtype), np.empty(col, dtype)
+
+    @property
+    def dual_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of the duals of all blocks, of rows and of columns."""
+        (tall, wide), (high, across) = self.grid, self.mask.shape
+        return (high, wide), (tall, across)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
         row, col = duals.row, duals.col
         if row is None or col is None:
             dtype = np.float64 if chunk.kind == "float64" else np.float32
-            row, col = np.zeros((mask.shape[0], wide), dtype), np.zeros((tall, mask.shape[1]), dtype)
+            row, col = (np.zeros(shape, dtype) for shape in chunk.dual_shapes)
         operation = proof_kernel(
             chunk.kind, rows, cols, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute
         )  # fmt: skip

@@ -23,6 +23,7 @@ import numpy as np
 
 from nmflow.arithmetic import in_plain_arithmetic
 from nmflow.kernels.boxes import ABSENT, BUSY, COUNT, NOT_ENDED, SIZE, STATE
+from nmflow.workspace import held
 
 __all__ = ["call_on_threads", "map_on_threads"]
 
@@ -184,19 +185,12 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
     return results
 
 
-_kept = threading.local()
-
-
 def _task(operation: int, job: Sequence[int], room: int) -> int:
     """Write a task, and so many zeros, to memory that the thread keeps; its address."""
     end = 2 + len(job)
-    task: Any = getattr(_kept, "task", None)
-    if task is None or task.size < end + room:
-        _kept.task = task = np.empty(end + room, np.int64)
-        _kept.at = task.ctypes.data
-    at: int = _kept.at
-    _words(end).pack_into(task, 0, operation, at + 16, *job)
-    task[end : end + room] = 0
+    task, at = held("task", 8 * (end + room))
+    _words(end).pack_into(task.data, 0, operation, at + 16, *job)
+    task[8 * end : 8 * (end + room)] = 0
     return at
 
 

@@ -22,9 +22,10 @@ from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.solvers import get
 from nmflow.solvers.base import ChunkSolution, Solver
-from nmflow.solvers.open_blocks import room_for_duals, workspace
+from nmflow.solvers.open_blocks import room_for_duals
 from nmflow.sums import in_range
 from nmflow.switching import switch_of
+from nmflow.workspace import workspace
 
 __all__ = ["grade_mask", "run"]
 

@@ -38,13 +38,16 @@ ALLOWED: dict[str, set[str]] = {
     "formats": BASE | {"given", "kernels"},
     "diversity": BASE | {"given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
-    "solvers": BASE | {"given", "problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"},
-    "crew": {"arithmetic", "kernels"},
+    "solvers": BASE
+    | {"given", "problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"}
+    | {"workspace"},
+    "workspace": {"arrays"},
+    "crew": {"arithmetic", "kernels", "workspace"},
     "dual_arrays": BASE | {"problem", "reading", "cutting", "blocks", "duals"},
     "gathered": BASE | {"problem", "cutting", "certificate"},
     "running": BASE
     | {"problem", "cutting", "blocks", "duals", "certificate", "solvers"}
-    | {"arithmetic", "switching", "crew", "dual_arrays", "gathered"},
+    | {"arithmetic", "switching", "crew", "dual_arrays", "gathered", "workspace"},
     "pipeline": BASE | {"given", "problem", "solvers", "switching", "earlier", "running"},
     "checkpoint": BASE | {"given", "kernels", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE | {"given", "problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},

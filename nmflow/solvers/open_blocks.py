@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +11,12 @@ from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.duals import Duals
 from nmflow.reading import work_dtype
+from nmflow.workspace import held, workspace
 
-__all__ = ["LONG_ENTRIES", "OpenBlocks", "held", "room_for_duals", "workspace"]
+__all__ = ["LONG_ENTRIES", "OpenBlocks", "room_for_duals"]
 
 LONG_ENTRIES = 1 << 19
 """Entries of a chunk for which it pays to wake threads."""
-MOST_FREE = 64
-"""Most workspaces that wait for a thread, of some MB each."""
 
 
 class OpenBlocks:
@@ -85,48 +84,8 @@ class OpenBlocks:
         return Duals(row, col, self.blocks.copy(), u, v)
 
 
-_free: list[dict[str, tuple[Array, int]]] = []
-"""Workspaces of threads that have ended: fresh memory costs as much as the ascent at small m."""
-_kept = threading.local()
-
-
-class _Lease:
-    """A workspace for as long as its thread lives."""
-
-    def __init__(self) -> None:
-        try:
-            self.buffers = _free.pop()
-        except IndexError:
-            self.buffers = {}
-
-    def __del__(self, free: list[dict[str, tuple[Array, int]]] = _free, most: int = MOST_FREE) -> None:
-        # named here, since a module's names are gone when the interpreter ends
-        if len(free) < most:
-            free.append(self.buffers)
-
-
-def held(name: str, size: int) -> tuple[Array, int]:
-    """Bytes that the thread keeps from chunk to chunk, `size` or more; and their address, which takes NumPy longer."""
-    try:
-        buffers: dict[str, tuple[Array, int]] = _kept.lease.buffers
-    except AttributeError:
-        _kept.lease = _Lease()
-        buffers = _kept.lease.buffers
-    found = buffers.get(name)
-    if found is None or found[0].size < size:
-        fresh = np.empty(size, np.uint8)
-        buffers[name] = found = fresh, fresh.ctypes.data
-    return found
-
-
-def workspace(name: str, count: int, dtype: npt.DTypeLike) -> Array:
-    """An array of such memory."""
-    size = count * np.dtype(dtype).itemsize
-    return held(name, size)[0][:size].view(dtype)
-
-
 def room_for_duals(chunk: Chunk) -> tuple[Array, Array]:
     """Room that the thread keeps for the duals of all blocks, until it asks for another."""
-    (tall, wide), (high, across), dtype = chunk.grid, chunk.mask.shape, work_dtype(chunk.kind)
-    row, col = workspace("dense row", high * wide, dtype), workspace("dense col", tall * across, dtype)
-    return row.reshape(high, wide), col.reshape(tall, across)
+    (row, col), dtype = chunk.dual_shapes, work_dtype(chunk.kind)
+    u, v = workspace("dense row", math.prod(row), dtype), workspace("dense col", math.prod(col), dtype)
+    return u.reshape(row), v.reshape(col)

@@ -10,8 +10,8 @@ from nmflow.certificate import Proven, block_scores, fills
 from nmflow.crew import map_on_threads
 from nmflow.duals import BlockDuals, Duals
 from nmflow.pattern import Pattern
-from nmflow.solvers.open_blocks import workspace
 from nmflow.sums import added
+from nmflow.workspace import workspace
 
 __all__ = ["augment", "finish", "in_integers", "kept_score"]
 

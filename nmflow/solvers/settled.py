@@ -7,7 +7,8 @@ from nmflow.certificate import fills
 from nmflow.crew import call_on_threads
 from nmflow.solvers.judge import by_side, likely_digits, likely_distinct, likely_full
 from nmflow.solvers.offsets import fine_offsets
-from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks, held
+from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks
+from nmflow.workspace import held
 
 __all__ = ["settle"]
 

@@ -14,8 +14,9 @@ from nmflow.duals import Duals
 from nmflow.solvers.judge import by_side
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.offsets import offsets_of
-from nmflow.solvers.open_blocks import LONG_ENTRIES, held, workspace
+from nmflow.solvers.open_blocks import LONG_ENTRIES
 from nmflow.sums import added
+from nmflow.workspace import held, workspace
 
 __all__ = ["Untied", "untie", "untie_on"]
 

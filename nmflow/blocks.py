@@ -7,13 +7,13 @@ along rows, in a dtype that the kernels read. Where it lies `nmflow.cutting` say
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from nmflow.arrays import Array, Matrix
-from nmflow.cutting import Place, region
+from nmflow.cutting import Place
 from nmflow.earlier import duals_of
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
@@ -33,9 +33,9 @@ __all__ = [
 FREE, KEEP, DROP = 0, 1, -1
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Chunk:
-    """Some blocks of a problem, ready for a kernel.
+    """Some blocks of a problem, ready for a kernel; never changed, but a frozen one takes thrice as long to make.
 
     Attributes
     ----------
@@ -63,6 +63,9 @@ class Chunk:
         Output, C-contiguous, in that dtype: room for the duals of all blocks, where they are asked for.
     threads : int
         How many may work on it at a time.
+    grid : tuple of int
+        Rows and columns of blocks.
+    n_blocks : int
     """
 
     scores: Array
@@ -78,6 +81,13 @@ class Chunk:
     warm: Array | None = None
     duals: tuple[Array, Array] | None = None
     threads: int = 1
+    grid: tuple[int, int] = field(init=False)
+    n_blocks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        (rows, cols), (high, across) = self.pattern.block_shape, self.mask.shape
+        self.grid = tall, wide = high // rows, across // cols
+        self.n_blocks = tall * wide
 
     def room_for_duals(self) -> tuple[Array, Array]:
         """Fresh arrays for the duals of all blocks."""
@@ -91,23 +101,11 @@ class Chunk:
         return (high, wide), (tall, across)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of blocks."""
-        rows, cols = self.pattern.block_shape
-        return self.mask.shape[0] // rows, self.mask.shape[1] // cols
-
-    @property
     def shares(self) -> tuple[int, int]:
         """How many shares threads can take one after another, and rows of blocks of each."""
         tall = self.grid[0]
         rows = min(self.place.share_rows, tall) or tall
         return -(-tall // rows), rows
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        rows, cols = self.grid
-        return rows * cols
 
     def where(self, block: int) -> tuple[int, int, int]:
         """Matrix, block row and block column of block number `block` (C order within the chunk)."""
@@ -215,40 +213,43 @@ def load(
     threads: int = 1,
 ) -> Chunk:
     """Bring one place into the form that kernels read."""
-    pattern = problem.pattern
-    matrix = matrices[place.matrix]
-    area = region(place, pattern, matrix.shape)
+    pattern, number, area, padded = problem.pattern, place.matrix, place.area, place.padded
 
     def part_of(array: Matrix) -> Array:
         part = turned(array.part(*area))
-        return pad(part, pattern) if place.padded else part
+        return pad(part, pattern) if padded else part
 
     def marked(array: Array | None) -> Array | None:
-        return None if array is None else part_of(problem.matrix(array, place.matrix))
+        return None if array is None else part_of(problem.matrix(array, number))
 
-    source, absolute = part_of(matrix), problem.absolute
-    previous = marked(problem.previous)
-    if previous is not None and problem.bonus:  # the score is then this sum, rounded once to float64
-        source, absolute = with_bonus(source, absolute, previous, problem.bonus), False
+    source, absolute = part_of(matrices[number]), problem.absolute
+    if problem.previous is not None and problem.bonus:  # the score is then this sum, rounded once to float64
+        source = with_bonus(source, absolute, part_of(problem.matrix(problem.previous, number)), problem.bonus)
+        absolute = False
     scores, kind, exact = readable(source)
-    mask = np.zeros(source.shape, np.bool_) if place.padded else masks[place.matrix][area]
-    state = None
-    for fixed, value in ((problem.keep, KEEP), (problem.drop, DROP)):
-        chosen = marked(fixed)
-        if chosen is not None:
-            state = np.zeros(source.shape, np.int8) if state is None else state
-            state[chosen] = value
+    mask = np.zeros(source.shape, np.bool_) if padded else masks[number][area]
+    state = _state(source.shape, marked(problem.keep), marked(problem.drop))
+    start = marked(problem.start)
     warm = None if problem.warm is None else duals_of(place, problem, problem.warm, work_dtype(kind))
-    chunk = Chunk(
-        scores, source, kind, absolute, exact, pattern, state, mask, place, marked(problem.start), warm, threads=threads
-    )
+    chunk = Chunk(scores, source, kind, absolute, exact, pattern, state, mask, place, start, warm, threads=threads)
     if duals is None:
         return chunk
-    u, v = duals[0][place.matrix], duals[1][place.matrix]
-    if place.padded or chunk.grid[1] != u.shape[1] or u.dtype != work_dtype(kind):
+    u, v = duals[0][number], duals[1][number]
+    if padded or chunk.grid[1] != u.shape[1] or u.dtype != work_dtype(kind):
         return replace(chunk, duals=chunk.room_for_duals())
     rows = slice(place.block_rows.start * pattern.block_shape[0], place.block_rows.stop * pattern.block_shape[0])
     return replace(chunk, duals=(u[rows], v[place.block_rows]))
+
+
+def _state(shape: tuple[int, ...], keep: Array | None, drop: Array | None) -> Array | None:
+    """KEEP, DROP or FREE for each entry; None where all are free."""
+    if keep is None and drop is None:
+        return None
+    state = np.zeros(shape, np.int8)
+    for fixed, value in ((keep, KEEP), (drop, DROP)):
+        if fixed is not None:
+            state[fixed] = value
+    return state
 
 
 def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:
@@ -261,7 +262,6 @@ def store(chunk: Chunk, masks: tuple[Array, ...]) -> None:
     wide = place.block_cols.stop - place.block_cols.start
     blocks = chunk.mask.reshape(rows, tall, wide, cols).transpose(1, 0, 2, 3)
     target = masks[place.matrix]
-    area = region(place, chunk.pattern, (target.shape[0], target.shape[1]))
     whole = blocks.reshape(tall * rows, wide * cols)
-    out = target[area]
+    out = target[place.area]
     out[...] = whole[: out.shape[0], : out.shape[1]]

@@ -13,8 +13,7 @@ rounded comparison decides that. The gap is summed from what violates them, so i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,7 @@ BATCH_ENTRIES = 1 << 16
 """Entries of the blocks that are graded one by one together: half a MiB of float64."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkGrade:
+class ChunkGrade(NamedTuple):
     """Grade of a chunk: its kept score, the number of a Status for each block, the blocks not proven and their gaps."""
 
     objective: float
@@ -47,8 +45,7 @@ def fills(pattern: Pattern) -> tuple[int, int]:
     return (2 if pattern.row_exact else 1), (2 if pattern.col_exact else 1) if pattern.col else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Proven:
+class Proven(NamedTuple):
     """Blocks that were graded as proven when their masks were made, by the code that grades any mask.
 
     Attributes

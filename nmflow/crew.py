@@ -216,15 +216,16 @@ def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int,
     at = _task(operation, job, room)
     if threads == 1:
         return int(call_kernel()(at, 0, 0))
-    crew, errors, result = _Crew(), list[BaseException](), NOT_ENDED
+    crew, errors, result, count = _Crew(), list[BaseException](), NOT_ENDED, threads - 1
     try:
-        crew.hire(threads - 1)
+        crew.hire(count)
         if wake or time.perf_counter() - _last_call[0] < SOON:
             for worker in crew.workers:
                 worker.wake()
-        boxes = np.array([worker.box_at for worker in crew.workers], np.int64)
+        memory, boxes = held("boxes", 8 * count)
+        _words(count).pack_into(memory.data, 0, *(worker.box_at for worker in crew.workers))
         while result == NOT_ENDED and not errors:
-            result = int(call_kernel()(at, boxes.ctypes.data, len(boxes)))
+            result = int(call_kernel()(at, boxes, count))
             _wait_for(crew.workers, errors)
     finally:
         _wait_for(crew.workers, errors)  # an interrupt can come between

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
 __all__ = [
@@ -23,10 +22,9 @@ __all__ = [
     "Places",
     "Sizes",
     "block_numbers",
-    "caller_grids",
     "grids",
     "places",
-    "region",
+    "shapes",
 ]
 
 MOST_KNOWN = 64
@@ -89,11 +87,15 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk lies: a rectangle of blocks of one matrix; and rows of blocks of a share of it, 0 for all."""
+    """Where a chunk lies: a rectangle of blocks of one matrix, and rows and columns of the real matrix that it covers.
+
+    share_rows : rows of blocks of a share of it, 0 for all.
+    """
 
     matrix: int
     block_rows: slice
     block_cols: slice
+    area: tuple[slice, slice]
     padded: bool
     share_rows: int = 0
 
@@ -110,7 +112,10 @@ class Place:
 
 
 class Places(NamedTuple):
-    """The places of a problem, and how many are worked on at a time by threads that share them; 0: one a thread.
+    """How a problem is cut.
+
+    all : the places. together : how many are worked on at a time by threads that share them; 0: one a thread. grids :
+    as `grids` has them, shapes : as `shapes` does. n_blocks : in all.
 
     Threads share where most blocks lie in places of many shares, or in one place: it is small then, and others are its
     edges. Two at a time, since one thread or the other is in the interpreter between them; one where much is held.
@@ -118,6 +123,9 @@ class Places(NamedTuple):
 
     all: tuple[Place, ...]
     together: int
+    grids: tuple[Grid, ...]
+    shapes: tuple[tuple[int, int], ...]
+    n_blocks: int
 
     def threads(self, count: int) -> tuple[int, int]:
         """How many of so many threads take places at a time, and how many share each of these."""
@@ -138,14 +146,13 @@ def _grids(count: int, shape: tuple[int, int], block_shape: tuple[int, int]) -> 
     return tuple(Grid(down, across, k * down * across) for k in range(count))
 
 
-def caller_grids(problem: Problem) -> tuple[Grid, ...]:
-    """The block grid of each matrix of the caller's array: where they are seen as one, it is cut again."""
-    stack = problem.stack
-    return tuple(
-        Grid(grid.rows // stack, grid.cols, grid.start + k * (grid.rows // stack) * grid.cols)
-        for grid in grids(problem)
-        for k in range(stack)
-    )
+def shapes(problem: Problem) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of blocks of each matrix of the caller's array: where they are seen as one, it is cut again."""
+    return _shapes(grids(problem), problem.stack)
+
+
+def _shapes(all_grids: tuple[Grid, ...], stack: int) -> tuple[tuple[int, int], ...]:
+    return tuple((grid.rows // stack, grid.cols) for grid in all_grids for _ in range(stack))
 
 
 def places(problem: Problem, *, shared: bool = False, graded: bool = False) -> Places:
@@ -153,16 +160,21 @@ def places(problem: Problem, *, shared: bool = False, graded: bool = False) -> P
 
     shared : whether threads can share a chunk. graded : whether each gets a mask and duals beside those of the problem.
     """
-    count, shape, pattern = problem.count // problem.stack, problem.matrix_shape, problem.pattern
+    pattern = problem.pattern
     held = graded or (pattern.fill == "at-most" and pattern.col is not None)  # these need duals to be proven
-    return _places(count, shape, pattern.block_shape, _most_entries(problem), shared, held, SIZES)
+    return _places(
+        problem.count, problem.stack, problem.matrix_shape, pattern.block_shape, _most_entries(problem), shared, held,
+        SIZES,
+    )  # fmt: skip
 
 
 @lru_cache(MOST_KNOWN)
 def _places(
-    count: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int | None, shared: bool, held: bool,
-    sizes: Sizes,
+    count: int, stack: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int | None, shared: bool,
+    held: bool, sizes: Sizes,
 ) -> Places:  # fmt: skip
+    all_grids = _grids(count // stack, shape, block_shape)
+    count //= stack
     rows, cols = block_shape
     size, copied = shape[0] * shape[1], most is not None
     most = most or (sizes.held if held else sizes.chunk)
@@ -179,13 +191,21 @@ def _places(
         together = 1
     elif shared and not copied and 8 * in_shares > 7 * sum(blocks):
         together = 1 if held else 2
-    return Places(cut, together)
+    return Places(cut, together, all_grids, _shapes(all_grids, stack), sum(blocks))
 
 
 def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], sizes: Sizes) -> Iterator[Place]:
     """Cut one matrix."""
     rows, cols = block_shape
     full_rows, full_cols = shape[0] // rows, shape[1] // cols
+
+    def place(down: slice, across: slice, padded: bool, share_rows: int = 0) -> Place:
+        area = tuple(
+            slice(part.start * side, min(part.stop * side, length))
+            for part, side, length in zip((down, across), block_shape, shape, strict=True)
+        )
+        return Place(number, down, across, (area[0], area[1]), padded, share_rows)
+
     if full_rows and full_cols:
         stripe = rows * full_cols * cols
         wide, widest = full_cols, min(sizes.stripe, sizes.chunk)
@@ -197,16 +217,16 @@ def _cut(number: int, shape: tuple[int, int], block_shape: tuple[int, int], size
             entries = min(sizes.chunk if i else sizes.first, max(sizes.least, (full_rows - i) * stripe // 2))
             tall = min(max(1, entries // (rows * wide * cols)), full_rows - i)
             for j in range(0, full_cols, wide):
-                yield Place(number, slice(i, i + tall), slice(j, min(j + wide, full_cols)), False, share_rows)
+                yield place(slice(i, i + tall), slice(j, min(j + wide, full_cols)), False, share_rows)
             i += tall
     step = max(1, sizes.chunk // (rows * cols))
     if full_cols * cols < shape[1]:
         for i in range(0, full_rows, step):
-            yield Place(number, slice(i, min(i + step, full_rows)), slice(full_cols, full_cols + 1), True)
+            yield place(slice(i, min(i + step, full_rows)), slice(full_cols, full_cols + 1), True)
     if full_rows * rows < shape[0]:
         across = -(-shape[1] // cols)
         for j in range(0, across, step):
-            yield Place(number, slice(full_rows, full_rows + 1), slice(j, min(j + step, across)), True)
+            yield place(slice(full_rows, full_rows + 1), slice(j, min(j + step, across)), True)
 
 
 def _most_entries(problem: Problem) -> int | None:
@@ -218,15 +238,6 @@ def _most_entries(problem: Problem) -> int | None:
     if apart or problem.previous is not None or scores.dtype.kind in "iu" or not scores.dtype.isnative:
         return SIZES.copied
     return None
-
-
-def region(place: Place, pattern: Pattern, shape: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the real matrix that a place covers."""
-    rows, cols = pattern.block_shape
-    return (
-        slice(place.block_rows.start * rows, min(place.block_rows.stop * rows, shape[0])),
-        slice(place.block_cols.start * cols, min(place.block_cols.stop * cols, shape[1])),
-    )
 
 
 def block_numbers(place: Place, grid: Grid) -> npt.NDArray[np.int64]:

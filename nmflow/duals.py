@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,7 @@ class BlockDuals:
         return np.clip(u, -largest, largest), np.clip(v, -largest, largest)
 
 
-@dataclass(frozen=True, slots=True)
-class Duals:
+class Duals(NamedTuple):
     """Duals of the blocks of a chunk, at the precision that each needs.
 
     Attributes
@@ -64,22 +64,22 @@ class Duals:
     def updated(self, other: Duals) -> Duals:
         """These duals, but for the blocks that stand apart in `other`."""
         if self.blocks is None or self.block_row is None or self.block_col is None:
-            return replace(self, blocks=other.blocks, block_row=other.block_row, block_col=other.block_col)
+            return self._replace(blocks=other.blocks, block_row=other.block_row, block_col=other.block_col)
         if other.blocks is None or other.block_row is None or other.block_col is None:
             return self
         if np.array_equal(self.blocks, other.blocks):
-            return replace(self, block_row=other.block_row, block_col=other.block_col)
+            return self._replace(block_row=other.block_row, block_col=other.block_col)
         place, known = _find(self.blocks, other.blocks)
         if known.all():
             row, col = self.block_row.copy(), self.block_col.copy()
             row[place], col[place] = other.block_row, other.block_col
-            return replace(self, block_row=row, block_col=col)
+            return self._replace(block_row=row, block_col=col)
         old = ~np.isin(self.blocks, other.blocks)
         blocks = np.concatenate([self.blocks[old], other.blocks])
         order = np.argsort(blocks)
         row = np.concatenate([self.block_row[old], other.block_row])
         col = np.concatenate([self.block_col[old], other.block_col])
-        return replace(self, blocks=blocks[order], block_row=row[order], block_col=col[order])
+        return self._replace(blocks=blocks[order], block_row=row[order], block_col=col[order])
 
     def gather(self, chunk: Chunk, blocks: Array) -> tuple[Array, Array]:
         """Duals of some blocks as float64, shapes (k, R) and (k, C); 0 where none are known."""

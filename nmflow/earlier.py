@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.arrays import Array
-from nmflow.cutting import Place, caller_grids
+from nmflow.cutting import Place, shapes
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.problem import Problem
 from nmflow.solution import Solution
@@ -27,8 +27,8 @@ def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...]:
         raise InputValueError(f"warm_start must have pattern {problem.pattern}, not {earlier.pattern}; solve anew")
     sides = tuple(side if isinstance(side, tuple) else (side,) for side in (earlier.row_duals, earlier.col_duals))
     rows, cols = problem.pattern.block_shape
-    shapes = [((g.rows * rows, g.cols), (g.rows, g.cols * cols)) for g in caller_grids(problem)]
-    if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != shapes:
+    fitting = [((tall * rows, wide), (tall, wide * cols)) for tall, wide in shapes(problem)]
+    if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != fitting:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
     return sides[1]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from nmflow.certificate import ChunkGrade
-from nmflow.cutting import Place, block_numbers, caller_grids, grids
+from nmflow.cutting import Place, Places, block_numbers
 from nmflow.errors import InfeasibleError
 from nmflow.problem import Problem
 from nmflow.solution import Certificate
@@ -17,8 +20,7 @@ from nmflow.sums import total
 __all__ = ["Part", "certificate_of", "check_feasible", "kept_score"]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What is known of a chunk: its grade, and what it keeps; or the blocks that have no mask.
 
     beyond : what it keeps, times 2**-64, where that went beyond float64; `objective` is 0 then.
@@ -26,7 +28,7 @@ class Part:
 
     place: Place
     grade: ChunkGrade | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = MappingProxyType({})
     objective: float = 0.0
     beyond: float = 0.0
     infeasible: Sequence[int] = ()
@@ -37,41 +39,39 @@ def kept_score(parts: Sequence[Part]) -> float:
     return total((part.objective for part in parts), [part.beyond for part in parts if part.beyond])
 
 
-def check_feasible(problem: Problem, parts: Sequence[Part]) -> None:
+def check_feasible(problem: Problem, cut: Places, parts: Sequence[Part]) -> None:
     """Raise InfeasibleError if some block has no mask."""
     if not any(part.infeasible for part in parts):
         return
-    inner, all_grids = grids(problem), caller_grids(problem)
     numbers = sorted(
         int(number)
         for part in parts
         if part.infeasible
-        for number in block_numbers(part.place, inner[part.place.matrix])[list(part.infeasible)]
+        for number in block_numbers(part.place, cut.grids[part.place.matrix])[list(part.infeasible)]
     )
-    matrix = next(k for k, grid in enumerate(all_grids) if numbers[0] < grid.start + grid.rows * grid.cols)
-    i, j = divmod(numbers[0] - all_grids[matrix].start, all_grids[matrix].cols)
+    starts = list(accumulate((tall * wide for tall, wide in cut.shapes), initial=0))
+    matrix = bisect_right(starts, numbers[0]) - 1
+    i, j = divmod(numbers[0] - starts[matrix], cut.shapes[matrix][1])
     rows, cols = problem.pattern.block_shape
     where = f"rows {i * rows} to {(i + 1) * rows - 1}, columns {j * cols} to {(j + 1) * cols - 1} of matrix {matrix}"
     # what is dropped can leave lines too little to be full; what is kept is too much under either fill
     easier = "" if problem.pattern.fill == "at-most" or problem.drop is None else ', or use fill="at-most"'
     raise InfeasibleError(
         f"keep and drop must leave a mask of pattern {problem.pattern}, not contradict it as in {len(numbers)} of "
-        f"{all_grids[-1].start + all_grids[-1].rows * all_grids[-1].cols} blocks, the first at {where}; "
+        f"{cut.n_blocks} blocks, the first at {where}; "
         f"mark fewer entries there{easier}"
     )
 
 
-def certificate_of(problem: Problem, parts: Sequence[Part]) -> Certificate:
+def certificate_of(problem: Problem, cut: Places, parts: Sequence[Part]) -> Certificate:
     """Put the grades of all chunks together; sums are taken in a fixed order."""
-    all_grids = grids(problem)
-    last = all_grids[-1]
     # untouched where all is proven: then the system gives it no memory
-    status = np.zeros(last.start + last.rows * last.cols, np.uint8)
+    status = np.zeros(cut.n_blocks, np.uint8)
     numbers, gaps = [], []
     for part in parts:
         if part.grade is None or not len(part.grade.unproven):
             continue
-        place, grid = part.place, all_grids[part.place.matrix]
+        place, grid = part.place, cut.grids[part.place.matrix]
         view = status[grid.start : grid.start + grid.rows * grid.cols].reshape(grid.rows, grid.cols)
         target = view[place.block_rows, place.block_cols]
         target[...] = part.grade.status.reshape(target.shape)
@@ -86,7 +86,4 @@ def certificate_of(problem: Problem, parts: Sequence[Part]) -> Certificate:
     objective = kept_score(parts)
     # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
     bound = objective + gap
-    return Certificate(
-        problem.pattern, objective, gap, bound, status, unproven, all_gaps,
-        tuple((grid.rows // problem.stack, grid.cols) for grid in all_grids for _ in range(problem.stack)),
-    )  # fmt: skip
+    return Certificate(problem.pattern, objective, gap, bound, status, unproven, all_gaps, cut.shapes)

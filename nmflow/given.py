@@ -110,7 +110,7 @@ def check_out(out: object, scores: Array, others: Mapping[str, Array | None], la
 
     others : what else is read while the mask is written, by its name.
     """
-    if not isinstance(out, np.ndarray) or out.dtype != np.bool_ or out.shape != scores.shape:
+    if not isinstance(out, np.ndarray) or out.dtype.char != "?" or out.shape != scores.shape:
         found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputValueError(f"out must be a NumPy array of bool of shape {scores.shape}, not {found}")
     if type(out) is not np.ndarray:  # what a subclass does of its own, such as a masked array, would come between

@@ -17,9 +17,9 @@ from nmflow.pattern import Pattern
 __all__ = ["Problem"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem:
-    """Scores, pattern and fixed entries, checked.
+    """Scores, pattern and fixed entries, checked; never changed, but a frozen one takes thrice as long to make.
 
     Attributes
     ----------
@@ -151,10 +151,12 @@ class Problem:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """Rows and columns of each matrix that `matrices` gives."""
-        return self.matrix(self.scores, 0).shape
+        return self.scores.shape if self.layout is None else self.matrix(self.scores, 0).shape
 
     def matrices(self, array: Array) -> tuple[Matrix, ...]:
         """Cut an array of this problem's shape into its matrices, or see them as one: views."""
+        if self.layout is None:
+            return (Matrix(array),)
         return tuple(self.matrix(array, number) for number in range(self.count // self.stack))
 
     def matrix(self, array: Array, number: int) -> Matrix:

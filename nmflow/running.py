@@ -14,7 +14,7 @@ from nmflow.arrays import Array
 from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, pad, store
 from nmflow.certificate import ChunkGrade, Proven, grade
 from nmflow.crew import map_on_threads
-from nmflow.cutting import Place, grids, places, region
+from nmflow.cutting import Place, places
 from nmflow.dual_arrays import DualArrays
 from nmflow.duals import Duals
 from nmflow.gathered import Part, certificate_of, check_feasible, kept_score
@@ -70,20 +70,14 @@ def run(
         return part
 
     parts = map_on_threads(partial(_tried, work), cut.all, at_once)
-    check_feasible(problem, parts)
+    check_feasible(problem, cut, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
-    certificate = certificate_of(problem, parts) if certified else None
+    certificate = certificate_of(problem, cut, parts) if certified else None
     counts: dict[str, int] = {}
     for part in parts:
         for name, count in part.counts.items():
             counts[name] = counts.get(name, 0) + count
-    last = grids(problem)[-1]
-    stats = {
-        **counts,
-        "blocks": last.start + last.rows * last.cols,
-        "threads": threads,
-        "seconds": time.perf_counter() - started,
-    }
+    stats = {**counts, "blocks": cut.n_blocks, "threads": threads, "seconds": time.perf_counter() - started}
     return Solution(
         mask=mask,
         objective=kept_score(parts) if certificate is None else certificate.objective,
@@ -117,8 +111,8 @@ def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
         return _part(chunk, graded.objective, graded, {})
 
     parts = map_on_threads(partial(_tried, work), cut.all, at_once)
-    check_feasible(problem, parts)
-    return certificate_of(problem, parts)
+    check_feasible(problem, cut, parts)
+    return certificate_of(problem, cut, parts)
 
 
 def _solved(problem: Problem, chunk: Chunk, method: Solver) -> ChunkSolution:
@@ -194,7 +188,7 @@ def _values(chunk: Chunk) -> Array:
 def _certify_edge(problem: Problem, chunk: Chunk, masks: tuple[Array, ...], method: Solver) -> Part:
     """Grade edge blocks: the padding completes the given mask in any way that the pattern allows."""
     place, mask = chunk.place, masks[chunk.place.matrix]
-    part = mask[region(place, chunk.pattern, mask.shape)]
+    part = mask[place.area]
     given, real = pad(part, chunk.pattern), pad(np.ones_like(part), chunk.pattern)
     state = np.where(real, np.where(given, KEEP, DROP), FREE).astype(np.int8)
     chunk.mask[...] = given

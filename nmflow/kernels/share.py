@@ -148,7 +148,7 @@ def move_open(blocks, block_u, block_v, u_bytes, v_bytes, first, to, count, plus
 @part
 def is_vain(left, listed, total, moved):  # type: ignore[no-untyped-def]
     """Whether what is `left` of a list ties: more bits do not tell that apart, but finer offsets of moved scores do."""
-    return total and 2 * left > listed and ((2 * left < total and not moved) or 16 * left > 15 * listed)
+    return total and 4 * left > 3 * listed and ((2 * left < total and not moved) or 16 * left > 15 * listed)
 
 
 @part

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
@@ -18,8 +18,7 @@ from nmflow.problem import Problem
 __all__ = ["BlockDuals", "BlockSolver", "ChunkSolution", "Solver"]
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkSolution:
+class ChunkSolution(NamedTuple):
     """What a solver knows of the mask that it wrote.
 
     Attributes
@@ -37,10 +36,10 @@ class ChunkSolution:
         Blocks that were proven when their masks were made; None if nothing was graded.
     """
 
-    duals: Duals = field(default_factory=Duals)
+    duals: Duals = Duals()
     finite: bool = True
     infeasible: tuple[int, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = MappingProxyType({})
     proven: Proven | None = None
 
 

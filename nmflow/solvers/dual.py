@@ -90,7 +90,7 @@ class Dual(Solver):
         level_kernel()(u, v, good)
         good[full.proven.others] = False
         proven = Proven(kept_score(chunk, np.flatnonzero(good)), np.flatnonzero(good == 0))
-        return self._finished(chunk, replace(full, duals=Duals(blocks=blocks, block_row=u, block_col=v), proven=proven))
+        return self._finished(chunk, full._replace(duals=Duals(blocks=blocks, block_row=u, block_col=v), proven=proven))
 
     def _finished(self, chunk: Chunk, full: ChunkSolution) -> ChunkSolution:
         """Send paths through the blocks that are not proven under the fill of the chunk."""
@@ -100,7 +100,7 @@ class Dual(Solver):
         u, v = full.duals.gather(chunk, left)
         start = Duals(blocks=left, block_row=u, block_col=v)
         proven = finish(chunk, start, begun=False)
-        proven = replace(proven, objective=full.proven.objective + proven.objective)
+        proven = proven._replace(objective=full.proven.objective + proven.objective)
         counts = {**full.counts, "augmented": full.counts.get("augmented", 0) + len(left)}
         return ChunkSolution(full.duals.updated(start), counts=counts, proven=proven)
 
@@ -145,8 +145,8 @@ class Dual(Solver):
                 return ChunkSolution(finite=False)
             counts = {"tied": chunk.n_blocks - len(untied.blocks)}
             row, col = chunk.duals or (None, None)
-            known = replace(untied.every, row=row, col=col)
-            start = replace(known, blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
+            known = untied.every._replace(row=row, col=col)
+            start = known._replace(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
             return self._ended(chunk, known, start, untied.kept, counts, begun=True)
         todo = OpenBlocks(chunk)
         if not chunk.exact:  # scores that were rounded are compared as floats, where a tie proves nothing
@@ -169,7 +169,7 @@ class Dual(Solver):
             return ChunkSolution(known, counts=counts, proven=Proven(kept, blocks))
         counts["augmented"] = len(blocks)
         proven = finish(chunk, start, begun=begun)
-        proven = replace(proven, objective=kept + proven.objective)
+        proven = proven._replace(objective=kept + proven.objective)
         return ChunkSolution(known.updated(start), counts=counts, proven=proven)
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
@@ -194,7 +194,7 @@ class Dual(Solver):
             yield duals
             blocks = blocks[ended != EXACT]
         if len(blocks):
-            yield replace(duals, special=in_integers(chunk, blocks, duals))
+            yield duals._replace(special=in_integers(chunk, blocks, duals))
 
 
 def _levelled(chunk: Chunk, lattice: Lattice, largest: int, u: Array, v: Array) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from nmflow.workspace import held, workspace
 
 __all__ = ["LONG_ENTRIES", "OpenBlocks", "room_for_duals"]
 
+KEPT = struct.Struct("d")
 LONG_ENTRIES = 1 << 19
 """Entries of a chunk for which it pays to wake threads."""
 
@@ -34,15 +36,13 @@ class OpenBlocks:
     """
 
     def __init__(self, chunk: Chunk) -> None:
-        rows, cols = chunk.pattern.block_shape
-        self._n_blocks, self._dtype = chunk.n_blocks, np.dtype(work_dtype(chunk.kind))
-        self._shapes = rows, cols
-        sizes = 8, 8 * self._n_blocks, self._n_blocks * rows * self._dtype.itemsize
-        self._ends = sizes[0], sizes[0] + sizes[1], sum(sizes)
-        self._room, start = held("open blocks", self._ends[2] + self._n_blocks * cols * self._dtype.itemsize)
-        self.kept_at, self.addresses = start, tuple(start + end for end in self._ends)
-        self._kept = self._room[:8].view(np.float64)
-        self._kept[0] = 0.0
+        self._shapes, self._n_blocks, self._dtype = chunk.pattern.block_shape, chunk.n_blocks, work_dtype(chunk.kind)
+        (rows, cols), word = self._shapes, KEPT.size
+        item = self._n_blocks * (8 if chunk.kind == "float64" else 4)
+        self._ends = word, word + 8 * self._n_blocks, word + 8 * self._n_blocks + rows * item
+        self._room, start = held("open blocks", self._ends[2] + cols * item)
+        self.kept_at, self.addresses = start, (start + word, start + self._ends[1], start + self._ends[2])
+        KEPT.pack_into(self._room.data, 0, 0.0)
         self.count = 0
         self.dense = chunk.duals
         if self.dense is None and chunk.state is not None:
@@ -51,7 +51,7 @@ class OpenBlocks:
     @property
     def kept(self) -> float:
         """What the blocks keep that are not open."""
-        return float(self._kept[0])
+        return float(KEPT.unpack_from(self._room.data)[0])
 
     @property
     def blocks(self) -> npt.NDArray[np.int64]:
@@ -61,7 +61,7 @@ class OpenBlocks:
     @property
     def sides(self) -> tuple[Array, Array]:
         """Their duals, of rows and of columns."""
-        item = self._dtype.itemsize
+        item = np.dtype(self._dtype).itemsize
         u, v = (
             self._room[end:][: self.count * size * item].view(self._dtype).reshape(self.count, size)
             for end, size in zip(self._ends[1:], self._shapes, strict=True)

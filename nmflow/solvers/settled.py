@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
 from nmflow.blocks import Chunk
 from nmflow.certificate import fills
 from nmflow.crew import call_on_threads
+from nmflow.pattern import Pattern
 from nmflow.solvers.judge import by_side, likely_digits, likely_distinct, likely_full
 from nmflow.solvers.offsets import fine_offsets
 from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks
@@ -12,17 +17,55 @@ from nmflow.workspace import held
 
 __all__ = ["settle"]
 
-ZOOMS = (6, 12, 3)
+ZOOMS = (6, 16, 2)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
 and the step between."""
-FEW_DIGITS, FEW_ZOOMS = 14, (7, 13, 3)
-"""Most bits of a score where it is moved then, since differences of scores are often 0; and the same for these."""
+FEW_DIGITS, FEW_ZOOMS = 14, {8: (6, 16, 2), 16: (7, 15, 2), 64: (7, 13, 3)}
+"""Most bits of a score where it is moved then, since differences of scores are often 0; and the same for these, by the
+longer side of a block."""
 ROUNDED = (0, 12, 6)
 """The same where scores were rounded, from nothing."""
-AT_MOST = {8: (2, 8, 3), 16: (3, 12, 3), 64: (6, 12, 3)}
-"""The same under at-most fill, by the longer side of a block: duals of small blocks have far to go."""
-FINEST = {2: 12, 4: 12, 8: 36}
-"""The last one, by bytes of a score, where most blocks are open and scores don't repeat: they lie close together."""
+AT_MOST = {4: (2, 16, 2), 8: (3, 15, 2), 16: (5, 15, 2), 64: (6, 12, 3)}
+"""The same under at-most fill: duals of small blocks have far to go."""
+CLOSE = {2: (9, 12, 3), 4: (9, 12, 3), 8: (9, 36, 3)}
+"""The same after that, by bytes of a score, where most blocks are open and scores differ: they lie close together."""
+
+
+class _Way(NamedTuple):
+    """How the blocks of a chunk are settled.
+
+    operation, plan, scratch, cut_list, part, most_parts : of the kernel. loose : whether fill is at most. offsets :
+    their address, or 0. zooms : as in `ZOOMS`.
+    """
+
+    operation: int
+    plan: int
+    scratch: int
+    cut_list: Callable[[int], tuple[int, int]]
+    part: int
+    most_parts: int
+    loose: bool
+    offsets: int
+    zooms: tuple[int, int, int]
+
+
+@cache
+def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) -> _Way:
+    from nmflow.kernels.settle import settle_kernel, settle_scratch
+    from nmflow.kernels.share import MOST_PARTS, PART, cut_list
+
+    shape = pattern.block_shape
+    loose = pattern.fill == "at-most" and pattern.col is not None
+    zooms = by_side(FEW_ZOOMS, pattern) if moved else ZOOMS
+    if not exact:
+        zooms = ROUNDED
+    elif loose:
+        zooms = by_side(AT_MOST, pattern)
+    offsets = fine_offsets(*shape).ctypes.data if moved else 0
+    operation, plan = settle_kernel(
+        kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), absolute, moved
+    )  # fmt: skip
+    return _Way(operation, plan, settle_scratch(kind, shape), cut_list.py_func, PART, MOST_PARTS, loose, offsets, zooms)
 
 
 def settle(chunk: Chunk, todo: OpenBlocks) -> int:
@@ -30,46 +73,31 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
 
     All blocks are settled if `todo` is empty, else those in it, from their duals. It holds what is open then.
     """
-    from nmflow.kernels.settle import settle_kernel, settle_scratch
-    from nmflow.kernels.share import MOST_PARTS, PART, cut_list
-
-    pattern, scores, mask, shape = chunk.pattern, chunk.scores, chunk.mask, chunk.pattern.block_shape
-    loose = pattern.fill == "at-most" and pattern.col is not None
-    digits = likely_digits(chunk)
-    moved = digits <= FEW_DIGITS
-    zooms = FEW_ZOOMS if moved else ZOOMS
-    if not chunk.exact:
-        zooms = ROUNDED
-    elif loose:
-        zooms = by_side(AT_MOST, pattern)
-    fill_first = int(loose and likely_full(chunk, tied=False))
-    offsets = fine_offsets(*shape).ctypes.data if moved else 0
-    operation, plan = settle_kernel(
-        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute, moved
-    )  # fmt: skip
+    scores, mask, digits, exact = chunk.scores, chunk.mask, likely_digits(chunk), chunk.exact
+    way = _way(chunk.kind, chunk.pattern, chunk.absolute, exact, digits <= FEW_DIGITS)
+    fill_first = int(way.loose and likely_full(chunk, tied=False))
     tall, wide = chunk.grid
     shares, share_rows = chunk.shares
-    scratch_size = settle_scratch(chunk.kind, shape)
     warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
     dense = (0, 0) if todo.dense is None else tuple(side.ctypes.data for side in todo.dense)
     where = (
-        plan, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *dense, warm_v, tall, wide,
+        way.plan, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *dense, warm_v, tall, wide,
         *todo.addresses,
     )  # fmt: skip
 
     def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
         listed = todo.count
-        parts, size = cut_list.py_func(listed) if listed else (shares, share_rows * wide)
+        parts, size = way.cut_list(listed) if listed else (shares, share_rows * wide)
         threads = min(chunk.threads, parts)
-        _, scratch = held("scratch", scratch_size * threads)
+        _, scratch = held("scratch", way.scratch * threads)
         job = (
-            *where, listed, todo.kept_at, int(chunk.exact), fill_first, last_zoom, zoom_step, digits, offsets,
-            share_rows, scratch, scratch_size, 0, parts, size, listed, zoom,
+            *where, listed, todo.kept_at, int(exact), fill_first, last_zoom, zoom_step, digits, way.offsets,
+            share_rows, scratch, way.scratch, 0, parts, size, listed, zoom,
         )  # fmt: skip
-        room = PART * max(parts, MOST_PARTS)
-        return call_on_threads(operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
+        room = way.part * max(parts, way.most_parts)
+        return call_on_threads(way.operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
 
-    todo.count = go_on(*zooms)
-    if 2 * todo.count > chunk.n_blocks and chunk.exact and likely_distinct(chunk):
-        todo.count = go_on(zooms[0] + zooms[2], FINEST[scores.itemsize], zooms[2])
+    todo.count = go_on(*way.zooms)
+    if 2 * todo.count > chunk.n_blocks and exact and likely_distinct(chunk):
+        todo.count = go_on(*CLOSE[scores.itemsize])
     return todo.count

@@ -213,23 +213,14 @@ def load(
     threads: int = 1,
 ) -> Chunk:
     """Bring one place into the form that kernels read."""
-    pattern, number, area, padded = problem.pattern, place.matrix, place.area, place.padded
-
-    def part_of(array: Matrix) -> Array:
-        part = turned(array.part(*area))
-        return pad(part, pattern) if padded else part
-
-    def marked(array: Array | None) -> Array | None:
-        return None if array is None else part_of(problem.matrix(array, number))
-
-    source, absolute = part_of(matrices[number]), problem.absolute
-    if problem.previous is not None and problem.bonus:  # the score is then this sum, rounded once to float64
-        source = with_bonus(source, absolute, part_of(problem.matrix(problem.previous, number)), problem.bonus)
-        absolute = False
+    pattern, number, padded, absolute = problem.pattern, place.matrix, place.padded, problem.absolute
+    source = _part(matrices[number], place, pattern)
+    previous = _marked(problem, problem.previous, place)
+    if previous is not None and problem.bonus:  # the score is then this sum, rounded once to float64
+        source, absolute = with_bonus(source, absolute, previous, problem.bonus), False
     scores, kind, exact = readable(source)
-    mask = np.zeros(source.shape, np.bool_) if padded else masks[number][area]
-    state = _state(source.shape, marked(problem.keep), marked(problem.drop))
-    start = marked(problem.start)
+    mask = np.zeros(source.shape, np.bool_) if padded else masks[number][place.area]
+    state, start = _state(problem, place, source.shape), _marked(problem, problem.start, place)
     warm = None if problem.warm is None else duals_of(place, problem, problem.warm, work_dtype(kind))
     chunk = Chunk(scores, source, kind, absolute, exact, pattern, state, mask, place, start, warm, threads=threads)
     if duals is None:
@@ -241,12 +232,24 @@ def load(
     return replace(chunk, duals=(u[rows], v[place.block_rows]))
 
 
-def _state(shape: tuple[int, ...], keep: Array | None, drop: Array | None) -> Array | None:
-    """KEEP, DROP or FREE for each entry; None where all are free."""
-    if keep is None and drop is None:
+def _part(array: Matrix, place: Place, pattern: Pattern) -> Array:
+    """The entries of a place."""
+    part = turned(array.part(*place.area))
+    return pad(part, pattern) if place.padded else part
+
+
+def _marked(problem: Problem, array: Array | None, place: Place) -> Array | None:
+    """The entries of a place in an array of the problem's shape, if there is one."""
+    return None if array is None else _part(problem.matrix(array, place.matrix), place, problem.pattern)
+
+
+def _state(problem: Problem, place: Place, shape: tuple[int, ...]) -> Array | None:
+    """KEEP, DROP or FREE for each entry of a place; None where no entry of the problem is fixed."""
+    if problem.keep is None and problem.drop is None:
         return None
     state = np.zeros(shape, np.int8)
-    for fixed, value in ((keep, KEEP), (drop, DROP)):
+    for array, value in ((problem.keep, KEEP), (problem.drop, DROP)):
+        fixed = _marked(problem, array, place)
         if fixed is not None:
             state[fixed] = value
     return state

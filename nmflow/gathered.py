@@ -69,14 +69,15 @@ def certificate_of(problem: Problem, cut: Places, parts: Sequence[Part]) -> Cert
     status = np.zeros(cut.n_blocks, np.uint8)
     numbers, gaps = [], []
     for part in parts:
-        if part.grade is None or not len(part.grade.unproven):
+        graded = part.grade
+        if graded is None or graded.status is None or not len(graded.unproven):
             continue
         place, grid = part.place, cut.grids[part.place.matrix]
         view = status[grid.start : grid.start + grid.rows * grid.cols].reshape(grid.rows, grid.cols)
         target = view[place.block_rows, place.block_cols]
-        target[...] = part.grade.status.reshape(target.shape)
-        numbers.append(block_numbers(place, grid)[part.grade.unproven])
-        gaps.append(part.grade.gaps)
+        target[...] = graded.status.reshape(target.shape)
+        numbers.append(block_numbers(place, grid)[graded.unproven])
+        gaps.append(graded.gaps)
     unproven, all_gaps, gap = np.empty(0, np.int64), np.empty(0), 0.0
     if numbers:
         unproven, all_gaps = np.concatenate(numbers), np.concatenate(gaps)

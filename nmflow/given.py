@@ -43,6 +43,8 @@ def as_array(value: object, name: str) -> Array:
 
 def viewed(value: object, name: str) -> Array:
     """The same of any dtype: `as_array` without asking for scores."""
+    if type(value) is np.ndarray:
+        return value
     masked = sys.modules.get("numpy.ma")  # loaded where there is one
     if masked is not None and isinstance(value, masked.MaskedArray):
         raise InputTypeError(f"{name} must be a plain array, not a masked one, whose mask would be lost; use .filled()")
@@ -105,10 +107,10 @@ def thread_count(threads: int | None) -> int:
     return count
 
 
-def check_out(out: object, scores: Array, others: Mapping[str, Array | None], layout: str | None) -> Array:
+def check_out(out: object, scores: Array, read: Mapping[str, Array | None], layout: str | None) -> Array:
     """Check where a caller wants the mask: entries of a row adjacent, shape of the scores, not with layout="conv".
 
-    others : what else is read while the mask is written, by its name.
+    read : all that is read while the mask is written, by its name.
     """
     if not isinstance(out, np.ndarray) or out.dtype.char != "?" or out.shape != scores.shape:
         found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
@@ -121,7 +123,7 @@ def check_out(out: object, scores: Array, others: Mapping[str, Array | None], la
         raise InputValueError('out must be None for layout="conv", whose masks are laid out another way in memory')
     if not out.flags.c_contiguous and _overlaps_itself(out):
         raise InputValueError("out must have entries of its own in memory, none twice; pass np.empty")
-    for name, array in {"the scores": scores, **others}.items():
+    for name, array in read.items():
         if array is not None and np.may_share_memory(out, array):
             raise InputValueError(f"out must not share memory with {name}; pass an array of its own")
     return out

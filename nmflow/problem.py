@@ -105,7 +105,7 @@ class Problem:
         if kept is not None and dropped is not None:
             check_disjoint(kept, dropped)
         begun = None if start is None else as_mask(start, array.shape, "start")
-        others = {"keep": kept, "drop": dropped, "start": begun}
+        read = {"the scores": array, "keep": kept, "drop": dropped, "start": begun}
         return cls(
             array,
             absolute,
@@ -115,7 +115,7 @@ class Problem:
             kept,
             dropped,
             start=begun,
-            out=None if out is None else check_out(out, array, others, layout),
+            out=None if out is None else check_out(out, array, read, layout),
         )
 
     @property

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nmflow.arrays import Array
 
-__all__ = ["held", "workspace"]
+__all__ = ["held", "kept_for", "workspace"]
+
+Made = TypeVar("Made")
 
 MOST_FREE = 64
 """Most workspaces that wait for a thread, of some MB each."""
 
-_free: list[dict[str, tuple[Array, int]]] = []
+_free: list[dict[Hashable, Any]] = []
 """Workspaces of threads that have ended."""
 _kept = threading.local()
 
@@ -28,20 +32,35 @@ class _Lease:
         except IndexError:
             self.buffers = {}
 
-    def __del__(self, free: list[dict[str, tuple[Array, int]]] = _free, most: int = MOST_FREE) -> None:
+    def __del__(self, free: list[dict[Hashable, Any]] = _free, most: int = MOST_FREE) -> None:
         # named here, since a module's names are gone when the interpreter ends
         if len(free) < most:
             free.append(self.buffers)
 
 
-def held(name: str, size: int) -> tuple[Array, int]:
-    """Bytes that the thread keeps from chunk to chunk, `size` or more; and their address, which takes NumPy longer."""
+def _buffers() -> dict[Hashable, Any]:
+    """What the thread keeps, by its names."""
     try:
-        buffers: dict[str, tuple[Array, int]] = _kept.lease.buffers
+        buffers: dict[Hashable, Any] = _kept.lease.buffers
     except AttributeError:
         _kept.lease = _Lease()
         buffers = _kept.lease.buffers
-    found = buffers.get(name)
+    return buffers
+
+
+def kept_for(name: Hashable, make: Callable[[], Made]) -> Made:
+    """What `make` made when the thread first asked for it by this name."""
+    buffers = _buffers()
+    made: Made | None = buffers.get(name)
+    if made is None:
+        made = buffers[name] = make()
+    return made
+
+
+def held(name: str, size: int) -> tuple[Array, int]:
+    """Bytes that the thread keeps from chunk to chunk, `size` or more; and their address, which takes NumPy longer."""
+    buffers = _buffers()
+    found: tuple[Array, int] | None = buffers.get(name)
     if found is None or found[0].size < size:
         fresh = np.empty(size, np.uint8)
         buffers[name] = found = fresh, fresh.ctypes.data

@@ -28,6 +28,13 @@ def _some_left(need):  # type: ignore[no-untyped-def]
     return left > 0
 
 
+@part
+def _copy_finite(source, target):  # type: ignore[no-untyped-def]
+    """Copy numbers, and 0 where one is beyond the work dtype: paths start from finite ones."""
+    for k in range(len(source)):
+        target[k] = source[k] if abs(source[k]) < np.inf else 0.0
+
+
 @once
 def finish_kernel() -> Any:
     """Compile the finishing of blocks, in float64.
@@ -36,7 +43,8 @@ def finish_kernel() -> Any:
     -------
     function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, near, begun, *scratch, flags)
     -> float
-        values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from; optimal ones on return.
+        values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals to start from, 0 where one is not
+        finite; optimal ones on return.
         mask : (h, w) uint8, each row contiguous, in which the masks of the blocks are written. blocks : (k,) int64,
         their numbers. r, c : budgets; room : of a column for the paths. Fills: 2 exact, 1 at most, 0 free. exact :
         whether scores are not rounded. near : whether duals are rounded to float32.
@@ -68,8 +76,8 @@ def finish_kernel() -> Any:
             for i in range(rows):
                 for j in range(cols):
                     turned[j, i] = score[i, j]
-            copy_numbers(u[k], row, False)
-            copy_numbers(v[k], col, False)
+            _copy_finite(u[k], row)
+            _copy_finite(v[k], col)
             flags[k] = 1
             if k + SOON < count:
                 ask_block(at_mask, mask_step, grid_cols, blocks[k + SOON], rows, cols)

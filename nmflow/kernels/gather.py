@@ -53,22 +53,25 @@ def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
 
     Returns
     -------
-    function (scores, stride, rows, cols, grid_cols, blocks, count, values) -> None
-        Addresses as int64; `stride` bytes between rows; blocks: `count` int64, of `rows` x `cols` entries each; values:
-        (count, rows, cols) float64, output.
+    function (scores, stride, grid_cols, blocks, values) -> None
+        scores: an address, with `stride` bytes between rows. blocks: (k,) int64. values: (k, rows, cols) float64,
+        output.
     """
     kind = KINDS[kind_name]
     code, item, magnitude = kind.code, kind.itemsize, int(absolute)
 
-    def gather(scores, stride, rows, cols, grid_cols, blocks, count, values):  # type: ignore[no-untyped-def]
+    def gather(scores, stride, grid_cols, blocks, values):  # type: ignore[no-untyped-def]
+        count, rows, cols = values.shape
+        target = values.ctypes.data
         for k in range(count):
             if k + SOON < count:
-                ask_block(scores, stride, grid_cols, read_word(blocks + (k + SOON) * 8), rows, cols * item)
-            source = block_at(scores, stride, grid_cols, read_word(blocks + k * 8), rows, cols * item)
+                ask_block(scores, stride, grid_cols, blocks[k + SOON], rows, cols * item)
+            source = block_at(scores, stride, grid_cols, blocks[k], rows, cols * item)
             for i in range(rows):
-                widen_row(source + i * stride, values + (k * rows + i) * cols * 8, cols, code, magnitude)
+                widen_row(source + i * stride, target + (k * rows + i) * cols * 8, cols, code, magnitude)
 
-    return compiled(gather, types.none(*[types.int64] * 8))
+    i8 = types.int64
+    return compiled(gather, types.none(i8, i8, i8, types.int64[::1], types.float64[:, :, ::1]))
 
 
 @once

@@ -56,14 +56,14 @@ class OpenBlocks:
     @property
     def blocks(self) -> npt.NDArray[np.int64]:
         """Numbers of the open blocks."""
-        return self._room[self._ends[0] :][: 8 * self.count].view(np.int64)
+        return self._room[self._ends[0] : self._ends[0] + 8 * self.count].view(np.int64)
 
     @property
     def sides(self) -> tuple[Array, Array]:
         """Their duals, of rows and of columns."""
         item = np.dtype(self._dtype).itemsize
         u, v = (
-            self._room[end:][: self.count * size * item].view(self._dtype).reshape(self.count, size)
+            self._room[end : end + self.count * size * item].view(self._dtype).reshape(self.count, size)
             for end, size in zip(self._ends[1:], self._shapes, strict=True)
         )
         return u, v

@@ -11,7 +11,7 @@ from nmflow.crew import map_on_threads
 from nmflow.duals import BlockDuals, Duals
 from nmflow.pattern import Pattern
 from nmflow.sums import added
-from nmflow.workspace import workspace
+from nmflow.workspace import kept_for, workspace
 
 __all__ = ["augment", "finish", "in_integers", "kept_score"]
 
@@ -24,13 +24,11 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
 
     numbers : shape (k, R, C), what to read instead of the scores. begun : whether masks say which ties to keep.
     """
-    from nmflow.kernels.between import between_kernel
     from nmflow.kernels.finish import finish_kernel, finish_scratch
 
     pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
     if blocks is None or u is None or v is None:
         raise AssertionError("open blocks must have duals of their own")
-    _make_finite(u, v)
     flags = np.empty(len(blocks), np.uint8)
     rows, cols = pattern.block_shape
     size = max(1, BATCH_ENTRIES // (rows * cols))
@@ -41,17 +39,19 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
 
     def finish_some(first: int) -> float:
         part = slice(first, first + size)
-        count = len(blocks[part])
-        some = workspace("values", count * rows * cols, np.float64).reshape(-1, rows, cols)
-        scratch = finish_scratch(rows, cols)
+        names, verdicts = blocks[part], flags[part]
+        some = workspace("values", len(names) * rows * cols, np.float64).reshape(-1, rows, cols)
+        scratch = kept_for(pattern, lambda: finish_scratch(rows, cols))
         if numbers is None:
-            block_scores(chunk, blocks[part], some)
+            block_scores(chunk, names, some)
         else:
             some[...] = numbers[part]
-        kept: float = kernel(some, u[part], v[part], mask, blocks[part], *rules, begun, *scratch, flags[part])
-        left = np.flatnonzero(flags[part])
-        if len(left):
-            at = first + left
+        kept: float = kernel(some, u[part], v[part], mask, names, *rules, begun, *scratch, verdicts)
+        if verdicts.any():
+            from nmflow.kernels.between import between_kernel
+
+            left = np.flatnonzero(verdicts)
+            at, scratch = first + left, finish_scratch(rows, cols)
             row, col, open_flags = u[at], v[at], flags[at]
             kept += between_kernel()(some[left], row, col, mask, blocks[at], *rules, single, *scratch, open_flags)
             u[at], v[at], flags[at] = row, col, open_flags
@@ -68,7 +68,8 @@ def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tup
 
     pattern = chunk.pattern
     u, v = start.gather(chunk, blocks)
-    _make_finite(u, v)
+    for side in (u, v):  # paths start from finite duals; some are beyond the work dtype
+        side[~np.isfinite(side)] = 0.0
     ended = np.empty(len(blocks), np.uint8)
     rows, cols = pattern.block_shape
     size = max(1, BATCH_ENTRIES // (rows * cols))
@@ -122,12 +123,6 @@ def kept_score(chunk: Chunk, blocks: Array) -> float:
         *shape, chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,
     )  # fmt: skip
     return added(sums)
-
-
-def _make_finite(*duals: Array) -> None:
-    """0 where duals are beyond the work dtype: paths start from finite ones."""
-    for side in duals:
-        side[~np.isfinite(side)] = 0.0
 
 
 def _room(pattern: Pattern) -> int:

@@ -21,6 +21,9 @@ __all__ = ["WORDS", "Ahead", "plan_ahead"]
 
 WORDS = 6
 """Numbers that say what is left to ask for."""
+SMALL, FAR = 16, 2
+"""Most entries of a block whose group is ascended so fast that memory is asked for earlier, which counts where rows of
+the matrix are short; and how many groups earlier."""
 STEPS = 8
 """Steps of rows or columns in which it is asked for where scores have 32 bits: as many as four rounds have."""
 
@@ -29,7 +32,12 @@ STEPS = 8
 def plan_ahead(  # type: ignore[no-untyped-def]
     at, scores, stride, item, rows, cols, grid_cols, place, total, mask, mask_stride, whole
 ):
-    """Ask for the scores of the group that begins with block `place` of `total`, and for the mask if it is `whole`."""
+    """Ask for the scores of the group that begins with block `place` of `total`, and for the mask if it is `whole`.
+
+    Of small blocks a later group is asked for.
+    """
+    if rows * cols <= SMALL:
+        place += FAR * LANES
     count = min(LANES, grid_cols - place % grid_cols) if place < total else 0
     first = block_at(scores, stride, grid_cols, place, rows, cols * item)
     _plan_rows(at, first, count * cols * item, stride)

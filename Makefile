@@ -53,6 +53,7 @@ bench: $(VENV)/.benched runs/download/.complete
 	$(PY) -m benchmarks.run $(BENCH)
 	$(PY) -m benchmarks.targets $(TARGETS)
 	$(PY) -m benchmarks.stages
+	$(PY) -m benchmarks.rounds
 	$(PY) -m benchmarks.report
 
 # Interrupted, it goes on where it was. TRAIN="--fresh" passes options on.

@@ -1,1 +1,1 @@
-"""The benchmark that a sceptic would run: `make bench`, or ``python -m benchmarks.`` run, targets, stages, report."""
+"""What a sceptic would run: `make bench`, or ``python -m benchmarks.`` run, targets, stages, rounds, report."""

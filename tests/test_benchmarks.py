@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nmflow
-from benchmarks import families, peers, report, store
+from benchmarks import families, peers, report, rounds, store
 from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
@@ -245,6 +245,21 @@ def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.Mo
             assert row["note"].startswith("not available: ")
         else:
             assert row["met"] == turns.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
+
+
+def test_rounds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "PATTERNS", ("4:8",))
+    out, page = tmp_path / "rounds.json", tmp_path / "page.md"
+    page.write_text("<!-- begin: rounds -->\n<!-- end: rounds -->\n", encoding="utf-8")
+    assert rounds.main(["--side", "1024", "--repeats", "1", "--out", str(out), "--page", str(page)]) == 0
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    nothing, last, own = (row["open"][start] for start in rounds.STARTS)
+    assert nothing[0] > nothing[-1] > 0.0
+    assert nothing[0] > last[0] > own[0]
+    assert np.isfinite([row["pass"], row["round"]]).all()
+    assert "| 4:8 |" in page.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        rounds.main(["--side", "1000", "--out", str(out), "--page", str(page)])
 
 
 def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

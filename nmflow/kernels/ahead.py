@@ -17,7 +17,7 @@ from nmflow.kernels.compile import part
 from nmflow.kernels.memory import LINE, write_word
 from nmflow.kernels.simd import I64, LANES, Emitter
 
-__all__ = ["WORDS", "Ahead", "plan_ahead"]
+__all__ = ["SMALL", "WORDS", "Ahead", "plan_ahead"]
 
 WORDS = 6
 """Numbers that say what is left to ask for."""

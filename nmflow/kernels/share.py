@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nmflow.kernels.ahead import plan_ahead
+from nmflow.kernels.ahead import SMALL, plan_ahead
+from nmflow.kernels.carry import ask
 from nmflow.kernels.compile import call, part
 from nmflow.kernels.memory import move_bytes, read_float, read_word, read_words, write_float, write_word
 from nmflow.kernels.simd import LANES
@@ -80,11 +81,14 @@ def settle_share(  # type: ignore[no-untyped-def]
                 return -1
         else:
             plan_ahead(ahead, scores, stride, item, rows, cols, grid_cols, first + here, total, to, to_step, whole)
+            to_u = u + (s * rows * grid_cols + j) * work
+            if u and whole and rows * cols > SMALL:  # where its duals go; small blocks wait for memory anyway
+                ask(to_u, grid_cols * work, rows, LANES * work)
+                ask(v + first * v_bytes, 0, 1, LANES * v_bytes)
             open_lanes = call(first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, rounds, filled))
             if open_lanes < 0:
                 return -1
             if u and whole:
-                to_u = u + (s * rows * grid_cols + j) * work
                 call(duals_at, (room, to_u, grid_cols * work, v + first * v_bytes))
             if open_lanes or not made or (u and not whole):
                 call(duals_at, (room, room_u, LANES * work, room_v))

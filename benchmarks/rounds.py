@@ -1,0 +1,173 @@
+"""What an earlier solution can save: how many blocks rounds of ascent leave open, and what a round costs.
+
+``python -m benchmarks.rounds`` writes benchmarks/results/rounds.json and the section of docs/performance.md that shows
+it. A first pass over 32 blocks is called as `nmflow.kernels.settle` calls it, with any number of rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import types
+
+import nmflow
+from benchmarks.page import fill_page
+from benchmarks.report import DOCS, HERE
+from nmflow.bench.machine import machine, versions
+from nmflow.kernels.ascent import ascent_of
+from nmflow.kernels.compile import call, compiled
+from nmflow.kernels.rounds import rounds_for
+from nmflow.kernels.settle_passes import Room, first_pass
+from nmflow.kernels.share import SUMS
+from nmflow.kernels.simd import LANES
+
+PATTERNS = ("4:8", "8:16", "16:32")
+NOISE = 0.01
+"""Deviation of what is added to weights whose deviation is 1."""
+STARTS = ("nothing", "the last duals", "its own duals")
+WHOLE = 32 * LANES
+"""Columns of whole groups of the largest blocks."""
+CACHED = 8
+"""Groups of blocks over which a pass is timed: they stay in a cache."""
+TIMED = (1, 3, 5, 7)
+"""Rounds of the passes that are timed; what a round takes is the slope."""
+ENTRIES = 1 << 22
+"""Entries that are passed over at least in one timing."""
+
+
+def _driver() -> Any:
+    """Compile first passes over all blocks of a matrix, some times; how many blocks are open each time, in sum."""
+    lanes = LANES
+
+    def passes(operation, room, scores, mask, duals, sums, ascent, rounds, tall, wide, side, times):  # type: ignore[no-untyped-def]
+        left, step = 0, wide * side
+        for _ in range(times):
+            for s in range(tall):
+                for j in range(0, wide, lanes):
+                    place = s * side * step + j * side
+                    start = duals + (s * step + j * side) * 4 if duals else 0
+                    lanes_left = call(
+                        operation,
+                        (
+                            room, scores + place * 4, step * 4, mask + place, step, start, lanes, sums, ascent, rounds,
+                            0,
+                        ),
+                    )  # fmt: skip
+                    while lanes_left:
+                        lanes_left &= lanes_left - 1
+                        left += 1
+        return left
+
+    return compiled(passes, types.int64(*[types.int64] * 12))
+
+
+class Passes:
+    """First passes of one pattern over the blocks of a matrix."""
+
+    def __init__(self, pattern: str) -> None:
+        n, m = (int(number) for number in pattern.split(":"))
+        self.side = m
+        self._operations = first_pass("float32", m, m, n, n, 2, 2, True), ascent_of(m, m, n, n, 0, 0, 0)
+        self._room = np.zeros(Room.of("float32", m, m).size + 64, np.uint8)
+        self._sums = np.zeros(SUMS)
+        self._run = _driver()
+
+    def open_blocks(self, weights: Any, duals: Any, rounds: int, times: int = 1) -> int:
+        """How many blocks so many rounds leave open, from these column duals or from nothing."""
+        rows, cols = weights.shape
+        mask = np.empty(weights.shape, np.uint8)
+        operation, ascent = self._operations
+        found: int = self._run(
+            operation, (self._room.ctypes.data + 63) & ~63, weights.ctypes.data, mask.ctypes.data,
+            0 if duals is None else duals.ctypes.data, self._sums.ctypes.data, ascent, rounds, rows // self.side,
+            cols // self.side, self.side, times,
+        )  # fmt: skip
+        return found
+
+    def nanoseconds(self, rounds: int, repeats: int) -> float:
+        """What a pass takes an entry, in cache, on one thread: the best of some."""
+        weights = np.random.default_rng(0).standard_normal((self.side, CACHED * LANES * self.side), dtype=np.float32)
+        times = max(1, ENTRIES // weights.size)
+        took = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            self.open_blocks(weights, None, rounds, times)
+            took.append(time.perf_counter() - began)
+        return min(took) / (times * weights.size) * 1e9
+
+
+def measure(side: int, repeats: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal((side, side), dtype=np.float32)
+    after = before + np.float32(NOISE) * rng.standard_normal((side, side), dtype=np.float32)
+    rows = []
+    for pattern in PATTERNS:
+        passes = Passes(pattern)
+        duals = [
+            np.ascontiguousarray(nmflow.solve(weights, pattern=pattern, duals=True).col_duals, np.float32)
+            for weights in (before, after)
+        ]
+        known, blocks = rounds_for(passes.side), (side // passes.side) ** 2
+        slope, whole = np.polyfit(TIMED, [passes.nanoseconds(count, repeats) for count in TIMED], 1)
+        rows.append(
+            {
+                "pattern": pattern,
+                "pass": float(whole),
+                "round": float(slope),
+                "rounds": {"nothing": known.first, "the last duals": known.warm},
+                "open": {
+                    start: [passes.open_blocks(after, given, count) / blocks for count in range(1, known.first + 1)]
+                    for start, given in zip(STARTS, (None, *duals), strict=True)
+                },
+            }
+        )
+    return {"machine": machine(), "versions": versions(), "side": side, "rows": rows}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The section of the page."""
+    side = results["side"]
+    lines = [
+        f"First passes over {side}×{side} float32 N(0,1) after noise of {NOISE:.0%} of the deviation, and what they "
+        f"take in cache, one thread; {results['machine']['cpu']}.",
+        "",
+        "| pattern | a pass without rounds, ns an entry | a round | open after so many from nothing | after one from "
+        "the last duals | after as many as are made | after one from its own duals | pass from nothing to that |",
+        "|" + "---|" * 8,
+    ]
+    for row in results["rows"]:
+        cold, warm = (row["rounds"][start] for start in STARTS[:2])
+        shares = {start: row["open"][start] for start in STARTS}
+        most = (row["pass"] + cold * row["round"]) / (row["pass"] + row["round"])
+        lines.append(
+            f"| {row['pattern']} | {row['pass']:.2f} | {row['round']:.3f} | {cold}: {shares[STARTS[0]][cold - 1]:.1%} "
+            f"| {shares[STARTS[1]][0]:.1%} | {warm}: {shares[STARTS[1]][warm - 1]:.1%} | {shares[STARTS[2]][0]:.1%} "
+            f"| {most:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rounds", description=__doc__)
+    parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "rounds.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
+    options = parser.parse_args(arguments)
+    if options.side < 1 or options.side % WHOLE:
+        parser.error(f"--side must be a multiple of {WHOLE}, not {options.side}")
+    results = measure(options.side, options.repeats)
+    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    fill_page(options.page, {"rounds": table(results)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -58,8 +58,7 @@ def check_feasible(problem: Problem, cut: Places, parts: Sequence[Part]) -> None
     easier = "" if problem.pattern.fill == "at-most" or problem.drop is None else ', or use fill="at-most"'
     raise InfeasibleError(
         f"keep and drop must leave a mask of pattern {problem.pattern}, not contradict it as in {len(numbers)} of "
-        f"{cut.n_blocks} blocks, the first at {where}; "
-        f"mark fewer entries there{easier}"
+        f"{cut.n_blocks} blocks, the first at {where}; mark fewer entries there{easier}"
     )
 
 

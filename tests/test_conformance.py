@@ -280,6 +280,20 @@ def test_keep_and_drop(name: str, data: st.DataObject) -> None:
 
 
 @every_solver
+@pytest.mark.parametrize("pattern", [Pattern(2, 2), Pattern(2, 4)], ids=str)
+def test_every_entry_is_fixed(name: str, pattern: Pattern) -> None:
+    weights = families.gaussian((4, 4), 6)
+    keep = nmflow.solve(-np.abs(weights), pattern=pattern).mask
+    solution = solve(name, weights, pattern, keep=keep, drop=~keep)
+    assert np.array_equal(solution.mask, keep)
+    if solvers.get(name).exact:
+        assert solution.proven
+    if suited(name, pattern).row_exact:
+        with pytest.raises(InfeasibleError):
+            solve(name, weights, pattern, drop=np.ones(keep.shape, np.bool_))
+
+
+@every_solver
 def test_a_certificate_is_made_where_it_is_asked_for(name: str) -> None:
     pattern = suited(name, Pattern(2, 4))
     weights = families.gaussian((12, 12), 4)

@@ -17,6 +17,7 @@ from nmflow.workspace import held, workspace
 __all__ = ["LONG_ENTRIES", "OpenBlocks", "room_for_duals"]
 
 KEPT = struct.Struct("d")
+"""What comes first in that memory: what the blocks keep that are not open."""
 LONG_ENTRIES = 1 << 19
 """Entries of a chunk for which it pays to wake threads."""
 

@@ -20,7 +20,7 @@ __all__ = ["settle"]
 ZOOMS = (6, 16, 2)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,
 and the step between."""
-FEW_DIGITS, FEW_ZOOMS = 14, {8: (6, 16, 2), 16: (7, 15, 2), 64: (7, 13, 3)}
+FEW_DIGITS, FEW_ZOOMS = 14, {8: (6, 16, 2), 16: (7, 15, 2), 64: (8, 14, 3)}
 """Most bits of a score where it is moved then, since differences of scores are often 0; and the same for these, by the
 longer side of a block."""
 ROUNDED = (0, 12, 6)

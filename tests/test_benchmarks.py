@@ -264,8 +264,9 @@ def test_rounds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "ALONE", "import sys; sys.exit(3)")
-    with pytest.raises(RuntimeError, match="a process that solves beside another has ended, with status 3"):
-        growth._two_processes("2:4", 64, 1)
+    ended = pytest.raises(RuntimeError, match="a process that solves beside another has ended, with status 3")
+    with ended, growth._two_processes("2:4", 64):
+        pass
 
 
 def results(folder: Path) -> tuple[Path, Path]:

@@ -57,17 +57,17 @@ class Bench:
         out = np.empty(weights.shape, np.bool_)
         return lambda: nmflow.solve(weights, pattern=pattern, threads=count, out=out, **options)
 
-    def turns(self, calls: dict[str, Callable[[], Any]]) -> Times:
-        """Times of calls in turn."""
-        return in_turn(calls, self.repeats, seconds=SLOWEST)
+    def turns(self, calls: dict[str, Callable[[], Any]], times: int = 1) -> Times:
+        """Times of calls in turn; `times` as many turns as others take, where a few percent decide."""
+        return in_turn(calls, times * self.repeats, seconds=SLOWEST)
 
     def against(
         self, target: str, sign: str, bound: float, other: dict[str, Callable[[], Any]], solve: Callable[[], Any],
-        entries: int, **details: Any,
+        entries: int, more: int = 1, **details: Any,
     ) -> Row:  # fmt: skip
         """The row of a call beside another, which is named: its time as a multiple ("<="), or how much faster it is."""
         (name,) = other
-        times = self.turns({**other, "solve": solve})
+        times = self.turns({**other, "solve": solve}, more)
         pair = ("solve", name) if sign == "<=" else (name, "solve")
         return row(target, sign, bound, ratio(*(times[each] for each in pair)), times, entries, **details)
 

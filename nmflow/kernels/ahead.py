@@ -3,7 +3,7 @@
 An ascent computes for long and touches little memory; what comes before and after it reads and writes much, in rows too
 short for the processor to see where they go on. So each step of a row asks for a few lines. What is left to ask for is
 said in `WORDS` int64 in the workspace: of the scores, and then of the mask, where the first row goes on, where it ends,
-and the bytes between rows.
+and the bytes between rows; and whether scores have 32 bits or more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nmflow.kernels.simd import I64, LANES, Emitter
 
 __all__ = ["SMALL", "WORDS", "Ahead", "plan_ahead"]
 
-WORDS = 6
+WORDS = 7
 """Numbers that say what is left to ask for."""
 SMALL, FAR = 16, 2
 """Most entries of a block whose group is ascended so fast that memory is asked for earlier, which counts where rows of
@@ -42,6 +42,7 @@ def plan_ahead(  # type: ignore[no-untyped-def]
     first = block_at(scores, stride, grid_cols, place, rows, cols * item)
     _plan_rows(at, first, count * cols * item, stride)
     _plan_rows(at + 24, mask, whole * LANES * cols, mask_stride)
+    write_word(at + 48, item >= 4)
 
 
 @part
@@ -56,23 +57,32 @@ class Ahead:
     """Emits the asking for what the words at an address say, for blocks of `cols` columns."""
 
     def __init__(self, emit: Emitter, words: Any, cols: int, steps: int = STEPS) -> None:
-        # lines of a row at each step: a mask takes as many steps as scores of 32 bits
-        lines = (-(-LANES * cols * item // (LINE * steps)) for item in (4, 1))
-        self._emit = emit
-        self._parts = [(emit.at(words, 24 * k), count, bool(k)) for k, count in enumerate(lines)]
+        # lines of a row at each step: scores of 16 bits and a mask take as many steps as scores of 32 bits
+        narrow, wide, mask = (-(-LANES * cols * item // (LINE * steps)) for item in (2, 4, 1))
+        self._emit, self._wide = emit, emit.at(words, 48)
+        self._parts = [(emit.at(words, 0), narrow, wide, False), (emit.at(words, 24), mask, mask, True)]
 
     def row(self, index: Any) -> None:
         """Ask for the part of a row that is due at this step."""
         emit, builder = self._emit, self._emit.builder
-        for words, lines, write in self._parts:
+        for words, few, lines, write in self._parts:
             at, end, step = (emit.load(emit.at(words, 8 * k), I64) for k in range(3))
             with builder.if_then(builder.icmp_signed("<", at, end)):
                 row = emit.beyond(at, index, step)
-                for k in range(lines):
+                for k in range(few):
                     emit.prefetch(emit.at(row, k * LINE), write)
+                if few < lines:
+                    with builder.if_then(self._is_wide()):
+                        for k in range(few, lines):
+                            emit.prefetch(emit.at(row, k * LINE), write)
 
     def next(self) -> None:
         """Go on to the next part of each row."""
         emit, builder = self._emit, self._emit.builder
-        for words, lines, _ in self._parts:
-            emit.store(builder.add(emit.load(words, I64), ir.Constant(I64, lines * LINE)), words)
+        for words, few, lines, _ in self._parts:
+            by = builder.select(self._is_wide(), ir.Constant(I64, lines * LINE), ir.Constant(I64, few * LINE))
+            emit.store(builder.add(emit.load(words, I64), by), words)
+
+    def _is_wide(self) -> Any:
+        """Whether scores have 32 bits or more."""
+        return self._emit.builder.icmp_signed("!=", self._emit.load(self._wide, I64), ir.Constant(I64, 0))

@@ -6,20 +6,16 @@ it. A first pass over 32 blocks is called as `nmflow.kernels.settle` calls it, w
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import types
 
 import nmflow
-from benchmarks.page import fill_page
-from benchmarks.report import DOCS, HERE
+from benchmarks.section import section
 from nmflow.bench.machine import machine, versions
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled
@@ -155,18 +151,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rounds", description=__doc__)
-    parser.add_argument("--side", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "rounds.json")
-    parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
-    options = parser.parse_args(arguments)
-    if options.side < 1 or options.side % WHOLE:
-        parser.error(f"--side must be a multiple of {WHOLE}, not {options.side}")
-    results = measure(options.side, options.repeats)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    fill_page(options.page, {"rounds": table(results)})
-    return 0
+    return section("rounds", __doc__, measure, table, side=2048, repeats=15, multiple=WHOLE, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Writes benchmarks/results/stages.json and the section of docs/performance.md tha
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import subprocess
@@ -16,14 +14,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import nmflow
-from benchmarks.page import fill_page
-from benchmarks.report import DOCS, HERE
+from benchmarks.section import section
 from nmflow.bench.machine import machine, versions
 
 PATTERNS = ("2:4", "4:8", "8:16", "16:32")
@@ -150,16 +146,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
-    parser.add_argument("--side", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "stages.json")
-    parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
-    options = parser.parse_args(arguments)
-    results = measure(options.side, options.repeats)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    fill_page(options.page, {"stages": table(results)})
-    return 0
+    return section("stages", __doc__, measure, table, side=4096, repeats=7, arguments=arguments)
 
 
 if __name__ == "__main__":

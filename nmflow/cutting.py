@@ -173,8 +173,8 @@ def _places(
     count: int, stack: int, shape: tuple[int, int], block_shape: tuple[int, int], most: int | None, shared: bool,
     held: bool, sizes: Sizes,
 ) -> Places:  # fmt: skip
-    all_grids = _grids(count // stack, shape, block_shape)
     count //= stack
+    all_grids = _grids(count, shape, block_shape)
     rows, cols = block_shape
     size, copied = shape[0] * shape[1], most is not None
     most = most or (sizes.held if held else sizes.chunk)

@@ -247,7 +247,9 @@ def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.Mo
             assert row["met"] == turns.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
 
 
-def test_rounds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(rounds, "PATTERNS", ("4:8",))
     out, page = tmp_path / "rounds.json", tmp_path / "page.md"
     page.write_text("<!-- begin: rounds -->\n<!-- end: rounds -->\n", encoding="utf-8")
@@ -260,6 +262,7 @@ def test_rounds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "| 4:8 |" in page.read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
         rounds.main(["--side", "1000", "--out", str(out), "--page", str(page)])
+    assert "--side must be a multiple of 1024, not 1000" in capsys.readouterr().err
 
 
 def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,7 +289,7 @@ def test_every_entry_is_fixed(name: str, pattern: Pattern) -> None:
     if solvers.get(name).exact:
         assert solution.proven
     if suited(name, pattern).row_exact:
-        with pytest.raises(InfeasibleError):
+        with pytest.raises(InfeasibleError, match="keep and drop must leave a mask of pattern"):
             solve(name, weights, pattern, drop=np.ones(keep.shape, np.bool_))
 
 

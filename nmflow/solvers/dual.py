@@ -170,7 +170,7 @@ class Dual(Solver):
         counts["augmented"] = len(blocks)
         proven = finish(chunk, start, begun=begun)
         proven = proven._replace(objective=kept + proven.objective)
-        return ChunkSolution(start if known is start else known.updated(start), counts=counts, proven=proven)
+        return ChunkSolution(known.updated(start), counts=counts, proven=proven)
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:
         """Send paths through some blocks of a chunk with fixed entries."""

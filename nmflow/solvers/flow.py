@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 
+import numpy as np
+
 from nmflow import network
 from nmflow.arrays import Array
 from nmflow.blocks import DROP, KEEP
@@ -41,7 +43,8 @@ class FlowSolver(BlockSolver):
     ) -> tuple[Array, BlockDuals | None]:
         """Build the network, solve it, and prove its flow if it is optimal."""
         net = network_of(numbers, exponent, pattern, state)
-        flow, duals = self.solve_network(net)
+        # where all entries are fixed nothing is left to solve, and not every library takes that
+        flow, duals = self.solve_network(net) if net.n_arcs else (np.zeros(0, np.int64), None)
         return net.mask_of(flow), exact_duals(net, flow) or duals
 
 

@@ -49,11 +49,6 @@ class LinearProgram(FlowSolver):
         from scipy.optimize import linprog
         from scipy.sparse import csr_array
 
-        if not net.n_arcs:  # all entries are fixed: SciPy takes no program without variables
-            nothing = np.zeros(0, np.int64)
-            if not net.is_feasible(nothing):
-                raise contradiction(net.pattern)
-            return nothing, None
         scale = max((int(abs(cost)).bit_length() for cost in net.unit_cost), default=0)
         # Python divides integers of any size with a single rounding; what is below 2**-1074 of the largest becomes 0.
         costs = np.array([int(cost) / (1 << scale) for cost in net.unit_cost])

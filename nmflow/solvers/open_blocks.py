@@ -37,11 +37,11 @@ class OpenBlocks:
     """
 
     def __init__(self, chunk: Chunk) -> None:
-        self._shapes, self._n_blocks, self._dtype = chunk.pattern.block_shape, chunk.n_blocks, work_dtype(chunk.kind)
-        (rows, cols), word = self._shapes, KEPT.size
-        item = self._n_blocks * (8 if chunk.kind == "float64" else 4)
-        self._ends = word, word + 8 * self._n_blocks, word + 8 * self._n_blocks + rows * item
-        self._room, start = held("open blocks", self._ends[2] + cols * item)
+        self._shapes, self._n_blocks = chunk.pattern.block_shape, chunk.n_blocks
+        self._dtype = np.dtype(work_dtype(chunk.kind))
+        (rows, cols), word, line = self._shapes, KEPT.size, self._n_blocks * self._dtype.itemsize
+        self._ends = word, word + 8 * self._n_blocks, word + 8 * self._n_blocks + rows * line
+        self._room, start = held("open blocks", self._ends[2] + cols * line)
         self.kept_at, self.addresses = start, (start + word, start + self._ends[1], start + self._ends[2])
         KEPT.pack_into(self._room.data, 0, 0.0)
         self.count = 0
@@ -62,7 +62,7 @@ class OpenBlocks:
     @property
     def sides(self) -> tuple[Array, Array]:
         """Their duals, of rows and of columns."""
-        item = np.dtype(self._dtype).itemsize
+        item = self._dtype.itemsize
         u, v = (
             self._room[end : end + self.count * size * item].view(self._dtype).reshape(self.count, size)
             for end, size in zip(self._ends[1:], self._shapes, strict=True)

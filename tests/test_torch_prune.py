@@ -445,14 +445,14 @@ def test_not_a_model() -> None:
     ("setup", "message"),
     [
         ("sys.modules['torch'] = None", 'not installed; pip install "nmflow[torch]"'),
-        ("sys.modules['torch'] = types.SimpleNamespace(__version__='2.3.1+cu121')", "2.4 or newer, not 2.3.1+cu121"),
+        ("sys.modules['torch'] = types.SimpleNamespace(__version__='2.4.1+cu121')", "2.5 or newer, not 2.4.1+cu121"),
     ],
     ids=["missing", "old"],
 )
 def test_torch_is_asked_for_by_name(setup: str, message: str) -> None:
     code = f"import sys, types\n{setup}\ntry:\n    import nmflow.torch\nexcept ImportError as e:\n    print(repr(e))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("MissingLibraryError('nmflow.torch needs torch 2.4 or newer")
+    assert done.stdout.startswith("MissingLibraryError('nmflow.torch needs torch 2.5 or newer")
     assert message in done.stdout
 
 

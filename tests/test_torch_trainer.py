@@ -82,6 +82,6 @@ def test_the_best_model_has_the_masks_it_was_measured_with(tmp_path: Path) -> No
             callbacks=[sparse(training)],
         )  # fmt: skip
         trainer.train()
-        assert trainer.state.best_global_step == 2
+        assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
         assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
     assert int((model.layer.weight != 0).sum()) == 128

@@ -19,12 +19,12 @@ try:
     import torch
 except ImportError as error:
     raise MissingLibraryError(
-        'nmflow.torch needs torch 2.4 or newer, which is not installed; pip install "nmflow[torch]"'
+        'nmflow.torch needs torch 2.5 or newer, which is not installed; pip install "nmflow[torch]"'
     ) from error
 
-if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 4):
+if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 5):
     raise MissingLibraryError(
-        f'nmflow.torch needs torch 2.4 or newer, not {torch.__version__}; pip install --upgrade "nmflow[torch]"'
+        f'nmflow.torch needs torch 2.5 or newer, not {torch.__version__}; pip install --upgrade "nmflow[torch]"'
     )
 
 from nmflow.torch.adaprune import adaprune_

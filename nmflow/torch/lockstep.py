@@ -33,7 +33,7 @@ class _State:
     def __init__(self) -> None:
         types = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)]
         self._casts = [(kind, torch.get_autocast_dtype(kind)) for kind in types if torch.is_autocast_enabled(kind)]
-        self._device = torch.get_default_device()
+        self._device = torch.empty(0).device  # get_default_device does not know of contexts up to torch 2.6
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

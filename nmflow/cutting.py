@@ -131,8 +131,8 @@ class Places(NamedTuple):
         """How many of so many threads take places at a time, and how many share each of these."""
         if not self.together:
             return count, max(1, count // len(self.all))
-        at_once = min(self.together, count)
-        return at_once, -(-count // at_once)
+        at_once = 1 if count % self.together else self.together  # never more than asked for
+        return at_once, count // at_once
 
 
 def grids(problem: Problem) -> tuple[Grid, ...]:

@@ -240,6 +240,7 @@ def test_a_cluster_that_cannot_be_used(tmp_path: Path, two: Cluster, monkeypatch
             pass
         # nothing is left for the garbage collector to close, while another client starts
         assert "IO loop" not in [thread.name for thread in threading.enumerate()]
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 5)  # a busy machine takes more than one to answer
     with (
         started(tmp_path / "empty", 0) as made,
         pytest.raises(ClusterError, match="must have workers"),

@@ -8,8 +8,10 @@ import io
 import json
 import math
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,17 @@ def test_versions_agree() -> None:
     assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_least_versions_agree() -> None:
+    """Those that are checked, that are installed, and that the page names."""
+    versions = runpy.run_path(str(ROOT / "nmflow" / "torch" / "versions.py"))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = (ROOT / "requirements-dev.txt").read_text().split()
+    assert extras["torch"] == [f"torch>={versions['TORCH']}"]
+    assert f"transformers>={versions['TRANSFORMERS']}" in {*extras["transformers"]} & {*needed}
+    assert f"triton>={versions['TRITON']};" in needed
+    assert f"torch {versions['TORCH']} or newer" in (ROOT / "docs" / "torch.md").read_text(encoding="utf-8")
 
 
 def test_the_architecture_page_names_every_room() -> None:

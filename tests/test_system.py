@@ -144,6 +144,15 @@ def test_threads_share_places_of_many_shares_or_one_that_is_most_of_a_problem(
     assert cutting.places(problem, shared=True).threads(8) == expected
 
 
+@pytest.mark.parametrize("shape", [(512, 512), (2048, 4096), (2, 130, 70), (8, 1 << 20)], ids=str)
+def test_no_more_threads_than_asked_for(shape: tuple[int, ...]) -> None:
+    problem = Problem.build(np.ones(shape, np.float32), P24, layout="batch" if len(shape) > 2 else None)
+    cut = cutting.places(problem, shared=True)
+    for count in (1, 2, 3, 5, 8, 9):
+        at_once, each = cut.threads(count)
+        assert min(at_once, len(cut.all)) * each <= count
+
+
 def test_a_block_is_solved_alike_wherever_it_lies() -> None:
     """Lanes, chunks and edges leave no mark on the mask."""
     tile = families.FAMILIES["few_values"]((4, 4), 7)

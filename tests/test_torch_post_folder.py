@@ -195,6 +195,9 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     (strange / "config.json").write_text('{"model_type": "nobody"}')
     result = run("prune", strange, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
     assert "must hold a model that transformers can load" in result.stderr
+    monkeypatch.setattr("transformers.__version__", "4.55.4")
+    result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
+    assert "this method needs transformers 4.56 or newer, not 4.55.4; pip install --upgrade" in result.stderr
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
     assert 'this method needs transformers, which is not installed; pip install "nmflow[transformers]"' in result.stderr

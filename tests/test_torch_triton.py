@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+from nmflow.torch.versions import TRITON, is_older
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None or is_older(version("triton"), TRITON), reason=f"needs Triton {TRITON} or newer"
+)
 
 
 @needs_triton

@@ -11,20 +11,19 @@ This room moves tensors and schedules solves; every mask is made by the core.
 
 from __future__ import annotations
 
-import re
-
 from nmflow.errors import MissingLibraryError
+from nmflow.torch.versions import TORCH, is_older
 
 try:
     import torch
 except ImportError as error:
     raise MissingLibraryError(
-        'nmflow.torch needs torch 2.5 or newer, which is not installed; pip install "nmflow[torch]"'
+        f'nmflow.torch needs torch {TORCH} or newer, which is not installed; pip install "nmflow[torch]"'
     ) from error
 
-if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 5):
+if is_older(torch.__version__, TORCH):
     raise MissingLibraryError(
-        f'nmflow.torch needs torch 2.5 or newer, not {torch.__version__}; pip install --upgrade "nmflow[torch]"'
+        f'nmflow.torch needs torch {TORCH} or newer, not {torch.__version__}; pip install --upgrade "nmflow[torch]"'
     )
 
 from nmflow.torch.adaprune import adaprune_

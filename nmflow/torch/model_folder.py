@@ -30,6 +30,7 @@ from nmflow.torch.convert import to_array
 from nmflow.torch.prune import prune_
 from nmflow.torch.report import PruneReport
 from nmflow.torch.sparsegpt import sparsegpt_
+from nmflow.torch.versions import TRANSFORMERS, is_older
 from nmflow.torch.watch import OnStep
 
 __all__ = ["METHODS", "prune_folder", "read_texts"]
@@ -163,6 +164,11 @@ def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, tor
             'this method needs transformers, which is not installed; pip install "nmflow[transformers]", or use method '
             "magnitude"
         ) from error
+    if is_older(transformers.__version__, TRANSFORMERS):
+        raise MissingLibraryError(
+            f"this method needs transformers {TRANSFORMERS} or newer, not {transformers.__version__}; "
+            'pip install --upgrade "nmflow[transformers]"'
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)

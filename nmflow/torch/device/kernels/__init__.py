@@ -13,14 +13,14 @@ layout of a Solution: u of shape (rows, wide), v of shape (tall, columns), where
 
 import triton
 
-LEAST = (3, 6)
-"""Triton of torch 2.10. Those before stop at our kernels, some in a failed assertion of their compiler."""
-if tuple(int(part) for part in triton.__version__.split(".")[:2]) < LEAST:
-    raise ImportError(f"nmflow's kernels need Triton {LEAST[0]}.{LEAST[1]} or newer, not {triton.__version__}")
+from nmflow.torch.versions import TRITON, is_older
 
-from nmflow.torch.device.kernels.augment import augment_blocks  # noqa: E402
-from nmflow.torch.device.kernels.by_block import settle_blocks  # noqa: E402
-from nmflow.torch.device.kernels.by_line import settle_lines  # noqa: E402
-from nmflow.torch.device.kernels.kept import kept_score  # noqa: E402
+if is_older(triton.__version__, TRITON):
+    raise ImportError(f"nmflow's kernels need Triton {TRITON} or newer, not {triton.__version__}")
+
+from nmflow.torch.device.kernels.augment import augment_blocks
+from nmflow.torch.device.kernels.by_block import settle_blocks
+from nmflow.torch.device.kernels.by_line import settle_lines
+from nmflow.torch.device.kernels.kept import kept_score
 
 __all__ = ["augment_blocks", "kept_score", "settle_blocks", "settle_lines"]

@@ -23,7 +23,7 @@ from benchmarks.section import section
 from nmflow.bench.machine import machine, versions
 
 PATTERNS = ("2:4", "4:8", "8:16", "16:32")
-STAGES = {"settle": "ascent, mask and proof", "finish": "paths, and their proof"}
+STAGES = {"settle": "ascent, mask, proof, and paths where few blocks need them"}
 SELECTION = ("vpmaxsw", "vpminsw")
 OTHERS = ("vpsubw", "vpsubsw", "vpaddw", "vpsraw", "vpand", "vpermt2w")
 
@@ -45,14 +45,11 @@ class Clock:
 
 
 def measure(side: int, repeats: int) -> dict[str, Any]:
-    from nmflow.kernels import finish
     from nmflow.solvers import settled
 
     code = {pattern: instructions(pattern) for pattern in PATTERNS}
     clock = Clock()
-    finishing = clock.timed("finish", finish.finish_kernel())
     settled.call_on_threads = clock.timed("settle", settled.call_on_threads)
-    finish.finish_kernel = lambda: finishing
     weights = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
     out = np.empty(weights.shape, np.bool_)
     rows = []

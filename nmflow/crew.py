@@ -187,16 +187,16 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
 
 def _task(operation: int, job: Sequence[int], room: int) -> int:
     """Write a task, and so many zeros, to memory that the thread keeps; its address."""
-    end = 2 + len(job)
-    task, at = held("task", 8 * (end + room))
-    _words(end).pack_into(task.data, 0, operation, at + 16, *job)
-    task[8 * end : 8 * (end + room)] = 0
+    words = _words(2 + len(job), room)
+    task, at = held("task", words.size)
+    words.pack_into(task.data, 0, operation, at + 16, *job)
     return at
 
 
 @cache
-def _words(count: int) -> struct.Struct:
-    return struct.Struct(f"{count}q")
+def _words(count: int, zeros: int = 0) -> struct.Struct:
+    """So many int64, and zeros after them."""
+    return struct.Struct(f"{count}q{8 * zeros}x")
 
 
 def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int, *, wake: bool = True) -> int:

@@ -38,8 +38,12 @@ class Sizes(NamedTuple):
 
     Attributes
     ----------
-    chunk : int
-        Most of a chunk: with more, what is known of its blocks takes too much memory.
+    chunk, large : int
+        Most of a chunk; and of one whose blocks are large: between two of them the interpreter is at work, whose code
+        has left the caches by then.
+    known : int
+        Most bytes of what may be known of the blocks of a large one: two are worked on at a time. One that is all of a
+        problem may have twice as many.
     held : int
         The same where the duals of all its blocks are held, and more.
     copied : int
@@ -61,6 +65,8 @@ class Sizes(NamedTuple):
     """
 
     chunk: int = 1 << 22
+    large: int = 1 << 24
+    known: int = 26 << 20
     held: int = 1 << 21
     copied: int = 1 << 20
     fixed: int = 3 << 17
@@ -68,7 +74,7 @@ class Sizes(NamedTuple):
     least: int = 1 << 19
     share: int = 1 << 17
     share_blocks: int = 128
-    shares: int = 32
+    shares: int = 64
     stripe: int = 1 << 21
     stripe_blocks: int = 64
 
@@ -163,8 +169,8 @@ def places(problem: Problem, *, shared: bool = False, graded: bool = False) -> P
     pattern = problem.pattern
     held = graded or (pattern.fill == "at-most" and pattern.col is not None)  # these need duals to be proven
     return _places(
-        problem.count, problem.stack, problem.matrix_shape, pattern.block_shape, _most_entries(problem), shared, held,
-        SIZES,
+        problem.count, problem.stack, problem.matrix_shape, pattern.block_shape, _most_entries(problem),
+        shared, held, SIZES,
     )  # fmt: skip
 
 
@@ -177,7 +183,15 @@ def _places(
     all_grids = _grids(count, shape, block_shape)
     rows, cols = block_shape
     size, copied = shape[0] * shape[1], most is not None
-    most = most or (sizes.held if held else sizes.chunk)
+    if most is None:
+        known = 8 + 12 * (rows + cols)  # bytes of a block: its number, and duals of float64 and float32
+        most, alone = (
+            max(sizes.chunk, min(sizes.large, limit // known * rows * cols)) for limit in (sizes.known, 2 * sizes.known)
+        )
+        if held:
+            most = sizes.held
+        elif shared and count * size <= alone:
+            most = alone
     least, first = max(sizes.least, min(2 * sizes.least, size // 8)), min(sizes.first, most)
     if shared and not copied and (held or count * size <= most):
         least = first = most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import families
 import numpy as np
 import oracles
 import pytest
@@ -11,8 +12,10 @@ from test_lanes import unproven
 
 import nmflow
 from nmflow import Pattern
+from nmflow.crew import call_on_threads
 from nmflow.kernels.between import between_kernel
-from nmflow.kernels.finish import finish_kernel, finish_scratch
+from nmflow.kernels.finish import finish_plan, finish_scratch
+from nmflow.solvers import dual, settled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,7 +32,20 @@ def finish(
     mask = np.full((count * rows, cols), 7, np.uint8) if begun is None else begun.reshape(-1, cols).copy()
     flags = np.empty(count, np.uint8)
     blocks, rules, scratch = np.arange(count), (r, c, c, fill, fill, exact, single == 1), finish_scratch(rows, cols)
-    kept = finish_kernel()(values, u, v, mask, blocks, *rules, begun is not None, *scratch, flags)
+    values, total = np.ascontiguousarray(values), np.zeros(1)
+    operation, plan = finish_plan("float64", False, rows, cols, r, c, c, fill, fill)
+    arrays = blocks.ctypes.data, u.ctypes.data, v.ctypes.data, 8, count, flags.ctypes.data, total.ctypes.data
+    open_ = call_on_threads(
+        operation,
+        (
+            plan, values.ctypes.data, 8 * cols, 1, 1, mask.ctypes.data, cols, 1, *arrays, exact, single == 1,
+            begun is not None, scratch[0].ctypes.data,
+        ),
+        0,
+        1,
+    )  # fmt: skip
+    assert open_ == np.count_nonzero(flags)
+    kept = float(total[0])
     left = np.flatnonzero(flags)
     row, col, still = u[left], v[left], flags[left]
     kept += between_kernel()(values[left], row, col, mask, left, *rules, single > 0, *scratch, still)
@@ -153,3 +169,34 @@ def test_duals_are_of_float32_where_a_mask_is_best_by_its_last_bit() -> None:
     wide = [side != side.astype(np.float32) for side in (solution.row_duals, solution.col_duals)]
     blocks = wide[0].reshape(32, 2, 48).any(axis=1) | wide[1].reshape(32, 48, 2).any(axis=2)
     assert np.count_nonzero(blocks) < 0.01 * blocks.size
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize(
+    ("pattern", "fill"), [("2:4", "exact"), ("4:8", "exact"), ("5:7", "at-most"), ("20:40", "exact")]
+)
+def test_a_few_open_blocks_are_finished_where_they_are_listed(
+    family: str, pattern: str, fill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are by themselves, which is how the first ones of a process are."""
+    rows, cols = (160, 160) if pattern == "20:40" else (56, 168)
+    below = families.FAMILIES[family]((rows // 4, cols), 5)
+    above = families.gaussian((rows - rows // 4, cols), 5).astype(below.dtype)
+    weights = np.concatenate([above, below])
+    asked = nmflow.Pattern.parse(pattern, fill=fill)
+    nmflow.solve(weights, pattern=asked)  # compiles
+    listed = nmflow.solve(weights, pattern=asked)
+    monkeypatch.setattr(settled, "_paths", dict[int, int]())
+    apart = nmflow.solve(weights, pattern=asked)
+    assert np.array_equal(listed.mask, apart.mask)
+    assert listed.objective == pytest.approx(apart.objective, rel=1e-15)
+    assert listed.certificate.proven
+    assert listed.stats.get("augmented") == apart.stats.get("augmented")
+
+
+def test_paths_are_sent_where_blocks_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above tests what it says."""
+    weights = np.concatenate([families.gaussian((56, 168), 5), families.huge_among_tiny((16, 168), 5)])
+    nmflow.solve(weights, 4, 8)
+    monkeypatch.setattr(dual, "finish", None)
+    assert nmflow.solve(weights, 4, 8).stats["augmented"] > 9

@@ -11,7 +11,8 @@ from test_lanes import unproven
 from test_levels import check
 
 import nmflow
-from nmflow.solvers import dual, untied
+from nmflow.errors import NonFiniteError
+from nmflow.solvers import dual, in_parts, untied
 from nmflow.solvers.levels import Lattice
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,6 +39,31 @@ def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
         {"scores": weights} if signed else {}
     ))  # fmt: skip
     assert solution.objective == pytest.approx(best.objective, rel=1e-12)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("kind", ["code", "lattice", "gaussian after"])
+def test_large_chunks_are_solved_in_parts(pattern: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself: one can hold ties and the next none."""
+    weights = codebook((200, 64), 5)
+    if kind == "lattice":
+        weights = np.random.default_rng(1).integers(-3, 4, weights.shape).astype(np.float32) * np.float32(0.1)
+    if kind == "gaussian after":
+        weights[120:] = np.random.default_rng(1).standard_normal((80, 64))
+    whole = nmflow.solve(weights, pattern=pattern)
+    monkeypatch.setattr(in_parts, "MOST_ENTRIES", 40 * 64)
+    parts: list[int] = []
+    rows_of = in_parts._rows_of
+    monkeypatch.setattr(in_parts, "_rows_of", lambda chunk, *ends: parts.append(1) or rows_of(chunk, *ends))
+    once = nmflow.solve(weights, pattern=pattern)
+    assert once.certificate.proven
+    assert parts == [1] * 5
+    monkeypatch.setattr(in_parts, "_rows_of", rows_of)
+    assert once.objective == pytest.approx(whole.objective, rel=1e-12)
+    assert check(weights, pattern).objective == pytest.approx(whole.objective, rel=1e-12)
+    weights[150, 3] = np.inf
+    with pytest.raises(NonFiniteError, match="150, 3"):
+        nmflow.solve(weights, pattern=pattern)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "3:5", "7:20", "1:3"])

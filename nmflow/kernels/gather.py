@@ -9,12 +9,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.carry import SOON, ask_block, block_at
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, operation
 from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F32, F64, PARTS, Emitter, literal
 
-__all__ = ["gather_duals_kernel", "gather_scores_kernel"]
+__all__ = ["gather_duals_kernel", "gather_scores_kernel", "widen_block", "widen_number"]
 
 
 @intrinsic(prefer_literal=True)
@@ -72,6 +72,25 @@ def gather_scores_kernel(kind_name: str, absolute: bool) -> Any:
 
     i8 = types.int64
     return compiled(gather, types.none(i8, i8, i8, types.int64[::1], types.float64[:, :, ::1]))
+
+
+@once
+def widen_block(kind_name: str, absolute: bool) -> int:
+    """Compile the copying of one block for one kind of scores.
+
+    Returns
+    -------
+    operation (source, step, rows, cols, target, target_step) -> 0
+        Addresses, and bytes between rows; float64 come out.
+    """
+    code, magnitude = KINDS[kind_name].code, int(absolute)
+
+    def widen(source, step, rows, cols, target, target_step):  # type: ignore[no-untyped-def]
+        for i in range(rows):
+            widen_row(source + i * step, target + i * target_step, cols, code, magnitude)
+        return 0
+
+    return operation(widen, 6)
 
 
 @once

@@ -17,12 +17,14 @@ __all__ = [
     "copy_bytes",
     "count_ones",
     "move_bytes",
+    "pointer",
     "read_byte",
     "read_float",
     "read_short",
     "read_word",
     "read_words",
     "trailing_zeros",
+    "write_byte",
     "write_float",
     "write_word",
 ]
@@ -42,6 +44,16 @@ def copy_bytes(typing, source, target, count):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.none(source, target, count), codegen
+
+
+@intrinsic
+def pointer(typing, address):  # type: ignore[no-untyped-def]
+    """An address as a pointer, of which `numba.carray` makes an array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], I8.as_pointer())
+
+    return types.voidptr(types.int64), codegen
 
 
 @intrinsic
@@ -95,6 +107,17 @@ def read_float(typing, address):  # type: ignore[no-untyped-def]
         return Emitter(builder).load(args[0], F64)
 
     return types.float64(address), codegen
+
+
+@intrinsic
+def write_byte(typing, address, value):  # type: ignore[no-untyped-def]
+    """Store the lowest byte of an int64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        Emitter(builder).store(builder.trunc(args[1], I8), args[0])
+        return context.get_dummy_value()
+
+    return types.none(address, types.int64), codegen
 
 
 @intrinsic

@@ -8,7 +8,8 @@ import numpy as np
 
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.boxes import LAST, MORE
-from nmflow.kernels.compile import lasting, once, operation
+from nmflow.kernels.compile import lasting, once, operation, part
+from nmflow.kernels.finish import finish_list, finish_room
 from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.memory import LINE, add_word, read_float, read_word, read_words, write_float, write_word
 from nmflow.kernels.rounds import NONE, rounds_for
@@ -21,18 +22,20 @@ __all__ = ["settle_kernel", "settle_scratch"]
 JOB = (
     "plan", "scores", "stride", "mask", "mask_stride", "u", "v", "warm_v", "grid_rows", "grid_cols", "blocks",
     "block_u", "block_v", "count", "kept", "exact", "fill_first", "last_zoom", "zoom_step", "digits", "offsets",
-    "share_rows", "scratch", "scratch_size",
+    "share_rows", "finish", "few", "scratch", "scratch_size",
 )  # fmt: skip
 """What a job says."""
 STATE = ("next", "parts", "size", "listed", "zoom")
 """What follows: the next part to take, how many there are, and blocks of each; how many blocks are listed; and how far
 what is left of open ones is magnified first. `PART` for each part come after."""
+JOB_SIZE, STATE_BYTES, PART_BYTES, SUM_BYTES = len(JOB), 8 * len(STATE), 8 * PART, 8 * SUMS
 
 
 @cache
 def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs, from the sums of a part on; no cache line is of two threads."""
-    return -(-(8 * SUMS + Room.of(kind, *block_shape).size + 2 * LINE) // LINE) * LINE
+    size = max(8 * SUMS + Room.of(kind, *block_shape).size, finish_room(*block_shape))
+    return -(-(size + 2 * LINE) // LINE) * LINE
 
 
 @once
@@ -65,8 +68,10 @@ def settle_kernel(
         duals that are not negative prove it; those of other blocks are a good start. What is left of the scores,
         S - u - v, is magnified by `zoom` bits where blocks are settled once more, and by `zoom_step` more each time
         until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or until that settles few more. digits,
-        offsets : see `nmflow.kernels.grains`, read if `moved`. scratch : of workspace, `scratch_size` bytes for each
-        thread. What is found does not depend on which thread takes what.
+        offsets : see `nmflow.kernels.grains`, read if `moved`. finish : address of a plan of `nmflow.kernels.finish`:
+        if no more than `few` blocks are left open, paths are sent through them, and how many these prove is written
+        after `kept`; their duals are not. scratch : of workspace, `scratch_size` bytes for each thread. What is found
+        does not depend on which thread takes what.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
     pattern = rows, cols, row_budget, col_budget, row_fill, col_fill, absolute
@@ -92,63 +97,81 @@ def settle_kernel(
 @once
 def _driver() -> int:
     """Compile what all kinds and patterns have in common."""
-    job_size, state_bytes, part_bytes, sum_bytes = len(JOB), 8 * len(STATE), 8 * PART, 8 * SUMS
-    last, more = LAST, MORE
 
     def settle(job, number):  # type: ignore[no-untyped-def]
+        left = _settle(job, number)
+        if number != LAST or left <= 0:
+            return left
         (
-            plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, blocks, block_u, block_v,
-            count, kept, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, scratch, scratch_size,
-        ) = read_words(job, job_size)  # fmt: skip
-        state = job + 8 * job_size
-        sums = scratch + max(number, 0) * scratch_size
-        rows, cols, work, moved = read_words(plan, 4)
-        u_bytes, v_bytes, total = rows * work, cols * work, grid_rows * grid_cols
-        while True:
-            parts, size, listed, zoom = read_words(state + 8, 4)
-            end_zoom = zoom if listed and parts > 1 else last_zoom
-            while True:
-                k = add_word(state, 1)
-                if k >= parts:
-                    break
-                first = k * size
-                here = min(size, (listed or total) - first)
-                at, row = (0, 0) if listed else (first, k * share_rows * rows)  # where a share lies; a list is of all
-                clear_sums(sums)
-                left = settle_share(
-                    plan, sums + sum_bytes, scores + row * stride, stride, mask + row * mask_stride, mask_stride,
-                    u + at * u_bytes if u else 0, v + at * v_bytes, warm_v + at * v_bytes if warm_v else 0, grid_cols,
-                    blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes,
-                    0 if listed else here, here if listed else 0, sums, exact, fill_first,
-                    zoom, end_zoom, zoom_step, digits, offsets, listed or parts == 1,
-                )  # fmt: skip
-                write_word(state + state_bytes + k * part_bytes, left)
-                write_float(state + state_bytes + k * part_bytes + 8, fold_sums(sums))
-            if number != last:
-                return 0
-            left = 0
-            for k in range(parts):
-                here = read_word(state + state_bytes + k * part_bytes)
-                if here < 0:
-                    return -1
-                write_float(kept, read_float(kept) + read_float(state + state_bytes + k * part_bytes + 8))
-                if k:
-                    first = k * size
-                    move_open(blocks, block_u, block_v, u_bytes, v_bytes, first, left, here, 0 if listed else first)
-                left += here
-            if left == 0 or parts == 1:
-                return left
-            if listed:
-                if zoom >= last_zoom or is_vain(left, listed, 0 if count else total, moved):
-                    return left
-                zoom += zoom_step
-            parts, size = cut_list(left)
-            write_word(state, 0)
-            write_word(state + 8, parts)
-            write_word(state + 16, size)
-            write_word(state + 24, left)
-            write_word(state + 32, zoom)
-            if parts > 1:
-                return more
+            plan, scores, stride, mask, mask_stride, _, _, _, _, grid_cols, blocks, block_u, block_v, _, kept, _, _, _,
+            _, _, _, _, finish, few, scratch, _,
+        ) = read_words(job, JOB_SIZE)  # fmt: skip
+        if left > few:
+            return left
+        open_ = finish_list(
+            finish, scores, stride, mask, mask_stride, grid_cols, blocks, block_u, block_v, read_word(plan + 16), left,
+            kept, scratch,
+        )  # fmt: skip
+        write_word(kept + 8, left - open_)
+        return open_
 
     return operation(settle, 2)
+
+
+@part
+def _settle(job, number):  # type: ignore[no-untyped-def]
+    """All but the paths."""
+    (
+        plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, blocks, block_u, block_v,
+        count, kept, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, _, _, scratch, scratch_size,
+    ) = read_words(job, JOB_SIZE)  # fmt: skip
+    state = job + 8 * JOB_SIZE
+    sums = scratch + max(number, 0) * scratch_size
+    rows, cols, work, moved = read_words(plan, 4)
+    u_bytes, v_bytes, total = rows * work, cols * work, grid_rows * grid_cols
+    while True:
+        parts, size, listed, zoom = read_words(state + 8, 4)
+        end_zoom = zoom if listed and parts > 1 else last_zoom
+        while True:
+            k = add_word(state, 1)
+            if k >= parts:
+                break
+            first = k * size
+            here = min(size, (listed or total) - first)
+            at, row = (0, 0) if listed else (first, k * share_rows * rows)  # where a share lies; a list is of all
+            clear_sums(sums)
+            left = settle_share(
+                plan, sums + SUM_BYTES, scores + row * stride, stride, mask + row * mask_stride, mask_stride,
+                u + at * u_bytes if u else 0, v + at * v_bytes, warm_v + at * v_bytes if warm_v else 0, grid_cols,
+                blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes,
+                0 if listed else here, here if listed else 0, sums, exact, fill_first,
+                zoom, end_zoom, zoom_step, digits, offsets, listed or parts == 1,
+            )  # fmt: skip
+            write_word(state + STATE_BYTES + k * PART_BYTES, left)
+            write_float(state + STATE_BYTES + k * PART_BYTES + 8, fold_sums(sums))
+        if number != LAST:
+            return 0
+        left = 0
+        for k in range(parts):
+            here = read_word(state + STATE_BYTES + k * PART_BYTES)
+            if here < 0:
+                return -1
+            write_float(kept, read_float(kept) + read_float(state + STATE_BYTES + k * PART_BYTES + 8))
+            if k:
+                first = k * size
+                move_open(blocks, block_u, block_v, u_bytes, v_bytes, first, left, here, 0 if listed else first)
+            left += here
+        if left == 0 or parts == 1:
+            return left
+        if listed:
+            if zoom >= last_zoom or is_vain(left, listed, 0 if count else total, moved):
+                return left
+            zoom += zoom_step
+        parts, size = cut_list(left)
+        write_word(state, 0)
+        write_word(state + 8, parts)
+        write_word(state + 16, size)
+        write_word(state + 24, left)
+        write_word(state + 32, zoom)
+        if parts > 1:
+            return MORE

@@ -14,6 +14,7 @@ from nmflow.certificate import Proven, block_scores
 from nmflow.duals import Duals
 from nmflow.pattern import Pattern
 from nmflow.solvers.base import ChunkSolution, Solver
+from nmflow.solvers.in_parts import in_parts, is_large
 from nmflow.solvers.judge import fillable, likely_full, plan
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.open_blocks import OpenBlocks, room_for_duals
@@ -69,6 +70,8 @@ class Dual(Solver):
                     return self._filled(chunk, self._solved(full, tied=tied))
                 return self._finished(chunk, self._numbered(full, lattice, untied, chunk))
         tied, lattice = plan(chunk)
+        if tied and is_large(chunk):
+            return in_parts(chunk, self.solve)
         if lattice is not None:
             untied = untie_on(lattice, chunk)
             if untied is not None:
@@ -154,6 +157,8 @@ class Dual(Solver):
         counts = {"ascended": settle(chunk, todo)}
         if todo.count < 0:
             return ChunkSolution(finite=False)
+        if todo.augmented:
+            counts["augmented"] = todo.augmented
         known = todo.duals()
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
@@ -167,7 +172,7 @@ class Dual(Solver):
         blocks = start.blocks if start.blocks is not None else np.empty(0, np.int64)
         if not len(blocks):
             return ChunkSolution(known, counts=counts, proven=Proven(kept, blocks))
-        counts["augmented"] = len(blocks)
+        counts["augmented"] = counts.get("augmented", 0) + len(blocks)
         proven = finish(chunk, start, begun=begun)
         proven = proven._replace(objective=kept + proven.objective)
         return ChunkSolution(known.updated(start), counts=counts, proven=proven)

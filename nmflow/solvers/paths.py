@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from nmflow.arrays import Array
 from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import Proven, block_scores, fills
-from nmflow.crew import map_on_threads
+from nmflow.crew import call_on_threads, map_on_threads
 from nmflow.duals import BlockDuals, Duals
 from nmflow.pattern import Pattern
 from nmflow.sums import added
-from nmflow.workspace import kept_for, workspace
+from nmflow.workspace import kept_for
 
-__all__ = ["augment", "finish", "in_integers", "kept_score"]
+__all__ = ["augment", "finish", "in_integers", "kept_score", "paths_plan"]
 
 BATCH_ENTRIES = 1 << 17
 """Scores of blocks that are finished at a time, as float64: they stay in a cache."""
@@ -24,41 +26,78 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
 
     numbers : shape (k, R, C), what to read instead of the scores. begun : whether masks say which ties to keep.
     """
-    from nmflow.kernels.finish import finish_kernel, finish_scratch
-
     pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
     if blocks is None or u is None or v is None:
         raise AssertionError("open blocks must have duals of their own")
+    for side in (u, v):  # written where they lie
+        if side.dtype != np.float64 or not side.flags.c_contiguous:
+            raise AssertionError("duals must be float64, side by side")
     flags = np.empty(len(blocks), np.uint8)
     rows, cols = pattern.block_shape
     size = max(1, BATCH_ENTRIES // (rows * cols))
     single = chunk.kind != "float64"
     near = single and chunk.duals is not None
-    kernel, mask = finish_kernel(), chunk.mask.view(np.uint8)
-    rules = pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern), chunk.exact, near
 
     def finish_some(first: int) -> float:
         part = slice(first, first + size)
-        names, verdicts = blocks[part], flags[part]
-        some = workspace("values", len(names) * rows * cols, np.float64).reshape(-1, rows, cols)
-        scratch = kept_for(pattern, lambda: finish_scratch(rows, cols))
-        if numbers is None:
-            block_scores(chunk, names, some)
-        else:
-            some[...] = numbers[part]
-        kept: float = kernel(some, u[part], v[part], mask, names, *rules, begun, *scratch, verdicts)
-        if verdicts.any():
+        names, row, col = np.ascontiguousarray(blocks[part], np.int64), u[part], v[part]
+        verdicts, kept = flags[part], np.zeros(1)
+        some = None if numbers is None else np.ascontiguousarray(numbers[part], np.float64)
+        lists = names.ctypes.data, row.ctypes.data, col.ctypes.data, 8, len(names)
+        left = _finish(chunk, some, (*lists, verdicts.ctypes.data, kept.ctypes.data), near=near, begun=begun)
+        if left:
             from nmflow.kernels.between import between_kernel
+            from nmflow.kernels.finish import finish_scratch
 
-            left = np.flatnonzero(verdicts)
-            at, scratch = first + left, finish_scratch(rows, cols)
-            row, col, open_flags = u[at], v[at], flags[at]
-            kept += between_kernel()(some[left], row, col, mask, blocks[at], *rules, single, *scratch, open_flags)
-            u[at], v[at], flags[at] = row, col, open_flags
-        return kept
+            at = first + np.flatnonzero(verdicts)
+            values = block_scores(chunk, blocks[at]) if some is None else some[at - first]
+            row, col, verdicts = u[at], v[at], flags[at]
+            kept += between_kernel()(
+                values, row, col, chunk.mask.view(np.uint8), blocks[at], *_rules(pattern), chunk.exact, near, single,
+                *finish_scratch(rows, cols), verdicts,
+            )  # fmt: skip
+            u[at], v[at], flags[at] = row, col, verdicts
+        return float(kept[0])
 
     kept = sum(map_on_threads(finish_some, range(0, len(blocks), size), chunk.threads), 0.0)
     return Proven(kept, blocks[flags != 0])
+
+
+def _finish(chunk: Chunk, numbers: Array | None, lists: tuple[int, ...], *, near: bool, begun: bool) -> int:
+    """Call `nmflow.kernels.finish` for some blocks; how many are not proven."""
+    scores, mask, wide = chunk.scores, chunk.mask, chunk.grid[1]
+    if numbers is None:
+        source = scores.ctypes.data, scores.strides[0], wide, 0
+        operation, plan = paths_plan(chunk.kind, chunk.absolute, chunk.pattern)
+    else:  # the blocks alone, one below the other
+        source = numbers.ctypes.data, numbers.strides[1], 1, 1
+        operation, plan = paths_plan("float64", False, chunk.pattern)
+    _, scratch = kept_for(("paths", chunk.pattern.block_shape), lambda: _scratch(*chunk.pattern.block_shape))
+    places = mask.ctypes.data, mask.strides[0], wide
+    job = (plan, *source, *places, *lists, int(chunk.exact), int(near), int(begun), scratch)
+    return call_on_threads(operation, job, 0, 1)
+
+
+@cache
+def paths_plan(kind: str, absolute: bool, pattern: Pattern) -> tuple[int, int]:
+    """The operation of `nmflow.kernels.finish`, and its plan for scores of a kind."""
+    from nmflow.kernels.finish import finish_plan
+
+    operation, plan = finish_plan(kind, absolute, *pattern.block_shape, *_rules(pattern))
+    return operation, plan
+
+
+def _scratch(rows: int, cols: int) -> tuple[Array, int]:
+    """Workspace for paths, and where it lies."""
+    from nmflow.kernels.finish import finish_scratch
+
+    memory = finish_scratch(rows, cols)[0]
+    return memory, memory.ctypes.data
+
+
+def _rules(pattern: Pattern) -> tuple[int, ...]:
+    """Budgets, and how lines are filled, as paths have them."""
+    return pattern.row_budget, pattern.col_budget, _room(pattern), *fills(pattern)
 
 
 def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tuple[Array, Duals]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from nmflow.pattern import Pattern
 from nmflow.solvers.judge import by_side, likely_digits, likely_distinct, likely_full
 from nmflow.solvers.offsets import fine_offsets
 from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks
+from nmflow.solvers.paths import paths_plan
 from nmflow.workspace import held
 
 __all__ = ["settle"]
@@ -27,6 +29,9 @@ ROUNDED = (0, 12, 6)
 """The same where scores were rounded, from nothing."""
 AT_MOST = {4: (2, 16, 2), 8: (3, 15, 2), 16: (5, 15, 2), 64: (6, 12, 3)}
 """The same under at-most fill: duals of small blocks have far to go."""
+FEW_ENTRIES = 1 << 14
+"""Open blocks of no more entries are sent paths through where they are found, on one thread: to make arrays of a block
+or two for `nmflow.solvers.paths` takes longer than the paths."""
 CLOSE = {2: (9, 12, 3), 4: (9, 12, 3), 8: (9, 36, 3)}
 """The same after that, by bytes of a score, where most blocks are open and scores differ: they lie close together."""
 
@@ -35,7 +40,7 @@ class _Way(NamedTuple):
     """How the blocks of a chunk are settled.
 
     operation, plan, scratch, cut_list, part, most_parts : of the kernel. loose : whether fill is at most. offsets :
-    their address, or 0. zooms : as in `ZOOMS`.
+    their address, or 0. zooms : as in `ZOOMS`. few : the most blocks that paths are sent through in the kernel.
     """
 
     operation: int
@@ -47,6 +52,11 @@ class _Way(NamedTuple):
     loose: bool
     offsets: int
     zooms: tuple[int, int, int]
+    few: int
+
+
+_paths: dict[int, int] = {}
+"""What `nmflow.kernels.finish` is told for the plan of a way: compiled when a block is open for the first time."""
 
 
 @cache
@@ -65,7 +75,10 @@ def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) 
     operation, plan = settle_kernel(
         kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), absolute, moved
     )  # fmt: skip
-    return _Way(operation, plan, settle_scratch(kind, shape), cut_list.py_func, PART, MOST_PARTS, loose, offsets, zooms)
+    few = FEW_ENTRIES // math.prod(shape) if exact else 0
+    return _Way(
+        operation, plan, settle_scratch(kind, shape), cut_list.py_func, PART, MOST_PARTS, loose, offsets, zooms, few
+    )  # fmt: skip
 
 
 def settle(chunk: Chunk, todo: OpenBlocks) -> int:
@@ -80,6 +93,9 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     shares, share_rows = chunk.shares
     warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
     dense = (0, 0) if todo.dense is None else tuple(side.ctypes.data for side in todo.dense)
+    finish, few = _paths.get(way.plan, 0), 0
+    if finish and todo.dense is None:
+        few = min(way.few, chunk.n_blocks // 2)
     where = (
         way.plan, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *dense, warm_v, tall, wide,
         *todo.addresses,
@@ -92,12 +108,14 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
         _, scratch = held("scratch", way.scratch * threads)
         job = (
             *where, listed, todo.kept_at, int(exact), fill_first, last_zoom, zoom_step, digits, way.offsets,
-            share_rows, scratch, way.scratch, 0, parts, size, listed, zoom,
+            share_rows, finish, few, scratch, way.scratch, 0, parts, size, listed, zoom,
         )  # fmt: skip
         room = way.part * max(parts, way.most_parts)
         return call_on_threads(way.operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
 
     todo.count = go_on(*way.zooms)
+    if todo.count > 0 and not finish:
+        _, _paths[way.plan] = paths_plan(chunk.kind, chunk.absolute, chunk.pattern)
     if 2 * todo.count > chunk.n_blocks and exact and likely_distinct(chunk):
         todo.count = go_on(*CLOSE[scores.itemsize])
-    return todo.count
+    return todo.count + todo.augmented

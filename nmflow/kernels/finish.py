@@ -188,26 +188,13 @@ def finish_list(  # type: ignore[no-untyped-def]
     plan, scores, stride, mask, mask_stride, grid_cols, blocks, u, v, size, count, kept, room
 ):
     """Finish the blocks of a list; how many are left of it. room : for a job, and zeros after it."""
-    scratch = room + JOB_BYTES
-    write_word(room, plan)
-    write_word(room + 8, scores)
-    write_word(room + 16, stride)
-    write_word(room + 24, grid_cols)
-    write_word(room + 32, 0)
-    write_word(room + 40, mask)
-    write_word(room + 48, mask_stride)
-    write_word(room + 56, grid_cols)
-    write_word(room + 64, blocks)
-    write_word(room + 72, u)
-    write_word(room + 80, v)
-    write_word(room + 88, size)
-    write_word(room + 96, count)
-    write_word(room + 104, 0)
-    write_word(room + 112, kept)
-    write_word(room + 120, 1)
-    write_word(room + 128, 0)
-    write_word(room + 136, 0)
-    write_word(room + 144, scratch)
+    scratch, no, yes = room + JOB_BYTES, np.int64(0), np.int64(1)
+    job = (
+        plan, scores, stride, grid_cols, no, mask, mask_stride, grid_cols, blocks, u, v, size, count, no, kept, yes, no,
+        no, scratch,
+    )  # fmt: skip
+    for k, word in enumerate(job):
+        write_word(room + 8 * k, word)
     fill(scratch, _scratch_bytes(read_word(plan + 24), read_word(plan + 32)), 0)
     return call(read_word(plan), (room, 0))
 

@@ -20,12 +20,12 @@ MOST_ENTRIES = 1 << 22
 
 
 def is_large(chunk: Chunk) -> bool:
-    """Whether a chunk has more entries than a part, and can be cut: nothing of it is fixed."""
-    return chunk.mask.size > MOST_ENTRIES and chunk.grid[0] > 1 and chunk.state is None
+    """Whether a chunk has more entries than a part, and can be cut."""
+    return chunk.mask.size > MOST_ENTRIES and chunk.grid[0] > 1
 
 
 def in_parts(chunk: Chunk, solve: Callable[[Chunk], ChunkSolution]) -> ChunkSolution:
-    """Solve rows of blocks together, as many as a part may have."""
+    """Solve rows of blocks together, as many as a part may have; no entry is fixed."""
     (rows, cols), (tall, wide) = chunk.pattern.block_shape, chunk.grid
     step = max(1, MOST_ENTRIES // (rows * wide * cols))
     counts, kept, others = Counter[str](), 0.0, list[np.ndarray]()

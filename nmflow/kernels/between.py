@@ -87,8 +87,11 @@ def between_kernel() -> Any:
     Returns
     -------
     function (values, u, v, mask, blocks, r, c, room, row_fill, col_fill, exact, near, single, *scratch, flags) -> float
-        As `nmflow.kernels.finish.finish_kernel` has them, whose duals and masks these are. near : whether that rounded
-        its duals to float32, and proved nothing. single : whether duals are tried that are numbers of float32.
+        values : (k, R, C) float64, scores. u : (k, R), v : (k, C) float64: duals of the paths; on return, those that
+        prove a mask. mask : (h, w) uint8, each row contiguous, with the masks of the blocks. blocks : (k,) int64, their
+        numbers. Budgets, fills and exact : as `nmflow.kernels.finish` has them. near : whether that rounded its duals
+        to float32, and proved nothing. single : whether duals are tried that are numbers of float32. scratch : what
+        `finish_scratch` gives. flags : (k,) uint8, output: 0 where a mask is proven. Returns the kept score of those.
     """
 
     def prove(  # type: ignore[no-untyped-def]

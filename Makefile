@@ -35,7 +35,7 @@ test-lowest: $(VENV)/.made
 	$(PY) -m venv --clear $(LOWEST)
 	$(PY) -m uv pip install --quiet --python $(LOWEST) --resolution lowest-direct \
 		--editable '.[reference,torch,transformers,plot,dask]' \
-		'accelerate>=1.3' 'hypothesis>=6.100' 'pytest>=8.3' 'pytest-xdist>=3.6' 'scikit-learn>=1.5'
+		$$(grep -E '^(accelerate|hypothesis|pytest|pytest-xdist|scikit-learn)>=' requirements-dev.txt)
 	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal -o filterwarnings=default
 
 # What needs a CUDA device, with the interpreter PYTHON_GPU= names (default: that of the environment made here): tests,
@@ -68,14 +68,12 @@ bench: $(VENV)/.benched runs/download/.complete
 
 # Interrupted, it goes on where it was. TRAIN="--fresh" passes options on.
 train: $(VENV)/.developed
-	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.5'
 	$(PY) -m benchmarks.training.run $(TRAIN)
 	$(PY) -m benchmarks.training.overhead
 	$(PY) -m benchmarks.training.report
 
 # Interrupted, it goes on where it was. POST="--fresh" passes options on.
 post: $(VENV)/.developed runs/download/.complete
-	$(INSTALL) 'matplotlib>=3.9' 'scikit-learn>=1.5' 'transformers>=4.56'
 	$(PY) -m benchmarks.post_training.run $(POST)
 	$(PY) -m benchmarks.post_training.report
 

@@ -64,13 +64,13 @@ class Proven(NamedTuple):
     others: npt.NDArray[np.int64]
 
 
-def block_scores(chunk: Chunk, blocks: Array, out: Array | None = None) -> Array:
-    """Scores of some blocks as float64, shape (k, R, C), in `out` if given; rounded where ``chunk.exact`` is False."""
+def block_scores(chunk: Chunk, blocks: Array) -> Array:
+    """Scores of some blocks as float64, shape (k, R, C); rounded where ``chunk.exact`` is False."""
     from nmflow.kernels.gather import gather_scores_kernel
 
     shape = chunk.pattern.block_shape
     blocks = np.ascontiguousarray(blocks, np.int64)
-    values = np.empty((len(blocks), *shape)) if out is None else out
+    values = np.empty((len(blocks), *shape))
     gather_scores_kernel(chunk.kind, chunk.absolute)(
         chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.grid[1], blocks, values
     )  # fmt: skip

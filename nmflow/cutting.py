@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
         Most bytes of what may be known of the blocks of a large one: two are worked on at a time. One that is all of a
         problem may have twice as many.
     held : int
-        The same where the duals of all its blocks are held, and more.
+        Most of a chunk where the duals of all its blocks are held, and more.
     copied : int
         The same where all that is in a chunk is copied: for an earlier mask, or another dtype or order to read.
     fixed : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import families
@@ -13,9 +14,10 @@ from test_lanes import unproven
 import nmflow
 from nmflow import Pattern
 from nmflow.crew import call_on_threads
+from nmflow.duals import Duals
 from nmflow.kernels.between import between_kernel
 from nmflow.kernels.finish import finish_plan, finish_scratch
-from nmflow.solvers import dual, settled
+from nmflow.solvers import dual, paths, settled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -200,3 +202,17 @@ def test_paths_are_sent_where_blocks_are_listed(monkeypatch: pytest.MonkeyPatch)
     nmflow.solve(weights, 4, 8)
     monkeypatch.setattr(dual, "finish", None)
     assert nmflow.solve(weights, 4, 8).stats["augmented"] > 9
+
+
+@pytest.mark.parametrize(
+    ("open_", "message"),
+    [
+        (Duals(), "open blocks must have duals of their own"),
+        (Duals(None, None, np.zeros(1, np.int64), np.zeros((1, 4), np.float32), np.zeros((1, 4))), "must be float64"),
+        (Duals(None, None, np.zeros(1, np.int64), np.zeros((1, 4)), np.zeros((1, 8))[:, ::2]), "side by side"),
+    ],
+)
+def test_duals_that_cannot_be_written_where_they_lie(open_: Duals, message: str) -> None:
+    chunk: Any = SimpleNamespace(pattern=Pattern(2, 4))
+    with pytest.raises(AssertionError, match=message):
+        paths.finish(chunk, open_)

@@ -35,8 +35,8 @@ JOB = (
     "count", "flags", "kept", "exact", "near", "begun", "scratch",
 )  # fmt: skip
 """What a job says."""
-JOB_BYTES, PLAN = 256, 10
-"""Room for a job; and numbers of a plan."""
+PLAN = 10
+"""Numbers of a plan."""
 
 
 @part
@@ -188,7 +188,7 @@ def finish_list(  # type: ignore[no-untyped-def]
     plan, scores, stride, mask, mask_stride, grid_cols, blocks, u, v, size, count, kept, room
 ):
     """Finish the blocks of a list; how many are left of it. room : for a job, and zeros after it."""
-    scratch, no, yes = room + JOB_BYTES, np.int64(0), np.int64(1)
+    scratch, no, yes = room + 8 * len(JOB), np.int64(0), np.int64(1)
     job = (
         plan, scores, stride, grid_cols, no, mask, mask_stride, grid_cols, blocks, u, v, size, count, no, kept, yes, no,
         no, scratch,
@@ -208,7 +208,7 @@ def _scratch_bytes(rows, cols):  # type: ignore[no-untyped-def]
 
 def finish_room(rows: int, cols: int) -> int:
     """Bytes that `finish_list` takes of a workspace."""
-    return JOB_BYTES + int(_scratch_bytes.py_func(rows, cols))
+    return 8 * len(JOB) + int(_scratch_bytes.py_func(rows, cols))
 
 
 def finish_scratch(rows: int, cols: int) -> tuple[Any, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
 from nmflow.arrays import Array
@@ -78,7 +76,6 @@ def _finish(chunk: Chunk, numbers: Array | None, lists: tuple[int, ...], *, near
     return call_on_threads(operation, job, 0, 1)
 
 
-@cache
 def paths_plan(kind: str, absolute: bool, pattern: Pattern) -> tuple[int, int]:
     """The operation of `nmflow.kernels.finish`, and its plan for scores of a kind."""
     from nmflow.kernels.finish import finish_plan

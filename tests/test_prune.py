@@ -584,8 +584,9 @@ def test_weight_that_is_not_finite_is_named(tmp_path: Path, value: float, dtype:
         prune_checkpoint(path, tmp_path / "out", "2:4")
     assert (caught.value.count, caught.value.first) == (2, (3, 5))
     assert not (tmp_path / "out").exists()
-    assert not leftovers(tmp_path)
+    assert leftovers(tmp_path) in ([], [".out.nmflow"])  # the first is kept, if it was done by then
     prune_checkpoint(path, tmp_path / "out", "2:4", exclude=["second*"])
+    assert not leftovers(tmp_path)
 
 
 def test_error_of_a_solver_names_the_tensor(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,6 @@ def test_only_what_is_left_is_done(tmp_path: Path, model: Path, stopped: Path, m
         ({"fill": "at-most"}, 'pattern was "2:4", not "2:4 at-most"'),
         ({"solver": "greedy"}, 'solver was "dual", not "greedy"'),
         ({"certify": True}, "certify was false, not true"),
-        ({"on_nonfinite": "skip"}, 'on_nonfinite was "error", not "skip"'),
         ({"exclude": ["*f32*"]}, "'encoder.f32.weight' was pruned, and is not now"),
         ({"include": ["lm_head*"]}, "'lm_head.weight' was not pruned, and is now"),
     ],
@@ -342,6 +341,42 @@ def test_skipped_tensors_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for choice in ("maybe", np.array(["error", "skip"])):
         with pytest.raises(InputValueError, match='on_nonfinite must be "error" or "skip", not '):
             prune_checkpoint(src, tmp_path / "none", "2:4", on_nonfinite=choice)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["repaired", "skipped"])
+def test_what_was_done_before_nan_is_kept(tmp_path: Path, skip: bool) -> None:
+    weights = {f"{i}.weight": np.full((8, 8), i, "f4") for i in range(4)}
+    src = write(tmp_path / "x.safetensors", weights)
+    sound = src.read_bytes()
+    weights["3.weight"][1, 2] = np.nan
+    write(src, weights)
+    out = tmp_path / "out"
+    with pytest.raises(NonFiniteError, match=r"'3.weight' must be finite") as caught:
+        prune_checkpoint(src, out, "2:4", threads=1)
+    assert any("3 tensors are done and kept" in note and "--resume" in note for note in caught.value.__notes__)
+    assert not out.exists()
+    with pytest.raises(NonFiniteError, match=r"'3.weight' must be finite"):
+        prune_checkpoint(src, out, "2:4", resume=True)
+    inode = new_of(tmp_path / ".out.nmflow").stat().st_ino
+    if not skip:
+        src.write_bytes(sound)
+    options: dict[str, Any] = {"on_nonfinite": "skip"} if skip else {}
+    report = prune_checkpoint(src, out, "2:4", resume=True, **options)
+    assert report.skipped == ((("3.weight", "NaN or infinite at 1 of 64 entries"),) if skip else ())
+    assert out.stat().st_ino == inode
+    assert out.read_bytes() == whole(src, tmp_path, **options)
+    assert not leftovers(tmp_path)
+
+
+def test_what_was_skipped_is_an_error_once_it_may_not_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {f"{i}.weight": np.ones((8, 8), "f4") for i in range(4)}
+    weights["0.weight"][1, 2] = np.inf
+    src = write(tmp_path / "x.safetensors", weights)
+    stop(monkeypatch, src, tmp_path / "out", after=2, on_nonfinite="skip")
+    assert any(line["reason"] for line in lines(tmp_path / ".out.nmflow")[1:])
+    with pytest.raises(NonFiniteError, match=r"'0.weight' must be finite"):
+        prune_checkpoint(src, tmp_path / "out", "2:4", resume=True)
+    assert not (tmp_path / "out").exists()
 
 
 # The lock.

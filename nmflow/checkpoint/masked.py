@@ -67,8 +67,9 @@ class PruneUnit(Unit):
 
     def check(self, done: Done, pool: Pool) -> tuple[bool, bool]:
         """Compare checksums of weight and masks, and of what was written."""
-        if done.reason:
-            return check_copy(self, done, pool)
+        if done.reason:  # copied by a run that was asked to skip such weights
+            source, target = check_copy(self, done, pool)
+            return source, target and self.on_nonfinite == "skip"
         with opened(self, write=False, also=self.keep) as (source, target, masks):
             view = _View(self, source, masks)
 

@@ -81,7 +81,8 @@ def prune_checkpoint(
         Replace `dst` if it is a checkpoint, was written by nmflow, or is an empty folder; the old one is removed when
         the new one is in place.
     resume : bool
-        Go on where a run that was killed or stopped left off, if there was one; it must have been asked for the same.
+        Go on where a run that was killed, stopped, or ended by NaN left off, if there was one; it must have been asked
+        for the same, but for `on_nonfinite`.
     progress : callable, optional
         Called after each tensor and at the end, here and never from another thread.
 
@@ -140,7 +141,9 @@ def prune_checkpoint(
         finished = finished_report(dst, asked, _units(plan, dst.absolute(), keep, options), others, threads)
         if finished is not None:
             return finished
-    with staged(dst, asked, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
+    # Whether such weights are skipped may change on the way: units that are done look at it again.
+    same = {key: value for key, value in asked.items() if key != "on_nonfinite"}
+    with staged(dst, same, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
         units = _units(plan, stage.new, keep, options)
         if stage.finished:
             units = _units(plan, dst.absolute(), keep, options)

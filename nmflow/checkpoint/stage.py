@@ -18,15 +18,15 @@ from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import check_free, stage_of
 from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
-from nmflow.errors import ChangedError, DestinationExistsError, NmflowError, SourceNotFoundError
+from nmflow.errors import ChangedError, DestinationExistsError, NmflowError, NonFiniteError, SourceNotFoundError
 
 __all__ = ["Stage", "copy_others", "staged", "start_file", "start_folder", "start_shard"]
 
 JOURNAL, OLD = "journal", "old"
-PASSING = (ChangedError, DestinationExistsError, SourceNotFoundError)
+PASSING = (ChangedError, DestinationExistsError, NonFiniteError, SourceNotFoundError)
 """Errors of ours after which what was done is kept, as after any error that is not ours: they speak of the disk, or of
-one worker, or of a file that may only have been touched, or be put back; a run that resumes compares every byte.
-What is wrong with the input stays wrong."""
+one worker, or of a file that may only have been touched, or be put back, or of one weight that can be repaired or
+skipped; a run that resumes compares every byte. What else is wrong with the input stays wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ def staged(
 ) -> Iterator[Stage]:
     """Give a place to build at; when the block ends well what is there becomes `dst`.
 
-    When it ends with an error of ours nothing remains; after anything else, as an interrupt or a full disk, what was
-    done remains for a run that resumes, and the error says so.
+    When it ends with an error of ours nothing remains, but for those of `PASSING`; after these and anything else, as an
+    interrupt or a full disk, what was done remains for a run that resumes, and the error says so.
 
     Raises
     ------

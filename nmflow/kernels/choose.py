@@ -70,7 +70,8 @@ def _sort(keys, values, order, other):  # type: ignore[no-untyped-def]
                 else:
                     other[place] = order[b]
                     b += 1
-        order[:] = other
+        for k in range(size):  # not order[:] = other: Numba takes seconds to compile what that says of shapes
+            order[k] = other[k]
         width *= 2
 
 
@@ -141,7 +142,16 @@ def _repair(values, fixed, mask, row_room, col_room):  # type: ignore[no-untyped
                 mask[i, best_b] = mask[best_a, best_j] = 1
             row_room[i] -= 1
             col_room[best_j] -= 1
-    return col_room.min() >= 0
+    return _none_below(col_room)
+
+
+@part
+def _none_below(numbers):  # type: ignore[no-untyped-def]
+    """Whether no number is negative."""
+    for number in numbers:
+        if number < 0:
+            return False
+    return True
 
 
 @part
@@ -213,7 +223,7 @@ def choose_kernel() -> Any:
                             col_room[j] += 1
             if lightest:
                 _lighten(order, value, fixed_flat, kept, row_room, col_room, cols, full)
-            if row_room.min() < 0 or col_room.min() < 0:
+            if not (_none_below(row_room) and _none_below(col_room)):
                 continue
             if method == REFILLED or not lightest:
                 if start.size:
@@ -223,10 +233,13 @@ def choose_kernel() -> Any:
             for e in range(size):
                 if kept[e]:
                     before += value[e]
-            repaired = full and method != LIGHTEST and row_room.max() > 0
+            lacking = False
+            for i in range(rows):
+                lacking |= row_room[i] > 0
+            repaired = full and method != LIGHTEST and lacking
             if repaired and not _repair(values[k], fixed, mask[k], row_room, col_room):
                 continue
-            if (repaired or not trusted) and method != ROUNDED and value.min() >= 0.0:
+            if (repaired or not trusted) and method != ROUNDED and _none_below(value):
                 after = lost = 0.0
                 for e in range(size):
                     if kept[e]:

@@ -68,8 +68,8 @@ class PruneUnit(Unit):
     def check(self, done: Done, pool: Pool) -> tuple[bool, bool]:
         """Compare checksums of weight and masks, and of what was written."""
         if done.reason:  # copied by a run that was asked to skip such weights
-            source, target = check_copy(self, done, pool)
-            return source, target and self.on_nonfinite == "skip"
+            same, copied = check_copy(self, done, pool)
+            return same, copied and self.on_nonfinite == "skip"
         with opened(self, write=False, also=self.keep) as (source, target, masks):
             view = _View(self, source, masks)
 

@@ -148,10 +148,10 @@ def _repair(values, fixed, mask, row_room, col_room):  # type: ignore[no-untyped
 @part
 def _none_below(numbers):  # type: ignore[no-untyped-def]
     """Whether no number is negative."""
+    below = False
     for number in numbers:
-        if number < 0:
-            return False
-    return True
+        below |= number < 0
+    return not below
 
 
 @part

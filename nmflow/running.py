@@ -141,8 +141,8 @@ def _settled_and_graded(problem: Problem, chunk: Chunk, method: Solver) -> tuple
             # the evidence of this solver proves too little; any duals may grade its mask
             duals = _best_duals(problem, chunk)
             graded = grade(chunk, duals)
-        if duals.special:
-            counts["integers"] = len(duals.special)
+    if duals.special:
+        counts["integers"] = len(duals.special)
     return duals, graded, counts
 
 

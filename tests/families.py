@@ -186,6 +186,11 @@ def signed_int64_limits(shape: Shape, seed: int) -> Array:
     return int64_limits(shape, seed)
 
 
+def signed_largest(shape: Shape, seed: int) -> Array:
+    """The two ends of the range: duals lie beyond it, and so do their sums."""
+    return np.where(_rng(seed).random(shape) < 0.5, 1.0, -1.0) * np.finfo(np.float64).max
+
+
 FAMILIES: dict[str, Family] = {
     family.__name__: family
     for family in (
@@ -223,7 +228,8 @@ FAMILIES: dict[str, Family] = {
 """Weights: the score is the absolute value."""
 
 SIGNED: dict[str, Family] = {
-    family.__name__: family for family in (signed, signed_negative, signed_int8, signed_float64, signed_int64_limits)
+    family.__name__: family
+    for family in (signed, signed_negative, signed_int8, signed_float64, signed_largest, signed_int64_limits)
 }
 """Scores, taken with their sign."""
 

@@ -87,6 +87,23 @@ def test_guarantees_on_blocks_where_a_repair_is_dear(scores: Array, n: int) -> N
             assert exact.sum() - kept(exact, mask) <= 2 * (exact.sum() - best)
 
 
+@settings(max_examples=60, deadline=None)
+@given(spiky, st.sampled_from([1, 2, 3]), st.booleans())
+def test_guarantees_where_scaling_would_lose_small_scores(whole: Array, n: int, distinct: bool) -> None:
+    """What is pruned is of the small ones, 600 decades below those that are kept."""
+    scores = whole * np.where(whole < 100, 1e-300, 1e298)
+    if distinct:
+        scores += np.arange(16).reshape(4, 4) * 1e-302
+    exact = oracles.exact(scores)
+    best = oracles.best_score(exact, Pattern(n, 4))
+    assert best is not None
+    for name, fill in (("two-approx", "at-most"), ("two-approx-refill", "at-most"), ("two-approx-refill", "exact")):
+        mask = nmflow.solve(scores, n, 4, solver=name, fill=fill).mask
+        assert exact.sum() - kept(exact, mask) <= 2 * (exact.sum() - best)
+    for name in ("greedy", "local-search"):
+        assert 2 * kept(exact, nmflow.solve(scores, n, 4, solver=name).mask) >= best
+
+
 def test_a_repair_that_would_lose_too_much_is_left_to_an_exact_solver() -> None:
     """Greedy keeps (0, 0) first; all that could complete it must then drop the only score that counts."""
     keep = np.zeros((4, 4), bool)

@@ -204,6 +204,27 @@ def test_paths_are_sent_where_blocks_are_listed(monkeypatch: pytest.MonkeyPatch)
     assert nmflow.solve(weights, 4, 8).stats["augmented"] > 9
 
 
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_sums_are_the_same_before_and_after_paths_are_compiled(monkeypatch: pytest.MonkeyPatch, fill: Any) -> None:
+    """The first call sends paths from Python, later ones from the kernel; what these leave goes on from both."""
+    left = []
+    between = between_kernel()
+
+    def counted(values: Array, *others: Any) -> Any:
+        left.append(len(values))
+        return between(values, *others)
+
+    monkeypatch.setattr("nmflow.kernels.between.between_kernel", lambda: counted)
+    for seed in range(60):
+        normal = np.random.default_rng(seed).standard_normal((64, 64))
+        weights = np.sign(normal) * np.exp(5 * normal)
+        monkeypatch.setattr(settled, "_paths", {})
+        first, second = (nmflow.solve(weights, 2, 4, fill=fill) for _ in range(2))
+        assert (first.objective, first.bound) == (second.objective, second.bound)
+        assert np.array_equal(first.mask, second.mask)
+    assert len(left) > 9
+
+
 @pytest.mark.parametrize(
     ("open_", "message"),
     [

@@ -141,6 +141,34 @@ def test_a_score_off_the_lattice_is_seen(taken: list[int]) -> None:
     assert not taken
 
 
+OFF = {
+    "far below": (lambda rng, shape: rng.integers(-4, 5, shape) * np.float32(0.1), 1e-20, 1e-20),
+    "last bits": (lambda rng, shape: rng.choice([32000, 31936, -31361, -19201, 448, 64], shape), 64.0, 2.0**-17),
+    "underflow": (lambda rng, shape: rng.integers(-4, 5, shape) * 2.0**100, 2.0**-60, 2.0**-62),
+    "underflow of float64": (lambda rng, shape: rng.integers(-4, 5, shape) * 2.0**800, 2.0**-400, 2.0**-402),
+}
+"""Scores on a lattice, one that lies on none though it looks as if in few bits, and the distance to others like it."""
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OFF)
+def test_no_score_is_taken_for_a_whole_number_that_it_is_not(
+    name: str, dtype: Any, pattern: str, absolute: bool
+) -> None:
+    """Blocks that a sample of the matrix does not hold, whose scores differ only by what rounds away."""
+    if "float64" in name and dtype == np.float32:
+        pytest.skip("float32 holds no such scores")
+    rng = np.random.default_rng(3)
+    on, start, step = OFF[name]
+    scores = on(rng, (64, 128)).astype(dtype)
+    scores[9:40, 9:57] = start + step * rng.integers(-7, 8, (31, 48))
+    solution = check(scores, pattern, absolute=absolute)
+    grade = nmflow.certify(scores if not absolute else np.abs(scores), solution.mask, pattern=pattern)
+    assert grade.proven
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_score_that_is_not_finite_is_an_error(bad: float) -> None:
     weights = scaled((64, 64), 4, 0.1)

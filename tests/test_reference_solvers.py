@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from test_lanes import unproven
 
+import nmflow
 from nmflow import solvers
 from nmflow.blocks import Chunk, load, store
 from nmflow.cutting import places
@@ -158,6 +160,15 @@ def test_larger_blocks_end_proven(solver: BlockSolver, pattern: Pattern) -> None
     _, ((chunk, solution),) = solve(solver, Problem.build(array, pattern))
     u, v = oracles.fractions_of(duals_of(solution, 0))
     assert oracles.proves(oracles.exact(array), chunk.mask, pattern, u, v)
+
+
+@pytest.mark.parametrize("name", ["network-simplex", "enumerate"])
+def test_duals_that_prove_only_as_integers_are_counted(name: str) -> None:
+    """What floats make of them is rounded."""
+    array = families.gaussian_float64((8, 20), 4)
+    solution = nmflow.solve(array, 2, 4, solver=name, duals=True)
+    assert solution.proven
+    assert unproven(array, solution, absolute=True) <= solution.stats.get("integers", 0)
 
 
 def test_ortools_refuses_what_it_cannot_hold() -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ from nmflow.cutting import SIZES, Sizes
 from nmflow.errors import InputTypeError
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
+from nmflow.solvers import offsets, settled
 
 Array = Any
 PACKAGE = Path(nmflow.__file__).parent
@@ -227,6 +229,19 @@ print("same")
 def test_the_first_calls_may_come_from_several_threads_at_once() -> None:
     """Importing and compiling at the same time in all of them."""
     assert run(FIRST_CALLS) == "same\n"
+
+
+def test_an_address_that_is_kept_is_of_an_array_that_is_kept() -> None:
+    """Two threads can make the offsets of a shape at a time; what a cache then drops is still in use."""
+    offsets.fine_offsets.cache_clear()
+    settled._way.cache_clear()
+    way = settled._way("bfloat16", Pattern(2, 4), True, True, True)
+    array = weakref.ref(offsets.fine_offsets(4, 4))
+    offsets.fine_offsets.cache_clear()
+    gc.collect()
+    found = array()
+    assert found is not None
+    assert way.offsets == found.ctypes.data
 
 
 def test_kernels_return_numbers_only() -> None:

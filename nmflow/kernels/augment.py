@@ -106,11 +106,11 @@ def augment_kernel(integers: bool) -> Any:
             ended[k] = EXACT
             for i in range(rows):
                 u[k, i] = np.float64(iu[i]) * down
-                if np.int64(np.float64(iu[i])) != iu[i]:
+                if np.int64(np.float64(iu[i])) != iu[i] or not abs(u[k, i]) < np.inf:
                     ended[k] = WIDE
             for j in range(cols):
                 v[k, j] = np.float64(iv[j]) * down
-                if np.int64(np.float64(iv[j])) != iv[j]:
+                if np.int64(np.float64(iv[j])) != iv[j] or not abs(v[k, j]) < np.inf:
                     ended[k] = WIDE
 
     i8, flag, matrix = types.int64, types.boolean, types.float64[:, ::1]

@@ -111,11 +111,15 @@ def operation(function: Callable[..., Any], integers: int, floats: int = 0) -> i
     return int(made.address)
 
 
-_lasting: list[npt.NDArray[np.int64]] = []
+_lasting: list[npt.NDArray[Any]] = []
 
 
-def lasting(numbers: npt.NDArray[np.int64]) -> int:
-    """Keep an array for as long as the process; its address."""
+def lasting(numbers: npt.NDArray[Any]) -> int:
+    """Keep an array for as long as the process; its address.
+
+    An address that outlives its caller must come from here: two threads that make the same thing at a time can each
+    make it, and a cache keeps one of the two.
+    """
     _lasting.append(numbers)
     return int(numbers.ctypes.data)
 

@@ -46,7 +46,7 @@ def read_lattice(  # type: ignore[no-untyped-def]
         # float32 holds it: a power of two less one, rounded down
         top = builder.lshr(ir.Constant(I64, (1 << lanes.bits) - (1 << max(0, lanes.bits - 20))), shift)
         back, part = every(builder.fdiv(one, coarse)), every(builder.fdiv(one, fine))
-        coarse, step, low, largest = (every(x) for x in (coarse, step, low, largest))
+        coarse, fine, step, low, largest = (every(x) for x in (coarse, fine, step, low, largest))
         least, most = emit.splat(work, LANES, 0.0), every(builder.sitofp(top, F64))
         shift = lanes.broadcast(emit, shift)
         right = emit.variable(emit.splat(I1, LANES, 1))
@@ -57,13 +57,16 @@ def read_lattice(  # type: ignore[no-untyped-def]
             for k in range(cols_):
                 score = kind_.load(emit, emit.at(base, k * LANES * kind_.itemsize), LANES, absolute_)
                 level = emit.call("llvm.rint", builder.fmul(score, back))
-                # rounded once; where it is a small multiple of `fine` not at all
-                rest = builder.fmul(emit.call("llvm.fma", builder.fneg(level), coarse, score), part)
+                # Rounded where the score is far from every level, and nowhere else. A score off the lattice is seen
+                # here, since what follows could round a fraction of `fine` away.
+                beside = emit.call("llvm.fma", builder.fneg(level), coarse, score)
+                rest = emit.call("llvm.rint", builder.fmul(beside, part))
                 value = builder.fsub(builder.fadd(builder.fmul(level, step), rest), low)
                 # NaN becomes 0 here, and is then found to be no whole number
                 inside = emit.better(emit.better(value, least, ">"), most, "<")
                 number = builder.fptosi(inside, vector(I32, LANES))
                 for good in (
+                    builder.fcmp_ordered("==", builder.fmul(rest, fine), beside),
                     builder.fcmp_ordered("==", builder.sitofp(number, vector(work, LANES)), value),
                     builder.fcmp_ordered("<=", emit.call("llvm.fabs", rest), largest),
                 ):

@@ -69,9 +69,9 @@ def settle_kernel(
         S - u - v, is magnified by `zoom` bits where blocks are settled once more, and by `zoom_step` more each time
         until `last_zoom` (at most 16 for scores of 32 bits or less, 60 else), or until that settles few more. digits,
         offsets : see `nmflow.kernels.grains`, read if `moved`. finish : address of a plan of `nmflow.kernels.finish`:
-        if no more than `few` blocks are left open, paths are sent through them, and how many these prove is written
-        after `kept`; their duals are not. scratch : of workspace, `scratch_size` bytes for each thread. What is found
-        does not depend on which thread takes what.
+        if no more than `few` blocks are left open, paths are sent through them. How many these prove is written after
+        `kept`, and what they keep is added after that; their duals are not written. scratch : of workspace,
+        `scratch_size` bytes for each thread. What is found does not depend on which thread takes what.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols)
     pattern = rows, cols, row_budget, col_budget, row_fill, col_fill, absolute
@@ -110,7 +110,7 @@ def _driver() -> int:
             return left
         open_ = finish_list(
             finish, scores, stride, mask, mask_stride, grid_cols, blocks, block_u, block_v, read_word(plan + 16), left,
-            kept, scratch,
+            kept + 16, scratch,
         )  # fmt: skip
         write_word(kept + 8, left - open_)
         return open_

@@ -16,7 +16,7 @@ __all__ = ["Approximate", "Blocks"]
 
 STRIPE_ENTRIES = 1 << 17
 """Entries that are laid out at a time: 1 MiB of float64."""
-LARGEST = 2.0**900
+LARGEST, SCALE = 2.0**900, 2.0**-200
 """Blocks with larger scores are scaled down, so that sums and differences are finite."""
 
 
@@ -39,6 +39,10 @@ class Blocks:
     pattern : Pattern
     trusted : bool
         Whether `values` order entries as the scores do.
+    spread : ndarray of int, shape (j,)
+        Blocks of scores so far apart that the small ones are lost by scaling: these an exact solver settles.
+    spread_values : ndarray of float64, shape (j, R, C)
+        Their scores, not scaled.
     """
 
     values: Array
@@ -48,6 +52,8 @@ class Blocks:
     left: Array
     pattern: Pattern
     trusted: bool
+    spread: Array
+    spread_values: Array
 
     @property
     def budgets(self) -> tuple[int, int]:
@@ -86,6 +92,8 @@ class Approximate(Solver):
                 shape = ((area[0].stop - area[0].start) // rows, (area[1].stop - area[1].start) // cols)
                 blocks = _blocks(chunk, area)
                 found = self.choose(blocks)
+                blocks.left[blocks.spread] = 1
+                blocks.values[blocks.spread] = blocks.spread_values
                 left = np.flatnonzero(blocks.left)
                 if len(left):
                     found = {**found, "left_to_exact": len(left)}
@@ -111,11 +119,14 @@ def _blocks(chunk: Chunk, area: tuple[slice, slice]) -> Blocks:
     values = _laid_out(part, chunk.pattern).astype(np.float64)
     if chunk.absolute:
         np.abs(values, out=values)
-    trusted = chunk.exact
+    spread = np.empty(0, np.int64)
+    spread_values = values[spread]
     if chunk.kind == "float64" and float(np.abs(values).max()) > LARGEST:
-        large = np.abs(values).max(axis=(1, 2)) > LARGEST
-        values[large] *= 2.0**-200  # exact but for what is 2**-1900 of the largest
-        trusted = False
+        large = np.flatnonzero(np.abs(values).max(axis=(1, 2)) > LARGEST)
+        scaled = values[large] * SCALE
+        spread = large[(scaled / SCALE != values[large]).any(axis=(1, 2))]
+        spread_values = values[spread]
+        values[large] = scaled
     none = np.empty((0, 1, 1), np.int8)
     return Blocks(
         values=values,
@@ -126,7 +137,9 @@ def _blocks(chunk: Chunk, area: tuple[slice, slice]) -> Blocks:
         mask=np.empty(values.shape, np.uint8),
         left=np.empty(len(values), np.uint8),
         pattern=chunk.pattern,
-        trusted=trusted,
+        trusted=chunk.exact and not len(spread),
+        spread=spread,
+        spread_values=spread_values,
     )
 
 

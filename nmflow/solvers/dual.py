@@ -44,7 +44,7 @@ class Dual(Solver):
     3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
        path; at most M^2 paths, on Gaussian scores about one; ties are mended without any path of some length.
     4. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit
-       integers where scores fit in 54 bits, and the last ones in Python integers: rare, milliseconds each.
+       integers where scores fit in 54 bits, and the last ones in Python integers: rare, and slow.
 
     Ties go to the entry that comes first in the order of the paths; the mask is a function of values, dtype and
     options alone.
@@ -150,7 +150,7 @@ class Dual(Solver):
             row, col = chunk.duals or (None, None)
             known = untied.every._replace(row=row, col=col)
             start = known._replace(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
-            return self._ended(chunk, known, start, untied.kept, counts, begun=True)
+            return self._ended(chunk, known, start, (untied.kept, 0.0), counts, begun=True)
         todo = OpenBlocks(chunk)
         if not chunk.exact:  # scores that were rounded are compared as floats, where a tie proves nothing
             todo.add_all()
@@ -163,18 +163,23 @@ class Dual(Solver):
         if chunk.state is not None:
             # blocks with fixed entries were settled without them, so all are graded anew
             return self._augmented(chunk, np.union1d(todo.blocks, chunk.fixed_blocks), known, counts)
-        return self._ended(chunk, known, known, todo.kept, counts, begun=False)
+        return self._ended(chunk, known, known, (todo.kept, todo.augmented_kept), counts, begun=False)
 
     def _ended(
-        self, chunk: Chunk, known: Duals, start: Duals, kept: float, counts: dict[str, int], *, begun: bool
-    ) -> ChunkSolution:
-        """Send paths through the blocks that are open, from the duals in `start`; kept : what the others keep."""
+        self, chunk: Chunk, known: Duals, start: Duals, kept: tuple[float, float], counts: dict[str, int], *,
+        begun: bool,
+    ) -> ChunkSolution:  # fmt: skip
+        """Send paths through the blocks that are open, from the duals in `start`.
+
+        kept : what the others keep: those settled, and those that paths were sent through already.
+        """
         blocks = start.blocks if start.blocks is not None else np.empty(0, np.int64)
+        settled, by_paths = kept
         if not len(blocks):
-            return ChunkSolution(known, counts=counts, proven=Proven(kept, blocks))
+            return ChunkSolution(known, counts=counts, proven=Proven(settled + by_paths, blocks))
         counts["augmented"] = counts.get("augmented", 0) + len(blocks)
         proven = finish(chunk, start, begun=begun)
-        proven = proven._replace(objective=kept + proven.objective)
+        proven = proven._replace(objective=settled + (by_paths + proven.objective))
         return ChunkSolution(known.updated(start), counts=counts, proven=proven)
 
     def _augmented(self, chunk: Chunk, blocks: Array, start: Duals, counts: dict[str, int]) -> ChunkSolution:

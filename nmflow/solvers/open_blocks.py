@@ -16,8 +16,9 @@ from nmflow.workspace import held, workspace
 
 __all__ = ["LONG_ENTRIES", "OpenBlocks", "room_for_duals"]
 
-KEPT = struct.Struct("dq")
-"""What comes first in that memory: what the blocks keep that are not open, and how many of them paths have proven."""
+KEPT = struct.Struct("dqd")
+"""What comes first in that memory: what the blocks keep that are settled; how many more paths have proven; and what
+these keep, apart, so that sums are the same whoever sends the paths."""
 LONG_ENTRIES = 1 << 19
 """Entries of a chunk for which it pays to wake threads."""
 
@@ -32,9 +33,8 @@ class OpenBlocks:
     dense : pair of ndarray, shapes (h, block columns) and (block rows, w), or None
         Where the duals of all blocks are written.
     kept_at, addresses : int, three of them
-        Where a float64 adds up to what the other blocks keep, before the number of those that paths have proven; and
-        where their numbers lie, their row duals and their column duals, in the work dtype. Arrays are made of that
-        where they are asked for: most often no block is open.
+        Where `KEPT` lies; and where the numbers of the open blocks lie, their row duals and their column duals, in the
+        work dtype. Arrays are made of that where they are asked for: most often no block is open.
     """
 
     def __init__(self, chunk: Chunk) -> None:
@@ -44,7 +44,7 @@ class OpenBlocks:
         self._ends = word, word + 8 * self._n_blocks, word + 8 * self._n_blocks + rows * line
         self._room, start = held("open blocks", self._ends[2] + cols * line)
         self.kept_at, self.addresses = start, (start + word, start + self._ends[1], start + self._ends[2])
-        KEPT.pack_into(self._room.data, 0, 0.0, 0)
+        KEPT.pack_into(self._room.data, 0, 0.0, 0, 0.0)
         self.count = 0
         self.dense = chunk.duals
         if self.dense is None and chunk.state is not None:
@@ -52,13 +52,18 @@ class OpenBlocks:
 
     @property
     def kept(self) -> float:
-        """What the blocks keep that are not open."""
+        """What the blocks keep that are settled without paths."""
         return float(KEPT.unpack_from(self._room.data)[0])
 
     @property
     def augmented(self) -> int:
-        """How many of those paths have proven, in the kernel that settles blocks."""
+        """How many more the kernel that settles blocks has proven by paths."""
         return int(KEPT.unpack_from(self._room.data)[1])
+
+    @property
+    def augmented_kept(self) -> float:
+        """What these keep."""
+        return float(KEPT.unpack_from(self._room.data)[2])
 
     @property
     def blocks(self) -> npt.NDArray[np.int64]:

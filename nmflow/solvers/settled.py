@@ -61,6 +61,7 @@ _paths: dict[int, int] = {}
 
 @cache
 def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) -> _Way:
+    from nmflow.kernels.compile import lasting
     from nmflow.kernels.settle import settle_kernel, settle_scratch
     from nmflow.kernels.share import MOST_PARTS, PART, cut_list
 
@@ -71,7 +72,7 @@ def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) 
         zooms = ROUNDED
     elif loose:
         zooms = by_side(AT_MOST, pattern)
-    offsets = fine_offsets(*shape).ctypes.data if moved else 0
+    offsets = lasting(fine_offsets(*shape)) if moved else 0
     operation, plan = settle_kernel(
         kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), absolute, moved
     )  # fmt: skip

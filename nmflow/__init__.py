@@ -16,7 +16,7 @@ from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 
 if TYPE_CHECKING:
-    from nmflow import formats, network, solvers
+    from nmflow import diversity, formats, network, solvers
     from nmflow.diversity import count_masks, divergence, mask_diversity
     from nmflow.pipeline import certify, solve
     from nmflow.solution import Certificate, Solution, Status
@@ -32,6 +32,7 @@ __all__ = [
     "certify",
     "count_masks",
     "divergence",
+    "diversity",
     "formats",
     "mask_diversity",
     "network",
@@ -49,7 +50,7 @@ _LAZY = {
     "mask_diversity": "nmflow.diversity",
     "solve": "nmflow.pipeline",
 }
-_MODULES = {"formats", "network", "solvers"}
+_MODULES = {"diversity", "formats", "network", "solvers"}
 
 
 def __getattr__(name: str) -> Any:

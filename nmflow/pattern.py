@@ -110,6 +110,8 @@ class Pattern:
     ) -> None:
         if not isinstance(fill, str) or fill not in ("exact", "at-most"):
             raise PatternError(f'fill must be "exact" or "at-most", not {fill!r}')
+        if type(transposable).__name__ not in ("bool", "bool_"):  # NumPy's too
+            raise PatternError(f"transposable must be True or False, not {transposable!r}")
         if isinstance(n, str) and m is None:
             raise PatternError(f'n must be a whole number, not {n!r}; a text is given by name: pattern="2:4"')
         if (n is None) != (m is None):

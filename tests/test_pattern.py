@@ -105,6 +105,7 @@ def test_frozen() -> None:
         ({"row": "2-4", "col": "2:4"}, 'pattern must be "n:m", for example "2:4", not \'2-4\''),
         ({"row": "2:4", "col": 4}, 'pattern must be "n:m", for example "2:4", not 4'),
         ({"n": "2:4"}, "n must be a whole number, not '2:4'; a text is given by name: pattern=\"2:4\""),
+        ({"n": 2, "m": 4, "transposable": "no"}, "transposable must be True or False, not 'no'"),
         ({"n": 2, "m": 4, "fill": "most"}, 'fill must be "exact" or "at-most", not \'most\''),
         ({"n": 2, "m": 4, "fill": np.array(["exact", "at-most"])}, 'fill must be "exact" or "at-most", not array'),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from nmflow import pipeline
 from nmflow.arrays import is_bfloat16
 from nmflow.errors import (
     InfeasibleError,
@@ -243,3 +245,15 @@ def test_every_error_is_also_a_builtin() -> None:
     assert issubclass(MissingLibraryError, ImportError)
     for error in (InputTypeError, InputValueError, InfeasibleError, NonFiniteError, PatternError, MissingLibraryError):
         assert issubclass(error, NmflowError)
+
+
+@pytest.mark.parametrize("name", ["duals", "certify", "absolute", "transposable"])
+@pytest.mark.parametrize("value", ["no", "False", None, 2])
+def test_flags_are_true_or_false(name: str, value: object) -> None:
+    weights = np.eye(4)
+    call: Any = (
+        partial(pipeline.certify, weights, weights > 0) if name == "absolute" else partial(pipeline.solve, weights)
+    )
+    with pytest.raises((InputTypeError, PatternError), match=f"{name} must be True or False, not "):
+        call(1, 4, **{name: value})
+    pipeline.solve(weights, 1, 4, duals=np.True_, certify=np.False_, transposable=np.True_)  # type: ignore[arg-type]

@@ -263,6 +263,65 @@ def test_finish_bakes_zeros_and_lets_go() -> None:
     torch.save(model, io.BytesIO())
 
 
+@pytest.mark.parametrize("make", [copy.deepcopy, torch.optim.swa_utils.AveragedModel])
+def test_copies_of_a_model_in_training_outlive_it(make: Callable[[nn.Module], nn.Module]) -> None:
+    model, optimizer, training = plain()
+    advance(model, optimizer, 0, 3)
+    training.freeze()
+    other = make(model)
+    seen = model(batch(99)[0])
+    training.finish()
+    assert torch.equal(other(batch(99)[0]), seen)
+    assert torch.equal(model(batch(99)[0]), seen)
+    again = copy.deepcopy(other)
+    assert torch.equal(again(batch(99)[0]), seen)
+
+
+class Pair(nn.Module):
+    """Two matrices in one module, and other parameters before, between and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in (("a", (3,)), ("first", (8, 8)), ("b", (2,)), ("second", (8, 8)), ("c", (1,))):
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.first @ self.second * self.c  # type: ignore[no-any-return]
+
+
+def test_parameters_have_their_order_back_in_modules_that_hold_several() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Pair(), nn.Linear(8, 8))
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4, include=["0.first", "0.second", "1"])
+    assert len(training.masks) == 3
+    other, x = copy.deepcopy(model), torch.randn(5, 8)
+    seen = model(x)
+    training.finish()
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(model(x), seen)
+    assert torch.equal(other(x), seen)
+    assert type(model[0]) is Pair
+
+
+def test_a_module_that_left_the_model_is_missed() -> None:
+    model, _, training = plain()
+    model[3] = nn.Linear(128, 16)
+    for call in (training.refresh, training.finish):
+        with pytest.raises(
+            nt.TrainingStateError, match=r"3\.weight must stay in the model, and its module was replaced"
+        ):
+            call()
+
+
+def test_a_module_that_is_wrapped_stays() -> None:
+    model, _, training = plain()
+    model[3] = nn.Sequential(model[3])
+    training.refresh()
+    assert training.finish().layers[1].density == 0.5
+
+
 def test_finish_says_how_far_masks_are_from_the_best_now() -> None:
     model, optimizer, training = plain(every=1000)
     advance(model, optimizer, 0, 10)
@@ -367,6 +426,8 @@ def test_a_broken_run_goes_on_bit_for_bit(options: dict[str, Any], stop: int) ->
         (lambda s: s["duals"].update({"5.weight": [[None, None]]}), "must hold duals, step and history"),
         (lambda s: s["duals"].update({"5.weight": [torch.ones(3)]}), "must hold duals, step and history"),
         (lambda s: s.update(step="seven"), "must hold duals, step and history"),
+        (lambda s: s.update(step=-7), "must hold duals, step and history .* step is -7"),
+        (lambda s: s["masks"]["5.weight"].fill_(True), "must hold a mask of pattern 2:4 for '5.weight'"),
     ],
 )
 def test_states_that_do_not_belong(change: Callable[[dict[str, Any]], Any], message: str) -> None:
@@ -439,6 +500,9 @@ def test_dtype_and_device_moves_take_masks_along() -> None:
     model.double()
     assert training.masks["3.weight"].dtype == torch.bool
     assert model[3].weight.dtype == torch.float64
+    model.type(torch.float32)
+    assert training.masks["3.weight"].dtype == torch.bool
+    assert model[3].weight.dtype == torch.float32
     model.to("meta")
     assert training.masks["3.weight"].device.type == "meta"
 
@@ -662,6 +726,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     errors.append(failure(lambda: nt.SparseTraining(other, half_of_it, 2, 4)))
     errors.append(failure(lambda: nt.SparseTraining(parallel, optimizer, 2, 4)))
     torch.save((weights, state, solved, errors), Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()  # else one can leave while the other still talks to it
     torch.distributed.destroy_process_group()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from torch import nn
+
 from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
@@ -24,14 +26,18 @@ class MaskedLayers:
 
     Parameters
     ----------
+    model : Module
+        That holds them.
     layers : sequence of Layer
         Not masked yet: `attach` does that.
     found : sequence of Found
         A mask for each.
     """
 
-    def __init__(self, layers: Sequence[Layer], found: Sequence[Found]) -> None:
-        self._layers = layers
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], found: Sequence[Found]) -> None:
+        self._model, self._layers = model, layers
+        modules = {id(slot.module): slot.module for layer in layers for slot in layer.slots}.values()
+        self._orders = [(module, tuple(module._parameters)) for module in modules]
         self._parameters = [layer.parameters for layer in layers]  # as `attach` hides them from their modules
         self.by_name = {
             layer.name: Masked(to_mask(one.mask, parameters[0].device))
@@ -55,7 +61,13 @@ class MaskedLayers:
 
     def check_held(self) -> None:
         """Raise TrainingStateError if the model holds other parameters now: masks would be those of what was left."""
+        modules = {id(module) for module in self._model.modules()}  # by whatever name: some tools wrap them
         for layer, parameters in zip(self._layers, self._parameters, strict=True):
+            if any(id(slot.module) not in modules for slot in layer.slots):
+                raise TrainingStateError(
+                    f"{layer.name} must stay in the model, and its module was replaced or removed; put it back, or "
+                    f"make a new SparseTraining"
+                )
             held = [original(slot) for slot in layer.slots]
             if any(all(one is not parameter for parameter in parameters) for one in held):
                 raise TrainingStateError(
@@ -99,6 +111,11 @@ class MaskedLayers:
         return tuple(reports)
 
     def bake(self) -> None:
-        """Write zeros into the weights, which become plain parameters again."""
+        """Write zeros into the weights, which become plain parameters again, in the order that they had."""
         for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
             bake(layer, masked)
+        for module, order in self._orders:
+            held = module._parameters
+            for name in (*order, *(name for name in tuple(held) if name not in order)):
+                if name in held:
+                    held[name] = held.pop(name)

@@ -65,7 +65,8 @@ class Masked(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Masked:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.mask = fn(self.mask)
+        moved = fn(self.mask)
+        self.mask = moved if moved.dtype == torch.bool else self.mask.to(moved.device)  # model.type(...) casts all
         return self
 
 
@@ -82,7 +83,27 @@ def bake(layer: Layer, masked: Masked) -> None:
         assert dense is not None
         with torch.no_grad():
             dense.masked_fill_(~masked.mask, 0.0)
-        parametrize.remove_parametrizations(slot.module, slot.attribute, leave_parametrized=False)
+        _unparametrize(slot.module, slot.attribute)
+
+
+def _unparametrize(module: nn.Module, attribute: str) -> None:
+    """What ``parametrize.remove_parametrizations`` does, but for what copies need of a module.
+
+    They share its class, from which torch takes the attribute away: copies could not be used any more.
+    """
+    held: Any = module.parametrizations
+    dense = held[attribute].original
+    del held[attribute]
+    own = type(module)
+    (plain,) = own.__bases__
+    if len(held):
+        not_copied = (attribute, "__dict__", "__weakref__")
+        others = {name: value for name, value in vars(own).items() if name not in not_copied}
+        module.__class__ = type(own.__name__, (plain,), others)
+    else:
+        del module.parametrizations
+        module.__class__ = plain
+    module.register_parameter(attribute, dense)
 
 
 def original(slot: Slot) -> torch.Tensor | None:

@@ -88,7 +88,9 @@ def unpacked(state: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Found
     """
     try:
         found = [_found(state["masks"][name], state["duals"][name]) for name in names]
-        return found, operator.index(state["step"]), [_refresh(record) for record in state["history"]]
+        if (step := operator.index(state["step"])) < 0:
+            raise ValueError(f"step is {step}")
+        return found, step, [_refresh(record) for record in state["history"]]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputValueError(
             f"state must hold duals, step and history as SparseTraining.state_dict() made them, and does not: {error}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from nmflow.arrays import Array
+from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
-from nmflow.pipeline import as_pattern
+from nmflow.pipeline import as_pattern, certify
 from nmflow.torch.amounts import amount, whole
 from nmflow.torch.decay import Decay, inner_optimizer
 from nmflow.torch.device import on_device
@@ -127,9 +129,9 @@ class SparseTraining:
         self.history: list[Refresh] = []
         self._ranks = Ranks.current(process_group)
         with self._ranks.together():
-            driver = inner_optimizer(optimizer)
+            driver, inner = inner_optimizer(optimizer), before_parallel(model)
             selection = select(
-                before_parallel(model), self.pattern,
+                inner, self.pattern,
                 include=include, exclude=exclude, filter_fn=filter_fn, strict=strict, trainable=True,
             )  # fmt: skip
             self._layers, self.skipped = selection.layers, selection.skipped
@@ -139,7 +141,7 @@ class SparseTraining:
             self._ranks.send(weight.detach(), 0)  # as DistributedDataParallel does when it takes the model
         self._found: list[Found] | None = None
         self._found = self._search()
-        self._masked = MaskedLayers(self._layers, self._found)
+        self._masked = MaskedLayers(inner, self._layers, self._found)
         pull.masked = list(self._masked.by_name.values())
         self._masked.attach()
         self._finished = False
@@ -247,6 +249,8 @@ class SparseTraining:
         self._check_running()
         check(state, self.pattern, self.masks)
         found, step, history = unpacked(state, self.masks)
+        if not self._finds_others:
+            self._check_patterns(found)
         self._masked.change(found)
         self._masked.fix(bool(state["frozen"]))
         self._found, self.step, self.history = found, step, history
@@ -260,8 +264,26 @@ class SparseTraining:
 
     def _stays(self, weight: torch.Tensor) -> bool:
         """Whether a mask is found on the device of its weight: nothing asks for what only the CPU does."""
-        overridden = getattr(self.find_mask, "__func__", None) is not SparseTraining.find_mask
-        return not overridden and on_device(weight, self.pattern, solver=self.solver, switch_cost=self.switch_cost)
+        return not self._finds_others and on_device(
+            weight, self.pattern, solver=self.solver, switch_cost=self.switch_cost
+        )
+
+    @property
+    def _finds_others(self) -> bool:
+        """Whether `find_mask` is overridden: then masks may be of any kind."""
+        return getattr(self.find_mask, "__func__", None) is not SparseTraining.find_mask
+
+    def _check_patterns(self, found: Sequence[Found]) -> None:
+        """Raise InputValueError unless masks keep to the pattern."""
+        for layer, one in zip(self._layers, found, strict=True):
+            grade = certify(
+                one.mask.view(np.uint8), one.mask, pattern=self.pattern, layout=layer.layout, groups=layer.groups,
+                threads=self.threads,
+            )  # fmt: skip
+            if not grade.feasible:
+                raise InputValueError(
+                    f"state must hold a mask of pattern {self.pattern} for {layer.name!r}, and its mask breaks it"
+                )
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A GradScaler calls a fused optimizer at every step, and lends it this tensor to skip by. Reading it waits for

@@ -408,7 +408,11 @@ def test_command_says_what_is_wrong(arguments: list[str], text: str) -> None:
 
 def test_files_that_are_no_matrix(tmp_path: Path) -> None:
     path = tmp_path / "w.npy"
-    for content, text in ((np.ones(3), "must hold a matrix"), (np.array([{}], object), "NumPy refuses")):
+    for content, text in (
+        (np.ones(3), "must hold a matrix"),
+        (np.array([{}], object), "NumPy refuses"),
+        (np.array([[1.0, np.inf, 3.0, np.nan]] * 4), "w.npy must be finite, not NaN or infinite at 8 of 16 entries"),
+    ):
         np.save(path, content, allow_pickle=True)
         found = invoke(path)
         assert found.exit_code == 2

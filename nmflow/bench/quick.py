@@ -57,15 +57,25 @@ def matrices(
     Returns
     -------
     dict of name to ndarray, shape (R, C)
+
+    Raises
+    ------
+    InputValueError
+        If one cannot be measured: no matrix, not finite, or beyond memory.
     """
     if path is None:
         _check_memory(shape)
         rng = np.random.default_rng(0)
         return {"gaussian": rng.standard_normal(shape, dtype=np.float32)}
     path = Path(path)
-    if path.suffix == ".npy":
-        return {path.name: _load_npy(path)}
-    return _load_checkpoint(path, tensors, pattern)
+    found = {path.name: _load_npy(path)} if path.suffix == ".npy" else _load_checkpoint(path, tensors, pattern)
+    for name, matrix in found.items():
+        if bad := int(np.count_nonzero(~np.isfinite(matrix))):
+            raise InputValueError(
+                f"{name} must be finite, not NaN or infinite at {bad} of {matrix.size} entries; repair them, or measure "
+                f"another matrix"
+            )
+    return found
 
 
 def quick(

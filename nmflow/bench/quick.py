@@ -72,8 +72,8 @@ def matrices(
     for name, matrix in found.items():
         if bad := int(np.count_nonzero(~np.isfinite(matrix))):
             raise InputValueError(
-                f"{name} must be finite, not NaN or infinite at {bad} of {matrix.size} entries; repair them, or measure "
-                f"another matrix"
+                f"{name} must be finite, not NaN or infinite at {bad} of {matrix.size} entries; repair them, or "
+                f"measure another matrix"
             )
     return found
 

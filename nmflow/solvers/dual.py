@@ -204,7 +204,7 @@ class Dual(Solver):
             yield duals
             blocks = blocks[ended != EXACT]
         if len(blocks):
-            yield duals._replace(special=in_integers(chunk, blocks, duals))
+            yield duals._replace(special={**(duals.special or {}), **in_integers(chunk, blocks, duals)})
 
 
 def _levelled(chunk: Chunk, lattice: Lattice, largest: int, u: Array, v: Array) -> tuple[Array, Array]:

@@ -353,7 +353,9 @@ def test_what_was_done_before_nan_is_kept(tmp_path: Path, skip: bool) -> None:
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match=r"'3.weight' must be finite") as caught:
         prune_checkpoint(src, out, "2:4", threads=1)
-    assert any("3 tensors are done and kept" in note and "--resume" in note for note in caught.value.__notes__)
+    # two units are on their way at a time, so that at least one is done before the last begins
+    (note,) = caught.value.__notes__
+    assert re.match(r"[123] tensors are done and kept in .*\(--resume\)", note)
     assert not out.exists()
     with pytest.raises(NonFiniteError, match=r"'3.weight' must be finite"):
         prune_checkpoint(src, out, "2:4", resume=True)

@@ -72,7 +72,9 @@ def solve_on_device(
     threads : int, optional
         For blocks that go to the CPU.
     duals : bool
-        Keep the duals, to start from (16/m bytes an entry).
+        Keep the duals, to start from (16/m bytes an entry). Blocks are proven by whole numbers of up to 56 bits, before
+        these become float64: of some blocks that paths were sent through, and of those that went to the CPU, what is
+        returned is rounded and proves nothing by itself.
     warm_start : Solution, optional
         Of this function, for the same shape and pattern, with duals: where the search starts. They are candidates
         and no more, so values that are not finite do no harm.

@@ -83,7 +83,7 @@ def _settle_some(
     left = [(~settled).sum()]
     at = (~settled).nonzero()[:, 0]
     if len(at):
-        fresh = ascend(numbers[at], u[at], v[at], budgets, more)
+        fresh = ascend(numbers[at], _even(u[at]), _even(v[at]), budgets, more)  # cut off, as Triton reads them again
         better, done = threshold(numbers[at], *fresh, budgets)
         mask[at] = better
         row[at], col[at] = (side / half[at] for side in fresh)

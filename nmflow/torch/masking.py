@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -83,16 +83,15 @@ def bake(layer: Layer, masked: Masked) -> None:
         assert dense is not None
         with torch.no_grad():
             dense.masked_fill_(~masked.mask, 0.0)
-        _unparametrize(slot.module, slot.attribute)
+        _give_back(slot.module, slot.attribute, dense)
 
 
-def _unparametrize(module: nn.Module, attribute: str) -> None:
+def _give_back(module: nn.Module, attribute: str, dense: torch.Tensor) -> None:
     """What ``parametrize.remove_parametrizations`` does, but for what copies need of a module.
 
     They share its class, from which torch takes the attribute away: copies could not be used any more.
     """
     held: Any = module.parametrizations
-    dense = held[attribute].original
     del held[attribute]
     own = type(module)
     (plain,) = own.__bases__
@@ -103,7 +102,7 @@ def _unparametrize(module: nn.Module, attribute: str) -> None:
     else:
         del module.parametrizations
         module.__class__ = plain
-    module.register_parameter(attribute, dense)
+    module.register_parameter(attribute, cast("nn.Parameter", dense))
 
 
 def original(slot: Slot) -> torch.Tensor | None:

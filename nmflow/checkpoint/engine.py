@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Protocol
@@ -84,23 +85,27 @@ def run(
     Raises
     ------
     Exception
-        The first that a unit raised; the others are stopped or not begun.
+        The first that a unit raised; the others are stopped or not begun. What was done by then is noted.
     """
     results: list[Done | None] = [None] * len(units)
     finished: SimpleQueue[tuple[int, Any]] = SimpleQueue()
     futures: list[Any] = []
     total, reached = sum(unit.entry.n_bytes for unit in units), 0
     with ExitStack() as stack:
+        # The last to enter is the first to leave: what has not begun is cancelled, then units of this process end
+        # before the threads do that they wait for, and what all of them did is collected.
+        collect = partial(_collect, futures, finished, note)
         if executor is None:
             pool = stack.enter_context(Pool(thread_count(threads)))
+            stack.callback(collect)
             local = stack.enter_context(ThreadPoolExecutor(pool.count, "nmflow-unit"))
-            extra: tuple[Pool, ...] = (pool,)
-            # The last to enter is the first to leave: units end before the threads do that they wait for.
             stack.push(lambda kind, error, at: pool.stop() if kind else None)
+            extra: tuple[Pool, ...] = (pool,)
             submit: Callable[..., Any] = local.submit
         else:
+            stack.callback(collect)
             extra, submit = (), executor.submit
-        stack.callback(_abandon, futures, finished, 0 if executor is None else PATIENCE)
+        stack.callback(_cancel, futures)
         for number, unit in enumerate(units):
             before = done.get((unit.source.name, unit.entry.name))
             future = submit(work, unit, *extra) if before is None else submit(recheck, unit, before, *extra)
@@ -119,10 +124,21 @@ def run(
     return [result for result in results if result is not None]
 
 
-def _abandon(futures: Sequence[Any], finished: SimpleQueue[tuple[int, Any]], seconds: float) -> None:
-    """Cancel the futures that are left, and wait for those that cannot be: a pool has fetched their units already."""
-    running = {number for number, future in enumerate(futures) if future and not future.cancel()}
-    end = monotonic() + seconds
-    while running and (left := end - monotonic()) > 0:
-        with contextlib.suppress(Empty):
-            running.discard(finished.get(timeout=left)[0])
+def _cancel(futures: list[Any]) -> None:
+    """Cancel the futures that are left, and forget those that can be."""
+    futures[:] = [future if future and not future.cancel() else None for future in futures]
+
+
+def _collect(futures: Sequence[Any], finished: SimpleQueue[tuple[int, Any]], note: Callable[[Done], None]) -> None:
+    """Note what the futures did that could not be cancelled: a pool has fetched their units already."""
+    running = {number for number, future in enumerate(futures) if future}
+    end = monotonic() + PATIENCE
+    while running:
+        try:
+            number, future = finished.get(timeout=max(0, end - monotonic()))
+        except Empty:
+            return
+        if number in running:
+            running.discard(number)
+            with contextlib.suppress(Exception):  # one is on its way already, and the disk may be why
+                note(future.result())

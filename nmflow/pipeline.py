@@ -209,12 +209,8 @@ def certify(
     return grade_mask(problem, as_mask(mask, problem.shape, "mask"), thread_count(threads))
 
 
-@lru_cache(typed=True)
-def _pattern(
-    n: int | None, m: int | None, row: str | Budget | None, col: str | Budget | None, fill: str, transposable: bool
-) -> Pattern:
-    """A pattern that was asked for before is the same one: to make it takes as long as to solve a few blocks."""
-    return Pattern(n, m, row=row, col=col, fill=fill, transposable=transposable)
+# A pattern that was asked for before is the same one: to make it takes as long as to solve a few blocks.
+_numbered, _named = lru_cache(typed=True)(Pattern), lru_cache(typed=True)(Pattern.parse)
 
 
 def as_pattern(
@@ -230,7 +226,7 @@ def as_pattern(
     """The pattern that a caller's arguments name."""
     if pattern is None:
         try:
-            return _pattern(n, m, row, col, fill, transposable)
+            return _numbered(n, m, row=row, col=col, fill=fill, transposable=transposable)
         except TypeError:  # what cannot be looked up: its error says more
             return Pattern(n, m, row=row, col=col, fill=fill, transposable=transposable)
     if any(value is not None for value in (n, m, row, col)):
@@ -239,4 +235,7 @@ def as_pattern(
         if (fill, transposable) != ("exact", True):
             raise InputValueError("fill and transposable must be part of the Pattern, not given beside it")
         return pattern
-    return Pattern.parse(pattern, fill=fill, transposable=transposable)
+    try:
+        return _named(pattern, fill=fill, transposable=transposable)
+    except TypeError:
+        return Pattern.parse(pattern, fill=fill, transposable=transposable)

@@ -19,7 +19,7 @@ __all__ = [
     "check_choice",
     "check_disjoint",
     "check_dtype",
-    "check_flag",
+    "check_flags",
     "check_out",
     "check_rank",
     "thread_count",
@@ -89,10 +89,11 @@ def check_choice(value: object, choices: Sequence[str], name: str) -> None:
         raise InputValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
 
 
-def check_flag(value: object, name: str) -> None:
-    """Raise InputTypeError unless `value` is True or False: any text would be true."""
-    if not isinstance(value, bool | np.bool_):
-        raise InputTypeError(f"{name} must be True or False, not {value!r}")
+def check_flags(**flags: object) -> None:
+    """Raise InputTypeError unless all are True or False: any text would be true, "no" too."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise InputTypeError(f"{name} must be True or False, not {value!r}")
 
 
 def thread_count(threads: int | None) -> int:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from nmflow.earlier import earlier_duals
 from nmflow.errors import InputValueError
-from nmflow.given import as_mask, check_flag, thread_count
+from nmflow.given import as_mask, check_flags, thread_count
 from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Problem
 from nmflow.running import grade_mask, run
@@ -130,8 +130,7 @@ def solve(
     """
     chosen = as_pattern(n, m, pattern, row=row, col=col, fill=fill, transposable=transposable)
     method = get(solver)
-    check_flag(duals, "duals")
-    check_flag(certify, "certify")
+    check_flags(duals=duals, certify=certify)
     if duals and not (method.exact or certify):
         raise InputValueError(f'certify must be True for the duals of solver="{method.name}", which finds none itself')
     problem = Problem.build(
@@ -201,7 +200,7 @@ def certify(
     >>> certify(np.array([[4.0, 1.0], [3.0, 2.0]]), np.array([[False, True], [True, False]]), 1, 2).gap
     2.0
     """
-    check_flag(absolute, "absolute")
+    check_flags(absolute=absolute)
     chosen = as_pattern(n, m, pattern, row=row, col=col, fill=fill, transposable=transposable)
     problem = Problem.build(
         scores, chosen, scores=None if absolute else scores, layout=layout, groups=groups, keep=keep, drop=drop

@@ -32,7 +32,8 @@ from nmflow.checkpoint import (
 )
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.cli import app
-from nmflow.errors import ChangedError, CheckpointError, DestinationExistsError, InputValueError
+from nmflow.errors import ChangedError, CheckpointError, DestinationExistsError, InputTypeError, InputValueError
+from nmflow.formats import get
 
 
 @pytest.fixture
@@ -49,6 +50,21 @@ def folder(tmp_path: Path, model: Path) -> Path:
     (root / "config.json").write_text("{}")
     (root / "sub" / "notes").write_text("mine")
     return root
+
+
+@pytest.mark.parametrize("name", ["overwrite", "resume", "certify", "pad"])
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_a_flag_that_is_no_bool_replaces_nothing(tmp_path: Path, model: Path, name: str, value: Any) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(model, out, "2:4")
+    before = snapshot(tmp_path)
+    for function, kind in ((prune_checkpoint, "2:4"), (export_checkpoint, "nibble")):
+        if name != ("pad" if function is prune_checkpoint else "certify"):
+            with pytest.raises(InputTypeError, match=f"{name} must be True or False, not {value!r}"):
+                function(out, model, kind, **{name: value})  # type: ignore[operator]
+    assert snapshot(tmp_path) == before
+    with pytest.raises(InputTypeError, match="pad must be True or False, not "):
+        get("nibble").encode(np.eye(8, dtype="f4"), np.eye(8) > 0, pad=value)
 
 
 # A source that is another in the middle of a run.

@@ -19,6 +19,7 @@ import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError, PatternError, UnknownSolverError
 from nmflow.torch.convert import arrays, to_array
+from nmflow.torch.model_folder import prune_folder
 from nmflow.torch.select import select
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -45,6 +46,29 @@ def bits(model: nn.Module) -> list[bytes]:
     return [
         value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for value in model.state_dict().values()
     ]
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_flags_are_true_or_false(value: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    before, batches = bits(model), [tensor(4, 8)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[str, ...]]] = {
+        "prune_": (nt.prune_, (model, 2, 4), ("strict",)),
+        "training": (nt.SparseTraining, (model, optimizer, 2, 4), ("strict", "warm_start")),
+        "calibrate": (nt.calibrate, (model, batches), ("gram",)),
+        "adaprune_": (nt.adaprune_, (model, batches, 2, 4), ("sequential", "absorb_mean", "keep_zeros")),
+        "sparsegpt_": (nt.sparsegpt_, (model, batches, 2, 4), ("refit", "sequential", "absorb_mean", "keep_zeros")),
+        "choose_n": (nt.choose_n, (model, 4), ("measured",)),
+        "load": (nt.load_semi_structured, ("nowhere",), ("padded", "verify")),
+        "on device": (nt.solve_on_device, (tensor(4, 4), 2, 4), ("duals",)),
+        "folder": (prune_folder, ("a", "b", nmflow.Pattern(2, 4), "wanda", "c"), ("overwrite", "resume")),
+    }
+    for function, arguments, names in calls.values():
+        for name in names:
+            with pytest.raises(InputTypeError, match=f"{name} must be True or False, not {value!r}"):
+                function(*arguments, **{name: value})
+    assert bits(model) == before
 
 
 # masks of tensors

@@ -30,6 +30,7 @@ from nmflow.checkpoint.unit import Done, Unit
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import Format, get
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredFile, StoredTensor
+from nmflow.given import check_flags
 
 __all__ = ["export_checkpoint"]
 
@@ -87,6 +88,7 @@ def export_checkpoint(
     -----
     Weights are read and written in rectangles: memory does not grow with them.
     """
+    check_flags(pad=pad, overwrite=overwrite, resume=resume)
     chosen, dst = get(format), Path(dst)
     source = open_source(Path(src))
     check_unpacked(source)
@@ -100,7 +102,7 @@ def export_checkpoint(
         "command": "export",
         "version": version(),
         "source": identity(source),
-        "format": [chosen.name, chosen.version, pad],
+        "format": [chosen.name, chosen.version, bool(pad)],
         "masks": None if masks is None else str(Path(masks).absolute()),
         "packed": [name for name, reason in reasons.items() if not reason],
         "digests": "of every tensor",  # which unfinished runs of before did not take

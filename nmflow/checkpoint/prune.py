@@ -25,7 +25,7 @@ from nmflow.checkpoint.stage import staged, start_folder, start_shard
 from nmflow.checkpoint.stamp import check_unchanged
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
-from nmflow.given import check_choice
+from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 
@@ -116,6 +116,7 @@ def prune_checkpoint(
     started = time.perf_counter()
     dst = Path(dst)
     check_choice(on_nonfinite, ("error", "skip"), "on_nonfinite")
+    check_flags(certify=certify, overwrite=overwrite, resume=resume)
     plan = make_plan(
         src, as_pattern(None, None, pattern, fill=fill, transposable=transposable), include=include, exclude=exclude
     )
@@ -130,7 +131,7 @@ def prune_checkpoint(
         "source": identity(source),
         "pattern": str(plan.pattern),
         "solver": solver,
-        "certify": certify,
+        "certify": bool(certify),  # NumPy's too
         "on_nonfinite": on_nonfinite,
         "keep_from": None if keep_from is None else str(Path(keep_from).absolute()),
         "pruned": [tensor.entry.name for tensor in plan.pruned],

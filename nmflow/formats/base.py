@@ -13,7 +13,7 @@ from nmflow.errors import FormatError, InputTypeError, InputValueError
 from nmflow.formats.given import listed, padded_to, plain, shape_of
 from nmflow.formats.layout import Area, Place, Requirement, Spec
 from nmflow.formats.room import room
-from nmflow.given import thread_count, viewed
+from nmflow.given import check_flags, thread_count, viewed
 
 __all__ = ["Format"]
 
@@ -108,6 +108,7 @@ class Format(ABC):
         InputTypeError, InputValueError
             If the dtype, the number of axes, or the rows or columns do not fit, or the matrix is empty.
         """
+        check_flags(pad=pad)
         need = self.requirement(dtype)
         if need.pattern is None:
             return shape

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nmflow.errors import InputValueError
+from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.gather import MEMORY, gather
@@ -131,6 +132,7 @@ def calibrate(
     """
     inner = unwrapped(model)
     check_damping(damping)
+    check_flags(gram=gram)
     # any pattern will do: layers too small for one of its blocks can still be looked at
     selection = select(inner, Pattern(1, 1), include=include, exclude=exclude, filter_fn=filter_fn)
     layers = with_known_inputs(selection).layers

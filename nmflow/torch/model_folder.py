@@ -22,7 +22,7 @@ from nmflow.errors import (
     MissingLibraryError,
     SourceNotFoundError,
 )
-from nmflow.given import check_choice
+from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.calibrate import calibrate
@@ -92,6 +92,7 @@ def prune_folder(
         If the folder holds no model that transformers can load, or a planned weight is in no Linear or convolution.
     """
     check_choice(method, ("magnitude", *METHODS), "method")
+    check_flags(overwrite=overwrite, resume=resume)
     dst = Path(dst)
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.given import check_choice
+from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.torch.calibrate import Calibration, check_damping, with_known_inputs
@@ -123,6 +123,7 @@ def run(
 def _check(data: Data, options: Options) -> None:
     check_damping(options.damping)
     check_choice(options.follow, ("dense", "own"), "follow")
+    check_flags(sequential=options.sequential, absorb_mean=options.absorb_mean, keep_zeros=options.keep_zeros)
     if isinstance(data, Calibration):
         if options.sequential:
             raise InputValueError("sequential must be False with a calibration; give batches to see pruned inputs")

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
 from nmflow.torch.slots import Layer, Slot, depthwise, identity, impossible, layout_of, too_small
@@ -82,8 +83,9 @@ def select(
     InputValueError
         If no layer is eligible, a glob matches nothing, or a layer is ragged under `strict`.
     InputTypeError
-        If a glob list is one text, or the filter answers neither bool nor None.
+        If a glob list is one text, the filter answers neither bool nor None, or `strict` is no bool.
     """
+    check_flags(strict=strict)
     wanted = None if include is None else _globs(include, "include")
     unwanted = _globs(exclude or (), "exclude")
     slots, skipped = _slots(model, filter_fn)

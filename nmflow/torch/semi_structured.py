@@ -17,6 +17,7 @@ from nmflow.arrays import Array
 from nmflow.errors import FormatError, InputValueError, NmflowError
 from nmflow.formats import get
 from nmflow.formats.side_file import NAME, StoredTensor, read_side_file
+from nmflow.given import check_flags
 
 __all__ = ["load_semi_structured", "semi_structured"]
 
@@ -81,6 +82,7 @@ def load_semi_structured(
     """
     from safetensors import SafetensorError, safe_open
 
+    check_flags(padded=padded, verify=verify)
     path = Path(path)
     folder, only = (path, None) if path.is_dir() else (path.parent, path.name)
     side = read_side_file(folder)

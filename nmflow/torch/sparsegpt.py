@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
@@ -83,7 +84,7 @@ def sparsegpt_(
     >>> report.proven, int((layer.weight != 0).sum())
     (True, 128)
     """
-
+    check_flags(refit=refit)
     check_names(model, n, "n")
 
     def treat(job: Job) -> list[Pruned]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from nmflow.arrays import Array
 from nmflow.errors import InputValueError
+from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, certify
 from nmflow.torch.amounts import amount, whole
@@ -118,6 +119,7 @@ class SparseTraining:
         threads: int | None = None,
         process_group: Any = None,
     ) -> None:
+        check_flags(warm_start=warm_start)
         self.every = whole(every, "every", 1)
         self.decay = amount(decay, "decay")
         self.switch_cost = amount(switch_cost, "switch_cost")

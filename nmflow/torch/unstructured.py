@@ -13,7 +13,7 @@ from torch import nn
 
 from nmflow.arrays import Array
 from nmflow.errors import InputValueError, NmflowError
-from nmflow.given import as_mask
+from nmflow.given import as_mask, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array, to_mask
@@ -176,6 +176,7 @@ def choose_n(
     >>> choose_n(layer, 8), choose_n(layer, 8, measured=True, transposable=False), choose_n(layer, 8, measured=True)
     ({'weight': 6}, {'weight': 4}, {'weight': 8})
     """
+    check_flags(measured=measured)
     if not 0 < confidence <= 1:
         raise InputValueError(f"confidence must be above 0 and at most 1, not {confidence}; 0.95 is usual")
     inner = unwrapped(model)

@@ -12,7 +12,7 @@ import torch
 
 from nmflow.arrays import Layout
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
-from nmflow.given import check_choice
+from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.problem import Problem
@@ -112,6 +112,7 @@ def solve_on_device(
     ([[True, False], [False, True]], 6.0, True)
     """
     started = time.perf_counter()
+    check_flags(duals=duals)
     chosen = as_pattern(n, m, pattern, fill=fill, transposable=transposable)
     values = checked(tensor, "tensor")
     absolute = scores is None

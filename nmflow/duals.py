@@ -128,6 +128,8 @@ def ldexp(number: float, exponent: int) -> float:
     from fractions import Fraction
 
     try:
+        if abs(number) <= 1 << 53:  # a float64
+            return math.ldexp(number, exponent)
         return float(Fraction(number) * Fraction(2) ** exponent)
     except OverflowError:
         return math.inf if number > 0 else -math.inf

@@ -44,7 +44,8 @@ class Dual(Solver):
     3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
        path; at most M^2 paths, on Gaussian scores about one; ties are mended without any path of some length.
     4. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit
-       integers where scores fit in 54 bits, and the last ones in Python integers: rare, and slow.
+       integers where scores fit in 54 bits, less what they have in common, and the last ones in Python integers: rare,
+       and slow.
 
     Ties go to the entry that comes first in the order of the paths; the mask is a function of values, dtype and
     options alone.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from nmflow.arrays import Array
-from nmflow.blocks import DROP, KEEP, Chunk
+from nmflow.blocks import DROP, KEEP, Chunk, integers_of
 from nmflow.certificate import Proven, block_scores, fills
 from nmflow.crew import call_on_threads, map_on_threads
 from nmflow.duals import BlockDuals, Duals
@@ -17,6 +20,8 @@ __all__ = ["augment", "finish", "in_integers", "kept_score", "paths_plan"]
 
 BATCH_ENTRIES = 1 << 17
 """Scores of blocks that are finished at a time, as float64: they stay in a cache."""
+LARGEST = 1 << 53
+"""Whole numbers up to this are float64."""
 
 
 def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: bool = True) -> Proven:
@@ -99,54 +104,112 @@ def _rules(pattern: Pattern) -> tuple[int, ...]:
 
 def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tuple[Array, Duals]:
     """Solve some blocks one by one, from the duals in `start`; how each ended, and the duals of the chunk."""
-    from nmflow.kernels.augment import LOOSE, augment_kernel
-    from nmflow.kernels.transport import FIXED_IN, FIXED_OUT, OUT
-
-    pattern = chunk.pattern
     u, v = start.gather(chunk, blocks)
     for side in (u, v):  # paths start from finite duals; some are beyond the work dtype
         side[~np.isfinite(side)] = 0.0
     ended = np.empty(len(blocks), np.uint8)
-    rows, cols = pattern.block_shape
-    size = max(1, BATCH_ENTRIES // (rows * cols))
-    for first in range(0, len(blocks), size):
-        part = slice(first, first + size)
+    for part in _batches(chunk, blocks):
         some = blocks[part]
-        arcs = np.full((len(some), rows, cols), OUT, np.uint8)
-        if chunk.state is not None:
-            state = chunk.gather_state(some)
-            arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
-        augment_kernel(integers)(
-            block_scores(chunk, some), u[part], v[part], arcs, pattern.row_budget, _room(pattern), pattern.row_exact,
-            pattern.col_exact, ended[part],
-        )  # fmt: skip
-        arcs &= 1
-        done = ended[part] != LOOSE
-        chunk.put(some[done], arcs[done])
+        _augment(chunk, some, block_scores(chunk, some), u[part], v[part], ended[part], integers=integers)
     return ended, Duals(start.row, start.col, blocks, u, v)
 
 
-def in_integers(chunk: Chunk, blocks: Array, given: Duals) -> dict[int, BlockDuals]:
-    """Solve some blocks in Python integers."""
-    from nmflow.kernels.transport import FIXED_IN, FIXED_OUT, augment_block
+def _batches(chunk: Chunk, blocks: Array) -> list[slice]:
+    size = max(1, BATCH_ENTRIES // math.prod(chunk.pattern.block_shape))
+    return [slice(first, first + size) for first in range(0, len(blocks), size)]
 
-    pattern = chunk.pattern
-    rows, cols = pattern.block_shape
-    u, v = given.gather(chunk, blocks)
-    out = {}
-    for k, block in enumerate(int(b) for b in blocks):
+
+def _augment(chunk: Chunk, blocks: Array, values: Array, u: Array, v: Array, ended: Array, *, integers: bool) -> None:
+    """Solve some blocks of these scores, and write the masks of those that can be; duals change where they lie."""
+    from nmflow.kernels.augment import LOOSE, augment_kernel
+
+    pattern, arcs = chunk.pattern, _arcs(chunk.gather_state(blocks))
+    augment_kernel(integers)(
+        values, u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact, ended
+    )  # fmt: skip
+    done = ended != LOOSE
+    chunk.put(blocks[done], arcs[done] & 1)
+
+
+def _arcs(state: Array) -> Array:
+    """What `nmflow.kernels.transport` is told of entries that are kept or dropped by order."""
+    from nmflow.kernels.transport import FIXED_IN, FIXED_OUT, OUT
+
+    arcs = np.full(state.shape, OUT, np.uint8)
+    arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
+    return arcs
+
+
+def in_integers(chunk: Chunk, blocks: Array, given: Duals) -> dict[int, BlockDuals]:
+    """Solve some blocks as whole numbers of any size.
+
+    Where rows are full, what all numbers of a block have in common changes no mask: mostly, float64 holds the rest, and
+    paths in 64-bit integers do.
+    """
+    from nmflow.kernels.augment import EXACT
+
+    found = {}
+    for part in _batches(chunk, blocks):
+        starts = zip(*given.gather(chunk, blocks[part]), strict=True)
+        some = [_Whole.of(chunk, int(block), *start) for block, start in zip(blocks[part], starts, strict=True)]
+        small = [each for each in some if each.fits]
+        if small:
+            names = np.array([each.block for each in small])
+            values, u, v = (
+                np.array([np.clip(getattr(each, name), -LARGEST, LARGEST) for each in small], np.float64)
+                for name in ("numbers", "row", "col")
+            )
+            ended = np.empty(len(small), np.uint8)
+            _augment(chunk, names, values, u, v, ended, integers=True)
+            for k in np.flatnonzero(ended == EXACT):
+                both, power = integers_of(np.concatenate([u[k], v[k]]))  # numbers of 54 bits, fractions of ours
+                both, power = both << max(0, power), min(0, power)
+                found[small[k].block] = small[k].duals(both[: u.shape[1]], both[u.shape[1] :], power)
+        for each in some:
+            if each.block not in found:
+                found[each.block] = each.solved(chunk)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A block in Python's integers, numbers = S / 2**exponent - shift, and the duals to start from."""
+
+    block: int
+    numbers: Array
+    exponent: int
+    shift: int
+    row: Array
+    col: Array
+
+    @classmethod
+    def of(cls, chunk: Chunk, block: int, u: Array, v: Array) -> _Whole:
+        """Read a block."""
         numbers, exponent = chunk.block_integers(block)
-        state = chunk.block_state(block)
-        row, col = _whole(u[k], exponent), _whole(v[k], exponent)
-        arc = np.zeros((rows, cols), np.int64)
-        if state is not None:
-            arc[state == KEEP], arc[state == DROP] = FIXED_IN, FIXED_OUT
+        shift = int(numbers.min()) if chunk.pattern.row_exact else 0
+        return cls(block, numbers - shift, exponent, shift, _whole(u, exponent) - shift, _whole(v, exponent))
+
+    @property
+    def fits(self) -> bool:
+        """Whether float64 holds the numbers."""
+        return max(-int(self.numbers.min()), int(self.numbers.max())) <= LARGEST
+
+    def duals(self, row: Array, col: Array, power: int = 0) -> BlockDuals:
+        """Duals of the scores, by those of the numbers over 2**power, which is at most 0."""
+        return BlockDuals(row + (self.shift << -power), col, self.exponent + power)
+
+    def solved(self, chunk: Chunk) -> BlockDuals:
+        """Send paths through the block in Python's integers; its duals."""
+        from nmflow.kernels.transport import augment_block
+
+        pattern, corner = chunk.pattern, chunk.corner(self.block)
+        row, col = self.row.copy(), self.col.copy()
+        arcs = _arcs(chunk.gather_state(np.array([self.block])))[0].astype(np.int64)
         augment_block(  # type: ignore[no-untyped-call]
-            numbers, row, col, arc, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact
+            self.numbers, row, col, arcs, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact
         )
-        chunk.mask[chunk.corner(block)] = arc & 1
-        out[block] = BlockDuals(row, col, exponent)
-    return out
+        chunk.mask[corner] = arcs & 1
+        return self.duals(row, col)
 
 
 def kept_score(chunk: Chunk, blocks: Array) -> float:
@@ -167,10 +230,10 @@ def _room(pattern: Pattern) -> int:
 
 
 def _whole(values: Array, exponent: int) -> Array:
-    """Floats as the nearest multiples of 2**exponent below, in units of it: Python integers."""
-    from fractions import Fraction
-
-    out = np.empty(len(values), object)
-    for k, value in enumerate(values):
-        out[k] = int(Fraction(float(value)) / Fraction(2) ** exponent) if np.isfinite(value) else 0
-    return out
+    """Floats in units of 2**exponent, cut to Python integers, which are where paths start; 0 where there are none."""
+    with np.errstate(over="ignore", under="ignore"):
+        steps = np.ldexp(values, -exponent)
+    steps[~np.isfinite(steps)] = 0.0
+    whole = np.empty(len(steps), object)
+    whole[:] = [int(step) for step in steps]
+    return whole

@@ -1,9 +1,14 @@
-"""What is not collected: kernels that are imported where Triton is, and is new enough, and nowhere else."""
+"""Settings from before any library is imported, and what is not collected: Triton's kernels where it is not usable."""
 
+import os
 import runpy
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # a worker has a core: libraries that share their work among all cores would mostly wait for one another there
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _KERNELS = "nmflow/torch/device/kernels"
 _versions = runpy.run_path(str(Path(__file__).parent / "nmflow" / "torch" / "versions.py"))  # without loading torch

@@ -187,7 +187,7 @@ class _Whole:
         """Read a block."""
         numbers, exponent = chunk.block_integers(block)
         shift = int(numbers.min()) if chunk.pattern.row_exact else 0
-        return cls(block, numbers - shift, exponent, shift, _whole(u, exponent) - shift, _whole(v, exponent))
+        return cls(block, numbers - shift, exponent, shift, _steps(u, exponent) - shift, _steps(v, exponent))
 
     @property
     def fits(self) -> bool:
@@ -229,7 +229,7 @@ def _room(pattern: Pattern) -> int:
     return pattern.col_budget if pattern.col else pattern.block_shape[0] + 1
 
 
-def _whole(values: Array, exponent: int) -> Array:
+def _steps(values: Array, exponent: int) -> Array:
     """Floats in units of 2**exponent, cut to Python integers, which are where paths start; 0 where there are none."""
     with np.errstate(over="ignore", under="ignore"):
         steps = np.ldexp(values, -exponent)

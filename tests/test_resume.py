@@ -64,27 +64,35 @@ def stopped(tmp_path: Path, model: Path) -> Path:
     return tmp_path / ".out.nmflow"
 
 
+class Stopping:
+    """An executor that does some units, and stops."""
+
+    def __init__(self, units: int) -> None:
+        self.left = units
+
+    def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+        future: Future[Done] = Future()
+        if self.left:
+            self.left -= 1
+            future.set_result(function(*args))
+        else:
+            future.set_exception(Stop())
+        return future
+
+
 def stop(src: Path, out: Path, after: int = 6, **options: Any) -> None:
     """Let a run stop after some tensors."""
-
-    class Stopping:
-        left = after
-
-        def submit(self, function: Any, /, *args: Any) -> Future[Done]:
-            future: Future[Done] = Future()
-            if self.left:
-                self.left -= 1
-                future.set_result(function(*args))
-            else:
-                future.set_exception(Stop())
-            return future
-
     with pytest.raises(Stop):
-        prune_checkpoint(src, out, "2:4", executor=Stopping(), **options)
+        prune_checkpoint(src, out, "2:4", executor=Stopping(after), **options)
 
 
 def lines(stage: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (stage / "journal").read_text().splitlines()]
+
+
+def finished(stage: Path) -> list[dict[str, Any]]:
+    """Lines of units that are done."""
+    return [line for line in lines(stage) if "written" in line]
 
 
 def new_of(stage: Path) -> Path:
@@ -99,7 +107,7 @@ def whole(model: Path, tmp_path: Path, **options: Any) -> bytes:
 
 
 def test_the_journal_says_what_was_asked_for_and_what_is_done(stopped: Path) -> None:
-    asked, *done = lines(stopped)
+    asked, done = lines(stopped)[0], finished(stopped)
     assert asked["command"] == "prune"
     assert asked["pattern"] == "2:4"
     assert {"read", "written"} <= done[0].keys()
@@ -107,7 +115,7 @@ def test_the_journal_says_what_was_asked_for_and_what_is_done(stopped: Path) -> 
 
 
 def test_only_what_is_left_is_done(tmp_path: Path, model: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = {line["name"] for line in lines(stopped)[1:]}
+    done = {line["name"] for line in finished(stopped)}
     written = []
     real = masked.write_tile
 
@@ -183,7 +191,7 @@ def test_what_is_staged_is_checked(tmp_path: Path, model: Path, stopped: Path) -
     expected = whole(model, tmp_path)
     staged = new_of(stopped)
     size = staged.stat().st_size
-    done = {line["name"] for line in lines(stopped)[1:]}
+    done = {line["name"] for line in finished(stopped)}
     with staged.open("r+b") as file:
         for entry in read_header(model).entries:
             if entry.name in done and entry.n_bytes:
@@ -201,7 +209,7 @@ def test_a_staged_file_that_went_away_is_made_again(tmp_path: Path, model: Path,
 
 
 def test_a_source_that_changed_is_an_error(tmp_path: Path, model: Path, stopped: Path) -> None:
-    name = next(line["name"] for line in lines(stopped)[1:] if line["row"])
+    name = next(line["name"] for line in finished(stopped) if line["row"])
     entry = next(entry for entry in read_header(model).entries if entry.name == name)
     before = model.read_bytes()
     with model.open("r+b") as file:
@@ -221,7 +229,7 @@ def test_masks_are_part_of_what_was_read(tmp_path: Path, model: Path) -> None:
     keep = {name: np.zeros(weights[name].shape, bool) for name in PRUNED}
     masks = write(tmp_path / "masks.safetensors", keep)
     stop(model, tmp_path / "out", keep_from=masks)
-    name = next(line["name"] for line in lines(tmp_path / ".out.nmflow")[1:] if line["row"])
+    name = next(line["name"] for line in finished(tmp_path / ".out.nmflow") if line["row"])
     keep[name].flat[0] = True
     write(masks, keep)
     with pytest.raises(CheckpointError, match=f"{name}' must not have changed"):
@@ -266,6 +274,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
         ("header", "the header of .* is another"),
         ("missing", "model-00001-of-00002.safetensors is gone"),
         ("other", "model.safetensors.index.json is gone"),
+        ("emptied", "out/model.safetensors.index.json is not what .*hf/model.safetensors.index.json is"),
         ("source", "tensor '.*' is not what was read"),
     ],
 )
@@ -278,6 +287,8 @@ def test_a_finished_folder_is_read_again(tmp_path: Path, change: str, message: s
         shard.unlink()
     elif change == "other":
         (out / "model.safetensors.index.json").unlink()
+    elif change == "emptied":
+        (out / "model.safetensors.index.json").write_text("")
     elif change == "short":
         os.truncate(shard, place.stop)
     else:
@@ -379,7 +390,7 @@ def test_what_was_skipped_is_an_error_once_it_may_not_be(tmp_path: Path) -> None
     weights["0.weight"][1, 2] = np.inf
     src = write(tmp_path / "x.safetensors", weights)
     stop(src, tmp_path / "out", after=2, on_nonfinite="skip")
-    assert any(line["reason"] for line in lines(tmp_path / ".out.nmflow")[1:])
+    assert any(line["reason"] for line in finished(tmp_path / ".out.nmflow"))
     with pytest.raises(NonFiniteError, match=r"'0.weight' must be finite"):
         prune_checkpoint(src, tmp_path / "out", "2:4", resume=True)
     assert not (tmp_path / "out").exists()
@@ -579,6 +590,95 @@ def test_a_worker_that_is_late_finds_nothing_of_the_next_run(
         assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(out)).read_bytes()
 
 
+def test_a_worker_that_is_late_writes_nothing_into_the_run_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its file open and its piece solved, of a weight that was trained on since."""
+    rng = np.random.default_rng(0)
+    src, out = tmp_path / "x.safetensors", tmp_path / "out"
+    weights = {f"{name}.weight": rng.standard_normal((32, 32)).astype("f4") for name in "cba"}
+    write(src, {**weights, "a.weight": np.full((32, 32), np.nan, "f4")})
+    real, reached, released, late = masked.write_tile, threading.Event(), threading.Event(), list[threading.Thread]()
+
+    def write_tile(file: int, start: int, shape: Any, *rest: Any) -> None:
+        if not released.is_set() and start == places["b.weight"]:
+            reached.set()
+            released.wait(60)
+        real(file, start, shape, *rest)
+
+    class Late:
+        """What it cancels goes on, as on a Dask cluster."""
+
+        def submit(self, function: Any, /, unit: Unit) -> Future[Done]:
+            future: Future[Done] = Future()
+            if unit.entry.name == "b.weight":
+                late.append(threading.Thread(target=function, args=(unit,)))
+                late[0].start()
+                assert reached.wait(60)
+                return future
+            try:
+                future.set_result(function(unit))
+            except NonFiniteError as error:
+                future.set_exception(error)
+            return future
+
+    places = {entry.name: entry.start for entry in read_header(src).entries}
+    monkeypatch.setattr(masked, "write_tile", write_tile)
+    with pytest.raises(NonFiniteError, match=r"'a.weight' must be finite"):
+        prune_checkpoint(src, out, "2:4", executor=Late())
+    monkeypatch.setattr(masked, "write_tile", real)
+    assert [line["name"] for line in finished(tmp_path / ".out.nmflow")] == ["c.weight"]
+    before = new_of(tmp_path / ".out.nmflow").stat().st_ino
+    write(src, {**weights, "b.weight": weights["b.weight"] + 1})
+    prune_checkpoint(src, out, "2:4", resume=True)
+    assert out.stat().st_ino != before
+    expected = whole(src, tmp_path)
+    assert out.read_bytes() == expected
+    released.set()
+    late[0].join()
+    assert out.read_bytes() == expected
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("command", ["prune", "export"])
+def test_what_others_may_still_work_on_is_copied_if_their_work_would_be_another(
+    tmp_path: Path, kind: str, command: str
+) -> None:
+    src = write(tmp_path / "x.safetensors") if kind == "file" else sharded(tmp_path / "hf")
+    if command == "export":
+        prune_checkpoint(src, tmp_path / "pruned", "2:4")
+        src = tmp_path / "pruned"
+
+    def run(out: Path, **options: Any) -> None:
+        if command == "prune":
+            prune_checkpoint(src, out, "2:4", **options)
+        else:
+            export_checkpoint(src, out, "dense", **options)
+
+    stage = tmp_path / ".out.nmflow"
+    with pytest.raises(Stop):
+        run(tmp_path / "out", executor=Stopping(6))
+    names = [new_of(stage).name]
+    for changed in (False, True):
+        if changed:
+            shard = min(src.glob("*.safetensors")) if src.is_dir() else src
+            os.utime(shard, (1, 1))
+        with pytest.raises(Stop):
+            run(tmp_path / "out", executor=Stopping(1), resume=True)
+        names.append(new_of(stage).name)
+    assert names[0] == names[1] != names[2]
+    assert len(finished(stage)) >= 6
+    with pytest.raises(Stop):  # what it builds now is known from the journal
+        run(tmp_path / "out", executor=Stopping(1), resume=True)
+    assert new_of(stage).name == names[2]
+    run(tmp_path / "out", resume=True)
+    run(tmp_path / "all")
+    for path in [tmp_path / "out"] if (tmp_path / "out").is_file() else (tmp_path / "out").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "all" / path.relative_to(tmp_path / "out")).read_bytes()
+    assert not leftovers(tmp_path)
+
+
 def test_an_error_waits_for_what_is_at_work_and_keeps_it(tmp_path: Path, model: Path) -> None:
     futures: list[Future[Done]] = []
 
@@ -602,7 +702,7 @@ def test_an_error_waits_for_what_is_at_work_and_keeps_it(tmp_path: Path, model: 
     begun = [future for future in futures[:2] if not future.cancelled()]
     assert begun
     assert all(future.done() for future in begun)
-    names = {line["name"] for line in lines(tmp_path / ".out.nmflow")[1:]}
+    names = {line["name"] for line in finished(tmp_path / ".out.nmflow")}
     assert names == {future.result().name for future in begun}
 
 

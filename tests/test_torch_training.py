@@ -360,6 +360,17 @@ def test_parameters_that_left_the_model_are_not_solved_for(way: str) -> None:
             call()
 
 
+def test_a_parametrization_beside_the_mask_is_not_lost() -> None:
+    model, _, training = plain()
+    nn.utils.parametrizations.spectral_norm(model[5])
+    for call in (training.refresh, training.finish):
+        with pytest.raises(
+            nt.TrainingStateError, match=r"5\.weight must have its mask as the only .* has _SpectralNorm"
+        ):
+            call()
+    assert nn.utils.parametrize.is_parametrized(model[5], "weight")
+
+
 def test_finish_refuses_weights_that_are_not_finite_whole() -> None:
     model, _, training = plain()
     with torch.no_grad():

@@ -25,7 +25,7 @@ from nmflow.checkpoint.pack import DenseUnit, PackUnit
 from nmflow.checkpoint.place import check_place
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.stage import staged, start_file, start_folder
-from nmflow.checkpoint.stamp import check_unchanged
+from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.unit import Done, Unit
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import Format, get
@@ -107,12 +107,15 @@ def export_checkpoint(
         "packed": [name for name, reason in reasons.items() if not reason],
         "digests": "of every tensor",  # which unfinished runs of before did not take
     }
-    with staged(dst, asked, is_folder=True, overwrite=overwrite, resume=resume) as stage:
+    state = stamps_of([*source.shards, *(given or {}).values()])
+    with staged(
+        dst, asked, is_folder=True, overwrite=overwrite, resume=resume, state=state, elsewhere=executor is not None
+    ) as stage:
         units = _units(source, stage.new, chosen, given, reasons, layouts, threads)
         if stage.finished:
             units = _units(source, dst.absolute(), chosen, given, reasons, layouts, threads)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
-            check_finished(dst, units, results, [Path(NAME)], threads)
+            check_finished(dst, units, results, {Path(NAME): None}, threads)
         else:
             start_folder(source, [path for path in source.others if str(path) not in (source.index, NAME)], stage.new)
             for shard in source.shards:

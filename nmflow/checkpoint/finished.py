@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def sums_of(results: Iterable[Done]) -> list[list[str]]:
 
 
 def finished_report(
-    dst: Path, asked: Mapping[str, Any], units: Sequence[Unit], others: Sequence[Path], threads: int | None
+    dst: Path, asked: Mapping[str, Any], units: Sequence[Unit], others: Mapping[Path, Path], threads: int | None
 ) -> Report | None:
     """The report of a folder that an earlier run, asked for the same, finished; a kill may have come right after.
 
@@ -36,8 +37,8 @@ def finished_report(
     asked : mapping
     units : sequence of Unit
         The work, with `dst` as their target.
-    others : sequence of Path
-        Other files that belong there.
+    others : mapping from Path to Path
+        Other files that belong there, and what each is a copy of.
     threads : int or None
 
     Returns
@@ -71,7 +72,11 @@ def finished_report(
 
 
 def check_finished(
-    dst: Path, units: Sequence[Unit], results: Sequence[Done], others: Sequence[Path], threads: int | None
+    dst: Path,
+    units: Sequence[Unit],
+    results: Sequence[Done],
+    others: Mapping[Path, Path] | Mapping[Path, None],
+    threads: int | None,
 ) -> None:
     """Read a finished destination and its source once more.
 
@@ -81,6 +86,8 @@ def check_finished(
         The work, with `dst` as their target.
     results : sequence of Done
         What it came to, in the same order.
+    others : mapping from Path to Path or None
+        Other files that belong there, and what each is a copy of.
 
     Raises
     ------
@@ -91,6 +98,9 @@ def check_finished(
     missing = missing or next((unit.target for unit in units if not unit.target.is_file()), None)
     if missing:
         raise _changed(dst, f"{missing} is gone")
+    for path, original in others.items():
+        if original is not None and not filecmp.cmp(original, dst / path, shallow=False):
+            raise _changed(dst, f"{dst / path} is not what {original} is")
     with Pool(thread_count(threads)) as pool:
         for unit, done in zip(units, results, strict=True):
             try:

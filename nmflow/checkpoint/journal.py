@@ -27,7 +27,7 @@ from nmflow.errors import CheckpointError
 
 __all__ = ["Journal", "fingerprint", "identity", "version"]
 
-VERSION = 2
+VERSION = 3
 
 _NEW = re.compile(r"new-[0-9a-f]+")
 
@@ -50,7 +50,11 @@ class Journal:
     published : tuple of int or None
         Device and inode of what was about to become the destination.
     new : str
-        Name of what the run builds. No two runs have the same: a worker that is late finds nothing of a later one.
+        Name of what the run builds. No two runs have the same, but for one that resumes another: a worker that is late
+        finds nothing of a later one.
+    elsewhere : list
+        What the work of other processes on that depends on beside `asked`, of each run that had them do some: they may
+        be at it still.
 
     Raises
     ------
@@ -61,10 +65,11 @@ class Journal:
     def __init__(self, path: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
         self.done: dict[tuple[str, str], Done] = {}
         self.published: tuple[int, int] | None = None
+        self.elsewhere: list[Any] = []
         asked = json.loads(json.dumps({"journal": VERSION, **asked}))
         lines, length = _read_lines(path) if resume else ([], 0)
         name = lines[0].pop("new", None) if lines else None
-        self.new: str = name if isinstance(name, str) and _NEW.fullmatch(name) else f"new-{secrets.token_hex(8)}"
+        self.new: str = name if isinstance(name, str) and _NEW.fullmatch(name) else self.fresh()
         if lines and lines[0] != asked:
             raise CheckpointError(
                 f"resume must be asked for what the unfinished run was asked for, and {_difference(lines[0], asked)}; "
@@ -73,6 +78,10 @@ class Journal:
         for line in lines[1:]:
             if "published" in line:
                 self.published = (line["published"][0], line["published"][1])
+            elif "elsewhere" in line:
+                self.elsewhere.append(line["elsewhere"])
+            elif _NEW.fullmatch(str(line.get("new"))):
+                self.new, self.elsewhere = line["new"], []
             else:
                 done = Done(**line)
                 self.done[done.shard, done.name] = done
@@ -87,10 +96,26 @@ class Journal:
             os.close(self._file)
             raise
 
+    @staticmethod
+    def fresh() -> str:
+        """A name that nothing else has."""
+        return f"new-{secrets.token_hex(8)}"
+
     def add(self, done: Done) -> None:
         """Note that a unit is done."""
-        self.done[done.shard, done.name] = done
         self._write(asdict(done))
+        self.done[done.shard, done.name] = done
+
+    def lend(self, state: Any) -> None:
+        """Note that other processes are about to work on `new`, and what their work depends on."""
+        if state not in self.elsewhere:
+            self._write({"elsewhere": state})
+            self.elsewhere.append(state)
+
+    def move(self, new: str) -> None:
+        """Note that the run builds this now, which nobody else knows."""
+        self._write({"new": new})
+        self.new, self.elsewhere = new, []
 
     def publish(self, path: Path) -> None:
         """Note which file or folder is about to become the destination; synced before this returns."""
@@ -102,9 +127,14 @@ class Journal:
 
     def _write(self, value: Any) -> None:
         line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+        length = os.fstat(self._file).st_size
         with named(self._path):
-            while line:
-                line = line[os.write(self._file, line) :]
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except OSError:
+                os.ftruncate(self._file, length)  # what follows half a line would be lost with it
+                raise
 
     def __enter__(self) -> Journal:
         return self

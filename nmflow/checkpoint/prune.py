@@ -22,7 +22,7 @@ from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.plan import Plan, make_plan
 from nmflow.checkpoint.report import RECORDS, REPORT, Report, TensorReport
 from nmflow.checkpoint.stage import staged, start_folder, start_shard
-from nmflow.checkpoint.stamp import check_unchanged
+from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
 from nmflow.given import check_choice, check_flags
@@ -137,19 +137,24 @@ def prune_checkpoint(
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
     others = [path for path in source.others if str(path) not in RECORDS]  # they speak of another checkpoint
+    copies = {path: source.path / path for path in others}
     options = {"solver": solver, "certify": certify, "on_nonfinite": on_nonfinite, "threads": threads}
     if resume and not overwrite and source.is_folder:
-        finished = finished_report(dst, asked, _units(plan, dst.absolute(), keep, options), others, threads)
+        finished = finished_report(dst, asked, _units(plan, dst.absolute(), keep, options), copies, threads)
         if finished is not None:
             return finished
     # Whether such weights are skipped may change on the way: units that are done look at it again.
     same = {key: value for key, value in asked.items() if key != "on_nonfinite"}
-    with staged(dst, same, is_folder=source.is_folder, overwrite=overwrite, resume=resume) as stage:
+    state = [on_nonfinite, *stamps_of([*source.shards, *keep.values()])]
+    with staged(
+        dst, same, is_folder=source.is_folder, overwrite=overwrite, resume=resume, state=state,
+        elsewhere=executor is not None,
+    ) as stage:  # fmt: skip
         units = _units(plan, stage.new, keep, options)
         if stage.finished:
             units = _units(plan, dst.absolute(), keep, options)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
-            check_finished(dst, units, results, others, threads)
+            check_finished(dst, units, results, copies, threads)
         else:
             if source.is_folder:
                 start_folder(source, others, stage.new)

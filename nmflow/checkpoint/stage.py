@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,17 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(
-    dst: Path, asked: Mapping[str, Any], *, is_folder: bool, overwrite: bool = False, resume: bool = False
-) -> Iterator[Stage]:
+    dst: Path, asked: Mapping[str, Any], *, is_folder: bool, overwrite: bool = False, resume: bool = False,
+    state: Sequence[Any] = (), elsewhere: bool = False,
+) -> Iterator[Stage]:  # fmt: skip
     """Give a place to build at; when the block ends well what is there becomes `dst`.
 
     When it ends with an error of ours nothing remains, but for those of `PASSING`; after these and anything else, as an
     interrupt or a full disk, what was done remains for a run that resumes, and the error says so.
+
+    state : what the bytes depend on beside `asked`, as JSON holds it: it may change before a run resumes. elsewhere :
+    whether other processes do the work. They may go on when the run is over, and would write other bytes then than one
+    that resumes in another state; so that one goes on with a copy.
 
     Raises
     ------
@@ -83,6 +88,10 @@ def staged(
                     _clear(folder, {JOURNAL, OLD, journal.new})
                     if not finished:
                         check_free(dst, is_folder, overwrite)
+                        if any(before != list(state) for before in journal.elsewhere):
+                            new = _copied(folder, journal)
+                        if elsewhere:
+                            journal.lend(list(state))
                     yield Stage(new, journal, finished)
                     if not finished:
                         sync(new)
@@ -114,6 +123,18 @@ def staged(
         except OSError as error:
             error.add_note(f"{dst} is written, but {folder} beside it cannot be removed; remove it yourself")
             raise
+
+
+def _copied(folder: Path, journal: Journal) -> Path:
+    """What was built so far, where nobody writes who does not know of this run."""
+    old, new = folder / journal.new, folder / journal.fresh()
+    if old.is_dir():
+        shutil.copytree(old, new)
+    elif old.exists():
+        shutil.copy2(old, new)
+    journal.move(new.name)
+    remove(old)
+    return new
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

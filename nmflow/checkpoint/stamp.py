@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from nmflow.errors import ChangedError
 
-__all__ = ["Stamp", "check_unchanged"]
+__all__ = ["Stamp", "check_unchanged", "stamps_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,11 @@ class Stamp:
                 f"{path} must not change while it is read, and it was replaced or written to; wait until it is "
                 f"complete, then run again"
             )
+
+
+def stamps_of(files: Iterable[_Stamped]) -> list[list[int]]:
+    """Stamps as JSON holds them."""
+    return [[*astuple(stamp)] for stamp in dict.fromkeys(file.stamp for file in files)]
 
 
 class _Stamped(Protocol):

@@ -2,7 +2,7 @@
 
 A unit reads its tensor in pieces, and writes each to its own place in a file that is there already. Nothing but the
 description goes to a worker and nothing but numbers comes back. Done twice, or by two workers at once, it writes the
-same bytes to the same place.
+same bytes to the same place, as long as options and sources stay what they are (see `nmflow.checkpoint.stage`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
 from nmflow.torch.convert import arrays, to_array, to_mask
-from nmflow.torch.masking import Masked, attach, bake, original
+from nmflow.torch.masking import Masked, attach, bake, beside, original
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport
 from nmflow.torch.select import Layer
@@ -60,7 +60,10 @@ class MaskedLayers:
             masked.fixed = fixed
 
     def check_held(self) -> None:
-        """Raise TrainingStateError if the model holds other parameters now: masks would be those of what was left."""
+        """Raise TrainingStateError if the model holds other parameters now, or sees them in another way.
+
+        Masks would be those of what was left.
+        """
         modules = {id(module) for module in self._model.modules()}  # by whatever name: some tools wrap them
         for layer, parameters in zip(self._layers, self._parameters, strict=True):
             if any(id(slot.module) not in modules for slot in layer.slots):
@@ -73,6 +76,12 @@ class MaskedLayers:
                 raise TrainingStateError(
                     f"{layer.name} must stay the parameter that it was, and is another now; load states without "
                     f"assign=True, and shard no model"
+                )
+            others = [type(one).__name__ for slot in layer.slots for one in beside(slot)]
+            if others:
+                raise TrainingStateError(
+                    f"{layer.name} must have its mask as the only parametrization, and has {', '.join(others)} too, "
+                    f"which would be lost with it; register it after finish()"
                 )
 
     def change(self, found: Sequence[Found]) -> dict[str, int]:

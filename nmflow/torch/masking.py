@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, Slot, unwrapped
 
-__all__ = ["Masked", "attach", "bake", "before_parallel", "original"]
+__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "original"]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -111,6 +111,12 @@ def original(slot: Slot) -> torch.Tensor | None:
         return None
     dense: torch.Tensor = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
     return dense
+
+
+def beside(slot: Slot) -> list[nn.Module]:
+    """Parametrizations of a masked weight that are no mask."""
+    listed: Any = slot.module.parametrizations[slot.attribute]  # type: ignore[index]
+    return [one for one in listed if not isinstance(one, Masked)]
 
 
 def _places(layer: Layer) -> Iterable[Slot]:

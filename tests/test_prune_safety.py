@@ -29,6 +29,7 @@ from nmflow.checkpoint import (
     stage,
     verify_checkpoint,
     verify_packed,
+    write_reports,
 )
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.cli import app
@@ -292,6 +293,36 @@ def test_overwrite_replaces_what_nmflow_wrote(tmp_path: Path, folder: Path) -> N
     prune_checkpoint(folder, tmp_path / "empty", "2:4", overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "checkpoint-500/optimizer.pt"])
+@pytest.mark.parametrize("what", ["pruned", "exported", "original"])
+def test_overwrite_spares_what_is_beside_a_checkpoint(tmp_path: Path, folder: Path, what: str, name: str) -> None:
+    out = tmp_path / "out"
+    if what == "original":
+        shutil.copytree(folder, out, ignore=shutil.ignore_patterns("sub"))
+    else:
+        prune_checkpoint(folder, tmp_path / "pruned", "2:4")
+        shutil.copytree(tmp_path / "pruned", out) if what == "pruned" else export_checkpoint(
+            tmp_path / "pruned", out, "dense"
+        )
+    stranger = out / name
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.write_text("mine")
+    if (what, name) != ("original", "notes.txt"):  # which may belong to weights that nmflow did not write
+        with pytest.raises(DestinationExistsError, match=f"remove it yourself .it holds {name}, which is no part of"):
+            prune_checkpoint(folder, out, "2:4", overwrite=True)
+        assert stranger.read_text() == "mine"
+        stranger.unlink()
+    prune_checkpoint(folder, out, "2:4", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["nmflow-report.json", "nmflow.json"])
+def test_overwrite_spares_what_only_looks_like_ours(tmp_path: Path, folder: Path, name: str) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / name).touch()
+    with pytest.raises(DestinationExistsError, match=r"dst must be a checkpoint to be overwritten, and .*thesis is"):
+        prune_checkpoint(folder, tmp_path / "thesis", "2:4", overwrite=True)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_appears_meanwhile_is_looked_at(tmp_path: Path, model: Path, folder: Path, kind: str) -> None:
     out = tmp_path / "out"
@@ -446,9 +477,10 @@ def test_nobody_may_read_more_than_of_the_source(tmp_path: Path, folder: Path, k
     for path, mode in modes.items():
         path.chmod(mode)
     out = tmp_path / "out"
-    prune_checkpoint(folder if kind == "folder" else folder / "model.safetensors", out, "2:4")
+    report = prune_checkpoint(folder if kind == "folder" else folder / "model.safetensors", out, "2:4")
+    made = [*write_reports(out, report=report)]  # they show weights
     if kind == "file":
-        assert out.stat().st_mode & 0o777 == 0o600
+        assert {path.stat().st_mode & 0o777 for path in (out, *made)} == {0o600}
         return
     modes[folder / "model.safetensors"] = 0o600  # its owner may write it
     assert {path: (out / path.relative_to(folder)).stat().st_mode & 0o777 for path in modes} == modes
@@ -457,6 +489,8 @@ def test_nobody_may_read_more_than_of_the_source(tmp_path: Path, folder: Path, k
     export_checkpoint(folder, tmp_path / "packed", "dense")
     assert (tmp_path / "packed" / "model.safetensors").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "packed").stat().st_mode & 0o777 == 0o700
+    made += [out / "nmflow-report.json", tmp_path / "packed" / "nmflow.json"]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o600}
 
 
 def test_a_full_disk_is_named_by_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +499,7 @@ def test_a_full_disk_is_named_by_reports(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OSError, match=r"No space left on device: .*\.page.html.new"):
-        report_file.write_text(tmp_path / "page.html", "")
+        report_file.write_text(tmp_path, tmp_path / "page.html", "")
 
 
 # What is printed.

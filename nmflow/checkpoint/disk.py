@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["named", "remove", "write_new"]
@@ -22,10 +22,15 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a file of text; an error names it."""
+def write_new(path: Path, text: str, like: Iterable[Path]) -> None:
+    """Write a file of text that nobody may read or write who may not read or write all of `like`; an error names it."""
+    mode = 0o666
+    for each in like:
+        mode &= each.stat().st_mode
     with named(path):
-        path.write_text(text, encoding="utf-8")
+        path.unlink(missing_ok=True)
+        path.touch(mode | 0o600)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove(path: Path) -> None:

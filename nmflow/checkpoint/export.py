@@ -133,7 +133,7 @@ def export_checkpoint(
             stored = {done.name: _stored(done, chosen) for done in packed}
             files = {shard.path.name: _file(layouts[shard.path][0], shard, results, left) for shard in source.shards}
             side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files)
-            write_new(stage.new / NAME, side.to_json())
+            write_new(stage.new / NAME, side.to_json(), [shard.path for shard in source.shards])
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)
@@ -239,4 +239,4 @@ def _write_index(source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, E
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    write_new(folder / source.index, text + "\n")
+    write_new(folder / source.index, text + "\n", [source.path / source.index])

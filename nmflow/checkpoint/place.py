@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from nmflow.checkpoint.header import read_header
-from nmflow.checkpoint.report import REPORT
+from nmflow.checkpoint.report import RECORDS, REPORT
+from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import DestinationExistsError, InputValueError, NmflowError
 from nmflow.formats.side_file import NAME as SIDE_FILE
+from nmflow.formats.side_file import read_side_file
 
 __all__ = ["check_free", "check_place", "stage_of"]
 
@@ -90,11 +92,33 @@ def _fault(path: Path, is_folder: bool) -> str:
     try:
         if not is_folder:
             read_header(path)
-        elif any(path.iterdir()) and not any((path / name).is_file() for name in (REPORT, SIDE_FILE)):
-            open_source(path)
+        elif any(path.iterdir()):
+            return _stranger(path)
     except (NmflowError, OSError) as error:
         return str(error)
     return ""
+
+
+def _stranger(folder: Path) -> str:
+    """What a checkpoint holds that would be lost with it and is no part of it, as far as one can tell.
+
+    Of what `prune_checkpoint` wrote all is known. Beside other weights any file may belong to them, but no folder that
+    holds files; exports have copies of such.
+    """
+    files = {Path(here, name).relative_to(folder) for here, _, names in os.walk(folder) for name in names}
+    ours = {Path(name) for name in RECORDS}
+    if (folder / REPORT).is_file():
+        ours |= {Path(name) for name in read_report(folder).copied_files}
+        ours |= {path for path in files if path.parent == Path() and path.suffix == ".safetensors"}
+    else:
+        ours |= {path for path in files if path.parent == Path()}
+        if (folder / SIDE_FILE).is_file():
+            read_side_file(folder)
+            ours |= {path for path in files if ".git" not in path.parts}
+        else:
+            open_source(folder)
+    others = sorted(files - ours)
+    return f"it holds {others[0]}, which is no part of one" if others else ""
 
 
 def _real(path: Path) -> Path:

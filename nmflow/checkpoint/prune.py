@@ -181,7 +181,8 @@ def prune_checkpoint(
         )
         if source.is_folder and not stage.finished:
             values = {**report.to_dict(), "asked": asked, "sums": sums_of(results)}
-            write_new(stage.new / REPORT, json.dumps(values, indent=1, allow_nan=False) + "\n")
+            text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+            write_new(stage.new / REPORT, text, [shard.path for shard in source.shards])
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
             progress("", total, total)

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nmflow.checkpoint.disk import named
+from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.header import load_json
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
@@ -89,12 +89,11 @@ def pattern_of(report: Report) -> Pattern:
         raise CheckpointError(f"pattern of a report must be one: {error} ({report.pattern!r}); prune again") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is whole at any moment: the old one, or the new one."""
+def write_text(dst: Path, path: Path, text: str) -> None:
+    """Write a file about a checkpoint that is whole at any moment: the old one, or the new one."""
     new = path.with_name(f".{path.name}.new")
     try:
-        with named(new):
-            new.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_new(new, text, dst.glob("*.safetensors") if dst.is_dir() else [dst])
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)

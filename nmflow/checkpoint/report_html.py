@@ -72,8 +72,8 @@ def write_reports(
     )
     page, card = report_path(dst, "html"), report_path(dst, "md")
     text = html_page(report, picture)
-    write_text(card, model_card(report))
-    write_text(page, text)
+    write_text(Path(dst), card, model_card(report))
+    write_text(Path(dst), page, text)
     return page, card
 
 

@@ -50,7 +50,7 @@ class Store:
         path = None if folder is None else Path(folder)
         if path is not None:
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                path.mkdir(0o700, parents=True, exist_ok=True)  # weights lie there
             except OSError as error:
                 raise InputValueError(f"resume must be a folder that can be written, not {path}: {error}") from None
         return cls(path, json.dumps(key, sort_keys=True, default=str))

@@ -154,6 +154,11 @@ def test_an_empty_batch_adds_nothing(layer: nn.Module) -> None:
     assert one.count == other.count
     assert torch.equal(one.square, other.square)
     assert nt.adaprune_(layer, [empty, full], 2, 4).layers[0].rows == one.count
+    before = layer.weight.detach().clone()
+    for method in (nt.adaprune_, nt.sparsegpt_):
+        with pytest.raises(InputValueError, match="batches must hold rows that weight sees, and none does"):
+            method(layer, [empty], 1, 4)
+    assert torch.equal(layer.weight, before)
 
 
 def test_scores_are_those_of_the_module_that_is_asked_about() -> None:

@@ -438,6 +438,7 @@ def test_a_broken_run_goes_on_bit_for_bit(options: dict[str, Any], stop: int) ->
         (lambda s: s["duals"].update({"5.weight": [torch.ones(3)]}), "must hold duals, step and history"),
         (lambda s: s.update(step="seven"), "must hold duals, step and history"),
         (lambda s: s.update(step=-7), "must hold duals, step and history .* step is -7"),
+        (lambda s: s.update(frozen="no"), "must hold duals, step and history .* frozen is 'no'"),
         (lambda s: s["masks"]["5.weight"].fill_(True), "must hold a mask of pattern 2:4 for '5.weight'"),
     ],
 )
@@ -615,6 +616,9 @@ def test_a_compiled_step_of_the_optimizer() -> None:
         ({"stop_at": -1}, InputValueError, "stop_at must be at least 0, not -1"),
         ({"decay": -1.0}, InputValueError, "decay must be finite and not negative, not -1.0"),
         ({"decay": "x"}, InputTypeError, "decay must be a number, not 'x'"),
+        ({"decay": "0.1"}, InputTypeError, "decay must be a number, not '0.1'"),
+        ({"every": True}, InputTypeError, "every must be a whole number, not True"),
+        ({"switch_cost": True}, InputTypeError, "switch_cost must be a number, not True"),
         ({"switch_cost": float("nan")}, InputValueError, "switch_cost must be finite and not negative, not nan"),
         ({"strict": True, "pattern": "8:16"}, InputValueError, "strict=True needs whole blocks of 16 x 16"),
         ({"include": ["no"]}, InputValueError, "include must match"),

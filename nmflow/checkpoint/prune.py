@@ -199,8 +199,8 @@ def check_prune(
     if not resume:
         check_free(dst, plan.source.is_folder, overwrite)
     keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
-    # One empty block of each dtype first: a wrong option is an error before anything is written, and what is compiled
-    # on the first call is not counted as the time of a tensor.
+    # One empty block of each dtype first: a wrong option is an error before anything is written, and little of what is
+    # compiled is counted as the time of a tensor.
     for dtype in sorted({tensor.entry.dtype for tensor in plan.pruned}):
         block = np.zeros(plan.pattern.block_shape, FLOATS[dtype])
         solve(block, pattern=plan.pattern, solver=solver, certify=certify, threads=threads)

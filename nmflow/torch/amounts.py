@@ -14,6 +14,8 @@ __all__ = ["amount", "whole"]
 def whole(value: Any, name: str, least: int) -> int:
     """A whole number of at least `least`; an error says what it is called."""
     try:
+        if isinstance(value, bool):  # a flag in the wrong place
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise InputTypeError(f"{name} must be a whole number, not {value!r}") from None
@@ -25,6 +27,8 @@ def whole(value: Any, name: str, least: int) -> int:
 def amount(value: Any, name: str) -> float:
     """A finite number that is not negative; an error says what it is called."""
     try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise InputTypeError(f"{name} must be a number, not {value!r}") from None

@@ -140,6 +140,8 @@ class Worker:
         """Prune a layer in place."""
         if self.restore(layer):
             return
+        if not moments.count:
+            raise InputValueError(f"batches must hold rows that {layer.name} sees, and none does; exclude it")
         self.report(layer.name)
         begun = time.perf_counter()
         try:

@@ -90,6 +90,8 @@ def unpacked(state: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Found
         found = [_found(state["masks"][name], state["duals"][name]) for name in names]
         if (step := operator.index(state["step"])) < 0:
             raise ValueError(f"step is {step}")
+        if not isinstance(state["frozen"], bool):
+            raise ValueError(f"frozen is {state['frozen']!r}")
         return found, step, [_refresh(record) for record in state["history"]]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputValueError(

@@ -254,7 +254,7 @@ class SparseTraining:
         if not self._finds_others:
             self._check_patterns(found)
         self._masked.change(found)
-        self._masked.fix(bool(state["frozen"]))
+        self._masked.fix(state["frozen"])
         self._found, self.step, self.history = found, step, history
 
     def _search(self) -> list[Found]:

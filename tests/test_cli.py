@@ -17,8 +17,9 @@ from safetensors_files import PRUNED, leftovers, most_nonzero, read, tensors, wr
 from typer.testing import CliRunner, Result
 
 import nmflow
-from nmflow.checkpoint import masked
+from nmflow.checkpoint import export_checkpoint, masked, prune_checkpoint, verify_checkpoint
 from nmflow.cli import app, methods
+from nmflow.errors import SourceNotFoundError
 
 
 @pytest.fixture
@@ -316,6 +317,21 @@ def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, model: Path
             2,
             "nmflow: [Errno 28] No space left on device: 'standard output'\n",
         )
+
+
+@pytest.mark.parametrize("arguments", [("prune", "", "OUT", "--pattern", "2:4"), ("verify", ""), ("diff", ".", "")])
+def test_an_empty_path_is_no_folder(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(model.parent)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "No argument must be empty" in result.output
+    for function in (prune_checkpoint, export_checkpoint):
+        with pytest.raises(SourceNotFoundError, match='must have a path, not ""'):
+            function("", tmp_path / "out", "2:4" if function is prune_checkpoint else "dense")
+    with pytest.raises(SourceNotFoundError, match='must have a path, not ""'):
+        verify_checkpoint("", "2:4")
 
 
 def test_paths_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def export_checkpoint(
     """
     check_flags(pad=pad, overwrite=overwrite, resume=resume)
     chosen, dst = get(format), Path(dst)
-    source = open_source(Path(src))
+    source = open_source(src)
     check_unpacked(source)
     check_place(source, dst, [masks], overwrite=overwrite)
     given = None if masks is None else given_masks(Path(masks), source, tuple(include) + tuple(exclude))

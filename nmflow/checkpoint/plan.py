@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from nmflow.arrays import Layout
@@ -189,7 +188,7 @@ def make_plan(
     InputValueError
         If a glob matches no tensor, or `src` is an export with packed weights.
     """
-    source = src if isinstance(src, Source) else open_source(Path(src))
+    source = src if isinstance(src, Source) else open_source(src)
     check_unpacked(source)  # before names are looked at: those of packed arrays are no weights
     pattern = as_pattern(None, None, pattern)
     wanted, unwanted = _globs(include, "include"), _globs(exclude, "exclude")

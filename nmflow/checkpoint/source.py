@@ -77,6 +77,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     CheckpointError
         If it holds no safetensors, holds pickled weights only, or a header or index is not valid.
     """
+    if not os.fspath(path):
+        raise SourceNotFoundError('a checkpoint must have a path, not ""; "." is the current folder')
     path = Path(path)
     if not path.is_dir():
         _refuse_pickle(path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from nmflow.cli.bench import bench
 from nmflow.cli.compare import diff, diversity
@@ -19,8 +20,18 @@ __all__ = ["app", "main"]
 COMMANDS = (prune, report, verify, bench, export, inspect, diff, diversity)
 """In the order of ``--help``."""
 
+
+class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what a shell makes of a variable that is not set: an empty path would be the current folder."""
+        if "" in args:
+            ctx.fail('No argument must be empty. Is a variable not set? "." is the current folder.')
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="nmflow",
+    cls=_Commands,
     help="Exact transposable N:M sparsity masks for checkpoints in safetensors, each with a proof.",
     no_args_is_help=True,
     add_completion=False,

@@ -30,8 +30,10 @@ def in_range(whole: float, values: Callable[[], npt.NDArray[np.float64]]) -> tup
     return 0.0, math.fsum(np.ldexp(values(), -BITS).ravel().tolist())
 
 
-def total(sums: Iterable[float], scaled: Iterable[float] = ()) -> float:
-    """Sum, correctly rounded; infinite where it is beyond float64. `scaled`: more of them, times 2**-64.
+def total(sums: Iterable[float], scaled: Iterable[float] = (), share: int = 1) -> float:
+    """Sum over `share`, rounded once or twice; infinite where that is beyond float64.
+
+    scaled : more of them, times 2**-64.
 
     Examples
     --------
@@ -41,10 +43,10 @@ def total(sums: Iterable[float], scaled: Iterable[float] = ()) -> float:
     listed, more = list(sums), list(scaled)
     if not more:
         try:
-            return math.fsum(listed)
+            return math.fsum(listed) / share
         except OverflowError:
             pass
-    whole = math.fsum([*more, *(math.ldexp(value, -BITS) for value in listed)])
+    whole = math.fsum([*more, *(math.ldexp(value, -BITS) for value in listed)]) / share
     try:
         return math.ldexp(whole, BITS)
     except OverflowError:

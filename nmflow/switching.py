@@ -89,19 +89,18 @@ def _magnitude(problem: Problem, threads: int) -> tuple[float, float]:
 
     matrices = problem.matrices(problem.scores)
 
-    def measure(band: Band) -> tuple[float, float]:
+    def measure(band: Band) -> tuple[float, float, float]:
         part, kind, _ = readable(_part(matrices[band[0]], band[1]))
         sums, tops = np.zeros((2, 32))
         measure_kernel(kind)(part.ctypes.data, part.strides[0], *part.shape, sums.ctypes.data, tops.ctypes.data)
         whole, top = added(sums), float(tops.max())
-        if whole == math.inf and math.isfinite(top):
-            return float((np.abs(part) / problem.scores.size).sum()), top
-        return whole / problem.scores.size, top
+        if math.isnan(whole) or math.isinf(top):
+            return 0.0, 0.0, math.inf
+        return *in_range(whole, lambda: np.abs(part)), top
 
-    shares, tops = zip(*map_on_threads(measure, _bands(matrices), threads), strict=True)
-    if math.inf in shares:
-        return math.inf, math.inf
-    return math.fsum(shares), max(tops)
+    wholes, beyond, tops = zip(*map_on_threads(measure, _bands(matrices), threads), strict=True)
+    largest = max(tops)
+    return min(total(wholes, filter(None, beyond), problem.scores.size), largest), largest
 
 
 def _bands(matrices: tuple[Matrix, ...]) -> list[Band]:

@@ -317,3 +317,16 @@ def test_the_worth_of_an_earlier_mask_is_measured_at_any_range(dtype: str, scale
         bonuses.add(found.switch.bonus)
     assert len(bonuses) == 1
     assert bonuses.pop() == pytest.approx(float(exact), rel=1e-12, abs=5e-324)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (373, 1325)], ids=["a band", "bands"])
+def test_a_mean_is_never_above_the_largest(shape: tuple[int, int]) -> None:
+    weights = np.full(shape, np.finfo(np.float64).max)
+    before = np.random.default_rng(0).random(shape) < 0.5
+    solution = nmflow.solve(weights, 2, 4, previous=before, switch_cost=0.0)
+    assert solution.certificate.proven
+    with pytest.raises(InputValueError, match="switch_cost must leave scores finite"):
+        nmflow.solve(weights, 2, 4, previous=before, switch_cost=0.5)
+    weights[-1, -1] = np.nan
+    with pytest.raises(NonFiniteError, match=f"at 1 of {weights.size} entries"):
+        nmflow.solve(weights, 2, 4, previous=before, switch_cost=0.0)

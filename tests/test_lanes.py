@@ -212,3 +212,17 @@ def test_signed_scores_of_few_bits_are_proven(make: Any, options: dict[str, Any]
         solution = nmflow.solve(weights, 8, 16, scores=weights, duals=True, **options)
         assert solution.certificate.proven
         assert unproven(weights, solution, absolute=False) <= solution.stats.get("integers", 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("shape", "pattern"), [((3, 5), "1:1"), ((80, 80), "2:2"), ((64, 96), "4:4 rows only")])
+def test_duals_of_lines_that_keep_all_are_numbers(dtype: Any, shape: tuple[int, int], pattern: str) -> None:
+    """A step below the least score, which is the least number there is, would prove whatever is kept."""
+    rng = np.random.default_rng(0)
+    scores = (float(ml_dtypes.finfo(dtype).max) * rng.choice([-1.0, -0.99, 0.5], shape)).astype(dtype)
+    solution = nmflow.solve(scores, pattern=pattern, scores=scores, duals=True)
+    assert solution.certificate.proven
+    assert np.isfinite(solution.row_duals).all()
+    assert np.isfinite(solution.col_duals).all()
+    rounded = solution.stats.get("integers", 0) + solution.stats.get("rounded", 0)
+    assert unproven(scores, solution, absolute=False) <= rounded

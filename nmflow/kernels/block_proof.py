@@ -34,11 +34,11 @@ def prove_block(  # type: ignore[no-untyped-def]
 
 @part
 def _line_wrong(count, budget, dual, fill):  # type: ignore[no-untyped-def]
-    """Whether a line breaks its budget, or its dual is none: at least 0, and 0 where it is free or has room."""
+    """Whether a line breaks its budget, or its dual is none: finite, at least 0, and 0 where it is free or has room."""
     if fill == 2:
-        return np.int64(count != budget)
-    least = 0.0 if fill == 0 or count < budget else np.inf
-    return np.int64(count > budget or not 0.0 <= dual <= least)
+        return np.int64(count != budget or not abs(dual) < np.inf)
+    most = 0.0 if fill == 0 or count < budget else np.inf
+    return np.int64(count > budget or not 0.0 <= dual <= most or dual == np.inf)
 
 
 @part

@@ -15,6 +15,7 @@ themselves.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
@@ -179,6 +180,8 @@ def round_duals(typing, u, u_stride, v, to_u, to_v, grains, kind, rows, cols, fr
             moved = builder.fadd(ratio, cut) if up else builder.fsub(ratio, cut)
             whole = builder.fmul(emit.call("llvm.ceil" if up else "llvm.floor", moved), grain)
             small = builder.fcmp_ordered("<", emit.call("llvm.fabs", ratio), most)
+            finite = builder.fcmp_ordered("<", emit.call("llvm.fabs", whole), emit.splat(kind_.work, LANES, math.inf))
+            small = builder.and_(small, finite)
             builder.store(builder.and_(builder.load(plain), small), plain)
             return builder.select(small, whole, dual)
 

@@ -5,7 +5,8 @@ code that grades the mask of anyone else.
 
 Signs. With h the float nearest to u + v and l = u + v - h exactly (TwoSum): rounding never changes an order, so
 S > h proves S >= u + v and S < h proves S <= u + v, for every float S; and where S = h the sign of S - u - v is that
-of -l. So one addition and one comparison settle almost every entry, and TwoSum the rest.
+of -l. So one addition and one comparison settle almost every entry, and TwoSum the rest. h may be infinite, which is
+beyond every score, as u + v is; u and v may not.
 
 References
 ----------
@@ -53,7 +54,13 @@ def grade_span(  # type: ignore[no-untyped-def]
         no_sums = emit.splat(F64, width, 0.0)
         col_duals = emit.load(v, vector(kind_.work, width))
         wrong, unsure = emit.variable(none), emit.variable(none)
-        signs = emit.variable(emit.splat(I1, width, 0))
+
+        def infinite(duals: Any) -> Any:
+            most = emit.splat(kind_.work, width, kind_.largest)
+            return builder.fcmp_unordered(">", emit.call("llvm.fabs", duals), most)
+
+        endless = infinite(col_duals)
+        signs = emit.variable(endless)
 
         def note(bad: Any) -> None:
             builder.store(builder.or_(builder.load(signs), bad), signs)
@@ -61,7 +68,9 @@ def grade_span(  # type: ignore[no-untyped-def]
         def each_row() -> tuple[Any, Any]:
             """Scores and row duals of the row at hand."""
             score = kind_.load(emit, builder.load(at), width, absolute_)
-            return score, lines.spread(emit, builder.load(row_at), kind_)
+            row_duals = lines.spread(emit, builder.load(row_at), kind_)
+            note(infinite(row_duals))
+            return score, row_duals
 
         def next_row() -> None:
             for place, step in ((at, stride), (of, mask_stride), (row_at, u_stride)):
@@ -110,7 +119,7 @@ def grade_span(  # type: ignore[no-untyped-def]
         doubt = builder.and_(builder.icmp_unsigned("!=", ties, none), builder.icmp_signed("!=", exact, none))
         with builder.if_then(doubt, likely=False):
             # some score lies on its threshold: once more, with the rounding error of u + v
-            builder.store(emit.splat(I1, width, 0), signs)
+            builder.store(endless, signs)
             for place, start in ((at, scores), (of, mask), (row_at, u)):
                 builder.store(start, place)
             with loop(builder, rows_):

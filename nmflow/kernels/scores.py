@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba.core import config
@@ -65,6 +66,11 @@ class ScoreKind:
     def work_fields(self) -> tuple[ir.Type, int, int]:
         """Integer type of the work type's bits, place of its exponent field, and its bias."""
         return (I64, 52, 1023) if self.work == F64 else (I32, 23, 127)
+
+    @property
+    def largest(self) -> float:
+        """The largest number of the work type."""
+        return float(np.finfo(self.work_dtype).max)
 
     @property
     def sign_mask(self) -> int:

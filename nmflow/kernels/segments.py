@@ -223,9 +223,13 @@ def store_duals(  # type: ignore[no-untyped-def]
         if given_:
             unit = magnified(emit, unit, kind_, zoom)
 
+        # an infinite dual would prove what no number does
+        most, least = (emit.splat(kind_.work, LANES, sign * kind_.largest) for sign in (1, -1))
+
         def write(steps: Any, unit: Any, to: Any) -> None:
             value = builder.fmul(builder.sitofp(steps, work), unit)
-            emit.store(builder.fadd(value, emit.load(to, work)) if given_ else value, to)
+            value = builder.fadd(value, emit.load(to, work)) if given_ else value
+            emit.store(emit.better(emit.better(value, most, "<"), least, ">"), to)
 
         row, source = emit.variable(u), emit.variable(row_lanes)
         with loop(builder, rows_):

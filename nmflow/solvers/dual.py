@@ -47,8 +47,8 @@ class Dual(Solver):
        integers where scores fit in 54 bits, less what they have in common, and the last ones in Python integers: rare,
        and slow.
 
-    Ties go to the entry that comes first in the order of the paths; the mask is a function of values, dtype and
-    options alone.
+    Ties go to the entry that comes first in the order of the paths; the mask is a function of values, dtype, memory
+    order and options alone.
     """
 
     name: ClassVar[str] = "dual"

@@ -396,6 +396,28 @@ def test_what_was_skipped_is_an_error_once_it_may_not_be(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_finished_with_weights_skipped_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"a.weight": np.ones((8, 8)), "b.weight": np.full((8, 8), np.nan)}
+    src, out = write(tmp_path / "x.safetensors", weights), tmp_path / "out"
+
+    def killed(path: Path) -> None:
+        raise Stop
+
+    for options in ({"on_nonfinite": "skip"}, {}):
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "sync_folder", killed)
+            with pytest.raises(Stop):
+                prune_checkpoint(src, out, "2:4", on_nonfinite="skip", overwrite=True)
+        before = out.read_bytes()
+        if options:
+            prune_checkpoint(src, out, "2:4", resume=True, **options)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(CheckpointError, match="finished by a run that copied weights that are not finite"):
+                prune_checkpoint(src, out, "2:4", resume=True)
+        assert out.read_bytes() == before
+        assert not leftovers(tmp_path)
+
+
 # The lock.
 
 

@@ -25,6 +25,7 @@ from nmflow.checkpoint.stage import staged, start_folder, start_shard
 from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
+from nmflow.errors import CheckpointError
 from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
@@ -154,6 +155,11 @@ def prune_checkpoint(
         if stage.finished:
             units = _units(plan, dst.absolute(), keep, options)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
+            if on_nonfinite == "error" and any(done.reason for done in results):
+                raise CheckpointError(
+                    f"{dst} was finished by a run that copied weights that are not finite as they are; resume with "
+                    f'on_nonfinite="skip" (--on-nonfinite skip), or say overwrite=True (--overwrite) to prune again'
+                )
             check_finished(dst, units, results, copies, threads)
         else:
             if source.is_folder:

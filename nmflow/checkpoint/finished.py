@@ -72,11 +72,7 @@ def finished_report(
 
 
 def check_finished(
-    dst: Path,
-    units: Sequence[Unit],
-    results: Sequence[Done],
-    others: Mapping[Path, Path] | Mapping[Path, None],
-    threads: int | None,
+    dst: Path, units: Sequence[Unit], results: Sequence[Done], others: Mapping[Path, Path | None], threads: int | None
 ) -> None:
     """Read a finished destination and its source once more.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Stage:
 @contextlib.contextmanager
 def staged(
     dst: Path, asked: Mapping[str, Any], *, is_folder: bool, overwrite: bool = False, resume: bool = False,
-    state: Sequence[Any] = (), elsewhere: bool = False,
+    state: list[Any] | None = None, elsewhere: bool = False,
 ) -> Iterator[Stage]:  # fmt: skip
     """Give a place to build at; when the block ends well what is there becomes `dst`.
 
@@ -88,10 +88,10 @@ def staged(
                     _clear(folder, {JOURNAL, OLD, journal.new})
                     if not finished:
                         check_free(dst, is_folder, overwrite)
-                        if any(before != list(state) for before in journal.elsewhere):
+                        if any(before != state for before in journal.elsewhere):
                             new = _copied(folder, journal)
                         if elsewhere:
-                            journal.lend(list(state))
+                            journal.lend(state)
                     yield Stage(new, journal, finished)
                     if not finished:
                         sync(new)

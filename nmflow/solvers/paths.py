@@ -36,13 +36,10 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
         if side.dtype != np.float64 or not side.flags.c_contiguous:
             raise AssertionError("duals must be float64, side by side")
     flags = np.empty(len(blocks), np.uint8)
-    rows, cols = pattern.block_shape
-    size = max(1, BATCH_ENTRIES // (rows * cols))
     single = chunk.kind != "float64"
     near = single and chunk.duals is not None
 
-    def finish_some(first: int) -> float:
-        part = slice(first, first + size)
+    def finish_some(part: slice) -> float:
         names, row, col = np.ascontiguousarray(blocks[part], np.int64), u[part], v[part]
         verdicts, kept = flags[part], np.zeros(1)
         some = None if numbers is None else np.ascontiguousarray(numbers[part], np.float64)
@@ -52,17 +49,18 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
             from nmflow.kernels.between import between_kernel
             from nmflow.kernels.finish import finish_scratch
 
-            at = first + np.flatnonzero(verdicts)
-            values = block_scores(chunk, blocks[at]) if some is None else some[at - first]
+            left_open = np.flatnonzero(verdicts)
+            at = part.start + left_open
+            values = block_scores(chunk, blocks[at]) if some is None else some[left_open]
             row, col, verdicts = u[at], v[at], flags[at]
             kept += between_kernel()(
                 values, row, col, chunk.mask.view(np.uint8), blocks[at], *_rules(pattern), chunk.exact, near, single,
-                *finish_scratch(rows, cols), verdicts,
+                *finish_scratch(*pattern.block_shape), verdicts,
             )  # fmt: skip
             u[at], v[at], flags[at] = row, col, verdicts
         return float(kept[0])
 
-    kept = sum(map_on_threads(finish_some, range(0, len(blocks), size), chunk.threads), 0.0)
+    kept = sum(map_on_threads(finish_some, _batches(chunk, blocks), chunk.threads), 0.0)
     return Proven(kept, blocks[flags != 0])
 
 
@@ -123,7 +121,7 @@ def _augment(chunk: Chunk, blocks: Array, values: Array, u: Array, v: Array, end
     """Solve some blocks of these scores, and write the masks of those that can be; duals change where they lie."""
     from nmflow.kernels.augment import LOOSE, augment_kernel
 
-    pattern, arcs = chunk.pattern, _arcs(chunk.gather_state(blocks))
+    pattern, arcs = chunk.pattern, _arcs(chunk, blocks)
     augment_kernel(integers)(
         values, u, v, arcs, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact, ended
     )  # fmt: skip
@@ -131,12 +129,14 @@ def _augment(chunk: Chunk, blocks: Array, values: Array, u: Array, v: Array, end
     chunk.put(blocks[done], arcs[done] & 1)
 
 
-def _arcs(state: Array) -> Array:
+def _arcs(chunk: Chunk, blocks: Array) -> Array:
     """What `nmflow.kernels.transport` is told of entries that are kept or dropped by order."""
     from nmflow.kernels.transport import FIXED_IN, FIXED_OUT, OUT
 
-    arcs = np.full(state.shape, OUT, np.uint8)
-    arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
+    arcs = np.full((len(blocks), *chunk.pattern.block_shape), OUT, np.uint8)
+    if chunk.state is not None:
+        state = chunk.gather_state(blocks)
+        arcs[state == KEEP], arcs[state == DROP] = FIXED_IN, FIXED_OUT
     return arcs
 
 
@@ -202,13 +202,12 @@ class _Whole:
         """Send paths through the block in Python's integers; its duals."""
         from nmflow.kernels.transport import augment_block
 
-        pattern, corner = chunk.pattern, chunk.corner(self.block)
-        row, col = self.row.copy(), self.col.copy()
-        arcs = _arcs(chunk.gather_state(np.array([self.block])))[0].astype(np.int64)
+        pattern, row, col = chunk.pattern, self.row.copy(), self.col.copy()
+        arcs = _arcs(chunk, np.array([self.block]))[0].astype(np.int64)
         augment_block(  # type: ignore[no-untyped-call]
             self.numbers, row, col, arcs, pattern.row_budget, _room(pattern), pattern.row_exact, pattern.col_exact
         )
-        chunk.mask[corner] = arcs & 1
+        chunk.mask[chunk.corner(self.block)] = arcs & 1
         return self.duals(row, col)
 
 

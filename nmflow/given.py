@@ -1,11 +1,9 @@
-"""What a caller gave, checked: an array, a mask, a place to write, a number of threads."""
+"""What a caller gave, checked: an array, a mask, a place to write."""
 
 from __future__ import annotations
 
-import operator
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,10 @@ from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
 __all__ = [
     "as_array",
     "as_mask",
-    "check_choice",
     "check_disjoint",
     "check_dtype",
-    "check_flags",
     "check_out",
     "check_rank",
-    "thread_count",
     "viewed",
 ]
 
@@ -80,39 +75,6 @@ def as_mask(value: object, shape: tuple[int, ...] | None, name: str) -> Array:
     if shape is not None and mask.shape != shape:
         raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
     return mask
-
-
-def check_choice(value: object, choices: Sequence[str], name: str) -> None:
-    """Raise InputValueError unless `value` is one of these words."""
-    if not (isinstance(value, str) and value in choices):
-        *others, last = (f'"{choice}"' for choice in choices)
-        raise InputValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
-
-
-def check_flags(**flags: object) -> None:
-    """Raise InputTypeError unless all are True or False: any text would be true, "no" too."""
-    for name, value in flags.items():
-        if not isinstance(value, bool | np.bool_):
-            raise InputTypeError(f"{name} must be True or False, not {value!r}")
-
-
-def thread_count(threads: int | None) -> int:
-    """Threads to use: by default the cores that this process may use.
-
-    Raises
-    ------
-    InputValueError
-        If `threads` is not a whole number of at least 1; NumPy's are whole numbers too.
-    """
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        count = 0 if isinstance(threads, bool) else operator.index(threads)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise InputValueError(f"threads must be a whole number of at least 1, not {threads!r}")
-    return count
 
 
 def check_out(out: object, scores: Array, read: Mapping[str, Array | None], layout: str | None) -> Array:

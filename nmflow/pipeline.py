@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
+from nmflow.asked import check_flags, thread_count
 from nmflow.earlier import earlier_duals
 from nmflow.errors import InputValueError
-from nmflow.given import as_mask, check_flags, thread_count
+from nmflow.given import as_mask
 from nmflow.pattern import Budget, Pattern
 from nmflow.problem import Problem
 from nmflow.running import grade_mask, run

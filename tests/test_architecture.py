@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "pattern": {"errors"},
     "solution": {"errors", "given", "pattern"},
     "sums": set(),
+    "asked": {"errors"},
     "given": {"arrays", "errors"},
     "problem": BASE | {"given"},
     "reading": BASE | {"problem", "kernels"},
@@ -35,11 +36,11 @@ ALLOWED: dict[str, set[str]] = {
     "network": BASE | {"given", "blocks"},
     "duals": BASE | {"blocks", "kernels"},
     "certificate": BASE | {"blocks", "duals", "kernels", "crew"},
-    "formats": BASE | {"given", "kernels"},
-    "diversity": BASE | {"given", "problem", "cutting", "kernels"},
+    "formats": BASE | {"asked", "given", "kernels"},
+    "diversity": BASE | {"asked", "given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE
-    | {"given", "problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"}
+    | {"asked", "problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"}
     | {"workspace"},
     "workspace": {"arrays"},
     "crew": {"arithmetic", "kernels", "workspace"},
@@ -48,9 +49,10 @@ ALLOWED: dict[str, set[str]] = {
     "running": BASE
     | {"problem", "cutting", "blocks", "duals", "certificate", "solvers"}
     | {"arithmetic", "switching", "crew", "dual_arrays", "gathered", "workspace"},
-    "pipeline": BASE | {"given", "problem", "solvers", "switching", "earlier", "running"},
-    "checkpoint": BASE | {"given", "kernels", "certificate", "formats", "diversity", "pipeline"},
-    "torch": BASE | {"given", "problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
+    "pipeline": BASE | {"asked", "given", "problem", "solvers", "switching", "earlier", "running"},
+    "checkpoint": BASE | {"asked", "kernels", "certificate", "formats", "diversity", "pipeline"},
+    "torch": BASE
+    | {"asked", "given", "problem", "certificate", "formats", "diversity", "kernels", "pipeline", "checkpoint"},
     "bench": BASE | {"", "given", "kernels", "solvers", "pipeline", "checkpoint"},
     "__main__": {"cli"},
     "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},

@@ -13,7 +13,7 @@ import pytest
 from safetensors_files import PRUNED, entry, raw_file, sharded, tensors, write
 
 from nmflow.checkpoint import EXCLUDED, make_plan, open_source
-from nmflow.errors import CheckpointError, InputValueError, PatternError, SourceNotFoundError
+from nmflow.errors import CheckpointError, InputTypeError, InputValueError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
 
@@ -157,9 +157,7 @@ def test_glob_that_matches_nothing(model: Path, argument: str) -> None:
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_globs_in_one_string(model: Path, argument: str) -> None:
-    with pytest.raises(
-        InputValueError, match=rf"{argument} must be a list of globs, not the text '\*'; write \['\*'\]"
-    ):
+    with pytest.raises(InputTypeError, match=rf"{argument} must be a list of globs, not the text '\*'; write \['\*'\]"):
         make_plan(model, "2:4", **{argument: "*"})
 
 

@@ -230,7 +230,7 @@ NAN[1, 2] = float("nan")
          "squares of inputs of weight must be finite, not"),
         (Greedy(4, 4), [random(2, 4), random(3, 4)], {}, "batch 1 of shape (3, 4) does not; make smaller ones"),
         (Idle(), [random(2, 4)], {}, "every layer must be called by the model, and idle.weight never was; exclude it"),
-        (nn.Linear(4, 4), [random(2, 4)], {"damping": -1.0}, "damping must be finite and at least 0, not -1.0"),
+        (nn.Linear(4, 4), [random(2, 4)], {"damping": -1.0}, "damping must be finite and not negative, not -1.0"),
         (nn.Embedding(8, 8), [torch.tensor([1])], {"include": ["weight"]},
          "model must have a Linear, Conv1d or Conv2d"),
     ],

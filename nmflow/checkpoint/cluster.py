@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from nmflow.asked import thread_count
 from nmflow.checkpoint.engine import Executor
 from nmflow.checkpoint.journal import version
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.unit import Unit
 from nmflow.errors import ClusterError, MissingLibraryError
 

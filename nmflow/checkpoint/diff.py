@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from nmflow.arrays import Array
+from nmflow.asked import check_functions, thread_count
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.header import DTYPE_BITS, Entry, Header
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.tiles import Tile, cut_bytes, read_tile
 from nmflow.errors import ChangedError
@@ -122,6 +123,7 @@ def diff_checkpoints(
     ----------
     A. Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", ICLR 2021 (SAD).
     """
+    check_functions(progress=progress)
     first, second = _entries(a), _entries(b)
     unlike, tensors = [], []
     both = [name for name in first if name in second]

@@ -11,11 +11,12 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Protocol
 
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.asked import thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.unit import Done, Unit, check, work
-from nmflow.errors import ChangedError
+from nmflow.errors import ChangedError, InputTypeError
 
-__all__ = ["Executor", "Progress", "recheck", "run"]
+__all__ = ["Executor", "Progress", "check_executor", "recheck", "run"]
 
 PATIENCE = 30
 """Seconds in which units that cannot be cancelled may end after an error, elsewhere. It is better if nothing writes any
@@ -51,6 +52,14 @@ def recheck(unit: Unit, done: Done, pool: Pool | None = None) -> Done:
             f"resume (--resume) out to begin anew"
         )
     return done if target else work(unit, pool)
+
+
+def check_executor(executor: object) -> None:
+    """Raise InputTypeError unless it can be handed work, or is None."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise InputTypeError(
+            f"executor must hand out work by submit, as those of concurrent.futures do, and {executor!r} does not"
+        )
 
 
 def run(

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.asked import as_globs, as_path, check_flags, check_functions
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
 from nmflow.checkpoint.disk import write_new
-from nmflow.checkpoint.engine import Executor, Progress, run
+from nmflow.checkpoint.engine import Executor, Progress, check_executor, run
 from nmflow.checkpoint.export_choice import reasons_of
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.finished import check_finished
@@ -30,7 +31,6 @@ from nmflow.checkpoint.unit import Done, Unit
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import Format, get
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredFile, StoredTensor
-from nmflow.given import check_flags
 
 __all__ = ["export_checkpoint"]
 
@@ -89,11 +89,15 @@ def export_checkpoint(
     Weights are read and written in rectangles: memory does not grow with them.
     """
     check_flags(pad=pad, overwrite=overwrite, resume=resume)
-    chosen, dst = get(format), Path(dst)
+    check_functions(progress=progress)
+    check_executor(executor)
+    chosen, dst = get(format), as_path(dst, "dst")
+    marks = None if masks is None else as_path(masks, "masks")
+    include, exclude = as_globs(include, "include"), as_globs(exclude, "exclude")
     source = open_source(src)
     check_unpacked(source)
     check_place(source, dst, [masks], overwrite=overwrite)
-    given = None if masks is None else given_masks(Path(masks), source, tuple(include) + tuple(exclude))
+    given = None if marks is None else given_masks(marks, source, include + exclude)
     reasons = reasons_of(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
@@ -103,7 +107,7 @@ def export_checkpoint(
         "version": version(),
         "source": identity(source),
         "format": [chosen.name, chosen.version, bool(pad)],
-        "masks": None if masks is None else str(Path(masks).absolute()),
+        "masks": None if marks is None else str(marks.absolute()),
         "packed": [name for name, reason in reasons.items() if not reason],
         "digests": "of every tensor",  # which unfinished runs of before did not take
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nmflow.checkpoint.arrays import DTYPES
@@ -20,8 +20,8 @@ def reasons_of(
     source: Source,
     format: Format,
     masks: Mapping[str, Any] | None,
-    include: Iterable[str],
-    exclude: Iterable[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
 ) -> dict[str, str]:
     """Why each tensor is left dense; empty if it is packed."""
     names = [entry.name for shard in source.shards for entry in shard.entries]
@@ -29,9 +29,7 @@ def reasons_of(
         return {name: "" if name in masks else "no mask" for name in names}
     # a plan asks a pattern only for its block, to leave smaller weights alone
     known = {USUAL, *(need.pattern for need in format.requirements.values() if need.pattern)}
-    plans = {
-        pattern: make_plan(source, pattern, include=tuple(include), exclude=tuple(exclude)) for pattern in sorted(known)
-    }
+    plans = {pattern: make_plan(source, pattern, include=include, exclude=exclude) for pattern in sorted(known)}
     reasons = {}
     for pattern, plan in plans.items():
         for tensor in plan.tensors:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nmflow.asked import thread_count
 from nmflow.checkpoint.header import load_json, read_header
 from nmflow.checkpoint.journal import fingerprint
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import stage_of
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import REPORT, Report
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.stage import JOURNAL

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
+from nmflow.asked import as_path
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.errors import CheckpointError, SourceNotFoundError
 
@@ -93,7 +94,7 @@ class Header:
             return file.read(self.size)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises
@@ -104,6 +105,7 @@ def read_header(path: Path) -> Header:
         If it is not a regular file, is truncated, or its header is not one: each message names the file, and the
         tensor where there is one.
     """
+    path = as_path(path, "path")
     try:
         info = path.stat()
     except FileNotFoundError:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nmflow.asked import as_path
 from nmflow.checkpoint.header import Header, read_header
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import FormatError, InputValueError, SourceNotFoundError
@@ -47,7 +48,7 @@ class Inspection:
 
 def exported_format(path: str | os.PathLike[str]) -> str | None:
     """Name of the format in which export wrote the folder `path`; None if it did not."""
-    return read_side_file(path).format if (Path(path) / NAME).is_file() else None
+    return read_side_file(path).format if (as_path(path, "path") / NAME).is_file() else None
 
 
 def inspect_path(path: str | os.PathLike[str]) -> Inspection:
@@ -58,7 +59,7 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
     CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
         If it is none of these, or a header or the side file is not valid.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if not (path / NAME).is_file():
         shards = open_source(path).shards
         return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))

@@ -6,17 +6,17 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nmflow.asked import as_path, check_functions, thread_count
 from nmflow.checkpoint.arrays import DTYPES, NAMES
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import open_export
 from nmflow.checkpoint.pack import Stored, named
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.tiles import Tile, inside, is_whole, sha256_of
 from nmflow.errors import ChangedError, CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec
@@ -85,7 +85,8 @@ def verify_packed(
     -----
     Arrays are read in rectangles: memory does not grow with them.
     """
-    path = Path(path)
+    path = as_path(path, "path")
+    check_functions(progress=progress)
     side, chosen, headers = open_export(path)
     checks, faults = [], _name_faults(side, headers)
     total = len(side.tensors) + len(side.files)

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nmflow.arrays import Layout
+from nmflow.asked import as_globs
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.source import Source, open_source
@@ -187,11 +188,13 @@ def make_plan(
         As open_source.
     InputValueError
         If a glob matches no tensor, or `src` is an export with packed weights.
+    InputTypeError
+        If `src` is no path, or globs are no list of text.
     """
     source = src if isinstance(src, Source) else open_source(src)
     check_unpacked(source)  # before names are looked at: those of packed arrays are no weights
     pattern = as_pattern(None, None, pattern)
-    wanted, unwanted = _globs(include, "include"), _globs(exclude, "exclude")
+    wanted, unwanted = as_globs(include, "include"), as_globs(exclude, "exclude")
     names = [entry.name for shard in source.shards for entry in shard.entries]
     for argument, globs in (("include", wanted), ("exclude", unwanted)):
         for glob in globs:
@@ -207,13 +210,6 @@ def make_plan(
             reason = _impossible(entry, layout, pattern) or _unwanted(entry, wanted, unwanted)
             tensors.append(PlannedTensor(shard, entry, reason, None if reason else layout))
     return Plan(source, pattern, tuple(tensors))
-
-
-def _globs(globs: Iterable[str], argument: str) -> tuple[str, ...]:
-    """A lone string is refused: it would be taken apart into one-letter globs."""
-    if isinstance(globs, str):
-        raise InputValueError(f"{argument} must be a list of globs, not the text {globs!r}; write [{globs!r}]")
-    return tuple(globs)
 
 
 def _layout(entry: Entry) -> Layout | None:

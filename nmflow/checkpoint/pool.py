@@ -9,9 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from nmflow.given import thread_count
-
-__all__ = ["MOST_THREADS", "Pool", "StoppedError", "thread_count"]
+__all__ = ["MOST_THREADS", "Pool", "StoppedError"]
 
 MOST_THREADS = 9
 """Threads for pieces: at some 40 MB each they stay below 400 MB, and they solve faster than disks write."""

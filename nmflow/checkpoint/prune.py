@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.asked import as_path, check_choice, check_flags, check_functions
 from nmflow.checkpoint.disk import write_new
-from nmflow.checkpoint.engine import Executor, Progress, run
+from nmflow.checkpoint.engine import Executor, Progress, check_executor, run
 from nmflow.checkpoint.finished import check_finished, finished_report, sums_of
 from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import identity, version
@@ -26,7 +27,6 @@ from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
 from nmflow.errors import CheckpointError
-from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, solve
 
@@ -115,9 +115,11 @@ def prune_checkpoint(
     folder the report is written too, as ``nmflow-report.json``.
     """
     started = time.perf_counter()
-    dst = Path(dst)
+    dst, masks = as_path(dst, "dst"), None if keep_from is None else as_path(keep_from, "keep_from")
     check_choice(on_nonfinite, ("error", "skip"), "on_nonfinite")
     check_flags(certify=certify, overwrite=overwrite, resume=resume)
+    check_functions(progress=progress)
+    check_executor(executor)
     plan = make_plan(
         src, as_pattern(None, None, pattern, fill=fill, transposable=transposable), include=include, exclude=exclude
     )
@@ -134,7 +136,7 @@ def prune_checkpoint(
         "solver": solver,
         "certify": bool(certify),  # NumPy's too
         "on_nonfinite": on_nonfinite,
-        "keep_from": None if keep_from is None else str(Path(keep_from).absolute()),
+        "keep_from": None if masks is None else str(masks.absolute()),
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
     others = [path for path in source.others if str(path) not in RECORDS]  # they speak of another checkpoint
@@ -204,7 +206,7 @@ def check_prune(
     check_place(plan.source, dst, [keep_from], overwrite=overwrite)
     if not resume:
         check_free(dst, plan.source.is_folder, overwrite)
-    keep = {} if keep_from is None else keep_masks(Path(keep_from), plan)
+    keep = {} if keep_from is None else keep_masks(as_path(keep_from, "keep_from"), plan)
     # One empty block of each dtype first: a wrong option is an error before anything is written, and little of what is
     # compiled is counted as the time of a tensor.
     for dtype in sorted({tensor.entry.dtype for tensor in plan.pruned}):

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from nmflow.asked import as_path
 from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.header import load_json
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
@@ -49,7 +50,7 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
     CheckpointError
         If it is not one.
     """
-    path = Path(dst) / REPORT
+    path = as_path(dst, "dst") / REPORT
     if not path.is_file():
         raise SourceNotFoundError(
             f"{path} must exist, and it does not; pruning writes it into a folder; "

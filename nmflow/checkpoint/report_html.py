@@ -15,7 +15,7 @@ from nmflow.checkpoint.report_card import model_card, pattern_in_words, proof_in
 from nmflow.checkpoint.report_counts import mask_digits
 from nmflow.checkpoint.report_file import pattern_of, read_report, report_path, write_text
 from nmflow.checkpoint.report_mask import MaskPicture, picture_mask
-from nmflow.errors import InputValueError
+from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 
 __all__ = ["html_page", "parse_block", "write_reports"]
@@ -65,6 +65,8 @@ def write_reports(
     """
     plots.check_library()
     report = read_report(dst) if report is None else report
+    if not isinstance(report, Report):
+        raise InputTypeError(f"report must be a Report, not {report!r}; leave it out to read that of dst")
     chosen = _choose(report, tensor)
     origin = report.source if source is None else source
     picture = picture_mask(
@@ -95,9 +97,9 @@ def _choose(report: Report, name: str | None) -> TensorReport:
         raise InputValueError("report must have a pruned weight, and it has none")
     if name is None:
         return max(report.tensors, key=lambda each: each.n_blocks)
-    for tensor in report.tensors:
-        if tensor.name == name:
-            return tensor
+    named = {tensor.name: tensor for tensor in report.tensors}
+    if isinstance(name, str) and name in named:
+        return named[name]
     raise InputValueError(f"tensor must be a pruned weight, such as {report.tensors[0].name!r}, not {name!r}")
 
 

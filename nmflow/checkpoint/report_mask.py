@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +131,7 @@ def picture_mask(
 def _number(tensor: TensorReport, block: tuple[int, ...]) -> int | None:
     """Which matrix of a stack `block` means."""
     axes = 3 if tensor.layout == "batch" else 2
-    if len(block) not in (2, axes):
+    if not (isinstance(block, tuple) and len(block) in (2, axes) and all(type(number) is int for number in block)):
         raise InputValueError(
             f"block must be a block row and a block column{', after a matrix' if axes == 3 else ''}, not {block}"
         )
@@ -147,7 +146,7 @@ def _number(tensor: TensorReport, block: tuple[int, ...]) -> int | None:
 def _matrix(path: str | os.PathLike[str], tensor: TensorReport, block: tuple[int, ...]) -> Matrix:
     """The matrix that a block lies in, mapped."""
     number = _number(tensor, block)
-    for shard in open_source(Path(path)).shards:
+    for shard in open_source(path).shards:
         for entry in shard.entries:
             if (entry.name, entry.shape, entry.dtype) == (tensor.name, tensor.shape, tensor.dtype):
                 array = map_array(shard.path, entry)

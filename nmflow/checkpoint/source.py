@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from nmflow.asked import as_path
 from nmflow.checkpoint.header import Header, load_json, read_header
 from nmflow.errors import CheckpointError, SourceNotFoundError
 
@@ -74,12 +75,12 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     ------
     SourceNotFoundError
         If `path` does not exist.
+    InputTypeError, InputValueError
+        If it is no path, or empty.
     CheckpointError
         If it holds no safetensors, holds pickled weights only, or a header or index is not valid.
     """
-    if not os.fspath(path):
-        raise SourceNotFoundError('a checkpoint must have a path, not ""; "." is the current folder')
-    path = Path(path)
+    path = as_path(path, "a checkpoint")
     if not path.is_dir():
         _refuse_pickle(path)
         return Source(path, False, (read_header(path),))

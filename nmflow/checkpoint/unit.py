@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from nmflow.arrays import Array
+from nmflow.asked import thread_count
 from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.keep import KeepMask
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
 from nmflow.errors import ChangedError, SourceNotFoundError

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from nmflow.arrays import Array, Matrix
+from nmflow.asked import check_functions, thread_count
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.groups import group_counts
 from nmflow.checkpoint.plan import PlannedTensor, make_plan
-from nmflow.checkpoint.pool import Pool, thread_count
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.tensor import FLOATS
 from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
 from nmflow.errors import ChangedError
@@ -134,6 +135,7 @@ def verify_checkpoint(
         As prune_checkpoint. A violation is no error but a result.
     """
     fill = "exact" if isinstance(pattern, Pattern) else "at-most"  # a Pattern says its own
+    check_functions(progress=progress)
     wanted = as_pattern(None, None, pattern, fill=fill, transposable=transposable)
     plan = make_plan(path, wanted, include=include, exclude=exclude)
     plan.check()

@@ -31,8 +31,10 @@ __all__ = [
     "say",
 ]
 
-VIOLATION, ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
-"""Exit statuses; 130 is what a shell reports for Ctrl-C, 141 where nobody reads the output any more."""
+VIOLATION, ERROR, KILLED = 1, 2, 128
+"""Exit statuses; `KILLED` and the number of a signal where that ended it, as a shell reports it: 130 for Ctrl-C."""
+UNREAD = KILLED + 13
+"""Where nobody reads the output any more, as after SIGPIPE, which Windows does not have."""
 _interrupts: list[int] = []
 
 
@@ -86,7 +88,7 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(ERROR) from None
     except KeyboardInterrupt as error:
         _complain("interrupted", error)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(KILLED + (_interrupts or [signal.SIGINT])[-1]) from None
 
 
 def _complain(text: str, error: BaseException) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from nmflow.asked import check_choice
 from nmflow.diversity.counting import asymptotic_log_count, count_masks, exact_pattern
 from nmflow.errors import InputTypeError, InputValueError, PatternError, SolverLimitError
-from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 
 __all__ = ["Diversity", "mask_diversity"]

@@ -40,6 +40,6 @@ def get(name: str) -> Format:
 
 
 def _why_not(name: object) -> str:
-    if name == "sparse-24-bitmask":
+    if isinstance(name, str) and name == "sparse-24-bitmask":
         return "; current readers refuse that one or load it with random weights (see docs/formats.md)"
     return ""

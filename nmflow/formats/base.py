@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from nmflow.arrays import Array
+from nmflow.asked import check_flags, thread_count
 from nmflow.errors import FormatError, InputTypeError, InputValueError
 from nmflow.formats.given import listed, padded_to, plain, shape_of
 from nmflow.formats.layout import Area, Place, Requirement, Spec
 from nmflow.formats.room import room
-from nmflow.given import check_flags, thread_count, viewed
+from nmflow.given import viewed
 
 __all__ = ["Format"]
 

@@ -22,9 +22,10 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
+from nmflow.asked import as_path
 from nmflow.errors import FormatError, SourceNotFoundError
 
 __all__ = ["NAME", "SideFile", "StoredArray", "StoredFile", "StoredTensor", "read_side_file"]
@@ -93,7 +94,7 @@ def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
         If it is not what it should be, has not the digest that it holds, names no tensor, or a file outside the
         folder.
     """
-    path = Path(folder) / NAME
+    path = as_path(folder, "path") / NAME
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from nmflow.arrays import Array
+from nmflow.asked import check_choice
 from nmflow.errors import SolverLimitError
-from nmflow.given import check_choice
 from nmflow.network import FlowNetwork
 from nmflow.solvers.base import BlockDuals
 from nmflow.solvers.flow import FlowSolver, contradiction, exact_duals

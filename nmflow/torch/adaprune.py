@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from nmflow.asked import amount, check_choice
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.given import check_choice
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
@@ -118,11 +118,11 @@ def adaprune_(
     True
     """
     check_choice(solve, METHODS, "solve")
+    damping = amount(damping, "damping")
     if isinstance(scores, str):
         score_named(scores)
-    elif not callable(scores) and not hasattr(scores, "get"):
+    elif not (isinstance(scores, Mapping) or callable(scores)):
         raise InputTypeError(f"scores must be a name, a mapping or a callable, not {type(scores).__name__}")
-
     check_names(model, n, "n")
     check_names(model, scores, "scores")
 
@@ -164,4 +164,7 @@ def _values(job: Job, scores: str | Scores, damping: float) -> torch.Tensor:
 def _given(layer: Layer, scores: Scores) -> torch.Tensor | None:
     """What a mapping or a callable has for a layer, under any of its names."""
     values = (scores(slot.name, slot.module) if callable(scores) else scores.get(slot.name) for slot in layer.slots)
-    return next((found for found in values if found is not None), None)
+    given = next((found for found in values if found is not None), None)
+    if not isinstance(given, torch.Tensor | None):
+        raise InputTypeError(f"scores of {layer.name} must be a tensor, not {type(given).__name__}")
+    return given

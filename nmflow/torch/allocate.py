@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,12 @@ import numpy as np
 from torch import nn
 
 from nmflow.arrays import Array
+from nmflow.asked import amount
 from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, NmflowError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array
-from nmflow.torch.prune import Scores, check_names, named_error
+from nmflow.torch.prune import Scores, check_values, named_error
 from nmflow.torch.prune import scores_of as given_scores
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.watch import OnStep, watching
@@ -125,10 +125,10 @@ def allocate(
     {'0.weight': 3, '1.weight': 1}
     """
     inner = unwrapped(model)
-    size = _group_length(m)
+    size, density = Pattern(1, m).m, amount(density, "density")
     if not 1 / size <= density <= 1:
         raise InputValueError(f"density must be between 1/m = {1 / size:g} and 1, not {density}")
-    check_names(inner, scores, "scores")
+    check_values(inner, scores, "scores")
     blocks = Pattern(1, size, transposable=transposable)
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
     lost: list[list[float]] = []
@@ -164,10 +164,6 @@ def allocate(
         math.fsum(losses[n - 1] for losses, n in zip(lost, counts, strict=True)), math.fsum(totals),
         math.fsum(losses[budget // sum(sizes) - 1] for losses in lost),
     )  # fmt: skip
-
-
-def _group_length(m: int) -> int:
-    return Pattern(1, operator.index(m)).m
 
 
 def _values(layer: Layer, scores: Scores | None) -> Array:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nmflow.errors import InputValueError
-from nmflow.torch.feed import Forward, evaluating, feed
+from nmflow.torch.feed import Forward, check_batches, evaluating, feed
 from nmflow.torch.select import unwrapped
 
 __all__ = ["reestimate_batch_norm_"]
@@ -44,6 +44,7 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
     >>> norm.running_mean.tolist(), norm.running_var.tolist()
     ([4.0], [2.0])
     """
+    check_batches(batches, "batches", forward)
     inner = unwrapped(model)
     norms = [module for module in inner.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     if not norms:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from nmflow.asked import amount, check_flags
 from nmflow.errors import InputValueError
-from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.gather import MEMORY, gather
@@ -19,7 +19,7 @@ from nmflow.torch.scores import score_named
 from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
 from nmflow.torch.watch import OnStep
 
-__all__ = ["Calibration", "calibrate", "check_damping", "with_known_inputs"]
+__all__ = ["Calibration", "calibrate", "with_known_inputs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +131,7 @@ def calibrate(
     <Calibration of 2 layers, 32 to 32 rows each>
     """
     inner = unwrapped(model)
-    check_damping(damping)
+    damping, memory = amount(damping, "damping"), amount(memory, "memory", finite=False)
     check_flags(gram=gram)
     # any pattern will do: layers too small for one of its blocks can still be looked at
     selection = select(inner, Pattern(1, 1), include=include, exclude=exclude, filter_fn=filter_fn)
@@ -154,9 +154,3 @@ def with_known_inputs(selection: Selection) -> Selection:
     unknown = [layer for layer in selection.layers if not known(layer)]
     reason = "its inputs cannot be seen; use prune_ for it"
     return Selection(taken, (*selection.skipped, *((layer.name, reason) for layer in unknown)))
-
-
-def check_damping(damping: float) -> None:
-    """Raise InputValueError unless it is finite and at least 0."""
-    if not 0 <= damping < float("inf"):
-        raise InputValueError(f"damping must be finite and at least 0, not {damping}; 0.01 is usual")

@@ -9,12 +9,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from nmflow.errors import InputValueError
+from nmflow.asked import check_functions
+from nmflow.errors import InputTypeError, InputValueError
 
-__all__ = ["Forward", "evaluating", "feed", "wanted_rows"]
+__all__ = ["Forward", "check_batches", "evaluating", "feed", "wanted_rows"]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """(model, batch) -> anything: how a batch goes through the model."""
+
+
+def check_batches(batches: object, name: str, forward: Forward | None) -> None:
+    """Raise InputTypeError unless batches can be gone through, and `forward` called; one batch alone is refused."""
+    check_functions(forward=forward)
+    one = isinstance(batches, str | bytes | torch.Tensor | Mapping)
+    if one or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise InputTypeError(f"{name} must be a list or loader of batches, not one {type(batches).__name__}")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
-from nmflow.torch.feed import Forward, evaluating, feed, wanted_rows
+from nmflow.torch.feed import Forward, check_batches, evaluating, feed, wanted_rows
 from nmflow.torch.moments import Moments, matrices, rows_of
 from nmflow.torch.select import Layer
 from nmflow.torch.watch import OnStep, watching
@@ -33,8 +33,7 @@ def gather(
     progress: OnStep | bool | None = None,
 ) -> dict[str, Moments]:
     """Sum up what some layers see, in as many passes over the batches as memory asks for."""
-    if isinstance(batches, str | bytes | torch.Tensor | Mapping):
-        raise InputTypeError(f"batches must be a list or loader of batches, not one {type(batches).__name__}")
+    check_batches(batches, "batches", forward)
     passes = _passes(layers, gram, memory)
     if len(passes) > 1 and iter(batches) is batches:
         raise InputValueError(
@@ -85,6 +84,8 @@ def add(
     dense: torch.Tensor | None = None,
 ) -> None:
     """Take the input of one call into a layer's sums; an error names the layer and the batch."""
+    if not isinstance(value, torch.Tensor):
+        raise InputTypeError(f"batches must bring a tensor to {layer.name}, not {type(value).__name__}: batch {number}")
     parts = rows_of(module, value, wanted)
     others = rows_of(module, dense, wanted) if dense is not None else None
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nmflow.asked import as_path, check_choice, check_flags
 from nmflow.checkpoint import Plan, make_plan
 from nmflow.checkpoint.disk import remove
 from nmflow.checkpoint.place import check_free, check_place
@@ -22,7 +23,6 @@ from nmflow.errors import (
     MissingLibraryError,
     SourceNotFoundError,
 )
-from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.calibrate import calibrate
@@ -93,7 +93,7 @@ def prune_folder(
     """
     check_choice(method, ("magnitude", *METHODS), "method")
     check_flags(overwrite=overwrite, resume=resume)
-    dst = Path(dst)
+    dst = as_path(dst, "dst")
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()
     check_place(plan.source, dst, [calibration], overwrite=overwrite)

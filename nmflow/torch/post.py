@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from nmflow.errors import InputTypeError, InputValueError
-from nmflow.given import check_choice, check_flags
+from nmflow.asked import check_choice, check_flags
+from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
-from nmflow.torch.calibrate import Calibration, check_damping, with_known_inputs
-from nmflow.torch.feed import Forward, evaluating, feed
+from nmflow.torch.calibrate import Calibration, with_known_inputs
+from nmflow.torch.feed import Forward, check_batches, evaluating, feed
 from nmflow.torch.gather import check_called, gather, hooked
 from nmflow.torch.lockstep import in_lockstep
 from nmflow.torch.moments import Moments
@@ -121,14 +121,13 @@ def run(
 
 
 def _check(data: Data, options: Options) -> None:
-    check_damping(options.damping)
     check_choice(options.follow, ("dense", "own"), "follow")
     check_flags(sequential=options.sequential, absorb_mean=options.absorb_mean, keep_zeros=options.keep_zeros)
     if isinstance(data, Calibration):
         if options.sequential:
             raise InputValueError("sequential must be False with a calibration; give batches to see pruned inputs")
-    elif isinstance(data, str | bytes | torch.Tensor | Mapping):
-        raise InputTypeError(f"data must be batches or a calibration, not one {type(data).__name__}")
+    else:
+        check_batches(data, "data", options.forward)
 
 
 def _plain(options: Options) -> dict[str, Any]:

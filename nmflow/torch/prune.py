@@ -20,7 +20,7 @@ from nmflow.torch.device import on_device, solve_on_device
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 
-__all__ = ["Scores", "check_names", "layer_report", "mask_for", "named_error", "prune_", "scores_of"]
+__all__ = ["Scores", "check_names", "check_values", "layer_report", "mask_for", "named_error", "prune_", "scores_of"]
 
 Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
 
@@ -134,8 +134,8 @@ def prune_(
     chosen = as_pattern(n, m, pattern, fill=fill)
     inner = unwrapped(model)
     selection = select(inner, chosen, include=include, exclude=exclude, filter_fn=filter_fn, strict=strict)
+    check_values(inner, scores, "scores")
     values = [scores_of(layer, scores) for layer in selection.layers]
-    check_names(inner, scores, "scores")
     masks: list[Any] = []
     reports, used = [], str(solver)
     here = [
@@ -220,16 +220,21 @@ def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
     """The scores given for a layer, under any of its names."""
     if scores is None:
         return None
-    if not (isinstance(scores, Mapping) or callable(scores)):
-        raise InputTypeError(
-            f"scores must be a mapping from parameter names to tensors, or a callable, not {scores!r}; "
-            f"calibrate(...).scores(name) makes one of a name"
-        )
     for slot in layer.slots:
         tensor = scores.get(slot.name) if isinstance(scores, Mapping) else scores(slot.name, slot.module)
         if tensor is not None:
             return to_array(tensor, f"scores of {slot.name}")
     return None
+
+
+def check_values(model: nn.Module, values: object, argument: str) -> None:
+    """Raise InputTypeError unless tensors are given by name, by a function or not at all; InputValueError as below."""
+    if not (values is None or isinstance(values, Mapping) or callable(values)):
+        advice = "; calibrate(...).scores(name) makes one of a name" if argument == "scores" else ""
+        raise InputTypeError(
+            f"{argument} must be a mapping from parameter names to tensors, or a callable, not {values!r}{advice}"
+        )
+    check_names(model, values, argument)
 
 
 def check_names(model: nn.Module, values: object, argument: str) -> None:

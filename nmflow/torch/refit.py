@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nmflow.given import check_choice
+from nmflow.asked import check_choice
 
 __all__ = ["METHODS", "output_error", "refit"]
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nmflow.asked import as_path
 from nmflow.errors import InputValueError
 
 __all__ = ["Saved", "Store"]
@@ -47,7 +48,7 @@ class Store:
         InputValueError
             If it is a file, or cannot be made.
         """
-        path = None if folder is None else Path(folder)
+        path = None if folder is None else as_path(folder, "resume")
         if path is not None:
             try:
                 path.mkdir(0o700, parents=True, exist_ok=True)  # weights lie there

@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
 from nmflow.torch.slots import Layer, Slot, depthwise, identity, impossible, layout_of, too_small
@@ -83,11 +83,13 @@ def select(
     InputValueError
         If no layer is eligible, a glob matches nothing, or a layer is ragged under `strict`.
     InputTypeError
-        If a glob list is one text, the filter answers neither bool nor None, or `strict` is no bool.
+        If globs are no list of text, the filter is no function or answers neither bool nor None, or `strict` is no
+        bool.
     """
     check_flags(strict=strict)
-    wanted = None if include is None else _globs(include, "include")
-    unwanted = _globs(exclude or (), "exclude")
+    check_functions(filter_fn=filter_fn)
+    wanted = None if include is None else as_globs(include, "include")
+    unwanted = as_globs(() if exclude is None else exclude, "exclude")
     slots, skipped = _slots(model, filter_fn)
     _check_globs(model, wanted, unwanted)
     layers: list[Layer] = []
@@ -207,13 +209,6 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 def _wanted_depthwise(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     """A glob of nothing but stars names nobody."""
     return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
-
-
-def _globs(globs: Iterable[str], argument: str) -> tuple[str, ...]:
-    """A lone text is refused: it would be taken apart into one-letter globs."""
-    if isinstance(globs, str):
-        raise InputTypeError(f"{argument} must be a list of globs, not the text {globs!r}; write [{globs!r}]")
-    return tuple(globs)
 
 
 def _matches(slot: Slot, glob: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from torch.sparse import SparseSemiStructuredTensorCUTLASS as CUTLASS
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
 from nmflow.arrays import Array
+from nmflow.asked import as_path, check_flags
 from nmflow.errors import FormatError, InputValueError, NmflowError
 from nmflow.formats import get
 from nmflow.formats.side_file import NAME, StoredTensor, read_side_file
-from nmflow.given import check_flags
 
 __all__ = ["load_semi_structured", "semi_structured"]
 
@@ -83,7 +82,7 @@ def load_semi_structured(
     from safetensors import SafetensorError, safe_open
 
     check_flags(padded=padded, verify=verify)
-    path = Path(path)
+    path = as_path(path, "path")
     folder, only = (path, None) if path.is_dir() else (path.parent, path.name)
     side = read_side_file(folder)
     format_ = get("cutlass-24")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nmflow.given import check_flags
+from nmflow.asked import amount, check_flags
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
@@ -85,6 +85,7 @@ def sparsegpt_(
     (True, 128)
     """
     check_flags(refit=refit)
+    damping = amount(damping, "damping")
     check_names(model, n, "n")
 
     def treat(job: Job) -> list[Pruned]:

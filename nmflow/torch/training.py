@@ -12,11 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nmflow.arrays import Array
+from nmflow.asked import amount, check_flags, whole
 from nmflow.errors import InputValueError
-from nmflow.given import check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern, certify
-from nmflow.torch.amounts import amount, whole
 from nmflow.torch.decay import Decay, inner_optimizer
 from nmflow.torch.device import on_device
 from nmflow.torch.joint_search import find_all

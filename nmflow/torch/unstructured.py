@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from nmflow.arrays import Array
+from nmflow.asked import amount, check_flags
 from nmflow.errors import InputValueError, NmflowError
-from nmflow.given import as_mask, check_flags
+from nmflow.given import as_mask
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
 from nmflow.torch.post import Counts, patterns_of
-from nmflow.torch.prune import Scores, check_names, layer_report, named_error
+from nmflow.torch.prune import Scores, check_names, check_values, layer_report, named_error
 from nmflow.torch.prune import scores_of as given_scores
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
@@ -89,8 +90,9 @@ def from_unstructured_(
     inner = unwrapped(model)
     blocks, pattern_of = patterns_of(n, m, pattern, fill)
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
-    for argument, values in (("n", n), ("zeros", zeros), ("scores", scores)):
-        check_names(inner, values, argument)
+    check_names(inner, n, "n")
+    for argument, values in (("zeros", zeros), ("scores", scores)):
+        check_values(inner, values, argument)
     gone: list[Array] = []
     reports: list[LayerReport] = []
     skipped, used = list(selection.skipped), str(solver)
@@ -177,12 +179,12 @@ def choose_n(
     ({'weight': 6}, {'weight': 4}, {'weight': 8})
     """
     check_flags(measured=measured)
-    if not 0 < confidence <= 1:
+    if not 0 < amount(confidence, "confidence") <= 1:
         raise InputValueError(f"confidence must be above 0 and at most 1, not {confidence}; 0.95 is usual")
     inner = unwrapped(model)
     blocks = Pattern(1, m, transposable=transposable)
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
-    check_names(inner, zeros, "zeros")
+    check_values(inner, zeros, "zeros")
     found = {}
     for layer in selection.layers:
         filled = ~_zeros(layer, zeros)

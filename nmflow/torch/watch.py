@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from nmflow.asked import check_flags
+
 __all__ = ["OnStep", "watching"]
 
 OnStep: TypeAlias = Callable[[str, int, int], None]
@@ -26,6 +28,8 @@ def watching(verb: str, progress: OnStep | bool | None) -> Iterator[OnStep]:
     if callable(progress):
         yield progress
         return
+    if progress is not None:
+        check_flags(progress=progress)
     if not (sys.stderr.isatty() if progress is None else progress):
         yield lambda name, done, total: None
         return

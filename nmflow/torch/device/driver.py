@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from nmflow.arrays import Layout
+from nmflow.asked import check_choice, check_flags
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
-from nmflow.given import check_choice, check_flags
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.problem import Problem
@@ -38,7 +38,8 @@ def on_device(tensor: torch.Tensor, pattern: Pattern, **options: Any) -> bool:
     told = {name for name, value in options.items() if value is not None and not _nought(value)} - {
         "scores", "layout", "groups", "threads", "duals", "certify", "warm_start",
     }  # fmt: skip
-    asked = told - {"solver"} or options.get("solver", "dual") not in ("dual", None)
+    solver = options.get("solver")
+    asked = told - {"solver"} or not (solver is None or (isinstance(solver, str) and solver == "dual"))
     return isinstance(tensor, torch.Tensor) and tensor.is_cuda and _fits(tensor, pattern) and not asked
 
 

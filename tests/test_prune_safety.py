@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -293,21 +294,30 @@ def test_overwrite_replaces_what_nmflow_wrote(tmp_path: Path, folder: Path) -> N
     prune_checkpoint(folder, tmp_path / "empty", "2:4", overwrite=True)
 
 
+NEW = ("files", "others", "sha256")
+"""What the record of an export by an early nmflow lacks."""
+
+
 @pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "checkpoint-500/optimizer.pt"])
-@pytest.mark.parametrize("what", ["pruned", "exported", "original"])
+@pytest.mark.parametrize("what", ["pruned", "exported", "exported before", "original"])
 def test_overwrite_spares_what_is_beside_a_checkpoint(tmp_path: Path, folder: Path, what: str, name: str) -> None:
-    out = tmp_path / "out"
-    if what == "original":
-        shutil.copytree(folder, out, ignore=shutil.ignore_patterns("sub"))
+    out, pruned = tmp_path / "out", tmp_path / "pruned"
+    prune_checkpoint(folder, pruned, "2:4")
+    for record in pruned.glob("nmflow-report.*") if what.startswith("exported") else ():
+        record.unlink()  # which tells of all files, too
+    if what.startswith("exported"):
+        export_checkpoint(pruned, out, "dense")
     else:
-        prune_checkpoint(folder, tmp_path / "pruned", "2:4")
-        shutil.copytree(tmp_path / "pruned", out) if what == "pruned" else export_checkpoint(
-            tmp_path / "pruned", out, "dense"
-        )
+        shutil.copytree(pruned if what == "pruned" else folder, out, ignore=shutil.ignore_patterns("sub"))
+    if what == "exported before":
+        earlier = json.loads((out / "nmflow.json").read_text())
+        (out / "nmflow.json").write_text(json.dumps({key: earlier[key] for key in earlier if key not in NEW}))
     stranger = out / name
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_text("mine")
-    if (what, name) != ("original", "notes.txt"):  # which may belong to weights that nmflow did not write
+    # what may belong to weights that nmflow did not write, and what it does not know of exports of before
+    known = {"original": name != "notes.txt", "exported before": name == ".git/HEAD"}.get(what, True)
+    if known:
         with pytest.raises(DestinationExistsError, match=f"remove it yourself .it holds {name}, which is no part of"):
             prune_checkpoint(folder, out, "2:4", overwrite=True)
         assert stranger.read_text() == "mine"

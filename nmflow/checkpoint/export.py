@@ -136,7 +136,8 @@ def export_checkpoint(
         if not stage.finished:
             stored = {done.name: _stored(done, chosen) for done in packed}
             files = {shard.path.name: _file(layouts[shard.path][0], shard, results, left) for shard in source.shards}
-            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files)
+            others = tuple(path.as_posix() for path in source.others if str(path) != NAME)  # with the index
+            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files, others)
             write_new(stage.new / NAME, side.to_json(), [shard.path for shard in source.shards])
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)

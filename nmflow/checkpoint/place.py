@@ -102,21 +102,22 @@ def _fault(path: Path, is_folder: bool) -> str:
 def _stranger(folder: Path) -> str:
     """What a checkpoint holds that would be lost with it and is no part of it, as far as one can tell.
 
-    Of what `prune_checkpoint` wrote all is known. Beside other weights any file may belong to them, but no folder that
-    holds files; exports have copies of such.
+    Of what nmflow wrote all is known, but of exports of earlier versions, which have copies of any file. Beside other
+    weights any file may belong to them, but no folder that holds files.
     """
     files = {Path(here, name).relative_to(folder) for here, _, names in os.walk(folder) for name in names}
     ours = {Path(name) for name in RECORDS}
-    if (folder / REPORT).is_file():
+    side = read_side_file(folder) if (folder / SIDE_FILE).is_file() else None
+    if side is not None and side.others is not None:
+        ours |= {Path(name) for name in (*side.named, *side.others)}
+    elif (folder / REPORT).is_file():
         ours |= {Path(name) for name in read_report(folder).copied_files}
         ours |= {path for path in files if path.parent == Path() and path.suffix == ".safetensors"}
+    elif side is not None:
+        ours |= {path for path in files if path.parent == Path() or ".git" not in path.parts}
     else:
+        open_source(folder)
         ours |= {path for path in files if path.parent == Path()}
-        if (folder / SIDE_FILE).is_file():
-            read_side_file(folder)
-            ours |= {path for path in files if ".git" not in path.parts}
-        else:
-            open_source(folder)
     others = sorted(files - ours)
     return f"it holds {others[0]}, which is no part of one" if others else ""
 

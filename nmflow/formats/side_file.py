@@ -8,11 +8,13 @@
                                   "arrays": {"packed": {"name": "layer.weight.packed", "sha256": "..."}, ...}}},
      "left_dense": {"layer.bias": "1-D"},
      "files": {"model.safetensors": {"header": "...", "dense": {"layer.bias": "..."}}},
+     "others": ["config.json"],
      "sha256": "..."}
 
 `stored_shape` is `shape` unless the matrix was padded. Digests are SHA-256 in hex: that of an array or tensor is of its
 bytes; that of a header of all that precedes the data, so of names, dtypes, shapes and places; the last is of everything
-else that the file says. A file with neither `files` nor `sha256` was written by an earlier nmflow.
+else that the file says. `others` are files that were copied, and an index. A file with neither `files` nor `sha256`, or
+without `others`, was written by an earlier nmflow.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """The whole side file but its own digest; `files` is empty if it was written by an earlier nmflow."""
+    """The whole side file but its own digest; `files` is empty, and `others` None, if an earlier nmflow wrote it."""
 
     format: str
     version: int
@@ -71,6 +73,7 @@ class SideFile:
     tensors: Mapping[str, StoredTensor]
     left_dense: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, StoredFile] = field(default_factory=dict)
+    others: tuple[str, ...] | None = None
 
     @property
     def named(self) -> frozenset[str]:
@@ -113,6 +116,7 @@ def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
             {_text(name): _tensor(info) for name, info in raw["tensors"].items()},
             {_text(name): _text(reason) for name, reason in raw["left_dense"].items()},
             {_file(name): _stored_file(info) for name, info in raw.get("files", {}).items()},
+            None if raw.get("others") is None else tuple(_text(name) for name in raw["others"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(

@@ -79,6 +79,7 @@ def test_defaults(model: Path) -> None:
         ("output.weight", "output head"),
         ("model.layers.0.block_sparse_moe.gate.weight", "router of experts"),
         ("mlp.router.weight", "router of experts"),
+        ("base_model.model.layers.0.q_proj.lora_A.weight", "adapter"),
     ],
 )
 def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:

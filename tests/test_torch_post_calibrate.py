@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +83,36 @@ def test_padding_of_texts_is_left_out_and_the_model_left_as_it_was() -> None:
     assert torch.allclose(moments.total[0], (batch["x"][0, :2].sum(0) + batch["x"][1, 0]).double())
     assert (model.training, model.drop.training, model.layer.training) == (True, False, True)
     assert not model.layer._forward_pre_hooks
+
+
+class Flat(nn.Module):
+    """Sees tokens one after the other, as the MLP of OPT does; and those of a decoder, as T5 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.decoder = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, **masks: torch.Tensor) -> torch.Tensor:
+        return self.flat(x.reshape(-1, 4)).sum() + self.decoder(y).sum()
+
+
+def seen(padding: list[list[int]], tokens: int, **others: Any) -> dict[str, int]:
+    """Rows that are counted of two texts of three tokens, beside two of some others; what these are told by."""
+    model = Flat()
+    model.config = SimpleNamespace(is_encoder_decoder=True)  # type: ignore[assignment]
+    batch = {"x": random(2, 3, 4), "y": random(2, tokens, 4), "attention_mask": torch.tensor(padding), **others}
+    return {name: moments.count for name, moments in nt.calibrate(model, [batch]).moments.items()}
+
+
+def test_padding_is_left_out_of_flat_texts_and_of_those_of_a_decoder() -> None:
+    some, other = [[1, 1, 0], [1, 0, 0]], torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    assert seen(some, 4) == {"flat.weight": 3, "decoder.weight": 8}
+    assert seen(some, 4, decoder_attention_mask=other) == {"flat.weight": 3, "decoder.weight": 5}
+    assert seen(some, 3, decoder_attention_mask=torch.tensor(some)) == {"flat.weight": 3, "decoder.weight": 3}
+    for known in ({"decoder_attention_mask": other[:, :3]}, {"labels": torch.zeros(2, 3)}):
+        with pytest.raises(InputValueError, match=r"batches must tell padding of the encoder from that of the decoder"):
+            seen(some, 3, **known)
+    assert seen([[1, 1, 1]] * 2, 3, labels=torch.zeros(2, 3)) == {"flat.weight": 6, "decoder.weight": 6}
 
 
 def test_shared_and_repeated_layers_sum_all_their_calls() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,28 @@ def test_methods(method: str, folder: Path, text: Path, tmp_path: Path) -> None:
         assert run("prune", folder, plain, *options).exit_code == 0
         dense = hidden(folder)
         assert (hidden(out) - dense).norm() < 0.8 * (hidden(plain) - dense).norm()
+
+
+def test_an_encoder_with_a_decoder_is_refused(folder: Path, text: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t5")
+    config = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    asked = ("prune", tmp_path / "t5", tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
+    result = run(*asked)
+    assert result.exit_code == 2
+    assert "t5 has an encoder and a decoder, which take more than lines of text; use method magnitude" in result.stderr
+
+
+def test_positions_of_roberta_begin_after_that_of_padding(folder: Path, text: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "roberta")
+    config = transformers.RobertaConfig(
+        vocab_size=5 + len(WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=14,
+    )  # fmt: skip
+    transformers.RobertaModel(config).save_pretrained(tmp_path / "roberta")
+    asked = ("prune", tmp_path / "roberta", tmp_path / "out", "--pattern", "2:4", "--method", "wanda")
+    result = run(*asked, "--exclude", "pooler*", "--calibration", text)
+    assert result.exit_code == 0, result.stderr
 
 
 def test_the_table(folder: Path, text: Path, tmp_path: Path) -> None:

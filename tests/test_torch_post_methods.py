@@ -494,3 +494,25 @@ def test_all_that_a_model_may_hold_is_digested() -> None:
         assert one.digest() == same.digest()
         found.add(one.digest())
     assert len(found) == 15
+
+
+class Looping(nn.Module):
+    """Calls its second layer as often as a batch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.often = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor, times: int) -> torch.Tensor:
+        x = self.once(x)
+        for _ in range(times):
+            x = self.often(torch.relu(x))
+        return x
+
+
+@pytest.mark.parametrize("method", [nt.adaprune_, nt.sparsegpt_])
+def test_a_layer_that_one_batch_calls_often_and_others_never_is_seen_whole(method: Any) -> None:
+    torch.manual_seed(0)
+    batches = [{"x": torch.randn(8, 16), "times": times} for times in (3, 0, 0)]
+    report = method(Looping(), batches, 2, 4)
+    assert {layer.name: layer.rows for layer in report.layers} == {"once.weight": 24, "often.weight": 24}

@@ -196,6 +196,20 @@ def test_report_prints_as_a_table_and_packs_to_json() -> None:
     assert {"name": "5.weight", "reason": dict(report.skipped)["5.weight"]} in packed["skipped"]
 
 
+def test_adapters_are_taken_by_name_only() -> None:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_layer = nn.Linear(16, 16)
+            self.lora_A, self.lora_B = (nn.ModuleDict({"default": nn.Linear(*size)}) for size in ((16, 8), (8, 16)))
+
+    report = nt.prune_(Adapted(), 2, 4)
+    assert [layer.name for layer in report.layers] == ["base_layer.weight"]
+    assert dict(report.skipped)["lora_A.default.weight"] == "low-rank adapter; name it in include to prune it"
+    report = nt.prune_(Adapted(), 2, 4, include=["lora_*"])
+    assert [layer.name for layer in report.layers] == ["lora_A.default.weight", "lora_B.default.weight"]
+
+
 def test_reasons() -> None:
     model = network()
     model.add_module("normed", parametrizations.weight_norm(nn.Linear(8, 8)))

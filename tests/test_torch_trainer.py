@@ -19,7 +19,7 @@ def pieces() -> tuple[Any, type[Any], type[nn.Module], list[dict[str, torch.Tens
     """transformers, the callback of the recipe, and a model with data."""
     transformers = pytest.importorskip("transformers", reason="needs transformers and accelerate")
     pytest.importorskip("accelerate", reason="needs transformers and accelerate")
-    code = DOCS.read_text(encoding="utf-8").split("class Sparse(transformers")[1].split("optimizer = ")[0]
+    code = DOCS.read_text(encoding="utf-8").split("class Sparse(transformers")[1].split("args = ")[0]
     names: dict[str, Any] = {"transformers": transformers, "torch": torch}
     exec("class Sparse(transformers" + code, names)
 
@@ -42,24 +42,24 @@ def pieces() -> tuple[Any, type[Any], type[nn.Module], list[dict[str, torch.Tens
 def test_trainer_recipe(tmp_path: Path) -> None:
     transformers, sparse, model_type, data = pieces()
 
-    def train(resume: bool) -> Any:
+    def train(where: str, checkpoint: str | None) -> Any:
         model = model_type()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         training = nt.SparseTraining(model, optimizer, 2, 4, every=3)
         args = transformers.TrainingArguments(
-            str(tmp_path), max_steps=12, save_steps=7, per_device_train_batch_size=8, report_to=[], use_cpu=True,
-            disable_tqdm=True, seed=0, dataloader_pin_memory=False,
+            str(tmp_path / where), max_steps=12, save_steps=7, per_device_train_batch_size=8, report_to=[],
+            use_cpu=True, disable_tqdm=True, seed=0, dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = transformers.Trainer(
-            model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[sparse(training)]
+            model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[sparse(training, checkpoint)]
         )
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7") if resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
         assert [record.step for record in training.history] == [3, 6, 9, 12]
         return model
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of transformers
-        whole, resumed = train(False), train(True)
+        whole, resumed = train("runs", None), train("elsewhere", str(tmp_path / "runs" / "checkpoint-7"))
     assert int((whole.layer.weight != 0).sum()) == 128
     assert torch.equal(whole.layer.weight, resumed.layer.weight)
 

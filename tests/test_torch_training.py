@@ -482,6 +482,37 @@ def test_shared_parameters_share_a_mask_and_stay_shared() -> None:
     assert int((model[0].weight != 0).sum()) == 32
 
 
+@pytest.mark.parametrize("make", [lambda model: model, copy.deepcopy, torch.optim.swa_utils.AveragedModel])
+def test_a_snapshot_is_what_finish_will_leave(make: Callable[[nn.Module], nn.Module]) -> None:
+    model, optimizer, training = plain()
+    advance(model, optimizer, 0, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = make(model)
+    state = nt.sparse_state_dict(getattr(made, "module", made))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    training.finish()
+    assert sorted(state) == sorted(network().state_dict())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+        assert torch.equal(value.signbit(), state[name].signbit())
+    other = network()
+    other.load_state_dict(state)
+    assert torch.equal(other(batch(99)[0]), model(batch(99)[0]))
+    again = nt.sparse_state_dict(other)  # which has no masks
+    assert all(torch.equal(value, state[name]) for name, value in again.items())
+
+
+def test_a_snapshot_of_shared_weights_shares_them() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    state = nt.sparse_state_dict(model)
+    assert state["0.weight"] is state["2.weight"]
+    nn.utils.parametrizations.spectral_norm(model[0])
+    with pytest.raises(InputValueError, match=r"0\.weight must have its mask as the only parametrization"):
+        nt.sparse_state_dict(model)
+
+
 def test_a_module_of_two_names_is_masked_once() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(8, 8)
@@ -704,6 +735,7 @@ def test_layers_are_shared_out_evenly() -> None:
 
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
+    too_early, early_optimizer, early = plain(every=1)
     torch.distributed.init_process_group(
         "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
@@ -740,6 +772,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     half_of_it = torch.optim.SGD(other.parameters() if rank == 0 else other[0].parameters())
     errors.append(failure(lambda: nt.SparseTraining(other, half_of_it, 2, 4)))
     errors.append(failure(lambda: nt.SparseTraining(parallel, optimizer, 2, 4)))
+    loss_of(too_early, 0).backward()
+    errors += [failure(early_optimizer.step), failure(early.refresh), failure(early.finish)]
     torch.save((weights, state, solved, errors), Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()  # else one can leave while the other still talks to it
     torch.distributed.destroy_process_group()
@@ -782,6 +816,8 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert mine.startswith(told + message)
         assert theirs.startswith(message)
+    late = "TrainingStateError: SparseTraining must be made after the processes have found each other, and was before"
+    assert [error.split(":")[:2] for error in errors[4:]] == [late.split(":")] * 2 + [[""]]
     assert errors[3].startswith("InputValueError: model must not be in a DistributedDataParallel yet; make Sparse")
     # and two processes do what one does
     model, optimizer, training = plain("4:8", every=3)

@@ -58,6 +58,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("cls.*", "output head"),
     ("fc.weight", "output head"),
     ("output.weight", "output head"),
+    ("*lora_*", "adapter"),
     ("*.gate.weight", "router of experts"),
     ("*.router.*", "router of experts"),
 )

@@ -31,6 +31,7 @@ from nmflow.torch.allocate import Allocation, allocate
 from nmflow.torch.batch_norm import reestimate_batch_norm_
 from nmflow.torch.calibrate import Calibration, calibrate
 from nmflow.torch.device import solve_on_device
+from nmflow.torch.masking import sparse_state_dict
 from nmflow.torch.post_report import PostLayer, PostReport
 from nmflow.torch.prune import mask_for, prune_
 from nmflow.torch.report import LayerReport, PruneReport
@@ -63,6 +64,7 @@ __all__ = [
     "reestimate_batch_norm_",
     "semi_structured",
     "solve_on_device",
+    "sparse_state_dict",
     "sparsegpt_",
     "to_semi_structured_",
 ]

@@ -94,7 +94,8 @@ def calibrate(
         On any device; run in evaluation mode, and left as it was.
     batches : iterable
         A batch is an argument of the model (a tensor), its arguments (a tuple or list) or its keywords (a mapping). The
-        tokens that a mapping's attention_mask calls padding are left out.
+        tokens that a mapping's attention_mask calls padding are left out, also where a layer sees texts one after the
+        other; those of a decoder by decoder_attention_mask.
     include, exclude, filter_fn
         Which layers, as in `prune_`.
     gram : bool

@@ -82,10 +82,18 @@ def _nothing_kept() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def wanted_rows(batch: Any) -> torch.Tensor | None:
-    """Which tokens of a batch are no padding, by the attention_mask of a mapping."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+def wanted_rows(model: nn.Module, batch: Any) -> tuple[torch.Tensor, ...]:
+    """Which tokens of a batch are no padding, by its attention_mask; and the same of a decoder with texts of its own.
+
+    Without a decoder_attention_mask all of a decoder's tokens count.
+    """
+    if not isinstance(batch, Mapping):
+        return ()
+    masks = [batch.get("attention_mask"), batch.get("decoder_attention_mask")]
+    texts = batch.get("decoder_input_ids", batch.get("labels"))
+    if masks[1] is None and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        masks[1] = torch.ones_like(texts) if isinstance(texts, torch.Tensor) else None
+    return tuple(mask.bool() for mask in masks if isinstance(mask, torch.Tensor) and mask.ndim == 2)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

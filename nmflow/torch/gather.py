@@ -47,7 +47,7 @@ def gather(
         for chosen in passes:
             current = {layer.name: Moments.of(layer, gram=gram) for layer in chosen}
             number = -1
-            state = _Batch(0, None)
+            state = _Batch(0, ())
 
             def take(layer: Layer, module: nn.Module, value: torch.Tensor, state: _Batch = state, current=current):  # type: ignore[no-untyped-def]
                 add(current[layer.name], layer, module, value, state.wanted, state.number)
@@ -55,7 +55,7 @@ def gather(
             with hooked(chosen, take):
                 for number, batch in enumerate(batches):
                     report(f"batch {number + 1}", done, total)
-                    state.number, state.wanted = number, wanted_rows(batch)
+                    state.number, state.wanted = number, wanted_rows(model, batch)
                     feed(model, batch, number, forward)
                     done += 1
             if number < 0:
@@ -71,7 +71,7 @@ class _Batch:
     """The batch that is on its way."""
 
     number: int
-    wanted: torch.Tensor | None
+    wanted: tuple[torch.Tensor, ...]
 
 
 def add(
@@ -79,7 +79,7 @@ def add(
     layer: Layer,
     module: nn.Module,
     value: torch.Tensor,
-    wanted: torch.Tensor | None,
+    wanted: Sequence[torch.Tensor],
     number: int,
     dense: torch.Tensor | None = None,
 ) -> None:

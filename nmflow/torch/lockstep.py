@@ -144,7 +144,7 @@ def in_lockstep(
 
     own = [walk_of(model, number) for number in range(len(batches))]
     twins = [] if dense is None else [walk_of(dense, number) for number in range(len(batches))]
-    wanted = [wanted_rows(batch) for batch in batches]
+    wanted = [wanted_rows(model, batch) for batch in batches]
     chosen = [by_name[name] for name in layers]
     copies = [] if dense is None else [_copy_of(layer, dense) for layer in chosen]
     try:

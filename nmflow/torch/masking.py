@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, Slot, unwrapped
 
-__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "original"]
+__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "original", "sparse_state_dict"]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -117,6 +117,60 @@ def beside(slot: Slot) -> list[nn.Module]:
     """Parametrizations of a masked weight that are no mask."""
     listed: Any = slot.module.parametrizations[slot.attribute]  # type: ignore[index]
     return [one for one in listed if not isinstance(one, Masked)]
+
+
+def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of a model that is trained under masks, as it will be after ``SparseTraining.finish``.
+
+    Parameters
+    ----------
+    model : Module
+        The one in training, which stays as it is; or a copy or average of it, which has the masks of the moment in
+        which it was made. Of a model without masks it is the usual state dict.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the usual names; masked weights are new tensors, +0 where they are dropped. What is shared stays shared.
+
+    Raises
+    ------
+    InputValueError
+        If a masked weight has another parametrization too.
+
+    Examples
+    --------
+    >>> from nmflow.torch import SparseTraining
+    >>> model = nn.Linear(8, 8)
+    >>> training = SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    >>> state = sparse_state_dict(model)
+    >>> sorted(state), int((state["weight"] != 0).sum())
+    (['bias', 'weight'], 32)
+    """
+    masks: dict[str, tuple[str, torch.Tensor]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not parametrize.is_parametrized(module):
+            continue
+        for attribute, listed in module.parametrizations.items():
+            mask = next((one.mask for one in listed if isinstance(one, Masked)), None)
+            if mask is None:
+                continue
+            plain = f"{name}.{attribute}" if name else attribute
+            if len(listed) > 1:
+                raise InputValueError(f"{plain} must have its mask as the only parametrization, and has others too")
+            masks[f"{name}.parametrizations.{attribute}.original".removeprefix(".")] = plain, mask
+    state: dict[str, torch.Tensor] = {}
+    masked: dict[tuple[object, ...], torch.Tensor] = {}
+    for key, value in model.state_dict().items():
+        if key not in masks:
+            state[key] = value
+            continue
+        plain, mask = masks[key]
+        place = value.device, value.data_ptr(), value.shape, value.stride()
+        if place not in masked:
+            masked[place] = value.masked_fill(~mask.to(value.device), 0.0)
+        state[plain] = masked[place]
+    return state
 
 
 def _places(layer: Layer) -> Iterable[Slot]:

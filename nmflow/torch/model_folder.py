@@ -172,13 +172,18 @@ def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, tor
         )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"{config.model_type} has an encoder and a decoder, which take more than lines of text; use method "
+                f"magnitude, or nmflow.torch.calibrate with batches of your own"
+            )
         kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
         with _without_bars(transformers):
             model = kind.from_pretrained(folder, config=config, dtype="auto", local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        longest = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS))
+        longest = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS), _positions(model))
         texts = sorted(texts, key=len)
         batches = [
             dict(tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=longest,
@@ -189,6 +194,17 @@ def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, tor
         raise CheckpointError(f"{folder} must hold a model that transformers can load: {error}") from error
     model.eval()
     return model, batches
+
+
+def _positions(model: nn.Module) -> int:
+    """Tokens that an embedding of positions has room for: those of RoBERTa begin after the one of padding."""
+    places = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    begun = [(place.num_embeddings, place.padding_idx) for place in places if place.padding_idx is not None]
+    return min((count - padding - 1 for count, padding in begun), default=TOKENS)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from nmflow.errors import NonFiniteError
+from nmflow.errors import InputValueError, NonFiniteError
 from nmflow.torch.select import Layer
 
 __all__ = ["Moments", "from_matrices", "known", "matrices", "rows_of"]
@@ -41,7 +41,7 @@ def from_matrices(layer: Layer, matrix: torch.Tensor, shape: torch.Size) -> torc
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
-def rows_of(module: nn.Module, value: torch.Tensor, wanted: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tensor] = ()) -> Iterator[torch.Tensor]:
     """Yield the input of a Linear or convolution as matrices, shape (groups, any, columns), a part at a time.
 
     Parameters
@@ -49,14 +49,27 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: torch.Tensor | None 
     module : Linear, Conv1d or Conv2d
     value : Tensor
         What the module is called with. A convolution's windows are unfolded: one row for each place of each sample.
-    wanted : Tensor of bool, optional
-        Where it has the shape of a Linear's input without the last axis, other rows are left out: padding of texts.
+    wanted : sequence of Tensor of bool, shape (texts, tokens)
+        Where one has the shape of a Linear's input without the last axis, be it with texts one after the other, other
+        rows are left out: padding.
+
+    Raises
+    ------
+    InputValueError
+        If two that differ fit.
     """
     if isinstance(module, _ConvNd):
         yield from _windows(module, value)
         return
-    if wanted is not None and wanted.shape == value.shape[:-1]:
-        value = value[wanted]
+    shape = value.shape[:-1]
+    fitting = [mask.reshape(shape) for mask in wanted if shape in (mask.shape, (mask.numel(),))]
+    if any(not torch.equal(fitting[0], other) for other in fitting[1:]):
+        raise InputValueError(
+            "batches must tell padding of the encoder from that of the decoder, and their texts have one length and "
+            "other padding; pad them to different lengths"
+        )
+    if fitting:
+        value = value[fitting[0]]
     flat = value.reshape(1, -1, value.shape[-1])
     step = max(1, PART_BYTES // (8 * flat.shape[-1]))
     yield from torch.split(flat, step, dim=1)

@@ -156,7 +156,7 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: Worker, options: 
         raise InputValueError("data must hold at least one batch, not none; is the iterator used up?")
     worker.store.sign(batches)
     order = _order(model, batches, worker.chosen, options.forward)
-    repeated = [layer for layer in worker.chosen if order[layer.name][1] > len(batches)]
+    repeated = [layer for layer in worker.chosen if order[layer.name][1] > 1]
     follow = options.follow == "dense"
     with evaluating(model):
         twin = _copy(model) if follow else None
@@ -204,25 +204,28 @@ def _parallel(model: nn.Module, data: Iterable[Any], worker: Worker, options: Op
 def _order(
     model: nn.Module, batches: list[Any], layers: Iterable[Layer], forward: Forward | None
 ) -> dict[str, tuple[int, int]]:
-    """When each layer is called first, and how often over all batches."""
-    calls: Counter[str] = Counter()
+    """When each layer is called first, and how often at most for one batch."""
+    most: dict[str, int] = {}
+    calls: Counter[str] = Counter()  # for the batch that is on its way
     last: list[str] = []
     after: dict[str, set[str]] = {}
 
     def take(layer: Layer, module: nn.Module, value: torch.Tensor) -> None:
         calls[layer.name] += 1
+        most[layer.name] = max(most.get(layer.name, 0), calls[layer.name])
         after.setdefault(layer.name, set()).update({*last} - {layer.name})
         last[:] = [layer.name]
 
     with hooked(layers, take), evaluating(model):
         for number, batch in enumerate(batches):
             last.clear()
+            calls.clear()
             feed(model, batch, number, forward)
     try:  # a layer that only some batches come to has its place between those around it
         order = list(TopologicalSorter(after).static_order())
     except CycleError:
-        order = list(calls)
-    idle = [layer.name for layer in layers if layer.name not in calls]
+        order = list(most)
+    idle = [layer.name for layer in layers if layer.name not in most]
     if idle:
         check_called({name: Moments(0, torch.empty(0), torch.empty(0)) for name in idle})
-    return {name: (place, calls[name]) for place, name in enumerate(order)}
+    return {name: (place, most[name]) for place, name in enumerate(order)}

@@ -12,7 +12,7 @@ from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
-from nmflow.torch.slots import Layer, Slot, depthwise, identity, impossible, layout_of, too_small
+from nmflow.torch.slots import Layer, Slot, adapter, depthwise, identity, impossible, layout_of, too_small
 
 __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
@@ -69,7 +69,7 @@ def select(
     include, exclude : iterable of str, optional
         Globs over names of parameters or modules (``*`` also matches dots). With `include`, nothing else is taken;
         `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
-        would be left alone for its type or size; any glob of more than stars takes a depthwise convolution.
+        would be left alone for its type or size; any glob of more than stars takes a depthwise convolution or adapter.
     filter_fn : callable (module name, module) -> bool or None, optional
         True takes a module of any type, with all its parameters of two axes or more that `include` names; False leaves
         it; None lets the other rules decide.
@@ -188,13 +188,15 @@ def _verdict(
         return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
     if depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
+    if adapter(slot):
+        return "", "low-rank adapter; name it in include to prune it"
     return "", ""
 
 
 def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
     """Whether a parameter is asked for by itself, so that its type does not matter."""
     inside = wanted is None or any(_matches(slot, glob) for glob in wanted)
-    return bool(answer and inside) or _plain(slot, wanted) or (depthwise(slot) and _wanted_depthwise(slot, wanted))
+    return bool(answer and inside) or _plain(slot, wanted) or (_unusual(slot) and _globbed(slot, wanted))
 
 
 def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
@@ -206,7 +208,12 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
 
 
-def _wanted_depthwise(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+def _unusual(slot: Slot) -> bool:
+    """Whether any glob of more than stars must ask for it."""
+    return depthwise(slot) or adapter(slot)
+
+
+def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
     """A glob of nothing but stars names nobody."""
     return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
 

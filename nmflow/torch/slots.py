@@ -14,7 +14,7 @@ from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import FLOATS
 
-__all__ = ["Layer", "Slot", "depthwise", "identity", "impossible", "layout_of", "too_small"]
+__all__ = ["Layer", "Slot", "adapter", "depthwise", "identity", "impossible", "layout_of", "too_small"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,11 @@ def depthwise(slot: Slot) -> bool:
     module = slot.module
     alone = isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
     return alone and slot.attribute == "weight"
+
+
+def adapter(slot: Slot) -> bool:
+    """Whether it is a low-rank adapter of PEFT: the product of two is added to a weight, and keeps no pattern."""
+    return any(part.startswith("lora_") for part in slot.name.split("."))
 
 
 def layout_of(slot: Slot) -> tuple[Layout | None, int]:

@@ -128,7 +128,7 @@ class SparseTraining:
         self.solver, self.threads = solver, threads
         self.step = 0
         self.history: list[Refresh] = []
-        self._ranks = Ranks.current(process_group)
+        self._group, self._ranks = process_group, Ranks.current(process_group)
         with self._ranks.together():
             driver, inner = inner_optimizer(optimizer), before_parallel(model)
             selection = select(
@@ -148,6 +148,7 @@ class SparseTraining:
         self._finished = False
         aside: Any = torch.compiler.disable  # else Dynamo, compiling the optimizer's step, would trace into the solver
         self._hooks = [
+            driver.register_step_pre_hook(aside(self._check_ranks)),
             driver.register_step_pre_hook(aside(pull)),
             driver.register_step_post_hook(aside(self._after_step)),
         ]
@@ -176,6 +177,7 @@ class SparseTraining:
         self._check_running()
         if self.frozen:
             raise TrainingStateError("masks must not be frozen for refresh(); they are since freeze() or stop_at")
+        self._check_ranks()
         self._masked.check_held()
         started = time.perf_counter()
         found = self._search()
@@ -300,6 +302,14 @@ class SparseTraining:
     def _stop_in_time(self) -> None:
         if self.stop_at is not None and self.step >= self.stop_at and not self.frozen:
             self.freeze()
+
+    def _check_ranks(self, *step: Any) -> None:
+        """Raise TrainingStateError if there are more processes now: each would have masks of its own."""
+        if Ranks.current(self._group).count > self._ranks.count:
+            raise TrainingStateError(
+                "SparseTraining must be made after the processes have found each other, and was before: make "
+                "TrainingArguments or Accelerator, or call init_process_group, first"
+            )
 
     def _check_running(self) -> None:
         if self._finished:

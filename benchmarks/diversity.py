@@ -91,7 +91,7 @@ def plot(found: dict[str, Any]) -> None:
         ("unstructured", "unstructured, half kept", "k:"),
         ("rows_only", "rows only", "o-"),
         ("transposable", "transposable, counted", "s-"),
-        ("paper", "transposable, 2021 formula (overcounts)", "^--"),
+        ("paper", "transposable, 2021 formula", "^--"),
     ):
         axes.plot(names, [row[key] / size for row in found["rows"]], style, label=label)
     axes.set_xlabel("pattern")

@@ -154,7 +154,7 @@ def _grade_one_by_one(chunk: Chunk, duals: Duals, blocks: Array, found: Array, g
     )  # fmt: skip
     one_by_one = dict(duals.special or {})
     # feasible, and sums overflowed; or scores were rounded, so that sums of them are no bound
-    for k in np.flatnonzero((found == 1) & (np.isnan(gaps) | (not chunk.exact))).tolist():
+    for k in np.flatnonzero((found == 1) & (~np.isfinite(gaps) | (not chunk.exact))).tolist():
         if np.isfinite(u[k]).all() and np.isfinite(v[k]).all():
             one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
         else:

@@ -41,7 +41,8 @@ class Certificate:
     gap : float
         Upper bound on what the best mask keeps more; 0.0 where proven, NaN if the mask is infeasible.
     bound : float
-        Proven upper bound on the score of any feasible mask.
+        Upper bound on the score of any feasible mask, up to the rounding of sums in float64, which no `status` depends
+        on; NaN if the mask is infeasible.
     status : ndarray of uint8, shape (n_blocks,)
         A Status for each block: matrices in turn, each in C order of its blocks.
     unproven : ndarray of int64
@@ -164,7 +165,7 @@ class Solution:
 
     @property
     def bound(self) -> float:
-        """Proven upper bound on the kept score of any feasible mask."""
+        """Upper bound on the kept score of any feasible mask, up to the rounding of sums in float64."""
         return self._certified("bound").bound
 
     @property

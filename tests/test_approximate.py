@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nmflow
-from nmflow.errors import InputTypeError, InputValueError, SolverLimitError
+from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.solvers.entropic import Entropic
 from nmflow.solvers.greedy import Greedy
@@ -114,6 +114,36 @@ def test_a_repair_that_would_lose_too_much_is_left_to_an_exact_solver() -> None:
     solution = nmflow.solve(weights, 2, 4, solver="greedy", drop=drop, keep=keep)
     best = nmflow.solve(weights, 2, 4, drop=drop)
     assert solution.objective == best.objective == 1.0
+
+
+@pytest.mark.parametrize("name", ["greedy", "local-search", "two-approx-refill"])
+@pytest.mark.parametrize("blocks", [1, 40])  # few go another way
+def test_what_is_left_to_an_exact_solver_is_solved_exactly(name: str, blocks: int) -> None:
+    """Beside an entry that must be dropped the others are lost in float64, and only whole numbers tell."""
+    scores = np.tile(np.array([[0, 1, 1e25], [3, 1, 0], [0, 0, 1]], np.float32), (1, blocks))
+    drop = np.tile(np.array([[0, 0, 0], [0, 0, 1], [1, 1, 0]], bool), (1, blocks))
+    solution = nmflow.solve(scores, 1, 3, solver=name, drop=drop, certify=True)
+    assert solution.stats["left_to_exact"] == blocks
+    assert solution.objective == solution.bound == 5.0 * blocks
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_half_is_kept_beside_fixed_entries_of_any_size(n: int) -> None:
+    rng = np.random.default_rng(n)
+    left = 0
+    for _ in range(300):
+        scores = rng.choice([0.0, 1.0, 2.0, 1e-20, 1e25, 1e300], (4, 4)) * rng.integers(1, 4, (4, 4))
+        drop = rng.random((4, 4)) < 0.3
+        try:
+            best = nmflow.solve(scores, n, 4, drop=drop)
+        except InfeasibleError:
+            continue
+        exact = oracles.exact(scores)
+        for name in ("greedy", "local-search"):
+            found = nmflow.solve(scores, n, 4, drop=drop, solver=name)
+            assert 2 * kept(exact, found.mask) >= kept(exact, best.mask)
+            left += found.stats.get("left_to_exact", 0)
+    assert left > 20
 
 
 def test_two_is_reached() -> None:

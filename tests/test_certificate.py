@@ -449,3 +449,13 @@ def test_missing_duals_count_as_zero() -> None:
     graded = grade(chunk_of(scores, P24, mask), Duals())
     assert graded.status.tolist() == [Status.UNPROVEN]
     assert graded.gaps.tolist() == [scores[~mask].sum()]
+
+
+def test_a_gap_whose_sum_overflows_on_the_way_is_what_the_mask_loses() -> None:
+    largest = np.finfo(np.float64).max
+    scores = np.array([[largest / 2, largest, 5e-324], [5e-324, 0.0, largest / 2]])
+    mask = np.array([[True, False, False], [False, True, False]])
+    grade = nmflow.certify(scores, mask, row="1:3", col="1:2", fill="at-most")
+    best = nmflow.solve(scores, row="1:3", col="1:2", fill="at-most").mask
+    lost = sum(map(Fraction, scores[best].tolist())) - sum(map(Fraction, scores[mask].tolist()))
+    assert grade.gap == pytest.approx(float(lost))

@@ -195,7 +195,21 @@ def test_divergence_follows_the_layout_and_the_solution() -> None:
     assert divergence(before, after.mask).block_flip_rate is None
 
 
+def test_the_formula_of_the_paper_is_no_bound() -> None:
+    def ratio(pattern: str) -> float:
+        side = int(pattern.split(":")[1])
+        paper = mask_diversity((side, side), pattern, bound="paper").block_count
+        assert paper is not None
+        return count_masks(pattern) / paper
+
+    assert ratio("1:8") == 1
+    assert ratio("2:9") < 1 < ratio("2:10") < 1.05
+    assert ratio("2:16") == pytest.approx(1.34, abs=0.005)
+
+
 def test_divergence_of_bad_masks() -> None:
+    with pytest.raises(InputValueError, match='layout must be None, "conv" or "batch", not'):
+        divergence(np.ones((4, 4), bool), np.ones((4, 4), bool), layout="zzz")
     mask = np.ones((4, 4), bool)
     with pytest.raises(InputTypeError, match="mask_a must be an array that NumPy can view"):
         divergence([[True], [True, False]], mask)

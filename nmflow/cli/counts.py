@@ -44,7 +44,7 @@ def _row(name: str, found: Diversity) -> dict[str, Any]:
         "bits_per_entry": found.bits_per_entry,
         "masks_of_a_block": None if found.block_count is None else str(found.block_count),
         "blocks": found.blocks,
-        "count": {"exact": "exact", "asymptotic": "asymptotic", "paper": "overcounts"}[found.method],
+        "count": {"exact": "exact", "asymptotic": "asymptotic", "paper": "2021 formula"}[found.method],
     }
 
 

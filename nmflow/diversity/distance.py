@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.cutting import grids
-from nmflow.given import as_mask
+from nmflow.given import as_mask, check_rank
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
@@ -91,6 +91,8 @@ def divergence(
     first = as_mask(mask_a, None, "mask_a")
     second = as_mask(mask_b, first.shape, "mask_b")
     differ = first != second
+    if layout is not None:
+        check_rank(first.shape, layout, "mask_a")
     if pattern is None:
         return Divergence(int(np.count_nonzero(differ)), differ.size)
     chosen = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)

@@ -71,8 +71,8 @@ def mask_diversity(
     constraint : str, Pattern or float
         "n:m" or a Pattern; a number is the density of unstructured masks.
     bound : {"exact", "paper"}
-        "paper": for one transposable block M! (M-1)! ... (M-N+1)!, as in Hubara et al. 2021; an upper bound that
-        overcounts.
+        "paper": for one transposable block M! (M-1)! ... (M-N+1)!, as in Hubara et al. 2021; no bound, though mostly
+        too large (docs/diversity.md).
 
     Returns
     -------

@@ -36,7 +36,8 @@ class Cutlass24(Format):
     =============  ============  ================================  ==============================================
 
     An even number of metadata words a row is required, both ways: with an odd one the permutation leaves the array,
-    which torch's own check lets pass. Hence the multiples, which are also the minimums of torch's class.
+    which torch's own check lets pass. Hence the multiples: the least columns that torch's class takes, asked of rows
+    too, as the transpose is stored.
 
     References
     ----------

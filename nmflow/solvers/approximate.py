@@ -9,6 +9,7 @@ import numpy as np
 
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
+from nmflow.certificate import grade
 from nmflow.pattern import Pattern
 from nmflow.solvers.base import ChunkSolution, Solver
 
@@ -144,7 +145,7 @@ def _blocks(chunk: Chunk, area: tuple[slice, slice]) -> Blocks:
 
 
 def _solve_exactly(chunk: Chunk, blocks: Blocks, left: Array) -> Array:
-    """Solve some blocks with the default solver; which of them have no mask, as positions in `left`."""
+    """Solve some blocks with the default solver until each is proven; which have no mask, as positions in `left`."""
     from nmflow.solvers.dual import FEWEST, Dual
 
     rows, cols = chunk.pattern.block_shape
@@ -167,5 +168,10 @@ def _solve_exactly(chunk: Chunk, blocks: Blocks, left: Array) -> Array:
     )
     exact = Dual()
     solution = exact.solve(alone) if len(left) >= FEWEST else exact.augment(alone)
+    graded = grade(alone, solution.duals, solution.proven)
+    open_ = np.setdiff1d(graded.unproven, solution.infeasible)
+    for duals in exact.refine(alone, open_, solution.duals) if len(open_) else ():
+        if not len(np.setdiff1d(grade(alone, duals, solution.proven).unproven, solution.infeasible)):
+            break
     blocks.mask[left] = mask.reshape(rows, len(left), cols).transpose(1, 0, 2)
     return np.array(solution.infeasible, np.int64)

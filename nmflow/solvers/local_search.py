@@ -22,10 +22,11 @@ class LocalSearch(Approximate):
 
     Notes
     -----
-    *Guarantee*: never worse than its start, if that keeps to the pattern; no single swap of two entries improves the
-    result (by more than 2**-46 of the block's largest score), and each pair of rows is optimal by itself. From greedy's
-    mask it also keeps greedy's guarantee of one half. A start that breaks the pattern is made to keep to it first: its
-    entries by falling score while lines have room, then the others.
+    *Guarantee*: never worse than its start, if that keeps to the pattern. By more than 2**-46 of the block's largest
+    score, no single swap of two entries improves the result, and each pair of rows is optimal by itself, unless
+    `sweeps` ends it first. From greedy's mask it also keeps greedy's guarantee of one half; from a start of yours there
+    is none, since fixed entries can leave no swap where three would gain. A start that breaks the pattern is made to
+    keep to it first: its entries by falling score while lines have room, then the others.
 
     A pass takes O(m^3) a block. Swaps are made between pairs of rows in turn, the best one of a pair first; ties go to
     the column that comes first.
@@ -33,7 +34,10 @@ class LocalSearch(Approximate):
 
     sweeps: int = 100
     name = "local-search"
-    guarantee = "no swap improves it; keeps at least half of the best score, for scores that are not negative"
+    guarantee = (
+        "never worse than its start; from its own it keeps at least half of the best score, for scores that are not "
+        "negative; no swap improves it by more than 2^-46 of the largest score"
+    )
     improves = True
     kept_ratio = 0.5
 

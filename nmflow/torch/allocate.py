@@ -115,7 +115,7 @@ def allocate(
     Notes
     -----
     m − 1 solves of each layer. The knapsack is solved by CP-SAT to proven optimality, over losses rounded to
-    2^-52 of the whole score.
+    2^-52 of what one of m would lose.
 
     Examples
     --------

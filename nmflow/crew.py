@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from nmflow.arithmetic import in_plain_arithmetic
 from nmflow.kernels.boxes import ABSENT, BUSY, COUNT, NOT_ENDED, SIZE, STATE
-from nmflow.workspace import held
+from nmflow.workspace import held, with_own_workspace
 
 __all__ = ["call_on_threads", "map_on_threads"]
 
@@ -87,7 +87,7 @@ class _Worker:
             done += 1
             work, job.work = job.work, _nothing  # what it holds may be large
             try:
-                work()
+                _work(work)
             finally:
                 del work
                 job.ended.set()
@@ -96,6 +96,11 @@ class _Worker:
 
 def _nothing() -> None:
     pass
+
+
+@with_own_workspace
+def _work(work: Callable[[], object]) -> None:
+    work()
 
 
 _idle: list[_Worker] = []
@@ -112,12 +117,14 @@ class _Crew:
         self.workers: list[_Worker] = []
 
     def hire(self, count: int) -> None:
-        """Take so many idle threads, or new ones."""
+        """Take so many idle threads, or new ones; fewer where the system starts no more."""
         for _ in range(count):
             try:
-                worker = _idle.pop()
-            except IndexError:
+                worker = _idle.pop() if _idle else _Worker()
+            except IndexError:  # another call was faster
                 worker = _Worker()
+            except RuntimeError:
+                break
             self.workers.append(worker)  # an interrupt before this leaves a thread that sleeps
 
     def dismiss(self) -> None:
@@ -128,15 +135,6 @@ class _Crew:
                 _idle.append(worker)
             else:
                 worker.give(None)
-
-
-def _until(ended: Callable[[], bool], wait: Callable[[], object], errors: list[BaseException]) -> None:
-    """Wait, interrupts notwithstanding: threads still write where the caller may write next."""
-    while not ended():
-        try:
-            wait()
-        except BaseException as error:
-            errors.insert(0, error)
 
 
 def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
@@ -153,32 +151,43 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
     if threads <= 1:
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
-    numbers, lock, stop = iter(range(len(items))), threading.Lock(), threading.Event()
+    # no lock, which an interrupt could leave closed: the interpreter's own makes each of these steps one
+    numbers, stop, helping = iter(range(len(items))), [False], [False] * (threads - 1)
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            while not stop.is_set():
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
+            while not stop[0] and (number := next(numbers, None)) is not None:
                 results[number] = work(items[number])
         except BaseException as error:
-            stop.set()
+            stop[0] = True
             errors.append(error)
 
-    crew, jobs = _Crew(), list[_Job]()
+    def help_out(place: int) -> None:
+        helping[place] = True
+        if not stop[0]:  # else nobody may wait for it any more
+            run()
+        helping[place] = False
+
+    crew, jobs, waiting = _Crew(), list[_Job](), True
     try:
         crew.hire(threads - 1)
-        for worker in crew.workers:
-            job = _Job(run)
+        for place, worker in enumerate(crew.workers):
+            job = _Job(partial(help_out, place))
             worker.give(job)
-            jobs.append(job)  # an interrupt before this leaves a job that nobody waits for, and that soon stops
+            jobs.append(job)  # an interrupt before this leaves a job that is not among these
         run()
     finally:
-        stop.set()
-        _until(lambda: all(job.ended.is_set() for job in jobs), lambda: [job.wait() for job in jobs], errors)
+        stop[0] = True
+        while waiting:
+            try:  # interrupts notwithstanding: threads still write where the caller may write next
+                for job in jobs:
+                    job.wait()
+                while any(helping):
+                    time.sleep(POLL)
+                waiting = False
+            except BaseException as error:
+                errors.insert(0, error)
         crew.dismiss()
     if errors:
         raise errors[0]
@@ -216,19 +225,26 @@ def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int,
     at = _task(operation, job, room)
     if threads == 1:
         return int(call_kernel()(at, 0, 0))
-    crew, errors, result, count = _Crew(), list[BaseException](), NOT_ENDED, threads - 1
+    crew, result, waiting = _Crew(), NOT_ENDED, True
+    errors: list[BaseException] = []
     try:
-        crew.hire(count)
+        crew.hire(threads - 1)
         if wake or time.perf_counter() - _last_call[0] < SOON:
             for worker in crew.workers:
                 worker.wake()
+        count = len(crew.workers)
         memory, boxes = held("boxes", 8 * count)
         _words(count).pack_into(memory.data, 0, *(worker.box_at for worker in crew.workers))
-        while result == NOT_ENDED and not errors:
+        while result == NOT_ENDED:
             result = int(call_kernel()(at, boxes, count))
-            _wait_for(crew.workers, errors)
+            _wait_for(crew.workers)
     finally:
-        _wait_for(crew.workers, errors)  # an interrupt can come between
+        while waiting:
+            try:  # as above
+                _wait_for(crew.workers)
+                waiting = False
+            except BaseException as error:
+                errors.insert(0, error)
         crew.dismiss()
         _last_call[0] = time.perf_counter()
     if errors:
@@ -236,6 +252,7 @@ def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int,
     return result
 
 
-def _wait_for(workers: Sequence[_Worker], errors: list[BaseException]) -> None:
+def _wait_for(workers: Sequence[_Worker]) -> None:
     """Wait until none is at a task."""
-    _until(lambda: not any(worker.is_busy() for worker in workers), lambda: time.sleep(POLL), errors)
+    while any(worker.is_busy() for worker in workers):
+        time.sleep(POLL)

@@ -25,7 +25,7 @@ from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.open_blocks import room_for_duals
 from nmflow.sums import in_range
 from nmflow.switching import switch_of
-from nmflow.workspace import workspace
+from nmflow.workspace import with_own_workspace, workspace
 
 __all__ = ["grade_mask", "run"]
 
@@ -39,6 +39,7 @@ class _ContradictionError(Exception):
 
 
 @in_plain_arithmetic
+@with_own_workspace
 def run(
     problem: Problem,
     method: Solver,
@@ -92,6 +93,7 @@ def run(
 
 
 @in_plain_arithmetic
+@with_own_workspace
 def grade_mask(problem: Problem, mask: Array, threads: int) -> Certificate:
     """Grade a mask of the problem's shape, by duals of best masks."""
     if problem.layout == "conv" or mask.strides[-1] != 1:  # the entries of a row

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nmflow.arrays import Array
 
-__all__ = ["held", "kept_for", "workspace"]
+__all__ = ["held", "kept_for", "with_own_workspace", "workspace"]
 
 Made = TypeVar("Made")
+Given = ParamSpec("Given")
 
 MOST_FREE = 64
 """Most workspaces that wait for a thread, of some MB each."""
@@ -24,9 +26,10 @@ _kept = threading.local()
 
 
 class _Lease:
-    """A workspace for as long as its thread lives."""
+    """A workspace for as long as its thread lives, or a call that began within another."""
 
     def __init__(self) -> None:
+        self.busy = False
         try:
             self.buffers = _free.pop()
         except IndexError:
@@ -38,14 +41,42 @@ class _Lease:
             free.append(self.buffers)
 
 
+def _lease() -> _Lease:
+    """What the thread works in."""
+    lease: _Lease | None = getattr(_kept, "lease", None)
+    if lease is None:
+        lease = _kept.lease = _Lease()
+    return lease
+
+
+def with_own_workspace(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Decorate what works in such memory: a call that begins within another, on its thread, gets memory of its own.
+
+    A signal's handler, or what the garbage collector runs, can make one at almost any moment.
+    """
+
+    @wraps(function)
+    def run(*args: Given.args, **options: Given.kwargs) -> Made:
+        outer = _lease()
+        if not outer.busy:
+            try:
+                outer.busy = True
+                return function(*args, **options)
+            finally:
+                outer.busy = False
+        try:
+            _kept.lease = _Lease()
+            _kept.lease.busy = True
+            return function(*args, **options)
+        finally:
+            _kept.lease = outer
+
+    return run
+
+
 def _buffers() -> dict[Hashable, Any]:
     """What the thread keeps, by its names."""
-    try:
-        buffers: dict[Hashable, Any] = _kept.lease.buffers
-    except AttributeError:
-        _kept.lease = _Lease()
-        buffers = _kept.lease.buffers
-    return buffers
+    return _lease().buffers
 
 
 def kept_for(name: Hashable, make: Callable[[], Made]) -> Made:

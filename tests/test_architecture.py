@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "network": BASE | {"given", "blocks"},
     "duals": BASE | {"blocks", "kernels"},
     "certificate": BASE | {"blocks", "duals", "kernels", "crew"},
-    "formats": BASE | {"asked", "given", "kernels"},
+    "formats": BASE | {"asked", "crew", "given", "kernels"},
     "diversity": BASE | {"asked", "given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Literal
 
+import families
+import numpy as np
 import pytest
 
+import nmflow
 from nmflow import crew
 from nmflow.crew import map_on_threads
 
@@ -90,3 +97,106 @@ def test_an_interrupt_waits_for_what_threads_are_at() -> None:
         signal.signal(signal.SIGINT, before)
     assert len(ended) == 1
     assert map_on_threads(abs, range(-50, 0), 3) == list(range(50, 0, -1))
+
+
+# calls within calls, and interrupts anywhere
+
+
+@pytest.mark.parametrize("place", ["_task", "settle", "held", "call_on_threads"])
+def test_a_call_that_begins_within_another_has_memory_of_its_own(place: str) -> None:
+    """As one that a signal's handler makes, or what the garbage collector runs."""
+    outer, inner = families.gaussian((256, 256), 0), families.gaussian((512, 512), 1)
+    expected = nmflow.solve(outer, 8, 16, threads=2), nmflow.solve(inner, 8, 16, threads=2)
+    found: list[nmflow.Solution] = []
+
+    def hook(frame: FrameType, event: str, arg: object) -> None:
+        if event == "return" and frame.f_code.co_name == place and len(found) < 3:
+            sys.setprofile(None)
+            found.append(nmflow.solve(inner, 8, 16, threads=2))
+            sys.setprofile(hook)
+
+    sys.setprofile(hook)
+    try:
+        whole = nmflow.solve(outer, 8, 16, threads=2)
+    finally:
+        sys.setprofile(None)
+    assert found
+    for one, other in ((whole, expected[0]), *((each, expected[1]) for each in found)):
+        assert np.array_equal(one.mask, other.mask)
+        assert one.objective == other.objective
+        assert one.proven
+
+
+def interrupted_anywhere(call: Callable[[], object], settled: Callable[[], bool]) -> int:
+    """Interrupt a call at one place in our module after the other; how often something went on after it had ended."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    fired = count = late = 0
+    try:
+        while fired == count and count < 150:  # until there is no such place any more
+            count += 1
+            seen = 0
+
+            def hook(frame: FrameType, event: str, arg: object) -> None:
+                nonlocal seen, fired
+                if frame.f_code.co_filename == crew.__file__ and threading.current_thread() is threading.main_thread():
+                    seen += 1
+                    if seen == count:  # noqa: B023 (within this turn)
+                        fired += 1
+                        signal.raise_signal(signal.SIGINT)
+
+            sys.setprofile(hook)
+            try:
+                call()
+            except KeyboardInterrupt:
+                sys.setprofile(None)
+                late += not settled()
+            finally:
+                sys.setprofile(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert count > 20
+    return late
+
+
+def test_no_thread_works_on_after_an_interrupt_wherever_it_comes() -> None:
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        time.sleep(0.005)
+        done.append(item)
+
+    def settled() -> bool:
+        known = len(done)
+        time.sleep(0.015)
+        return len(done) == known
+
+    assert interrupted_anywhere(lambda: map_on_threads(work, range(3), 3), settled) == 0
+    assert map_on_threads(abs, range(-50, 0), 3) == list(range(50, 0, -1))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])  # threads share a chunk, and each has chunks of its own
+def test_nothing_is_written_after_an_interrupt_wherever_it_comes(order: Literal["C", "F"]) -> None:
+    weights = np.asarray(families.gaussian((256, 2048), 0), order=order)
+    out = np.zeros(weights.shape, np.bool_)
+    expected = nmflow.solve(weights, 8, 16, threads=3).mask
+
+    def settled() -> bool:
+        out[...] = False
+        time.sleep(0.003)
+        return not out.any()
+
+    assert interrupted_anywhere(lambda: nmflow.solve(weights, 8, 16, threads=3, out=out), settled) == 0
+    assert np.array_equal(nmflow.solve(weights, 8, 16, threads=3, out=out).mask, expected)
+
+
+def test_fewer_threads_do_where_the_system_starts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = families.gaussian((512, 512), 0)
+    expected = nmflow.solve(weights, 2, 4, threads=1).mask
+
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(crew, "_idle", [])
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert np.array_equal(nmflow.solve(weights, 2, 4, threads=4).mask, expected)
+    assert map_on_threads(abs, range(-9, 0), 4) == list(range(9, 0, -1))

@@ -316,6 +316,67 @@ def test_a_forked_child_solves_after_its_parent_did(sizes: Sizes) -> None:
     assert run(FORKS, json.dumps(sizes)) == "same\n"
 
 
+FORK_WHILE_COMPILING = """
+import os, threading, time
+from numba.core.compiler_lock import global_compiler_lock
+from nmflow.kernels import compile
+
+begun = threading.Event()
+def busy():
+    with compile._lock, global_compiler_lock:
+        begun.set()
+        time.sleep(0.5)
+thread = threading.Thread(target=busy)
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    free = compile._lock.acquire(timeout=5) and global_compiler_lock._lock.acquire(timeout=5)
+    os._exit(0 if free else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+thread.join()
+with compile._lock, global_compiler_lock:
+    print("free")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_that_is_forked_while_another_thread_compiles_can_compile() -> None:
+    assert run(FORK_WHILE_COMPILING) == "free\n"
+
+
+COMPILED = """
+import numpy as np
+from nmflow.kernels.level import level_kernel
+
+u, v, good = np.ones((1, 2)), np.ones((1, 2)), np.zeros(1, np.uint8)
+level_kernel()(u, v, good)
+print(good)
+"""
+
+
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", [b"", b"half", b"\xff" * 4096])
+def test_damaged_files_in_the_cache_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: bytes
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    first = run(COMPILED)
+    files = [path for path in tmp_path.rglob("*") if path.suffix == ending]
+    assert files
+    for path in files:
+        path.write_bytes(damage)
+    assert run(COMPILED) == first
+    assert all(path.read_bytes() != damage for path in files)
+    assert run(COMPILED) == first
+
+
+def test_kernels_that_must_not_be_compiled_are_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    with pytest.raises(AssertionError, match="kernels must be compiled, and NUMBA_DISABLE_JIT forbids it; unset it"):
+        run(COMPILED)
+
+
 # Memory
 
 MEMORY = """

@@ -7,13 +7,13 @@ here are the arrays around them, and the slow search for the first fault once a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from nmflow.arrays import Array
+from nmflow.crew import map_on_threads
 from nmflow.errors import InputValueError
 from nmflow.formats.given import bits_of, first_violation
 from nmflow.formats.layout import Area, Place
@@ -151,12 +151,8 @@ def _any_stripe(kernel: Callable[..., int], weight: Array, mask: Array, sides: S
         more = (*addresses, room.ctypes.data)
         return sum(kernel(*where, start, min(rows, start + step), *more) for start in starts)
 
-    helpers = min(threads, -(-rows // step)) - 1
-    if not helpers:
-        return run() != 0
-    with ThreadPoolExecutor(helpers, "nmflow") as pool:
-        others = [pool.submit(run) for _ in range(helpers)]
-        return sum((run(), *(other.result() for other in others))) != 0
+    count = min(threads, -(-rows // step))
+    return any(map_on_threads(lambda number: run(), range(count), count))
 
 
 def fault(sides: Sides, one: str, two: str) -> str:

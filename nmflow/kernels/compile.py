@@ -6,7 +6,9 @@ pattern is compiled alone, and the loops around it once for all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
@@ -18,11 +20,30 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
+from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 __all__ = ["call", "call_address", "compiled", "lasting", "once", "operation", "part"]
 
+if getattr(numba.config, "DISABLE_JIT", False):
+    raise ImportError("nmflow's kernels must be compiled, and NUMBA_DISABLE_JIT forbids it; unset it")
+
 _lock = threading.RLock()
+
+
+def _lock_all() -> None:
+    _lock.acquire()
+    global_compiler_lock.acquire()
+
+
+def _unlock_all() -> None:
+    global_compiler_lock.release()
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):  # else a child that is forked while another thread compiles waits for it for ever
+    os.register_at_fork(before=_lock_all, after_in_parent=_unlock_all, after_in_child=_unlock_all)
 
 
 @cache
@@ -80,10 +101,16 @@ def _plain(value: Any) -> Any:
 def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signature: Any, **options: Any) -> Any:
     """Compile with a cache on the disk, if one can be written."""
     _own_name(function)
+    options |= {"nogil": True, "error_model": "numpy"}
     try:
-        return decorate(signature, cache=True, nogil=True, error_model="numpy", **options)(function)
+        return decorate(signature, cache=True, **options)(function)
     except (RuntimeError, OSError):  # read-only install and unwritable home: no place for a cache
-        return decorate(signature, nogil=True, error_model="numpy", **options)(function)
+        pass
+    except Exception:  # a file there is damaged, as a power cut can leave it: Numba reads whatever it finds
+        with contextlib.suppress(Exception):
+            FunctionCache(function).flush()
+            return decorate(signature, cache=True, **options)(function)
+    return decorate(signature, **options)(function)
 
 
 def compiled(function: Callable[..., Any], signature: Any) -> Any:

@@ -373,3 +373,29 @@ def test_a_method_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pyt
     done = CliRunner().invoke(app, ["prune", str(tmp_path), str(tmp_path / "out"), *options])
     assert done.exit_code == 2
     assert 'needs torch, which is not installed; pip install "nmflow[transformers]"' in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_help_that_nobody_can_read_is_an_error_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nmflow", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "nmflow: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("can't start new thread"), "the system must let threads start, and lets no more"),
+        (MemoryError(), "there must be more memory; use fewer threads"),
+    ],
+)
+def test_what_the_system_lacks_is_said_in_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nmflow.checkpoint.verify_checkpoint", lacking)
+    assert_one_line_error(run("verify", model, "--pattern", "2:4"), message)

@@ -195,6 +195,11 @@ def test_divergence_follows_the_layout_and_the_solution() -> None:
     assert divergence(before, after.mask).block_flip_rate is None
 
 
+def test_every_count_can_be_written() -> None:
+    for side in (100, 118, 119, 128, 256):  # Python writes no integer of more than 4300 digits
+        assert repr(mask_diversity((side, side), 0.5))
+
+
 def test_the_formula_of_the_paper_is_no_bound() -> None:
     def ratio(pattern: str) -> float:
         side = int(pattern.split(":")[1])

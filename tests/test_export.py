@@ -481,6 +481,14 @@ def test_verify_finds_what_was_changed_or_lost_besides_packed_weights(tmp_path: 
     assert [fault.split(": ", 1)[1] for fault in found.faults] == [
         "tensor 'norm.weight' must have the digest of nmflow.json; it was changed, export again"
     ]
+    (out / TWO).write_bytes(whole[out / TWO])
+    index = out / "model.safetensors.index.json"
+    before = index.read_bytes()
+    for damage in (before.replace(b"1", b"3", 1), None):
+        index.unlink() if damage is None else index.write_bytes(damage)
+        (fault,) = verify_packed(out).faults
+        assert fault == f"{index} must have the digest of nmflow.json; it was changed or lost, export again"
+    index.write_bytes(before)
     (out / TWO).unlink()
     result = run("verify", out)
     assert result.exit_code == 2
@@ -575,3 +583,27 @@ def test_inspect_a_checkpoint(model: Path) -> None:
     assert found["format"] is None
     assert {tensor["name"] for tensor in found["tensors"]} == set(weights())
     assert "a.weight" in run("inspect", model).stdout
+
+
+def test_what_given_masks_drop_is_counted(tmp_path: Path) -> None:
+    weight = np.arange(1, 33, dtype=np.int8).reshape(4, 8)
+    weight[0, 0] = 0
+    mask = np.zeros(weight.shape, np.bool_)
+    mask[:2] = True
+    write(tmp_path / "x.safetensors", {"a.weight": weight})
+    write(tmp_path / "masks.safetensors", {"a.weight": mask})
+    asked = ("export", tmp_path / "x.safetensors", tmp_path / "out", "--format", "dense")
+    result = run(*asked, "--masks", tmp_path / "masks.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "16 entries that are not zero were dropped, as the masks say." in result.stdout
+    report = export_checkpoint(
+        tmp_path / "x.safetensors", tmp_path / "again", "dense", masks=tmp_path / "masks.safetensors"
+    )
+    assert [(tensor.kept, tensor.dropped) for tensor in report.tensors] == [(16, 16)]
+
+
+def test_float32_at_2_4_is_told_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "x.safetensors", {"a.weight": np.tile(np.array([1, 1, 0, 0], "f4"), (64, 16))})
+    result = run("export", tmp_path / "x.safetensors", tmp_path / "out", "--format", "cutlass-24")
+    assert result.exit_code == 2
+    assert "; for 2:4, convert the checkpoint to float16 or bfloat16 and prune that" in result.stderr

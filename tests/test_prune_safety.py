@@ -294,7 +294,7 @@ def test_overwrite_replaces_what_nmflow_wrote(tmp_path: Path, folder: Path) -> N
     prune_checkpoint(folder, tmp_path / "empty", "2:4", overwrite=True)
 
 
-NEW = ("files", "others", "sha256")
+NEW = ("files", "others", "index", "sha256")
 """What the record of an export by an early nmflow lacks."""
 
 

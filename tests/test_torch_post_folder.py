@@ -104,6 +104,27 @@ def test_an_encoder_with_a_decoder_is_refused(folder: Path, text: Path, tmp_path
     assert "t5 has an encoder and a decoder, which take more than lines of text; use method magnitude" in result.stderr
 
 
+def test_nothing_is_calibrated_on_what_transformers_makes_up(folder: Path, text: Path, tmp_path: Path) -> None:
+    def fault(name: str) -> str:
+        asked = ("prune", tmp_path / name, tmp_path / "out", "--pattern", "2:4", "--method", "wanda")
+        result = run(*asked, "--calibration", text)
+        assert result.exit_code == 2
+        assert not (tmp_path / "out").exists()
+        return result.stderr
+
+    for name in ("lost weight", "lost words", "another's"):
+        shutil.copytree(folder, tmp_path / name)
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.0.intermediate.dense.weight"]
+    save_file(weights, tmp_path / "lost weight" / "model.safetensors", {"format": "pt"})
+    assert "encoder.layer.0.intermediate.dense.weight is missing or of another shape" in fault("lost weight")
+    (tmp_path / "lost words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    assert "its tokenizer knows 0 of" in fault("lost words")
+    more = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40)), *WORDS])
+    (tmp_path / "another's" / "vocab.txt").write_text(more)
+    assert "and the model embeds 20; it is another's" in fault("another's")
+
+
 def test_positions_of_roberta_begin_after_that_of_padding(folder: Path, text: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "roberta")
     config = transformers.RobertaConfig(

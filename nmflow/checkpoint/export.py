@@ -130,14 +130,14 @@ def export_checkpoint(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
             check_unchanged([*source.shards, *(given or {}).values()])
-            _write_index(source, layouts, stage.new)
+            index = _write_index(source, layouts, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
         packed = [done for done in results if not reasons[done.name]]
         if not stage.finished:
             stored = {done.name: _stored(done, chosen) for done in packed}
             files = {shard.path.name: _file(layouts[shard.path][0], shard, results, left) for shard in source.shards}
             others = tuple(path.as_posix() for path in source.others if str(path) != NAME)  # with the index
-            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files, others)
+            side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files, others, index)
             write_new(stage.new / NAME, side.to_json(), [shard.path for shard in source.shards])
         if progress:
             total = sum(unit.entry.n_bytes for unit in units)
@@ -237,11 +237,14 @@ def _array_name(tensor: str, key: str, format: Format) -> str:
     return tensor if format.name == "dense" else f"{tensor}.{key}"
 
 
-def _write_index(source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], folder: Path) -> None:
-    """An index of the new names where there was one of the old."""
+def _write_index(
+    source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], folder: Path
+) -> dict[str, str]:
+    """An index of the new names where there was one of the old; its digest by its name."""
     if source.index is None:
-        return
+        return {}
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
     write_new(folder / source.index, text + "\n", [source.path / source.index])
+    return {source.index: hashlib.sha256((folder / source.index).read_bytes()).hexdigest()}

@@ -25,6 +25,8 @@ class ExportedTensor:
         As in `nmflow.checkpoint.support.Support`; zeros where the mask was given.
     dense_bytes, stored_bytes : int
     seconds : float
+    dropped : int
+        Entries that are not zero and that a given mask drops.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ExportedTensor:
     dense_bytes: int
     stored_bytes: int
     seconds: float
+    dropped: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExportedTensor:

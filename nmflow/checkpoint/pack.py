@@ -143,12 +143,15 @@ class PackUnit(Unit):
                         f"; {weight.dtype} is stored at {need.pattern}: prune at that, or leave it alone with exclude "
                         "(--exclude)"
                     )
+                    if need.pattern == "1:2":
+                        advice += "; for 2:4, convert the checkpoint to float16 or bfloat16 and prune that"
                     raise CheckpointError(f"{self.where}: {error}{place}{'' if given else advice}") from error
                 parts = stored.write(target, tile, arrays)
                 return _Piece(
                     sum(part.nbytes for part in parts), read_digest, digest(*parts),
                     int(np.count_nonzero(support.mask)), support.n_blocks, support.completed, support.unfilled,
                     time.perf_counter() - started,
+                    int(np.count_nonzero(weight[~support.mask])) if given else 0,
                 )  # fmt: skip
 
             flusher, pieces = Flusher(target), []
@@ -172,6 +175,7 @@ class PackUnit(Unit):
             dense_bytes=self.entry.n_bytes,
             stored_bytes=sum(n_bytes for _, n_bytes in spans),
             seconds=math.fsum(each.seconds for each in pieces),
+            dropped=sum(each.dropped for each in pieces),
         )
         return Done(
             self.source.name,
@@ -235,6 +239,7 @@ class _Piece:
     completed: int
     unfilled: int
     seconds: float
+    dropped: int
 
 
 def _bytes_of(spec: Spec) -> int:

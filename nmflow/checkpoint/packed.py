@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +90,7 @@ def verify_packed(
     path = as_path(path, "path")
     check_functions(progress=progress)
     side, chosen, headers = open_export(path)
-    checks, faults = [], _name_faults(side, headers)
+    checks, faults = [], [*_name_faults(side, headers), *_index_faults(path, side)]
     total = len(side.tensors) + len(side.files)
     with Pool(thread_count(threads)) as pool:
         for number, (name, tensor) in enumerate(side.tensors.items()):
@@ -126,6 +128,19 @@ def _name_faults(side: SideFile, headers: Mapping[str, Header]) -> list[str]:
         for entry in headers[file].entries
         if entry.name not in known
     ]
+    return faults
+
+
+def _index_faults(path: Path, side: SideFile) -> list[str]:
+    """What is wrong with the index that export wrote, where there was one."""
+    faults = []
+    for name, expected in side.index.items():
+        try:
+            good = hashlib.sha256((path / name).read_bytes()).hexdigest() == expected
+        except OSError:
+            good = False
+        if not good:
+            faults.append(f"{path / name} must have the digest of {NAME}; it was changed or lost, export again")
     return faults
 
 

@@ -195,6 +195,7 @@ def _refuse_pickle(path: Path) -> None:
     raise CheckpointError(
         f"{path} must be safetensors, not pickled weights: reading a pickle runs the code in it. Convert it where "
         f'you trust it: python -c "import sys, torch, safetensors.torch as s; '
-        f"s.save_file({{k: v.clone().contiguous() for file in sys.argv[2:] for k, v in torch.load(file, "
-        f"map_location='cpu', weights_only=True).items()}}, sys.argv[1], {{'format': 'pt'}})\" {whole} {files}"
+        f"held = [torch.load(file, map_location='cpu', weights_only=True) for file in sys.argv[2:]]; "
+        f"s.save_file({{k: v.clone().contiguous() for one in held for k, v in one.get('state_dict', one).items() "
+        f"if hasattr(v, 'clone')}}, sys.argv[1], {{'format': 'pt'}})\" {whole} {files}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from nmflow.cli.compare import diff, diversity
 from nmflow.cli.export import export, inspect
 from nmflow.cli.prune import prune
 from nmflow.cli.report import report
-from nmflow.cli.terminal import catch_signals, open_streams
+from nmflow.cli.terminal import catch_signals, one_line_errors, open_streams
 from nmflow.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -63,4 +64,8 @@ def main() -> None:
     """Run the command line; the ``nmflow`` command."""
     catch_signals()
     open_streams()
-    app()
+    try:
+        with one_line_errors():  # also what comes before a command begins, or with --help
+            app()
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)

@@ -44,6 +44,9 @@ def report(done: ExportReport) -> None:
         console.print(f"{completed:,} blocks had zeros to choose from; which of them count as kept was solved for.")
     if unfilled:
         console.print(f"{unfilled:,} blocks cannot be filled exactly; some of their groups keep fewer than n.")
+    dropped = sum(tensor.dropped for tensor in done.tensors)
+    if dropped:
+        console.print(f"{dropped:,} entries that are not zero were dropped, as the masks say.")
     for reason, count in sorted(Counter(reason for _, reason in done.left_dense).items()):
         console.print(f"left as it is: {count} x {_text(reason)}", soft_wrap=True)
     console.print(f"wrote {_text(done.destination)}", soft_wrap=True)

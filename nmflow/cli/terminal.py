@@ -83,8 +83,13 @@ def one_line_errors() -> Iterator[None]:
         # Python would flush standard output once more as it ends, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(UNREAD) from None
-    except (NmflowError, OSError) as error:
-        _complain(str(error), error)
+    except (NmflowError, OSError, MemoryError) as error:
+        _complain(str(error) or "there must be more memory; use fewer threads", error)
+        raise typer.Exit(ERROR) from None
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        _complain("the system must let threads start, and lets no more; allow more, or use fewer threads", error)
         raise typer.Exit(ERROR) from None
     except KeyboardInterrupt as error:
         _complain("interrupted", error)

@@ -17,8 +17,8 @@ from nmflow.pattern import Pattern
 
 __all__ = ["Diversity", "mask_diversity"]
 
-LARGEST_EXACT = 1 << 14
-"""Entries up to which unstructured masks are counted as an integer: it has as many bits."""
+LARGEST_EXACT = 14_000
+"""Entries up to which unstructured masks are counted as an integer: it has as many bits, and Python writes 14,284."""
 FEW = 1 << 10
 """Kept entries up to which they are for the logarithm alone; for more, three terms of Stirling's series are exact."""
 

@@ -9,12 +9,13 @@
      "left_dense": {"layer.bias": "1-D"},
      "files": {"model.safetensors": {"header": "...", "dense": {"layer.bias": "..."}}},
      "others": ["config.json"],
+     "index": {},
      "sha256": "..."}
 
 `stored_shape` is `shape` unless the matrix was padded. Digests are SHA-256 in hex: that of an array or tensor is of its
-bytes; that of a header of all that precedes the data, so of names, dtypes, shapes and places; the last is of everything
-else that the file says. `others` are files that were copied, and an index. A file with neither `files` nor `sha256`, or
-without `others`, was written by an earlier nmflow.
+bytes; that of a header of all that precedes the data, so of names, dtypes, shapes and places; that of an index, by its
+name, of all of it; the last is of everything else that this file says. `others` are files that were copied, and an
+index. A file with neither `files` nor `sha256`, or without `others`, was written by an earlier nmflow.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class SideFile:
     left_dense: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     others: tuple[str, ...] | None = None
+    index: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def named(self) -> frozenset[str]:
@@ -117,6 +119,7 @@ def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
             {_text(name): _text(reason) for name, reason in raw["left_dense"].items()},
             {_file(name): _stored_file(info) for name, info in raw.get("files", {}).items()},
             None if raw.get("others") is None else tuple(_text(name) for name in raw["others"]),
+            {_file(name): _text(digest) for name, digest in raw.get("index", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(

@@ -179,7 +179,12 @@ def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, tor
             )
         kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
         with _without_bars(transformers):
-            model = kind.from_pretrained(folder, config=config, dtype="auto", local_files_only=True)
+            model, found = kind.from_pretrained(
+                folder, config=config, dtype="auto", local_files_only=True, output_loading_info=True
+            )
+        made_up = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found[name]})
+        if made_up:
+            raise ValueError(f"{made_up[0]} is missing or of another shape, and transformers would make it up")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -190,10 +195,31 @@ def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, tor
                            return_tensors="pt"))
             for start in range(0, len(texts), BATCH)
         ]  # fmt: skip
+        _check_tokens(batches, tokenizer, model)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"{folder} must hold a model that transformers can load: {error}") from error
     model.eval()
     return model, batches
+
+
+def _check_tokens(batches: Iterable[dict[str, torch.Tensor]], tokenizer: Any, model: nn.Module) -> None:
+    """Raise ValueError unless a tokenizer knows the texts, and the model its tokens: else others are calibrated on.
+
+    Without files of its own a folder gets a tokenizer from transformers that knows no word.
+    """
+    special = torch.tensor(sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id}), dtype=torch.int64)
+    ids = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
+    words = ids[~torch.isin(ids, special)]
+    unknown = 0 if tokenizer.unk_token_id is None else int((words == tokenizer.unk_token_id).sum())
+    if 2 * unknown >= len(words):
+        raise ValueError(
+            f"its tokenizer knows {len(words) - unknown} of {len(words)} tokens of the texts; are its files there?"
+        )
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if int(ids.max()) >= len(embedding.weight):
+        raise ValueError(
+            f"its tokenizer gives token {int(ids.max())}, and the model embeds {len(embedding.weight)}; it is another's"
+        )
 
 
 def _positions(model: nn.Module) -> int:

@@ -58,7 +58,7 @@ class Calibration:
                 return None
             weight, moments = cast("torch.Tensor", module.weight).detach(), self.moments[parameter]
             groups, width = moments.total.shape
-            if len(weight) % groups or weight[0].numel() != width:
+            if len(weight) % groups or (len(weight) if layer.turned else weight[0].numel()) != width:
                 raise InputValueError(
                     f"scores of {parameter} must be asked for a weight of {width} inputs in each of {groups} groups, "
                     f"not of shape {tuple(weight.shape)}; calibrate this model"

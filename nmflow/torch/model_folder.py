@@ -29,6 +29,7 @@ from nmflow.torch.calibrate import calibrate
 from nmflow.torch.convert import to_array
 from nmflow.torch.prune import prune_
 from nmflow.torch.report import PruneReport
+from nmflow.torch.slots import is_turned
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.versions import TRANSFORMERS, is_older
 from nmflow.torch.watch import OnStep
@@ -251,7 +252,7 @@ def _names(plan: Plan, model: nn.Module) -> dict[str, str]:
     known = {
         f"{name}.weight": module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_turned(module)
     }
     found = {}
     for tensor in plan.pruned:

@@ -21,7 +21,7 @@ PART_BYTES = 32 << 20
 
 def known(layer: Layer) -> bool:
     """Whether the inputs that a layer's weight is multiplied by can be seen from outside."""
-    return all(
+    return layer.turned or all(
         slot.attribute == "weight" and isinstance(slot.module, nn.Linear | nn.Conv1d | nn.Conv2d)
         for slot in layer.slots
     )
@@ -30,14 +30,18 @@ def known(layer: Layer) -> bool:
 def matrices(layer: Layer, tensor: torch.Tensor) -> torch.Tensor:
     """See a tensor of the weight's shape as matrices, shape (groups, rows, columns), columns in the order of `solve`.
 
-    Those of a convolution are (kernel . in), the channels last.
+    Those of a convolution are (kernel . in), the channels last; a Conv1D of transformers is turned.
     """
+    if layer.turned:
+        return tensor.mT[None]
     moved = tensor.movedim(1, -1)
     return moved.reshape(layer.groups, moved.shape[0] // layer.groups, -1)
 
 
 def from_matrices(layer: Layer, matrix: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """The inverse of `matrices`: a tensor of the weight's shape."""
+    if layer.turned:
+        return matrix[0].mT
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
@@ -46,7 +50,7 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
 
     Parameters
     ----------
-    module : Linear, Conv1d or Conv2d
+    module : Linear, Conv1d, Conv2d, or a Conv1D of transformers
     value : Tensor
         What the module is called with. A convolution's windows are unfolded: one row for each place of each sample.
     wanted : sequence of Tensor of bool, shape (texts, tokens)

@@ -85,7 +85,7 @@ def prune_(
     strict: bool = False,
     threads: int | None = None,
 ) -> PruneReport:
-    """Prune the Linear, Conv1d and Conv2d layers of a model in place.
+    """Prune the Linear, Conv1d and Conv2d layers of a model in place, and the Conv1D of transformers.
 
     Pruned entries become +0 and kept ones keep their bits. Every mask is found before the first weight is changed, so
     after an error the model is as it was.

@@ -14,7 +14,7 @@ from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import FLOATS
 
-__all__ = ["Layer", "Slot", "adapter", "depthwise", "identity", "impossible", "layout_of", "too_small"]
+__all__ = ["Layer", "Slot", "adapter", "depthwise", "identity", "impossible", "is_turned", "layout_of", "too_small"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,11 @@ class Layer:
         return self.slots[0].name
 
     @property
+    def turned(self) -> bool:
+        """Whether it is a matrix whose rows belong to inputs, and columns to outputs."""
+        return all(is_turned(slot.module) for slot in self.slots)
+
+    @property
     def also(self) -> tuple[str, ...]:
         """Its other names."""
         return tuple(slot.name for slot in self.slots[1:])
@@ -62,6 +67,12 @@ class Layer:
         """The parameter; more than one object only where two share their memory."""
         found = {id(p): p for p in (slot.module._parameters[slot.attribute] for slot in self.slots) if p is not None}
         return tuple(found.values())
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Whether it is a Conv1D of transformers, as GPT-2 has: a Linear that keeps its weight the other way round."""
+    weight = module._parameters.get("weight")
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None and weight.ndim == 2
 
 
 def _rank(parameter: nn.Parameter) -> int:
@@ -115,6 +126,8 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
         return "cannot be written in place (an inference or expanded tensor)"
     if trainable and not parameter.requires_grad:
         return "requires no gradient"
+    if is_turned(slot.module) and slot.attribute == "weight" and pattern.row != pattern.col:
+        return f"in a Conv1D, which keeps its weight the other way round: {pattern} must be the same along both"
     (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
     if strict and (rows % tall or cols % wide):
         raise InputValueError(

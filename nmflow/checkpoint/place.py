@@ -79,7 +79,7 @@ def check_free(dst: Path, is_folder: bool, overwrite: bool) -> None:
         return
     if is_folder and not dst.is_dir():
         raise DestinationExistsError(f"dst must be a folder as src is, and {dst} is a file; remove it yourself")
-    if not os.access(dst, os.W_OK):  # to take its place it is moved, which asks for that
+    if dst.is_dir() and not os.access(dst, os.W_OK):  # it is moved to another folder, which asks for that
         raise DestinationExistsError(f"dst must be writable to be replaced, and {dst} is not; chmod u+w it first")
     fault = _fault(dst, is_folder)
     if fault:

@@ -395,6 +395,8 @@ def test_command_prints_finished_rows_when_interrupted(monkeypatch: pytest.Monke
         (["--shape", "0x4"], "shape must be ROWSxCOLS"),
         (["--shape", "100000000x100000000"], "shape must fit memory"),
         (["none.npy"], "must exist"),
+        (["none.npy", "--shape", "8x8"], "--shape must be left out for none.npy, which has its own"),
+        (["--tensor", "*"], "--tensor must be left out where there is no checkpoint to take it from"),
         (["--pattern", "9:8"], "n must be between 1 and m=8"),
         (["--shape", "8x8", "--solver", "dual", "--solver", "x"], "solver must be one of dual"),
     ],

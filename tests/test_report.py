@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import nmflow
 from nmflow import Pattern
-from nmflow.checkpoint import Report, TensorReport, prune_checkpoint
+from nmflow.checkpoint import Report, TensorReport, export_checkpoint, prune_checkpoint
 from nmflow.checkpoint import report_plots as plots
 from nmflow.checkpoint.report_card import model_card
 from nmflow.checkpoint.report_counts import mask_digits
@@ -225,8 +225,18 @@ def test_the_source_is_used_only_if_it_is_the_one(source: Path, copied: Path, tm
 
 def test_a_report_of_another_checkpoint_is_an_error(copied: Path) -> None:
     write(copied / "model.safetensors", {"weight": np.ones((8, 8), "f4")})
-    with pytest.raises(CheckpointError, match="as its report says"):
+    with pytest.raises(CheckpointError, match="as its report says; prune again"):
         write_reports(copied)
+
+
+def test_a_report_of_packed_weights_is_that_of_the_folder_they_were_made_from(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float16)
+    (tmp_path / "src").mkdir()
+    write(tmp_path / "src" / "model.safetensors", {"weight": weight})
+    prune_checkpoint(tmp_path / "src", tmp_path / "pruned", "2:4")
+    export_checkpoint(tmp_path / "pruned", tmp_path / "packed", "cutlass-24")
+    with pytest.raises(CheckpointError, match="as its report says; take the folder that was exported"):
+        write_reports(tmp_path / "packed")
 
 
 def test_masks_are_counted() -> None:

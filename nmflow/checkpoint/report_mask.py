@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nmflow.arrays import Matrix
 from nmflow.checkpoint.arrays import map_array
+from nmflow.checkpoint.inspection import exported_format
 from nmflow.checkpoint.report import TensorReport
 from nmflow.checkpoint.source import open_source
 from nmflow.errors import CheckpointError, InputValueError, NmflowError
@@ -151,9 +152,10 @@ def _matrix(path: str | os.PathLike[str], tensor: TensorReport, block: tuple[int
             if (entry.name, entry.shape, entry.dtype) == (tensor.name, tensor.shape, tensor.dtype):
                 array = map_array(shard.path, entry)
                 return Matrix(array if number is None else array[number])
+    advice = "prune again" if exported_format(path) is None else "take the folder that was exported"
     raise CheckpointError(
         f"{path} must hold the tensor {tensor.name!r}, {tensor.dtype} of shape {tensor.shape}, as its report says; "
-        f"prune again"
+        f"{advice}"
     )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from nmflow.cli.options import AsJson, Fill, Threads
 from nmflow.cli.terminal import check_interrupts, one_line_errors, print_json, progress_of
+from nmflow.errors import InputValueError
 
 __all__ = ["bench"]
 
@@ -19,8 +20,8 @@ def bench(
         list[str] | None, typer.Option("--pattern", metavar="N:M", help="Repeatable; default 2:4, 4:8, 8:16.")
     ] = None,
     shape: Annotated[
-        str, typer.Option(metavar="ROWSxCOLS", help="Without PATH: size of a random matrix.")
-    ] = "2048x2048",
+        str | None, typer.Option(metavar="ROWSxCOLS", help="Without PATH: size of a random matrix; default: 2048x2048.")
+    ] = None,
     tensor: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Weights of the checkpoint; default: the largest. Repeatable."),
@@ -45,9 +46,14 @@ def bench(
         from nmflow.cli.pattern import pattern_of
 
         wanted = [pattern_of(text, None, None, fill.value, False) for text in pattern or ("2:4", "4:8", "8:16")]
-        size = parse_shape(shape)
+        matrix = path is None or path.suffix == ".npy"
+        if path is not None and shape is not None:
+            raise InputValueError(f"--shape must be left out for {path}, which has its own")
+        if matrix and tensor:
+            raise InputValueError("--tensor must be left out where there is no checkpoint to take it from")
+        size = parse_shape(shape or "2048x2048")
         weights: dict[str, Any] = {}
-        for each in wanted if path is not None and path.suffix != ".npy" else wanted[:1]:
+        for each in wanted[:1] if matrix else wanted:
             weights |= matrices(path, size, tensor or (), each)
         rows: list[dict[str, Any]] = []
         complete = False

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_nothing_is_calibrated_on_what_transformers_makes_up(folder: Path, text:
     more = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40)), *WORDS])
     (tmp_path / "another's" / "vocab.txt").write_text(more)
     assert "and the model embeds 20; it is another's" in fault("another's")
+
+
+def test_one_token_for_all_is_no_unknown_word() -> None:
+    """That of GPT-2 ends texts, pads them, and stands for what is unknown, which nothing is."""
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=20, hidden_size=8, num_attention_heads=1))
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 3, 3, 3, 3, 3]])}
+    batch["attention_mask"] = (batch["input_ids"] != 3).long()
+    tokens = {"unk_token_id": 3, "eos_token_id": 3, "bos_token_id": 3}
+    model_folder._check_tokens([batch], SimpleNamespace(**tokens), model)
+    model_folder._check_tokens([{"input_ids": batch["input_ids"]}], SimpleNamespace(**tokens), model)
+    padded = SimpleNamespace(unk_token_id=3, eos_token_id=1)  # and padding by it, as LLaMA's recipes do
+    model_folder._check_tokens([batch], padded, model)
+    with pytest.raises(ValueError, match="its tokenizer knows 1 of 7 tokens"):
+        model_folder._check_tokens([{"input_ids": batch["input_ids"]}], padded, model)
 
 
 def test_positions_of_roberta_begin_after_that_of_padding(folder: Path, text: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,16 +203,20 @@ def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, tor
     return model, batches
 
 
-def _check_tokens(batches: Iterable[dict[str, torch.Tensor]], tokenizer: Any, model: nn.Module) -> None:
+def _check_tokens(batches: Sequence[dict[str, torch.Tensor]], tokenizer: Any, model: nn.Module) -> None:
     """Raise ValueError unless a tokenizer knows the texts, and the model its tokens: else others are calibrated on.
 
     Without files of its own a folder gets a tokenizer from transformers that knows no word.
     """
-    special = torch.tensor(sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id}), dtype=torch.int64)
     ids = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
-    words = ids[~torch.isin(ids, special)]
-    unknown = 0 if tokenizer.unk_token_id is None else int((words == tokenizer.unk_token_id).sum())
-    if 2 * unknown >= len(words):
+    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
+    real = torch.cat([mask.reshape(-1) for mask in masks]).bool()
+    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    marks = {getattr(tokenizer, name, None) for name in names}  # of texts
+    words = ids[real & ~torch.isin(ids, torch.tensor([mark for mark in marks if mark is not None], dtype=ids.dtype))]
+    # GPT-2 has one token for all of these, and knows every byte
+    unknown = 0 if tokenizer.unk_token_id in {None, *marks} else int((words == tokenizer.unk_token_id).sum())
+    if unknown and 2 * unknown >= len(words):
         raise ValueError(
             f"its tokenizer knows {len(words) - unknown} of {len(words)} tokens of the texts; are its files there?"
         )

@@ -180,7 +180,9 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
     finally:
         stop[0] = True
         while waiting:
-            try:  # interrupts notwithstanding: threads still write where the caller may write next
+            # Interrupts notwithstanding: threads still write where the caller may write next. Not in a function of its
+            # own, for one can come as that is entered, outside of any `try`.
+            try:
                 for job in jobs:
                     job.wait()
                 while any(helping):

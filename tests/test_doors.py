@@ -187,6 +187,29 @@ def test_numbers_are_numbers() -> None:
             amount(value, "decay")
 
 
+def test_what_is_asked_for_is_named(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src, pruned, out = folders / "src", folders / "pruned", tmp_path / "out"
+    batch = [torch.randn(4, 16)]
+    for call, message in (
+        (lambda: checkpoint.prune_checkpoint(src, out, "2:4", executor=3), "executor must hand out work by submit, as"),  # type: ignore[arg-type]
+        (lambda: checkpoint.diff_checkpoints(src, pruned, progress=3), "progress must be a function, not 3"),  # type: ignore[arg-type]
+        (lambda: checkpoint.write_reports(pruned, report=3), "report must be a Report, not 3; leave it out to read"),  # type: ignore[arg-type]
+        (lambda: nt.choose_n(model(), 4, zeros=3), "zeros must be a mapping from parameter names to tensors, or a"),  # type: ignore[arg-type]
+        (lambda: nt.calibrate(model(), 3), "batches must be a list or loader of batches, not one int"),  # type: ignore[arg-type]
+        (lambda: nt.calibrate(model(), [1]), "batches must bring a tensor to 0.weight, not int: batch 0"),
+        (
+            lambda: nt.adaprune_(model(), batch, 2, 4, scores=lambda name, module: 1),  # type: ignore[arg-type,return-value]
+            "0.weight: scores of 0.weight must be a tensor, not int",
+        ),
+    ):
+        with pytest.raises(InputTypeError, match=f"^{message}"):
+            call()
+    checkpoint.prune_checkpoint(src, out, "2:4")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(NmflowError, match=f"^dst must be writable to be replaced, and {out} is not; chmod u"):
+        checkpoint.prune_checkpoint(src, out, "2:4", overwrite=True)
+
+
 def test_globs_may_be_an_iterator(folders: Path, tmp_path: Path) -> None:
     """A format of several patterns, as cutlass-24 is by dtype, looks at them once for each."""
     report = checkpoint.export_checkpoint(folders / "pruned", tmp_path / "out", "cutlass-24", exclude=iter(["a.*"]))

@@ -96,7 +96,7 @@ def export_checkpoint(
     include, exclude = as_globs(include, "include"), as_globs(exclude, "exclude")
     source = open_source(src)
     check_unpacked(source)
-    check_place(source, dst, [masks], overwrite=overwrite)
+    check_place(source, dst, [marks], overwrite=overwrite)
     given = None if marks is None else given_masks(marks, source, include + exclude)
     reasons = reasons_of(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):

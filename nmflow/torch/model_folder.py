@@ -94,17 +94,17 @@ def prune_folder(
     """
     check_choice(method, ("magnitude", *METHODS), "method")
     check_flags(overwrite=overwrite, resume=resume)
-    dst = as_path(dst, "dst")
+    dst, text = as_path(dst, "dst"), as_path(calibration, "calibration")
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()
-    check_place(plan.source, dst, [calibration], overwrite=overwrite)
+    check_place(plan.source, dst, [text], overwrite=overwrite)
     check_free(dst, is_folder=True, overwrite=overwrite)  # before hours of work, and again after them
     if not plan.source.is_folder or not (plan.source.path / "config.json").is_file():
         raise CheckpointError(
             f"src must be a Hugging Face folder with config.json for method {method}, and {plan.source.path} is not; "
             f"for a file of weights alone use method magnitude"
         )
-    texts = read_texts(Path(calibration))
+    texts = read_texts(text)
     model, batches = _load(plan.source.path, texts)
     names = _names(plan, model)
     layers: dict[str, Any] = {

@@ -18,7 +18,7 @@ import nmflow
 from nmflow.cli import app
 from nmflow.errors import DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
-from nmflow.torch import model_folder
+from nmflow.torch import model_folder, model_load
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402  comes with it
@@ -132,12 +132,12 @@ def test_one_token_for_all_is_no_unknown_word() -> None:
     batch = {"input_ids": torch.tensor([[1, 2, 3, 3, 3, 3, 3, 3]])}
     batch["attention_mask"] = (batch["input_ids"] != 3).long()
     tokens = {"unk_token_id": 3, "eos_token_id": 3, "bos_token_id": 3}
-    model_folder._check_tokens([batch], SimpleNamespace(**tokens), model)
-    model_folder._check_tokens([{"input_ids": batch["input_ids"]}], SimpleNamespace(**tokens), model)
+    model_load._check_tokens([batch], SimpleNamespace(**tokens), model)
+    model_load._check_tokens([{"input_ids": batch["input_ids"]}], SimpleNamespace(**tokens), model)
     padded = SimpleNamespace(unk_token_id=3, eos_token_id=1)  # and padding by it, as LLaMA's recipes do
-    model_folder._check_tokens([batch], padded, model)
+    model_load._check_tokens([batch], padded, model)
     with pytest.raises(ValueError, match="its tokenizer knows 1 of 7 tokens"):
-        model_folder._check_tokens([{"input_ids": batch["input_ids"]}], padded, model)
+        model_load._check_tokens([{"input_ids": batch["input_ids"]}], padded, model)
 
 
 def test_positions_of_roberta_begin_after_that_of_padding(folder: Path, text: Path, tmp_path: Path) -> None:

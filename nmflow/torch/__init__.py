@@ -31,6 +31,7 @@ from nmflow.torch.allocate import Allocation, allocate
 from nmflow.torch.batch_norm import reestimate_batch_norm_
 from nmflow.torch.calibrate import Calibration, calibrate
 from nmflow.torch.device import solve_on_device
+from nmflow.torch.experts import experts_apart
 from nmflow.torch.masking import sparse_state_dict
 from nmflow.torch.post_report import PostLayer, PostReport
 from nmflow.torch.prune import mask_for, prune_
@@ -57,6 +58,7 @@ __all__ = [
     "allocate",
     "calibrate",
     "choose_n",
+    "experts_apart",
     "from_unstructured_",
     "load_semi_structured",
     "mask_for",

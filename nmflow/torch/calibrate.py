@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -138,6 +139,13 @@ def calibrate(
     selection = select(inner, Pattern(1, 1), include=include, exclude=exclude, filter_fn=filter_fn)
     layers = with_known_inputs(selection).layers
     moments = gather(inner, batches, layers, gram=gram, forward=forward, memory=memory, progress=progress)
+    idle = [name for name, seen in moments.items() if not seen.count]
+    if idle:
+        warnings.warn(
+            f"no token came to {len(idle)} of {len(layers)} layers, of experts such as {idle[0]}: their scores are "
+            f"magnitudes, give more samples",
+            stacklevel=2,
+        )
     return Calibration({layer.name: layer for layer in layers}, moments, damping)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.torch.experts import may_be_idle
 from nmflow.torch.feed import Forward, check_batches, evaluating, feed, wanted_rows
 from nmflow.torch.moments import Moments, matrices, rows_of
 from nmflow.torch.select import Layer
@@ -60,7 +61,7 @@ def gather(
                     done += 1
             if number < 0:
                 raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
-            check_called(current)
+            check_called(layer for layer in chosen if not current[layer.name].count)
             sums |= current
         report("", done, total)
     return sums
@@ -107,9 +108,9 @@ def add(
         ) from error
 
 
-def check_called(sums: Mapping[str, Moments]) -> None:
-    """Raise InputValueError if a layer saw nothing."""
-    idle = [name for name, moments in sums.items() if not moments.count]
+def check_called(idle_layers: Iterable[Layer]) -> None:
+    """Raise InputValueError if a layer saw nothing; an expert may."""
+    idle = [layer.name for layer in idle_layers if not may_be_idle(layer)]
     if idle:
         more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
         raise InputValueError(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nmflow.torch.experts import tokens_of
 from nmflow.torch.feed import Forward, feed, wanted_rows
 from nmflow.torch.gather import add, hooked
 from nmflow.torch.moments import Moments
@@ -162,7 +163,7 @@ def in_lockstep(
                     other = twins[number].value if number in there else None
                     assert walker.module is not None
                     assert walker.value is not None
-                    if other is not None and other.shape != walker.value.shape:
+                    if other is not None and not _same_rows(other, walker.value):
                         other = None  # routed otherwise: nothing to compare row by row
                     add(moments, layer, walker.module, walker.value, wanted[number], number, other)
                 treat(layer, moments)
@@ -176,6 +177,12 @@ def in_lockstep(
 
 def _at(walker: _Walker, name: str) -> bool:
     return walker.layer is not None and walker.layer.name == name
+
+
+def _same_rows(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether rows belong to each other: of an expert, if they are of the same tokens."""
+    mine, its = tokens_of(one), tokens_of(other)
+    return one.shape == other.shape and (mine is None or its is None or torch.equal(mine[0], its[0]))
 
 
 def _copy_of(layer: Layer, dense: nn.Module) -> Layer:

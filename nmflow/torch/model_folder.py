@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,23 @@ from nmflow.checkpoint.replace import replace_tensors
 from nmflow.errors import (
     CheckpointError,
     InputValueError,
-    MissingLibraryError,
     SourceNotFoundError,
 )
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.calibrate import calibrate
 from nmflow.torch.convert import to_array
+from nmflow.torch.experts import experts_apart
+from nmflow.torch.model_load import load_model
+from nmflow.torch.model_names import DTYPES, fused_names, stored_names
 from nmflow.torch.prune import prune_
 from nmflow.torch.report import PruneReport
-from nmflow.torch.slots import is_turned
 from nmflow.torch.sparsegpt import sparsegpt_
-from nmflow.torch.versions import TRANSFORMERS, is_older
 from nmflow.torch.watch import OnStep
 
 __all__ = ["METHODS", "prune_folder", "read_texts"]
 
 METHODS = ("wanda", "sparsegpt", "adaprune")
-BATCH, TOKENS = 32, 512
-"""Texts of a batch, and where a text is cut off."""
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 def prune_folder(
@@ -105,29 +101,29 @@ def prune_folder(
             f"for a file of weights alone use method magnitude"
         )
     texts = read_texts(text)
-    model, batches = _load(plan.source.path, texts)
-    names = _names(plan, model)
-    layers: dict[str, Any] = {
-        "include": list(names.values()),
-        "solver": solver,
-        "threads": threads,
-        "progress": progress,
-    }
+    model, batches = load_model(plan.source.path, texts)
+    fused = fused_names(plan, model)
     work = dst.absolute().parent / f".{dst.name}.nmflow-layers"
     if not resume:
         remove(work)
-    report: PruneReport
-    if method == "wanda":
-        seen = calibrate(model, batches, include=layers["include"], gram=False, progress=progress)
-        layers.pop("progress")
-        report = prune_(model, pattern=pattern, scores=seen.scores("wanda"), **layers)
-    elif method == "sparsegpt":
-        report = sparsegpt_(model, batches, pattern=pattern, resume=work, **layers)
-    else:
-        report = adaprune_(model, batches, pattern=pattern, scores="obs", resume=work, **layers)
-    replace_tensors(
-        plan.source, dst, _changed(plan, model, names), {"command": "prune", "method": method}, overwrite=overwrite
-    )
+    with experts_apart(model, joined=fused.values()):
+        names = stored_names(plan, model, fused)
+        layers: dict[str, Any] = {
+            "include": [name for parameters in names.values() for name in parameters],
+            "solver": solver,
+            "threads": threads,
+        }
+        report: PruneReport
+        if method == "wanda":
+            seen = calibrate(model, batches, include=layers["include"], gram=False, progress=progress)
+            report = prune_(model, pattern=pattern, scores=seen.scores("wanda"), **layers)
+        elif method == "sparsegpt":
+            report = sparsegpt_(model, batches, pattern=pattern, resume=work, progress=progress, **layers)
+        else:
+            report = adaprune_(model, batches, pattern=pattern, scores="obs", resume=work, progress=progress, **layers)
+        data = _changed(plan, model, {stored: apart[0] for stored, apart in names.items() if stored not in fused})
+    data |= _changed(plan, model, fused)
+    replace_tensors(plan.source, dst, data, {"command": "prune", "method": method}, overwrite=overwrite)
     # the plan knows why; to what pruned, the others were not in its list
     skipped = tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped if len(tensor.entry.shape) > 1)
     return replace(report, skipped=skipped)
@@ -157,138 +153,22 @@ def read_texts(path: Path) -> list[str]:
     return lines
 
 
-def _load(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
-    """The model, and its inputs in batches of texts of about the same length."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingLibraryError(
-            'this method needs transformers, which is not installed; pip install "nmflow[transformers]", or use method '
-            "magnitude"
-        ) from error
-    if is_older(transformers.__version__, TRANSFORMERS):
-        raise MissingLibraryError(
-            f"this method needs transformers {TRANSFORMERS} or newer, not {transformers.__version__}; "
-            'pip install --upgrade "nmflow[transformers]"'
-        )
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.is_encoder_decoder:
-            raise ValueError(
-                f"{config.model_type} has an encoder and a decoder, which take more than lines of text; use method "
-                f"magnitude, or nmflow.torch.calibrate with batches of your own"
-            )
-        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
-        with _without_bars(transformers):
-            model, found = kind.from_pretrained(
-                folder, config=config, dtype="auto", local_files_only=True, output_loading_info=True
-            )
-        made_up = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found[name]})
-        if made_up:
-            raise ValueError(f"{made_up[0]} is missing or of another shape, and transformers would make it up")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        longest = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS), _positions(model))
-        texts = sorted(texts, key=len)
-        batches = [
-            dict(tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=longest,
-                           return_tensors="pt"))
-            for start in range(0, len(texts), BATCH)
-        ]  # fmt: skip
-        _check_tokens(batches, tokenizer, model)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{folder} must hold a model that transformers can load: {error}") from error
-    model.eval()
-    return model, batches
-
-
-def _check_tokens(batches: Sequence[dict[str, torch.Tensor]], tokenizer: Any, model: nn.Module) -> None:
-    """Raise ValueError unless a tokenizer knows the texts, and the model its tokens: else others are calibrated on.
-
-    Without files of its own a folder gets a tokenizer from transformers that knows no word.
-    """
-    ids = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
-    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
-    real = torch.cat([mask.reshape(-1) for mask in masks]).bool()
-    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-    marks = {getattr(tokenizer, name, None) for name in names}  # of texts
-    words = ids[real & ~torch.isin(ids, torch.tensor([mark for mark in marks if mark is not None], dtype=ids.dtype))]
-    # GPT-2 has one token for all of these, and knows every byte
-    unknown = 0 if tokenizer.unk_token_id in {None, *marks} else int((words == tokenizer.unk_token_id).sum())
-    if unknown and 2 * unknown >= len(words):
-        raise ValueError(
-            f"its tokenizer knows {len(words) - unknown} of {len(words)} tokens of the texts; are its files there?"
-        )
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if int(ids.max()) >= len(embedding.weight):
-        raise ValueError(
-            f"its tokenizer gives token {int(ids.max())}, and the model embeds {len(embedding.weight)}; it is another's"
-        )
-
-
-def _positions(model: nn.Module) -> int:
-    """Tokens that an embedding of positions has room for: those of RoBERTa begin after the one of padding."""
-    places = [
-        module
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-    ]
-    begun = [(place.num_embeddings, place.padding_idx) for place in places if place.padding_idx is not None]
-    return min((count - padding - 1 for count, padding in begun), default=TOKENS)
-
-
-@contextlib.contextmanager
-def _without_bars(transformers: Any) -> Iterator[None]:
-    """Silence the progress bars of transformers, which would stand among our own lines."""
-    logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _names(plan: Plan, model: nn.Module) -> dict[str, str]:
-    """Name of the parameter for each planned tensor: the file may have, or lack, the prefix of the inner model."""
-    known = {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_turned(module)
-    }
-    found = {}
-    for tensor in plan.pruned:
-        name = _match(tensor.entry.name, known)
-        if name is None or tuple(known[name].weight.shape) != tensor.entry.shape:
-            raise CheckpointError(
-                f"{tensor.entry.name!r} must be the weight of a Linear or convolution of the model, and is not; "
-                f"leave it out with exclude, or use method magnitude"
-            )
-        found[tensor.entry.name] = name
-    return found
-
-
-def _match(name: str, known: Iterable[str]) -> str | None:
-    """A name that is the same, or the only one that ends as the other does."""
-    if name in known:
-        return name
-    ends = [other for other in known if other.endswith(f".{name}") or name.endswith(f".{other}")]
-    return ends[0] if len(ends) == 1 else None
-
-
-def _changed(plan: Plan, model: nn.Module, names: dict[str, str]) -> dict[str, bytes]:
+def _changed(plan: Plan, model: nn.Module, names: Mapping[str, str]) -> dict[str, bytes]:
     """New data of pruned weights, and of biases that were refitted, in the dtypes of the file."""
     entries = {entry.name: entry for shard in plan.source.shards for entry in shard.entries}
+    held = dict(model.named_parameters(remove_duplicate=False))
     values = {}
     for stored, name in names.items():
-        values[stored] = _bytes(model.get_parameter(name), entries[stored].dtype)
-        bias = stored.removesuffix("weight") + "bias"
-        held = model.get_submodule(name.removesuffix(".weight"))._parameters.get("bias")
-        if bias in entries and held is not None:
-            values[bias] = _bytes(held, entries[bias].dtype)
+        values[stored] = _bytes(held[name], entries[stored].dtype)
+        bias = _bias_of(stored)
+        if bias in entries and _bias_of(name) in held:
+            values[bias] = _bytes(held[_bias_of(name)], entries[bias].dtype)
     return values
+
+
+def _bias_of(name: str) -> str:
+    """Name of a weight's bias; that of all experts is named after theirs."""
+    return f"{name[:-6]}bias" if name.endswith("weight") else f"{name}_bias"
 
 
 def _bytes(tensor: torch.Tensor, dtype: str) -> bytes:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from nmflow.errors import InputValueError, NonFiniteError
+from nmflow.torch.experts import tokens_of
 from nmflow.torch.select import Layer
 
 __all__ = ["Moments", "from_matrices", "known", "matrices", "rows_of"]
@@ -55,7 +56,7 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
         What the module is called with. A convolution's windows are unfolded: one row for each place of each sample.
     wanted : sequence of Tensor of bool, shape (texts, tokens)
         Where one has the shape of a Linear's input without the last axis, be it with texts one after the other, other
-        rows are left out: padding.
+        rows are left out: padding. An expert's input says which tokens it holds.
 
     Raises
     ------
@@ -66,7 +67,11 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
         yield from _windows(module, value)
         return
     shape = value.shape[:-1]
-    fitting = [mask.reshape(shape) for mask in wanted if shape in (mask.shape, (mask.numel(),))]
+    tokens = tokens_of(value)
+    if tokens is None:
+        fitting = [mask.reshape(shape) for mask in wanted if shape in (mask.shape, (mask.numel(),))]
+    else:
+        fitting = [mask.reshape(-1)[tokens[0]] for mask in wanted if mask.numel() == tokens[1]]
     if any(not torch.equal(fitting[0], other) for other in fitting[1:]):
         raise InputValueError(
             "batches must tell padding of the encoder from that of the decoder, and their texts have one length and "

@@ -156,7 +156,7 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: Worker, options: 
         raise InputValueError("data must hold at least one batch, not none; is the iterator used up?")
     worker.store.sign(batches)
     order = _order(model, batches, worker.chosen, options.forward)
-    repeated = [layer for layer in worker.chosen if order[layer.name][1] > 1]
+    repeated = [layer for layer in worker.chosen if order.get(layer.name, (0, 0))[1] > 1]
     follow = options.follow == "dense"
     with evaluating(model):
         twin = _copy(model) if follow else None
@@ -167,12 +167,15 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: Worker, options: 
         places = {name: place for name, (place, _) in order.items()}
         restored = [layer for layer in worker.chosen if layer not in repeated and worker.restore(layer)]
         left = [layer for layer in worker.chosen if layer not in repeated and layer not in restored]
-        by_name = {layer.name: layer for layer in left}
-        if left:
+        by_name = {layer.name: layer for layer in left if layer.name in places}
+        if by_name:
             in_lockstep(
                 model, batches, {name: places[name] for name in by_name}, by_name, worker.treat,
                 dense=twin, forward=options.forward,
             )  # fmt: skip
+        for layer in left:
+            if layer.name not in worker.done:  # pruned layers may send all tokens to other experts
+                worker.treat(layer, Moments.of(layer, gram=True))
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -225,7 +228,5 @@ def _order(
         order = list(TopologicalSorter(after).static_order())
     except CycleError:
         order = list(most)
-    idle = [layer.name for layer in layers if layer.name not in most]
-    if idle:
-        check_called({name: Moments(0, torch.empty(0), torch.empty(0)) for name in idle})
+    check_called(layer for layer in layers if layer.name not in most)
     return {name: (place, most[name]) for place, name in enumerate(order)}

@@ -18,6 +18,7 @@ from nmflow.arrays import Array
 from nmflow.errors import InputValueError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import to_array
+from nmflow.torch.experts import may_be_idle
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import Moments, from_matrices, matrices
 from nmflow.torch.obs_pass import Pruned
@@ -140,7 +141,7 @@ class Worker:
         """Prune a layer in place."""
         if self.restore(layer):
             return
-        if not moments.count:
+        if not moments.count and not may_be_idle(layer):
             raise InputValueError(f"batches must hold rows that {layer.name} sees, and none does; exclude it")
         self.report(layer.name)
         begun = time.perf_counter()

@@ -40,6 +40,8 @@ class PostLayer(LayerReport):
     @property
     def note(self) -> str:
         """What to know before trusting the layer; empty if nothing."""
+        if not self.rows:
+            return "no token came to this expert: pruned by magnitude, give more samples"
         if self.rows < self.inputs:
             return f"only {self.rows} rows for {self.inputs} inputs: damped by {self.damping:g}, give more samples"
         return ""

@@ -25,8 +25,10 @@ def wanda(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tens
     """|w| times the Euclidean norm of its input (Sun et al. 2024, "A Simple and Effective Pruning Approach for LLMs").
 
     The square root of what the layer's squared error grows by if this weight alone is dropped and no other changes.
+    Where all inputs are zero, as of an expert that no token came to, |w|.
     """
-    return weights.abs() * moments.norms[:, None, :]
+    norms = moments.norms
+    return weights.abs() * torch.where(norms.any(-1, keepdim=True), norms, 1.0)[:, None, :]
 
 
 def obs(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:

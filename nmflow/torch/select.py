@@ -12,7 +12,18 @@ from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
-from nmflow.torch.slots import Layer, Slot, adapter, depthwise, identity, impossible, is_turned, layout_of, too_small
+from nmflow.torch.slots import (
+    Layer,
+    Slot,
+    adapter,
+    depthwise,
+    identity,
+    impossible,
+    is_fused,
+    is_turned,
+    layout_of,
+    too_small,
+)
 
 __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
@@ -182,6 +193,8 @@ def _verdict(
     if answer:
         return "", ""
     kind = type(slot.module).__name__
+    if is_fused(slot.module):
+        return "", "of all experts at once; take them apart with experts_apart, or give its plain name in include"
     if not (isinstance(slot.module, ELIGIBLE) or is_turned(slot.module)):
         return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
     if slot.attribute != "weight":

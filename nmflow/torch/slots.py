@@ -14,7 +14,18 @@ from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import FLOATS
 
-__all__ = ["Layer", "Slot", "adapter", "depthwise", "identity", "impossible", "is_turned", "layout_of", "too_small"]
+__all__ = [
+    "Layer",
+    "Slot",
+    "adapter",
+    "depthwise",
+    "identity",
+    "impossible",
+    "is_fused",
+    "is_turned",
+    "layout_of",
+    "too_small",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,14 @@ def is_turned(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and weight is not None and weight.ndim == 2
 
 
+def is_fused(module: nn.Module) -> bool:
+    """Whether it holds the experts of a mixture as transformers does from version 5."""
+    down = module._parameters.get("down_proj")
+    up = module._parameters.get("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj")
+    known = hasattr(module, "_apply_gate") and isinstance(getattr(module, "is_transposed", None), bool)
+    return known and down is not None and up is not None and down.ndim == up.ndim == 3
+
+
 def _rank(parameter: nn.Parameter) -> int:
     return 2 if nn.parameter.is_lazy(parameter) else parameter.ndim
 
@@ -126,8 +145,10 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
         return "cannot be written in place (an inference or expanded tensor)"
     if trainable and not parameter.requires_grad:
         return "requires no gradient"
-    if is_turned(slot.module) and slot.attribute == "weight" and pattern.row != pattern.col:
-        return f"in a Conv1D, which keeps its weight the other way round: {pattern} must be the same along both"
+    turned = is_turned(slot.module) or getattr(slot.module, "kept_turned", False)  # the latter: experts taken apart
+    if turned and slot.attribute == "weight" and pattern.row != pattern.col:
+        kind = type(slot.module).__name__
+        return f"in a {kind}, which keeps its weight the other way round: {pattern} must be the same along both"
     (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
     if strict and (rows % tall or cols % wide):
         raise InputValueError(

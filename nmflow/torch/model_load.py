@@ -1,0 +1,113 @@
+"""The model in a Hugging Face folder and texts as its inputs: refused where transformers would make something up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nmflow.errors import CheckpointError, MissingLibraryError
+from nmflow.torch.versions import TRANSFORMERS, is_older
+
+__all__ = ["load_model"]
+
+BATCH, TOKENS = 32, 512
+"""Texts of a batch, and where a text is cut off."""
+
+
+def load_model(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+    """The model, and its inputs in batches of texts of about the same length."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingLibraryError(
+            'this method needs transformers, which is not installed; pip install "nmflow[transformers]", or use method '
+            "magnitude"
+        ) from error
+    if is_older(transformers.__version__, TRANSFORMERS):
+        raise MissingLibraryError(
+            f"this method needs transformers {TRANSFORMERS} or newer, not {transformers.__version__}; "
+            'pip install --upgrade "nmflow[transformers]"'
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"{config.model_type} has an encoder and a decoder, which take more than lines of text; use method "
+                f"magnitude, or nmflow.torch.calibrate with batches of your own"
+            )
+        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+        with _without_bars(transformers):
+            model, found = kind.from_pretrained(
+                folder, config=config, dtype="auto", local_files_only=True, output_loading_info=True
+            )
+        made_up = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found[name]})
+        if made_up:
+            raise ValueError(f"{made_up[0]} is missing or of another shape, and transformers would make it up")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        longest = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS), _positions(model))
+        texts = sorted(texts, key=len)
+        batches = [
+            dict(tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=longest,
+                           return_tensors="pt"))
+            for start in range(0, len(texts), BATCH)
+        ]  # fmt: skip
+        _check_tokens(batches, tokenizer, model)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(f"{folder} must hold a model that transformers can load: {error}") from error
+    model.eval()
+    return model, batches
+
+
+def _check_tokens(batches: Sequence[dict[str, torch.Tensor]], tokenizer: Any, model: nn.Module) -> None:
+    """Raise ValueError unless a tokenizer knows the texts, and the model its tokens: else others are calibrated on.
+
+    Without files of its own a folder gets a tokenizer from transformers that knows no word.
+    """
+    ids = torch.cat([batch["input_ids"].reshape(-1) for batch in batches])
+    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
+    real = torch.cat([mask.reshape(-1) for mask in masks]).bool()
+    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+    marks = {getattr(tokenizer, name, None) for name in names}  # of texts
+    words = ids[real & ~torch.isin(ids, torch.tensor([mark for mark in marks if mark is not None], dtype=ids.dtype))]
+    # GPT-2 has one token for all of these, and knows every byte
+    unknown = 0 if tokenizer.unk_token_id in {None, *marks} else int((words == tokenizer.unk_token_id).sum())
+    if unknown and 2 * unknown >= len(words):
+        raise ValueError(
+            f"its tokenizer knows {len(words) - unknown} of {len(words)} tokens of the texts; are its files there?"
+        )
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if int(ids.max()) >= len(embedding.weight):
+        raise ValueError(
+            f"its tokenizer gives token {int(ids.max())}, and the model embeds {len(embedding.weight)}; it is another's"
+        )
+
+
+def _positions(model: nn.Module) -> int:
+    """Tokens that an embedding of positions has room for: those of RoBERTa begin after the one of padding."""
+    places = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    begun = [(place.num_embeddings, place.padding_idx) for place in places if place.padding_idx is not None]
+    return min((count - padding - 1 for count, padding in begun), default=TOKENS)
+
+
+@contextlib.contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """Silence the progress bars of transformers, which would stand among our own lines."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

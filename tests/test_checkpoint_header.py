@@ -137,6 +137,22 @@ def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
         read_header(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("begun", "message"),
+    [
+        (b"GGUF\3\0\0\0", "not GGUF, which is made of one: prune that, and convert again"),
+        (b"PK\3\4\0\0\x08\x08", "not a ZIP archive, as torch.save and numpy.savez write; save what it holds"),
+        (b"\x93NUMPY\1\0", "not one array of NumPy; give it to nmflow.solve"),
+        (b"\x89HDF\r\n\x1a\n", "not HDF5; save what it holds as safetensors"),
+        (b"whatever", "the file is probably not in the safetensors format"),
+    ],
+)
+def test_files_of_other_formats(tmp_path: Path, begun: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(begun + bytes(100))
+    with pytest.raises(CheckpointError, match=message):
+        read_header(tmp_path / "x")
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_header(tmp_path: Path, case: str) -> None:
     header, data, message = BROKEN[case]

@@ -66,6 +66,14 @@ def test_keep_from(tmp_path: Path, model: Path) -> None:
         expected = nmflow.solve(weights[name], 2, 4, keep=keep[name], layout=layout)
         assert np.array_equal(pruned[name], expected.prune(weights[name]))
         assert np.array_equal(pruned[name][keep[name]], weights[name][keep[name]])
+    bytes_ = {name: mask.astype(np.uint8) for name, mask in keep.items()}
+    save_file(bytes_, tmp_path / "bytes.safetensors")
+    prune_checkpoint(model, tmp_path / "again.safetensors", "2:4", keep_from=tmp_path / "bytes.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == out.read_bytes()
+    bytes_["a.weight"][3, 5] = 2
+    save_file(bytes_, tmp_path / "bytes.safetensors")
+    with pytest.raises(CheckpointError, match=r"bytes.safetensors: mask 'a.weight' must hold 0 and 1 only, not 2"):
+        prune_checkpoint(model, tmp_path / "none.safetensors", "2:4", keep_from=tmp_path / "bytes.safetensors")
     keep["a.weight"][:] = True
     save_file(keep, tmp_path / "all.safetensors")
     with pytest.raises(
@@ -78,7 +86,10 @@ def test_keep_from(tmp_path: Path, model: Path) -> None:
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ({"a.weight": np.zeros((16, 24), np.uint8)}, "mask 'a.weight' must be of dtype BOOL, not U8"),
+        (
+            {"a.weight": np.zeros((16, 24), np.int8)},
+            "mask 'a.weight' must be of dtype BOOL or U8, not I8; save mask != ",
+        ),
         (
             {"a.weight": np.zeros((16, 23), bool)},
             r"mask 'a.weight' must have the shape of its tensor, \(16, 24\), not \(16, 23\)",

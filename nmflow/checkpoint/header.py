@@ -39,6 +39,16 @@ DTYPE_BITS: Mapping[str, int] = {
 """Bits of an entry of each dtype of safetensors 0.8; others are copied and their size is not checked."""
 
 
+OTHERS = (
+    (b"version ", "a pointer of Git LFS; run git lfs pull"),
+    (b"GGUF", "GGUF, which is made of one: prune that, and convert again"),
+    (b"PK\3\4", "a ZIP archive, as torch.save and numpy.savez write; save what it holds as safetensors"),
+    (b"\x93NUMPY", "one array of NumPy; give it to nmflow.solve, or save it as safetensors"),
+    (b"\x89HDF", "HDF5; save what it holds as safetensors"),
+)
+"""What files begin with that are taken for safetensors, what they are, and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of a file.
@@ -118,11 +128,12 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(f"{path} must be a safetensors file of 8 bytes or more, not {len(prefix)}")
-        if prefix == b"version ":
-            raise CheckpointError(f"{path} must be a safetensors file, not a pointer of Git LFS; run git lfs pull")
         length = int.from_bytes(prefix, "little")
         # Checked before the read: a hostile length must not become an allocation.
         if length > MAX_HEADER:
+            other = next((name for magic, name in OTHERS if prefix.startswith(magic)), None)
+            if other is not None:
+                raise CheckpointError(f"{path} must be a safetensors file, not {other}")
             raise CheckpointError(
                 f"{path}: header length must be at most {MAX_HEADER} bytes, not {length}; "
                 f"the file is probably not in the safetensors format"

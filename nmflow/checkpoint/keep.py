@@ -17,6 +17,9 @@ from nmflow.errors import ChangedError, CheckpointError, InputValueError
 
 __all__ = ["KeepMask", "given_masks", "keep_masks"]
 
+DTYPES = ("BOOL", "U8")
+"""Of masks; U8 of 0 and 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeepMask:
@@ -32,15 +35,18 @@ class KeepMask:
         return cls(shard.path.absolute(), entry, shard.stamp)
 
     def read(self, file: int, shape: tuple[int, ...], tile: Tile) -> Array:
-        """A piece of the mask, seen in some shape, as bytes."""
+        """A piece of the mask, seen in some shape, as bytes of 0 and 1."""
         try:
-            return read_tile(file, self.entry.start, shape, tile, np.dtype(np.uint8))
+            mask = read_tile(file, self.entry.start, shape, tile, np.dtype(np.uint8))
         except EOFError as error:
             raise ChangedError(
                 f"{self.path}: mask {self.entry.name!r} must not change while it is read, and its file became shorter"
             ) from error
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+        if mask.size and mask.max() > 1:
+            raise CheckpointError(f"{self.path}: mask {self.entry.name!r} must hold 0 and 1 only, not {mask.max()}")
+        return mask
 
 
 def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:
@@ -51,14 +57,14 @@ def keep_masks(path: Path, plan: Plan) -> dict[str, KeepMask]:
     CheckpointError, SourceNotFoundError
         If `path` is not a sound safetensors file.
     InputValueError
-        If a mask is not boolean, or belongs to no tensor that is pruned, or to one of another shape.
+        If a mask is neither BOOL nor U8, or belongs to no tensor that is pruned, or to one of another shape.
     """
     shapes = {tensor.entry.name: tensor.entry.shape for tensor in plan.pruned}
     found, header = {}, read_header(path)
     for entry in header.entries:
         where = f"{path}: mask {entry.name!r}"
-        if entry.dtype != "BOOL":
-            raise InputValueError(f"{where} must be of dtype BOOL, not {entry.dtype}; save mask != 0")
+        if entry.dtype not in DTYPES:
+            raise InputValueError(f"{where} must be of dtype BOOL or U8, not {entry.dtype}; save mask != 0")
         if entry.name not in shapes:
             raise InputValueError(f"{where} must have the name of a tensor that is pruned; a dry run lists them")
         if entry.shape != shapes[entry.name]:
@@ -85,7 +91,7 @@ def given_masks(path: Path, source: Source, globs: tuple[str, ...]) -> dict[str,
         for entry in shard.entries:
             if entry.name not in held:
                 raise CheckpointError(f"{path}: mask {entry.name!r} must have the name of a tensor of {source.path}")
-            if entry.dtype not in ("BOOL", "U8"):
+            if entry.dtype not in DTYPES:
                 raise CheckpointError(f"{path}: mask {entry.name!r} must be BOOL or U8, not {entry.dtype}")
             if entry.shape != held[entry.name].shape:
                 raise CheckpointError(

@@ -114,7 +114,7 @@ class PruneUnit(Unit):
         try:
             return solve(
                 weights, pattern=self.pattern, solver=self.solver, certify=self.certify, layout=view.layout,
-                keep=None if keep is None else keep != 0, threads=1,
+                keep=None if keep is None else keep.view(np.bool_), threads=1,
             )  # fmt: skip
         except NonFiniteError:
             raise

@@ -210,10 +210,7 @@ class PackUnit(Unit):
             if pattern is not None:
                 return find_support(weight, pattern, threads=1)
             return Support(bits_of(weight) != 0, 0, 0, 0)  # not by value: a -0.0 was kept, as what is dropped is +0
-        mask = given[0]
-        if self.mask is not None and mask.size and mask.max() > 1:
-            raise CheckpointError(f"mask in {self.mask.path} must hold 0 and 1 only, not {mask.max()}")
-        return Support(mask.view(np.bool_), 0, 0, 0)
+        return Support(given[0].view(np.bool_), 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

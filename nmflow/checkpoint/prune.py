@@ -69,7 +69,7 @@ def prune_checkpoint(
     certify : bool
         Prove gaps for a solver that is not exact too.
     keep_from : path, optional
-        A .safetensors file of boolean masks by the name of the tensor; what they mark is kept.
+        A .safetensors file of masks (BOOL, or U8 of 0 and 1) by the name of the tensor; what they mark is kept.
     include, exclude : iterable of str
         Globs over tensor names, as in make_plan.
     on_nonfinite : {"error", "skip"}

@@ -51,7 +51,7 @@ def prune(
     ] = False,
     keep_from: Annotated[
         Path | None,
-        typer.Option(metavar="MASKS", help="A .safetensors file of boolean masks by tensor name: entries to keep."),
+        typer.Option(metavar="MASKS", help="A .safetensors file of masks (BOOL, or U8 of 0 and 1): entries to keep."),
     ] = None,
     include: Include = None,
     exclude: Exclude = None,

@@ -2,7 +2,9 @@
 #   make run    prune a real checkpoint and verify what was written
 #   make test   run all tests
 # Others: make check (lint, types, architecture), make test-lowest (all tests with the oldest libraries that nmflow takes),
-# make bench (every figure of docs/performance.md), make docs (the site, in site/), make clean.
+# make bench (every figure of docs/performance.md), make train and make post (those of docs/training.md and
+# docs/post-training.md), make gpu (tests and figures of a CUDA card; or one of the two: test-gpu, bench-gpu),
+# make docs (the site, in site/), make clean (all that these made, runs/ with its checkpoints too).
 
 VENV := .venv
 LOWEST := .venv-lowest
@@ -19,7 +21,7 @@ PRUNED := runs/all-MiniLM-L6-v2-2of4
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//;1,5p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# \{0,1\}//;1,7p' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.installed runs/download/.complete
 	$(VENV)/bin/nmflow prune $(MODEL) $(PRUNED) --pattern 2:4 --overwrite

@@ -3,7 +3,7 @@
 >>> import numpy as np, nmflow
 >>> weights = np.random.default_rng(0).standard_normal((64, 64)).astype("float32")
 >>> solution = nmflow.solve(weights, 2, 4)
->>> solution.certificate.proven
+>>> solution.proven
 True
 """
 
@@ -53,16 +53,18 @@ _LAZY = {
 _MODULES = {"diversity", "formats", "network", "solvers"}
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used, so that ``import nmflow`` loads NumPy alone."""
-    if name in _LAZY:
-        value = getattr(import_module(_LAZY[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"nmflow.{name}")
-    else:
-        raise AttributeError(f"module 'nmflow' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name when it is first used, so that ``import nmflow`` loads nothing more."""
+        if name in _LAZY:
+            value = getattr(import_module(_LAZY[name]), name)
+        elif name in _MODULES:
+            value = import_module(f"nmflow.{name}")
+        else:
+            raise AttributeError(f"module 'nmflow' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ import operator
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from nmflow.errors import PatternError
 
@@ -105,7 +105,7 @@ class Pattern:
         *,
         row: str | Budget | None = None,
         col: str | Budget | None = None,
-        fill: str = "exact",
+        fill: Fill = "exact",
         transposable: bool = True,
     ) -> None:
         if not isinstance(fill, str) or fill not in ("exact", "at-most"):
@@ -134,7 +134,7 @@ class Pattern:
             along_col = None
         object.__setattr__(self, "row", along_row)
         object.__setattr__(self, "col", along_col)
-        object.__setattr__(self, "fill", cast("Fill", fill))
+        object.__setattr__(self, "fill", fill)
         rows, cols = self.block_shape
         if fill == "exact" and along_col and rows * self.row_budget != cols * self.col_budget:
             raise PatternError(
@@ -144,7 +144,7 @@ class Pattern:
             )
 
     @classmethod
-    def parse(cls, text: str, *, fill: str = "exact", transposable: bool = True) -> Pattern:
+    def parse(cls, text: str, *, fill: Fill = "exact", transposable: bool = True) -> Pattern:
         """Read "n:m", or any pattern as `str` writes it.
 
         Raises

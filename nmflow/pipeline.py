@@ -12,7 +12,7 @@ from nmflow.asked import check_flags, thread_count
 from nmflow.earlier import earlier_duals
 from nmflow.errors import InputValueError
 from nmflow.given import as_mask
-from nmflow.pattern import Budget, Pattern
+from nmflow.pattern import Budget, Fill, Pattern
 from nmflow.problem import Problem
 from nmflow.running import grade_mask, run
 from nmflow.solution import Certificate, Solution
@@ -33,7 +33,7 @@ def solve(
     col: str | Budget | None = None,
     scores: object | None = None,
     solver: str | Solver = "dual",
-    fill: str = "exact",
+    fill: Fill = "exact",
     transposable: bool = True,
     keep: object | None = None,
     drop: object | None = None,
@@ -126,7 +126,7 @@ def solve(
     --------
     >>> import numpy as np
     >>> s = solve(np.array([[4.0, 1.0], [3.0, 2.0]]), 1, 2)
-    >>> s.mask.tolist(), s.objective, s.certificate.proven
+    >>> s.mask.tolist(), s.objective, s.proven
     ([[True, False], [False, True]], 6.0, True)
     """
     chosen = as_pattern(n, m, pattern, row=row, col=col, fill=fill, transposable=transposable)
@@ -157,7 +157,7 @@ def certify(
     pattern: str | Pattern | None = None,
     row: str | Budget | None = None,
     col: str | Budget | None = None,
-    fill: str = "exact",
+    fill: Fill = "exact",
     transposable: bool = True,
     keep: object | None = None,
     drop: object | None = None,
@@ -220,7 +220,7 @@ def as_pattern(
     *,
     row: str | Budget | None = None,
     col: str | Budget | None = None,
-    fill: str = "exact",
+    fill: Fill = "exact",
     transposable: bool = True,
 ) -> Pattern:
     """The pattern that a caller's arguments name."""

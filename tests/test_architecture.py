@@ -209,6 +209,30 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert not loaded & (HEAVY.keys() | {"safetensors", "ml_dtypes"})
 
 
+WITHOUT_POSIX = """
+import sys, os, numba, torch  # which ask what there is
+sys.modules["fcntl"] = None
+for name in ("pwrite", "preadv", "O_NOFOLLOW", "O_CLOEXEC", "O_DIRECTORY", "register_at_fork", "sched_getaffinity"):
+    delattr(os, name)
+import numpy as np, nmflow, nmflow.formats, nmflow.diversity, nmflow.checkpoint, nmflow.cli.app, nmflow.torch
+from types import SimpleNamespace
+assert nmflow.solve(np.ones((4, 4)), 2, 4).proven
+nmflow.checkpoint.source.os = SimpleNamespace(name="nt")
+try:
+    nmflow.checkpoint.open_source("model")
+except nmflow.NmflowError as error:
+    print(error)
+"""
+
+
+def test_what_needs_no_files_works_without_posix(tmp_path: Path) -> None:
+    """Windows has none of these; what is imported there is imported here."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.stdout.startswith("checkpoints need Linux, macOS or WSL"), done.stderr
+
+
 def test_import_loads_numpy_alone() -> None:
     """Beside NumPy, only the standard library."""
     with_numpy = loaded_by("import numpy")

@@ -27,6 +27,7 @@ import nmflow
 from nmflow import cutting
 from nmflow.cutting import SIZES, Sizes
 from nmflow.errors import InputTypeError
+from nmflow.kernels import compile
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.solvers import offsets, settled
@@ -367,6 +368,18 @@ def test_damaged_files_in_the_cache_are_made_anew(tmp_path: Path) -> None:
             path.write_bytes(damage)
         assert called() == first
         assert all(path.read_bytes() != damage for path in files)
+
+
+def test_kernels_in_a_zip_are_told_apart_by_their_sources(tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "lib"), "zip", Path(nmflow.__file__).parent.parent, "nmflow")
+    code = "import nmflow.kernels.compile as c; print(c.__file__); print(c._fingerprint())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {archive!r}); {code}"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    where, fingerprint = done.stdout.split()
+    assert where.startswith(archive)
+    assert fingerprint == compile._fingerprint()
 
 
 def test_kernels_that_must_not_be_compiled_are_an_error_in_words() -> None:

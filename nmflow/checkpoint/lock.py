@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from nmflow.errors import DestinationBusyError, DestinationExistsError, InputValueError
 
+with contextlib.suppress(ImportError):  # on Windows, where `open_source` says that there is no way
+    import fcntl
+
 __all__ = ["locked"]
 
 NAME = "lock"
-OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What file systems say that have no locks, as Lustre without its option: there nothing is held."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)

@@ -27,7 +27,7 @@ from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.unit import CopyUnit, Unit
 from nmflow.errors import CheckpointError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern, solve
 
 __all__ = ["check_prune", "prune_checkpoint"]
@@ -38,7 +38,7 @@ def prune_checkpoint(
     dst: str | os.PathLike[str],
     pattern: str | Pattern,
     *,
-    fill: str = "exact",
+    fill: Fill = "exact",
     transposable: bool = True,
     solver: str = "dual",
     certify: bool = False,

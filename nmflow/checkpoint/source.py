@@ -78,8 +78,12 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     InputTypeError, InputValueError
         If it is no path, or empty.
     CheckpointError
-        If it holds no safetensors, holds pickled weights only, or a header or index is not valid.
+        If it holds no safetensors, holds pickled weights only, or a header or index is not valid; or on Windows.
     """
+    if os.name != "posix":  # files are locked, and read and written at their places, as POSIX has it
+        raise CheckpointError(
+            "checkpoints need Linux, macOS or WSL; elsewhere give arrays to nmflow.solve, models to nmflow.torch.prune_"
+        )
     path = as_path(path, "a checkpoint")
     if not path.is_dir():
         _refuse_pickle(path)

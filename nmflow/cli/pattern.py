@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from nmflow.errors import PatternError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 
 __all__ = ["pattern_of"]
 
 
-def pattern_of(text: str | None, row: str | None, col: str | None, fill: str, rows_only: bool) -> Pattern:
+def pattern_of(text: str | None, row: str | None, col: str | None, fill: Fill, rows_only: bool) -> Pattern:
     """Read the options; PatternError where they contradict each other, in their own names.
 
     A text may say all, as reports do: "row 2:4 col 4:8 at-most".

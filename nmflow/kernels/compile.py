@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import numba
@@ -50,8 +50,9 @@ if hasattr(os, "register_at_fork"):  # else a child that is forked while another
 def _fingerprint() -> str:
     """A name that changes with any kernel source: Numba's cache looks only at the file of the function itself."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    sources = (file for file in files(__package__).iterdir() if file.name.endswith(".py"))  # in a ZIP, too
+    for file in sorted(sources, key=lambda file: file.name):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from nmflow.asked import amount, check_choice
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
 from nmflow.torch.obs_pass import Pruned, solve_mask
@@ -39,7 +39,7 @@ def adaprune_(
     exclude: Iterable[str] | None = None,
     filter_fn: Filter | None = None,
     solver: str | Any = "dual",
-    fill: str = "exact",
+    fill: Fill = "exact",
     keep_zeros: bool = False,
     damping: float = 0.01,
     solve: str = "auto",

@@ -14,7 +14,7 @@ from torch import nn
 
 from nmflow.asked import check_choice, check_flags
 from nmflow.errors import InputValueError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.torch.calibrate import Calibration, with_known_inputs
 from nmflow.torch.feed import Forward, check_batches, evaluating, feed
@@ -35,7 +35,7 @@ Counts: TypeAlias = int | Mapping[str, int] | None
 
 
 def patterns_of(
-    n: Counts, m: int | None, pattern: str | Pattern | None, fill: str
+    n: Counts, m: int | None, pattern: str | Pattern | None, fill: Fill
 ) -> tuple[Pattern, Callable[[Layer], Pattern | None]]:
     """A pattern whose blocks are those of all layers, and the pattern of each (None: it stays dense).
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError, NmflowError, NonFiniteError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern, solve
 from nmflow.solution import Certificate
 from nmflow.torch.convert import arrays, to_array, to_mask
@@ -81,7 +81,7 @@ def prune_(
     filter_fn: Filter | None = None,
     scores: Scores | None = None,
     solver: str | Any = "dual",
-    fill: str = "exact",
+    fill: Fill = "exact",
     strict: bool = False,
     threads: int | None = None,
 ) -> PruneReport:

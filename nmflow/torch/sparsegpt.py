@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nmflow.asked import amount, check_flags
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
 from nmflow.torch.post import Counts, Data, patterns_of, run
@@ -34,7 +34,7 @@ def sparsegpt_(
     exclude: Iterable[str] | None = None,
     filter_fn: Filter | None = None,
     solver: str | Any = "dual",
-    fill: str = "exact",
+    fill: Fill = "exact",
     keep_zeros: bool = False,
     damping: float = 0.01,
     refit: bool = False,

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from nmflow.arrays import Array
 from nmflow.asked import amount, check_flags, whole
 from nmflow.errors import InputValueError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern, certify
 from nmflow.torch.decay import Decay, inner_optimizer
 from nmflow.torch.device import on_device
@@ -113,7 +113,7 @@ class SparseTraining:
         switch_cost: float = 0.0,
         stop_at: int | None = None,
         solver: str | Any = "dual",
-        fill: str = "exact",
+        fill: Fill = "exact",
         strict: bool = False,
         threads: int | None = None,
         process_group: Any = None,

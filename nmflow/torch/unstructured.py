@@ -15,7 +15,7 @@ from nmflow.arrays import Array
 from nmflow.asked import amount, check_flags
 from nmflow.errors import InputValueError, NmflowError
 from nmflow.given import as_mask
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
@@ -43,7 +43,7 @@ def from_unstructured_(
     exclude: Iterable[str] | None = None,
     filter_fn: Filter | None = None,
     solver: str | Any = "dual",
-    fill: str = "at-most",
+    fill: Fill = "at-most",
     threads: int | None = None,
 ) -> PruneReport:
     """Turn the zeros of a model into an N:M pattern in place: what is zero stays zero, and as little as possible joins.

@@ -13,7 +13,7 @@ import torch
 from nmflow.arrays import Layout
 from nmflow.asked import check_choice, check_flags
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
@@ -50,7 +50,7 @@ def solve_on_device(
     *,
     pattern: str | Pattern | None = None,
     scores: torch.Tensor | None = None,
-    fill: str = "exact",
+    fill: Fill = "exact",
     transposable: bool = True,
     layout: Layout | None = None,
     groups: int = 1,
@@ -109,7 +109,7 @@ def solve_on_device(
     Examples
     --------
     >>> s = solve_on_device(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 1, 2)
-    >>> s.mask.tolist(), s.objective, s.certificate.proven
+    >>> s.mask.tolist(), s.objective, s.proven
     ([[True, False], [False, True]], 6.0, True)
     """
     started = time.perf_counter()

@@ -1,7 +1,8 @@
-"""Arithmetic as IEEE 754 has it, whatever a thread was told: rounding to the nearest, and nothing flushed to zero.
+"""Arithmetic as IEEE 754 has it, whatever a thread was told: rounded to the nearest, nothing flushed to zero, no traps.
 
 Some libraries make a processor flush subnormal numbers to zero (``torch.set_flush_denormal``, code compiled with
--ffast-math), and threads hand that on. Comparisons of what was flushed prove nothing.
+-ffast-math), and threads hand that on. Comparisons of what was flushed prove nothing. And where a program told NumPy to
+raise errors of floating point (``np.seterr``), sums that may overflow or underflow on the way would end in one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
+
+import numpy as np
 
 __all__ = ["in_plain_arithmetic"]
 
@@ -22,6 +25,10 @@ def in_plain_arithmetic(work: Callable[Given, Result]) -> Callable[Given, Result
 
     @wraps(work)
     def plainly(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with np.errstate(all="ignore"):
+            return _plainly(*args, **kwargs)
+
+    def _plainly(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         if _is_plain():
             return work(*args, **kwargs)
         from nmflow.kernels.control_register import default_control, exchange_kernel

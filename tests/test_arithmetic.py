@@ -74,3 +74,24 @@ def test_kernels_are_named_after_all_that_they_close_over() -> None:
     assert len(set(map(repr, named))) == len(named)
     with pytest.raises(TypeError, match="kernels must close over numbers, words and functions, not "):
         _plain(np.ones(2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numpy_may_raise_errors_of_floating_point(threads: int) -> None:
+    """Sums beyond float64, products and casts below the least number: what lies between is nobody's affair."""
+    generator = np.random.default_rng(0)
+    wide = generator.standard_normal((64, 64)) * np.exp2(generator.integers(-1000, 1000, (64, 64)))
+    huge = np.full((16, 16), np.finfo(float).max) * generator.random((16, 16))
+    tiny = generator.integers(0, 9, (32, 32)).astype(np.uint32).view(np.float32)
+    calls: list[Any] = [
+        lambda: nmflow.solve(huge, 2, 4, threads=threads).objective,
+        lambda: nmflow.certify(huge, np.tile(np.kron(np.eye(2), np.ones((2, 2))) > 0, (4, 4)), 2, 4).objective,
+        lambda: nmflow.solve(tiny, 2, 4, duals=True, threads=threads).objective,
+        lambda: (
+            nmflow.solve(huge, 2, 4, scores=huge, fill="at-most", previous=huge > 1e307, switch_cost=1e-300).objective
+        ),
+        *(lambda name=name: nmflow.solve(wide, 2, 4, solver=name).objective for name in ("greedy", "local-search")),
+    ]
+    expected = [call() for call in calls]
+    with np.errstate(all="raise"):
+        assert [call() for call in calls] == expected

@@ -388,13 +388,12 @@ def test_after_an_error_the_model_is_as_it_was(trouble: str, sequential: bool) -
         "overflow": (InputValueError, r"5.weight: weights must fit into torch.float16 after they are refitted"),
         "model": (ZeroDivisionError, "division by zero"),
     }[trouble]
-    threads = threading.active_count()
     with pytest.raises(error, match=message):
         nt.adaprune_(model, batches, 2, 4, sequential=sequential)
     for one, two in zip(before, model.parameters(), strict=True):
         assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
     assert not any(module._forward_pre_hooks for module in model.modules())
-    assert threading.active_count() == threads
+    assert not [thread for thread in threading.enumerate() if "(_run)" in thread.name]  # a pass; solvers keep theirs
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -68,7 +68,9 @@ def adaprune_(
         Instead of n and m: ``pattern="2:4"`` or a Pattern.
     scores : str, or as in `prune_`
         "magnitude", "wanda", "obs" (`nmflow.torch.scores`), a mapping from parameter names to tensors, or a callable
-        (parameter name, module) -> tensor or None (then its magnitude).
+        (parameter name, module) -> tensor or None (then its magnitude). Those with a name are of the weights that are
+        fitted: in a sequential run with ``follow="dense"``, W moved so that it makes up for earlier errors. The masks
+        of `prune_` need ``follow="own"`` or ``sequential=False``.
     include, exclude, filter_fn
         Which layers, as in `prune_`.
     solver, fill, threads

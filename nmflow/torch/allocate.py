@@ -41,6 +41,8 @@ class Allocation(Mapping[str, int]):
         Score lost, and score of all.
     uniform : float
         Score lost by the best single n for all layers within the same density.
+    transposable : bool
+        Whether masks are to keep n of m along columns too; so they will where it is given as `n`.
     """
 
     n: Mapping[str, int]
@@ -49,6 +51,7 @@ class Allocation(Mapping[str, int]):
     lost: float
     total: float
     uniform: float
+    transposable: bool = True
 
     def __getitem__(self, name: str) -> int:
         return self.n[name]
@@ -162,7 +165,7 @@ def allocate(
         {layer.name: n for layer, n in zip(selection.layers, counts, strict=True)}, size,
         sum(n * each for n, each in zip(counts, sizes, strict=True)) / (size * sum(sizes)),
         math.fsum(losses[n - 1] for losses, n in zip(lost, counts, strict=True)), math.fsum(totals),
-        math.fsum(losses[budget // sum(sizes) - 1] for losses in lost),
+        math.fsum(losses[budget // sum(sizes) - 1] for losses in lost), transposable,
     )  # fmt: skip
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,12 +29,13 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
     Returns
     -------
     int
-        How many modules were changed; 0 where the model has none that keep statistics.
+        How many modules were changed; 0 where the model has none that keep statistics. One that no batch reaches, as
+        of an auxiliary output, keeps its own.
 
     Raises
     ------
     InputValueError
-        If there is no batch. After any error the statistics are as they were.
+        If there is no batch, or what a module sees is not finite. After any error the statistics are as they were.
 
     Examples
     --------
@@ -46,13 +48,18 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
     """
     check_batches(batches, "batches", forward)
     inner = unwrapped(model)
-    norms = [module for module in inner.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    norms = [
+        module
+        for module in inner.modules()
+        if isinstance(module, _BatchNorm) and isinstance(module.running_mean, torch.Tensor)
+        and not nn.parameter.is_lazy(module.running_mean)
+    ]  # fmt: skip
     if not norms:
         return 0
     before = [(norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
     number = -1
     try:
-        with evaluating(inner):
+        with evaluating(inner, keep_buffers=True):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over the batches
@@ -61,12 +68,23 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
                 feed(inner, batch, number, forward)
         if number < 0:
             raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
+        for norm in norms:
+            if not all(value.isfinite().all() for value in norm.buffers()):
+                raise InputValueError("batches must give finite statistics, and a BatchNorm saw NaN or infinity")
     except BaseException:
         for norm, (_, buffers) in zip(norms, before, strict=True):
-            for name, value in buffers.items():
-                norm.get_buffer(name).copy_(value)
+            _put_back(norm, buffers)
         raise
     finally:
         for norm, (momentum, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
-    return len(norms)
+    reached = [bool(norm.num_batches_tracked) for norm in norms]
+    for norm, (_, buffers), seen in zip(norms, before, reached, strict=True):
+        if not seen:
+            _put_back(norm, buffers)
+    return sum(reached)
+
+
+def _put_back(norm: _BatchNorm, buffers: Mapping[str, torch.Tensor]) -> None:
+    for name, value in buffers.items():
+        norm.get_buffer(name).copy_(value)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,22 +28,53 @@ def check_batches(batches: object, name: str, forward: Forward | None) -> None:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own at the end."""
+def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None]:
+    """Put a model into evaluation mode; at the end each module is back in its own, and buffers are as they were.
+
+    Flags are set one by one: an `eval` of a module's own may do more than that, as merge an adapter into a weight,
+    which no flag would undo. keep_buffers : leave buffers as the passes make them.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    buffers = [] if keep_buffers else _buffers(model)
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for put_back in buffers:
+            put_back()
+
+
+def _buffers(model: nn.Module) -> list[Callable[[], None]]:
+    """What puts each buffer back: counters, observers of ranges, caches."""
+
+    def put_back_of(module: nn.Module, name: str, held: torch.Tensor) -> Callable[[], None]:
+        before, version = held.detach().clone(), held._version
+
+        def put_back() -> None:
+            module._buffers[name] = held
+            if held._version != version:  # else a graph that holds it would think it changed
+                with torch.no_grad():
+                    held.copy_(before)
+
+        return put_back
+
+    return [
+        put_back_of(module, name, held)
+        for module in model.modules()
+        for name, held in module._buffers.items()
+        if held is not None and not (held.is_meta or held.is_inference() or nn.parameter.is_lazy(held))
+    ]
 
 
 def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> None:
     """Send one batch through a model, without gradients.
 
     A tensor or other value is its argument, a tuple or list its arguments, a mapping its keywords; tensors are brought
-    to the device of the first parameter. `forward` takes the place of all that.
+    to the device of the first parameter. `forward` takes the place of all that. A model may write into its input: it
+    gets a copy, as a batch is sent more than once.
 
     Raises
     ------
@@ -52,7 +84,7 @@ def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> 
     try:
         with torch.no_grad(), _nothing_kept():
             if forward is not None:
-                forward(model, batch)
+                forward(model, _copied(batch))
                 return
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
             moved = _to(batch, device)
@@ -103,12 +135,23 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        return value.to(device, copy=True)
     if isinstance(value, Mapping):
         return {key: _to(each, device) for key, each in value.items()}
     if isinstance(value, tuple | list):
         return [_to(each, device) for each in value]
     return value
+
+
+def _copied(value: Any) -> Any:
+    """Copies of the arrays in plain containers; anything else is the caller's own affair."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (tuple, list) else value
 
 
 def _size(batch: Any) -> str:

@@ -14,6 +14,7 @@ from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.torch.experts import may_be_idle
 from nmflow.torch.feed import Forward, check_batches, evaluating, feed, wanted_rows
 from nmflow.torch.moments import Moments, matrices, rows_of
+from nmflow.torch.own_forward import has_own_forward, multiplies
 from nmflow.torch.select import Layer
 from nmflow.torch.watch import OnStep, watching
 
@@ -121,11 +122,23 @@ def check_called(idle_layers: Iterable[Layer]) -> None:
 
 @contextlib.contextmanager
 def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tensor], None]) -> Iterator[None]:
-    """Call `take` with the input of every call of the layers' modules."""
+    """Call `take` with the input of every call of the layers' modules.
+
+    Raises
+    ------
+    InputValueError
+        Where a module's weight is multiplied by something else than its input.
+    """
+    unsure = set()
 
     def hook_of(layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            take(layer, module, args[0] if args else kwargs["input"])
+            value = args[0] if args else kwargs["input"]
+            if isinstance(value, torch.Tensor) and value.is_nested:  # as nn.TransformerEncoder makes of padded texts
+                value = torch.cat([text.reshape(-1, text.shape[-1]) for text in value.unbind()])
+            elif id(module) in unsure and multiplies(layer.name, module, args, kwargs):
+                unsure.discard(id(module))
+            take(layer, module, value)
 
         return hook
 
@@ -133,6 +146,8 @@ def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tens
     try:
         for layer in layers:
             for module in {id(slot.module): slot.module for slot in layer.slots}.values():
+                if has_own_forward(module):
+                    unsure.add(id(module))
                 handle = module.register_forward_pre_hook(hook_of(layer), with_kwargs=True)
                 handles.append(handle)
         yield

@@ -96,8 +96,8 @@ class _Walker:
     def leave(self) -> None:
         """Give the pass up, wherever it is, and wait for its thread."""
         self._left = True
-        if self.ident is not None:
-            self._go.release()
+        self._go.release()
+        if self._thread.ident is not None:  # it may have been started and nobody told so, by an interrupt
             self._thread.join()
 
 

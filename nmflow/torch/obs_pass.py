@@ -91,7 +91,7 @@ def obs_pass(
     together, before the group is updated. R K² + K³ operations, beside the solves.
     """
     rows, width = weights.shape
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    upper = _factor_of_inverse(hessian)
     diagonal = upper.diagonal()
     work = weights.clone()
     found = Pruned(torch.ones_like(weights, dtype=torch.bool), work)
@@ -117,3 +117,16 @@ def obs_pass(
         work[:, stop:] -= errors @ upper[start:stop, stop:]
     work.masked_fill_(~found.mask, 0.0)  # of what is dropped, rounding has left a little
     return found
+
+
+def _factor_of_inverse(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of H⁻¹; more is added to the diagonal of H where rounding leaves that indefinite."""
+    scale, more = (hessian.diagonal() / len(hessian)).sum(), 1e-10
+    unit = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    while True:
+        upper: torch.Tensor
+        upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+        if not info:
+            return upper
+        hessian = hessian + more * scale * unit
+        more *= 10

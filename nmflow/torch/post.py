@@ -20,7 +20,7 @@ from nmflow.torch.calibrate import Calibration, with_known_inputs
 from nmflow.torch.feed import Forward, check_batches, evaluating, feed
 from nmflow.torch.gather import check_called, gather, hooked
 from nmflow.torch.lockstep import in_lockstep
-from nmflow.torch.moments import Moments
+from nmflow.torch.moments import Moments, matrices
 from nmflow.torch.post_layer import Options, Treat, Worker, all_or_nothing
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.resume import Store
@@ -51,7 +51,8 @@ def patterns_of(
         raise InputValueError("m must be given beside n for each layer, and no pattern; write n={...}, m=16")
     if getattr(n, "m", m) != m:  # an Allocation
         raise InputValueError(f"m must be {n.m}, for which n was allocated, not {m}")  # type: ignore[attr-defined]
-    table = {name: Pattern(count, m, fill=fill) for name, count in n.items()}
+    transposable = getattr(n, "transposable", True)  # an Allocation's
+    table = {name: Pattern(count, m, fill=fill, transposable=transposable) for name, count in n.items()}
     if not table:
         raise InputValueError("n must name at least one parameter, not none")
 
@@ -95,16 +96,18 @@ def run(
     common = {"method": method, **key, "patterns": {layer.name: str(pattern) for layer, pattern in chosen.items()}}
     store = Store.open(options.resume, common | _plain(options))
     # what one layer becomes depends on all before it, so everything is signed while all of the model is as it was
-    store.sign([dict(inner.named_parameters()), dict(inner.named_buffers())])
+    store.sign(
+        [dict(inner.named_parameters()), dict(inner.named_buffers()), repr(inner), repr(getattr(inner, "config", None))]
+    )
     store.sign(scores(layer) for layer in chosen if scores is not None)
     worker = Worker(inner, chosen, treat, options, store)
     with watching("pruning", options.progress) as report, all_or_nothing(worker.touched()):
         worker.report = lambda name: report(name, len(worker.done), len(chosen))
         if isinstance(data, Calibration):
-            worker.store.sign(moments.total for moments in data.moments.values())
             for layer in chosen:
-                if layer.name not in data.moments:
-                    raise InputValueError(f"calibration must hold {layer.name}, and does not; calibrate again")
+                _check_moments(layer, data)
+            worker.store.sign([moments.count, moments.total, moments.gram] for moments in data.moments.values())
+            for layer in chosen:
                 worker.treat(layer, data.moments[layer.name])
         elif options.sequential:
             _sequential(inner, data, worker, options)
@@ -128,6 +131,21 @@ def _check(data: Data, options: Options) -> None:
             raise InputValueError("sequential must be False with a calibration; give batches to see pruned inputs")
     else:
         check_batches(data, "data", options.forward)
+
+
+def _check_moments(layer: Layer, data: Calibration) -> None:
+    """Raise InputValueError unless a calibration holds sums of this layer's inputs."""
+    if layer.name not in data.moments:
+        raise InputValueError(f"calibration must hold {layer.name}, and does not; calibrate again")
+    found, (groups, _, width) = (
+        data.moments[layer.name].total.shape,
+        matrices(layer, layer.parameters[0].detach()).shape,
+    )
+    if tuple(found) != (groups, width):
+        raise InputValueError(
+            f"calibration must hold {groups} x {width} inputs of {layer.name}, not {found[0]} x {found[1]}; "
+            f"calibrate this model"
+        )
 
 
 def _plain(options: Options) -> dict[str, Any]:

@@ -189,6 +189,10 @@ class Worker:
             shift = 0.0 if moments.shift is None else moments.shift / max(1, moments.count)
             owed = (dense @ (mean + shift)[..., None] - rounded @ mean[..., None]).reshape(-1)
             bias = (biases[0].detach().to(owed) + owed).to(biases[0])
+            if torch.isfinite(biases[0]).all() and not torch.isfinite(bias).all():
+                raise InputValueError(
+                    f"the bias must fit into {bias.dtype} with the mean output; use absorb_mean=False"
+                )
         whole = output_error(target, hessian) or 1.0
         report = PostLayer(
             layer.name, layer.also, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), layer.layout,

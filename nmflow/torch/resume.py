@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,7 +106,15 @@ class Store:
 
 
 def _digest(value: Any, digest: Any) -> None:
-    """Take a value into a digest: tensors by their bytes, containers by what they hold."""
+    """Take a value into a digest, with its type and size: tensors by their bytes, containers by what they hold.
+
+    Raises
+    ------
+    InputValueError
+        If it is a thing whose bytes cannot be told.
+    """
+    size = len(value) if isinstance(value, Mapping | tuple | list | str) else ""
+    digest.update(f"{type(value).__qualname__} {size}:".encode())
     if isinstance(value, torch.Tensor):
         plain = type(value) in (torch.Tensor, nn.Parameter) and value.layout == torch.strided and not value.is_meta
         if plain and not value.is_quantized:
@@ -118,10 +127,20 @@ def _digest(value: Any, digest: Any) -> None:
             digest.update(stored.getbuffer())
     elif isinstance(value, Mapping):
         for key in value:
-            digest.update(str(key).encode())
+            _digest(key, digest)
             _digest(value[key], digest)
     elif isinstance(value, tuple | list):
         for each in value:
             _digest(each, digest)
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif value is None or isinstance(value, str | int | float | complex):
+        digest.update(f"{value!r};".encode())
     else:
-        digest.update(repr(value).encode())
+        try:
+            digest.update(pickle.dumps(value))
+        except Exception as error:
+            raise InputValueError(
+                f"batches must be tensors, arrays, or what can be pickled, to be known again with resume, "
+                f"and a {type(value).__name__} is not: {error}"
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -79,7 +80,7 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
     Raises
     ------
     InputValueError
-        If the moments have no gram matrix.
+        If the moments have no gram matrix, or nothing makes it definite.
 
     Notes
     -----
@@ -92,7 +93,7 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
     if centred:
         centre = moments.total / count
         mean = mean - centre[:, :, None] * centre[:, None, :]
-    scale = mean.diagonal(dim1=-2, dim2=-1).mean(-1)
+    scale = (mean.diagonal(dim1=-2, dim2=-1) / mean.shape[-1]).sum(-1)  # in this order, as a sum could overflow
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     unit = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
     share = damping
@@ -101,3 +102,5 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
         if not torch.linalg.cholesky_ex(hessian).info.any():
             return hessian, share
         share = max(10 * share, 1e-10)
+        if not math.isfinite(share):
+            raise InputValueError("inputs must have a mean of squares that float64 holds; scale them")

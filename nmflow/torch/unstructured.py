@@ -77,7 +77,8 @@ def from_unstructured_(
     Notes
     -----
     To refit what stays to the outputs of the model as it was, prune with
-    ``adaprune_(..., keep_zeros=True, fill="at-most")`` instead: same masks, by the same scores.
+    ``adaprune_(..., keep_zeros=True, fill="at-most", follow="own")`` instead: same masks, by the same scores. (With
+    ``follow="dense"`` scores are of weights that make up for earlier layers.)
 
     Examples
     --------

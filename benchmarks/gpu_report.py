@@ -33,6 +33,8 @@ def card_section(found: Row) -> str:
     for row in kinds.get("tests", []):
         counts = ", ".join(f"{row[what]} {what}" for what in ("passed", "failed", "skipped") if what in row)
         lines += [f"Tests on this card: {counts or 'none ended'}.", ""]
+        if "error" in row:
+            lines += ["```", row["error"], "```", ""]
     if any(row.get("stats", {}).get("engine", "launch") != "launch" for row in kinds.get("mask", [])):
         lines += ["**Some of these ran as plain torch operations, not in Triton.**", ""]
     lines += _masks(kinds.get("mask", []))

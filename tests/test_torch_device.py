@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import nmflow  # noqa: E402
+import nmflow.torch as nt  # noqa: E402
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError  # noqa: E402
 from nmflow.torch import solve_on_device  # noqa: E402
 from nmflow.torch.device import driver, engine, plain  # noqa: E402
@@ -369,3 +371,29 @@ def sparse_step(layer: Any, sparse: Any) -> None:
     with torch.no_grad():
         layer.parametrizations.weight.original.add_(0.1 * torch.randn(16, 24))
     sparse.refresh()
+
+
+@pytest.mark.parametrize("what", ["mask_for", "solve_on_device", "prune_"])
+def test_a_compiler_does_not_trace_into_the_solver(what: str) -> None:
+    """It compiled 53 frames for six shapes, down to the caches of Numba."""
+    import torch._dynamo
+
+    def masked(weight: torch.Tensor) -> Any:
+        if what == "prune_":
+            layer = torch.nn.Linear(8, len(weight))
+            nt.prune_(layer, 2, 4)
+            return (layer.weight != 0) * weight.sum()
+        mask = nt.mask_for(weight, 2, 4) if what == "mask_for" else solve_on_device(weight, 2, 4).mask
+        return mask * weight
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, from inside its compiler
+        compiled = torch.compile(masked, backend="eager")
+        for tall in (8, 12, 16, 20):
+            weight = torch.randn(tall, 8, generator=torch.Generator().manual_seed(tall))
+            found = compiled(weight)
+            if what != "prune_":
+                assert torch.equal(found, masked(weight))
+    assert torch._dynamo.utils.counters["frames"]["ok"] <= 12

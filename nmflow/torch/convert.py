@@ -91,7 +91,7 @@ def _started(tensor: torch.Tensor, name: str) -> Callable[[], Array]:
     stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)  # not the default device
         pinned.copy_(tensor, non_blocking=True)
         tensor.record_stream(stream)
         done = stream.record_event()

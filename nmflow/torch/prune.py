@@ -15,6 +15,7 @@ from nmflow.errors import InputTypeError, InputValueError, NmflowError, NonFinit
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern, solve
 from nmflow.solution import Certificate
+from nmflow.torch.aside import aside
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.device import on_device, solve_on_device
 from nmflow.torch.report import LayerReport, PruneReport
@@ -25,6 +26,7 @@ __all__ = ["Scores", "check_names", "check_values", "layer_report", "mask_for", 
 Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
 
 
+@aside
 def mask_for(
     tensor: torch.Tensor,
     n: int | None = None,
@@ -70,6 +72,7 @@ def mask_for(
     return to_mask(solve(array, n, m, scores=values, **options).mask, tensor.device)
 
 
+@aside
 def prune_(
     model: nn.Module,
     n: int | None = None,

@@ -17,6 +17,7 @@ from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
+from nmflow.torch.aside import aside
 from nmflow.torch.convert import checked
 from nmflow.torch.device.cpu import finish, solve_on_cpu
 from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
@@ -43,6 +44,7 @@ def on_device(tensor: torch.Tensor, pattern: Pattern, **options: Any) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.is_cuda and _fits(tensor, pattern) and not asked
 
 
+@aside
 def solve_on_device(
     tensor: torch.Tensor,
     n: int | None = None,

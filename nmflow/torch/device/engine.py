@@ -34,6 +34,8 @@ def engine_for(name: str, grid: BlockGrid) -> ModuleType:
     if name == "auto":
         # a single row of blocks cannot be cut into bands
         return plain if grid.size[1] > MOST_BLOCKS or not _usable(grid.scores.device) else launch
+    if grid.size[1] > MOST_BLOCKS:
+        raise InputValueError(f'engine must be "auto" or "torch" for {grid.size[1]} blocks in a row, not "triton"')
     device = grid.scores.device
     missing = missing_triton(device)
     if missing:
@@ -48,7 +50,7 @@ def _usable(device: torch.device) -> bool:
     """Whether Triton can be used; why not is said once."""
     missing = missing_triton(device)
     if missing:
-        warnings.warn(f"nmflow solves with plain torch operations, which are slower: {missing}", stacklevel=4)
+        warnings.warn(f"nmflow solves with plain torch operations, which are slower: {missing}", stacklevel=5)
     return not missing
 
 

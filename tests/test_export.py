@@ -607,3 +607,33 @@ def test_float32_at_2_4_is_told_what_to_do(tmp_path: Path) -> None:
     result = run("export", tmp_path / "x.safetensors", tmp_path / "out", "--format", "cutlass-24")
     assert result.exit_code == 2
     assert "; for 2:4, convert the checkpoint to float16 or bfloat16 and prune that" in result.stderr
+
+
+def test_verify_finds_lost_files_and_missing_digests(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    (src / "sub").mkdir(parents=True)
+    write(src / "model.safetensors", {"a.weight": weights()["c.weight"][:60], "a.bias": np.ones(3, "f4")})
+    (src / "sub" / "config.json").write_text("{}")
+    out = tmp_path / "out"
+    export_checkpoint(src, out, "nibble", pad=True)
+    assert verify_packed(out).ok
+    (out / "sub" / "config.json").unlink()
+    (fault,) = verify_packed(out).faults
+    assert "sub/config.json must be there, as nmflow.json names it" in fault
+    (out / "sub" / "config.json").write_text("{}")
+    edit_record(out, lambda side: side["files"]["model.safetensors"]["dense"].pop("a.bias"))
+    (fault,) = verify_packed(out).faults
+    assert "tensor 'a.bias' must have a digest in nmflow.json" in fault
+
+
+def test_names_of_two_files_that_become_one_are_refused(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    parts = ({"a.weight": weights()["c.weight"][:60]}, {"a.weight.meta": np.ones(3, "f4")})
+    for number, part in enumerate(parts):
+        write(src / f"model-{number}.safetensors", part)
+    weight_map = {key: f"model-{number}.safetensors" for number, part in enumerate(parts) for key in part}
+    (src / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"two tensors would be named 'a.weight.meta'; rename one of them"):
+        export_checkpoint(src, tmp_path / "out", "nibble", pad=True)
+    assert not (tmp_path / "out").exists()

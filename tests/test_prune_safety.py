@@ -542,3 +542,62 @@ def test_names_that_a_terminal_cannot_print(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert r"\u5c64.weight" in done.stdout
+
+
+def test_other_files_must_not_change_while_they_are_copied(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one was published torn: half as it was, half as it became."""
+    copy = shutil.copy
+
+    def torn(source: Any, target: Any) -> Any:
+        done = copy(source, target)
+        if Path(source).name == "config.json":
+            Path(source).write_text('{"another": "config"}')
+        return done
+
+    monkeypatch.setattr(shutil, "copy", torn)
+    with pytest.raises(ChangedError, match=r"config.json must not change while it is read, and it was replaced"):
+        prune_checkpoint(folder, tmp_path / "out", "2:4")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    prune_checkpoint(folder, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / "out" / "config.json").read_text() == '{"another": "config"}'
+
+
+def test_other_files_that_are_links_into_what_is_replaced_are_spared(tmp_path: Path, folder: Path) -> None:
+    prune_checkpoint(folder, tmp_path / "old", "2:4")
+    (folder / "extra.json").symlink_to(tmp_path / "old" / "config.json")
+    before = snapshot(tmp_path / "old")
+    with pytest.raises(InputValueError, match="dst must not hold src"):
+        prune_checkpoint(folder, tmp_path / "old", "2:4", overwrite=True)
+    assert snapshot(tmp_path / "old") == before
+    (folder / "extra.json").unlink()
+    (folder / "more").symlink_to(tmp_path / "old")
+    with pytest.raises(InputValueError, match="dst must not"):
+        prune_checkpoint(folder, tmp_path / "old", "2:4", overwrite=True)
+    assert snapshot(tmp_path / "old") == before
+
+
+@pytest.mark.parametrize("at", ["after the first rename", "in the second"])
+def test_an_interrupt_between_two_renames_loses_nothing(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Where names cannot be exchanged, as on NFS, and nothing was noted that would keep what was built."""
+    prune_checkpoint(folder, tmp_path / "dst", "2:4")
+    before = snapshot(tmp_path / "dst")
+    rename = os.rename
+
+    def interrupted(source: Any, target: Any) -> None:
+        if at == "in the second" and Path(target).name == "dst" and Path(source).name != "old":
+            raise KeyboardInterrupt
+        rename(source, target)
+        if at == "after the first rename" and Path(target).name == "old":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("nmflow.checkpoint.publish._rename", lambda *names: False)
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_tensors(open_source(folder), tmp_path / "dst", {}, {"command": "x"}, overwrite=True)
+    assert snapshot(tmp_path / "dst") == before
+    assert leftovers(tmp_path) == []

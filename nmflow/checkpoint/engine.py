@@ -120,8 +120,12 @@ def run(
             future = submit(work, unit, *extra) if before is None else submit(recheck, unit, before, *extra)
             futures.append(future)
             future.add_done_callback(lambda found, number=number: finished.put((number, found)))
-        for _ in units:
+        left = set(range(len(units)))
+        while left:
             number, future = finished.get()
+            if number not in left:  # called back twice
+                continue
+            left.discard(number)
             futures[number] = None
             result = future.result()
             results[number] = result

@@ -102,6 +102,7 @@ def export_checkpoint(
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
     layouts = {shard.path: _layout(shard, chosen, reasons, pad) for shard in source.shards}  # all checked, none written
+    _check_names(layouts)
     asked = {
         "command": "export",
         "version": version(),
@@ -231,6 +232,17 @@ def _layout(shard: Header, format: Format, reasons: Mapping[str, str], pad: bool
                 raise CheckpointError(f"{shard.path}: two tensors would be named {name!r}; rename one of them")
             tensors[name] = part
     return lay_out(tensors, {**shard.metadata, "nmflow_format": f"{format.name} {format.version}"}, shard.path)
+
+
+def _check_names(layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]]) -> None:
+    """Raise CheckpointError if tensors of two files would have one name."""
+    places: dict[str, Path] = {}
+    for path, (_, entries) in layouts.items():
+        for name in entries:
+            if places.setdefault(name, path) != path:
+                raise CheckpointError(
+                    f"{path} and {places[name]}: two tensors would be named {name!r}; rename one of them"
+                )
 
 
 def _array_name(tensor: str, key: str, format: Format) -> str:

@@ -90,7 +90,7 @@ def verify_packed(
     path = as_path(path, "path")
     check_functions(progress=progress)
     side, chosen, headers = open_export(path)
-    checks, faults = [], [*_name_faults(side, headers), *_index_faults(path, side)]
+    checks, faults = [], [*_name_faults(path, side, headers), *_index_faults(path, side)]
     total = len(side.tensors) + len(side.files)
     with Pool(thread_count(threads)) as pool:
         for number, (name, tensor) in enumerate(side.tensors.items()):
@@ -113,13 +113,24 @@ def verify_packed(
     )
 
 
-def _name_faults(side: SideFile, headers: Mapping[str, Header]) -> list[str]:
-    """Tensors left dense that are lost, and tensors that the side file does not know in the files that it names."""
+def _name_faults(path: Path, side: SideFile, headers: Mapping[str, Header]) -> list[str]:
+    """Files and tensors left dense that are lost or without a digest; and tensors that the side file does not know."""
     held = {entry.name for header in headers.values() for entry in header.entries}
     faults = [
+        f"{path / name} must be there, as {NAME} names it, and it is lost; copy it there again, or export again"
+        for name in side.others or ()
+        if name not in side.index and not (path / name).is_file()
+    ]
+    faults += [
         f"tensor {name!r} must be in a file beside {NAME}, which names it, and it is lost; export again"
         for name in side.left_dense
         if name not in held
+    ]
+    told = {name for file in side.files.values() for name in file.dense}
+    faults += [
+        f"tensor {name!r} must have a digest in {NAME}, as all that is left dense, and it has none; export again"
+        for name in (side.left_dense if side.files else ())
+        if name not in told
     ]
     known = {array.name for tensor in side.tensors.values() for array in tensor.arrays.values()} | set(side.left_dense)
     faults += [

@@ -49,7 +49,8 @@ def check_place(
     # The parent is resolved and not dst itself: a link there would be replaced, not followed.
     place = _real(dst.parent) / dst.name
     src = f"src, {source.path}"
-    inputs = [(source.path, src), *((shard.path, src) for shard in source.shards)]
+    read = [shard.path for shard in source.shards] + [source.path / path for path in source.others]
+    inputs = [(source.path, src), *((path, src) for path in read)]
     inputs += [(Path(path), f"{os.fspath(path)}, which is read") for path in also if path is not None]
     found = [(place_of, what) for path, what in inputs for place_of in (_real(path.parent) / path.name, _real(path))]
     taken = _keys(place) | _keys(_real(dst))

@@ -49,12 +49,11 @@ def put_in_place(new: Path, dst: Path, old: Path, overwrite: bool) -> None:
     if not new.is_dir() and (dst.is_symlink() or not dst.is_dir()):
         os.replace(new, dst)  # a file replaces a file or a link in one step everywhere
         return
-    os.rename(dst, old)
     try:
+        os.rename(dst, old)
         os.rename(new, dst)
-    except BaseException:
-        if not os.path.lexists(dst):
-            os.rename(old, dst)
+    except BaseException:  # an interrupt may come right after the first
+        restore(dst, old)
         raise
 
 

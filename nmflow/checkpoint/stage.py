@@ -18,6 +18,7 @@ from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import check_free, stage_of
 from nmflow.checkpoint.publish import put_in_place, restore, sync, sync_folder
 from nmflow.checkpoint.source import Source
+from nmflow.checkpoint.stamp import Stamp
 from nmflow.errors import ChangedError, DestinationExistsError, NmflowError, NonFiniteError, SourceNotFoundError
 
 __all__ = ["Stage", "copy_others", "staged", "start_file", "start_folder", "start_shard"]
@@ -104,7 +105,7 @@ def staged(
                     if not journal.done or (isinstance(error, NmflowError) and not isinstance(error, PASSING)):
                         clearing = True
                         with contextlib.suppress(OSError):  # it is tried once more
-                            _clear(folder)
+                            _give_up(folder, dst, old)
                     else:
                         error.add_note(
                             f"{len(journal.done)} tensors are done and kept in {folder}; the same with resume=True "
@@ -114,7 +115,7 @@ def staged(
         except BaseException as error:
             if clearing or not (begun or resume):  # interrupted while the journal was made, or removed
                 try:
-                    _clear(folder)
+                    _give_up(folder, dst, old)
                 except OSError as left:
                     error.add_note(f"{folder} cannot be removed: {left}")
             raise
@@ -143,6 +144,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return info.st_dev, info.st_ino
+
+
+def _give_up(folder: Path, dst: Path, old: Path) -> None:
+    """Remove what was built, once what was at `dst` is there again: it may lie in the stage, between two renames."""
+    restore(dst, old)
+    _clear(folder)
 
 
 def _clear(folder: Path, but: Collection[str] = ()) -> None:
@@ -191,13 +198,21 @@ def start_folder(source: Source, others: Iterable[Path], target: Path) -> None:
 
 
 def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
-    """Copy files of a folder to one that does not hold them; links become files."""
+    """Copy files of a folder to one that does not hold them; links become files.
+
+    Raises
+    ------
+    ChangedError
+        If one changes while it is copied.
+    """
     for relative in others:
         place = target / relative
         try:
             for parent in reversed(relative.parents[:-1]):
                 (target / parent).mkdir(mode=_mode(source.path / parent), exist_ok=True)
+            seen = Stamp.of((source.path / relative).stat())
             shutil.copy(source.path / relative, place)
+            seen.check(source.path / relative, (source.path / relative).stat())
         except FileNotFoundError as error:
             raise ChangedError(f"{source.path} must not change while it is read: {error}") from error
 

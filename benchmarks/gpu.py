@@ -1,6 +1,6 @@
 """Masks on a GPU, timed by CUDA events: every figure of docs/gpu.md that needs a card.
 
-    python -m benchmarks.gpu --test      the tests that need a card, and then all of what is measured
+    python -m benchmarks.gpu --test      the first figures, the tests that need a card, then all else that is measured
     python -m benchmarks.gpu             what is measured alone
     python -m benchmarks.gpu --quick     small sizes; --device cpu rehearses the program without a card
     python -m benchmarks.gpu --report    write the page from the results that are there; needs no card
@@ -8,7 +8,8 @@
     python -m benchmarks.gpu --code      what the kernels compile to; needs Triton, and no card
 
 Writes benchmarks/results/gpu.json after each row (or what --out= names) and docs/gpu.md at the end. Stopped, by
---minutes or otherwise, it goes on where it was; rows that failed are tried again. --fresh begins anew.
+--minutes or otherwise, it goes on where it was; rows that failed are tried again after those that were never run.
+Where a row leaves the device unusable the run ends, and the next goes on with the others. --fresh begins anew.
 """
 
 from __future__ import annotations

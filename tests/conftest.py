@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 from hypothesis import settings
 
 # a slow machine must not fail a test: benchmarks measure time, tests do not
 settings.register_profile("nmflow", deadline=None)
 settings.load_profile("nmflow")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: at the end, one core would wait for the other."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_collection_finish() -> None:

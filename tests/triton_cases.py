@@ -18,7 +18,8 @@ from nmflow.torch.device.duals import space_for_duals
 from nmflow.torch.device.grid import BlockGrid
 
 CASES = [
-    *((n, 4, family) for n in (1, 2, 3) for family in ("gaussian", "few_values", "heavy_tailed", "huge_among_tiny")),
+    *((2, 4, family) for family in ("gaussian", "few_values", "heavy_tailed", "huge_among_tiny")),
+    *((n, 4, family) for n in (1, 3) for family in ("gaussian", "few_values")),
     *((4, 8, family) for family in ("gaussian_bfloat16", "subnormal_float16", "near_ties")),
     (8, 16, "gaussian_bfloat16"),
     (16, 32, "gaussian"),

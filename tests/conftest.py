@@ -13,8 +13,11 @@ settings.load_profile("nmflow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first: at the end, one core would wait for the other."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Triton's come first: they take long, and at the end one core would wait for the other.
+
+    Other long ones need kernels that tests before them compile, or take longer: a run that is killed compiles for ever.
+    """
+    items.sort(key=lambda item: "test_torch_triton" not in item.nodeid)
 
 
 def pytest_collection_finish() -> None:

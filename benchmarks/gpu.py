@@ -341,9 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
     store = Store(args.out, options, resume=not args.fresh, also={"card": card(device), "options": options})
     rows = plan(Bench(device, size, repeats), args.quick)
     if args.test:
-        first = itertools.islice(
-            rows, len(TARGETS)
-        )  # the figures that are asked for, before what may take all the time
+        first = itertools.islice(rows, len(TARGETS))  # what is asked for comes before what may take all the time
         rows = itertools.chain(first, [("tests", partial(run_tests, until))], rows)
     with _on(device):
         whole = measure(store, rows, until)

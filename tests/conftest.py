@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import gc
 
-import pytest
 from hypothesis import settings
 
 # a slow machine must not fail a test: benchmarks measure time, tests do not
 settings.register_profile("nmflow", deadline=None)
 settings.load_profile("nmflow")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Triton's come first: they take long, and at the end one core would wait for the other.
-
-    Other long ones need kernels that tests before them compile, or take longer: a run that is killed compiles for ever.
-    """
-    items.sort(key=lambda item: "test_torch_triton" not in item.nodeid)
 
 
 def pytest_collection_finish() -> None:

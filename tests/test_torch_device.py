@@ -393,3 +393,9 @@ def test_a_compiler_does_not_trace_into_the_solver() -> None:
             weight = torch.randn(tall, 8, generator=torch.Generator().manual_seed(tall))
             assert torch.equal(compiled(weight), masked(weight))
     assert torch._dynamo.utils.counters["frames"]["ok"] <= 20
+
+
+def test_more_blocks_in_a_row_than_triton_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MOST_BLOCKS", 3)
+    with pytest.raises(InputValueError, match='engine must be "auto" or "torch" for 4 blocks in a row, not "triton"'):
+        solve_on_device(torch.ones(4, 16), 2, 4, engine="triton")

@@ -313,6 +313,14 @@ def test_inputs_near_the_end_of_float64() -> None:
     assert torch.isfinite(nt.calibrate(model, batch).scores("obs")("weight", model)).all()  # type: ignore[arg-type]
 
 
+def test_sums_that_nothing_makes_definite_are_an_error() -> None:
+    moments = nt.calibrate(nn.Linear(4, 4), [random(8, 4)]).moments["weight"]
+    assert moments.gram is not None
+    moments.gram.fill_(torch.nan)
+    with pytest.raises(InputValueError, match="inputs must have a mean of squares that float64 holds; scale them"):
+        damped(moments, 0.01)
+
+
 def test_an_inverse_that_rounding_leaves_indefinite() -> None:
     """H has a Cholesky factor; without more on its diagonal H⁻¹ has none."""
     failed = 0

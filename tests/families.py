@@ -232,6 +232,12 @@ SIGNED: dict[str, Family] = {
     for family in (signed, signed_negative, signed_int8, signed_float64, signed_largest, signed_int64_limits)
 }
 """Scores, taken with their sign."""
+HALVES = {
+    name
+    for name, make in (FAMILIES | SIGNED).items()
+    if (array := make((4, 4), 0)).itemsize == 2 and array.dtype.kind not in "iu"
+}
+"""Families of 16-bit floats, taken for few patterns: kernels of more take long to compile, by the same way."""
 
 RAGGED: tuple[tuple[int, int], ...] = ((1, 1), (1, 9), (9, 1), (3, 3), (4, 7), (7, 4), (5, 6), (13, 10), (2, 17))
 """Shapes that are no multiples of the usual blocks."""

@@ -38,6 +38,8 @@ PATTERNS = [
     Pattern(row="1:2", col="2:4"),
     Pattern(row="1:3", col="2:4", fill="at-most"),
 ]
+EVERY_DTYPE = PATTERNS[:5]
+"""The others are solved in float64 alone, which holds most dtypes: kernels take long to compile, by the same way."""
 NEVER_REFUSE = {"dual", "network-simplex"}
 """These take every finite input; the others may refuse a block that they cannot hold, and say so."""
 
@@ -61,12 +63,9 @@ def widened(array: Array) -> Array:
 
 
 def solve(name: str, weights: Array, pattern: Pattern, **options: Any) -> nmflow.Solution:
-    """Solve and certify, a pattern that is suited to the solver.
-
-    Patterns that are here for one solver alone are certified in float64 alone: their kernels take long to compile.
-    """
+    """Solve and certify, a pattern that is suited to the solver."""
     chosen = suited(name, pattern)
-    if pattern in PATTERNS and chosen not in PATTERNS:
+    if pattern in PATTERNS and chosen not in EVERY_DTYPE:
         weights = widened(weights)
         options |= {key: widened(options[key]) for key in ("scores",) if key in options}
     try:
@@ -120,17 +119,11 @@ def test_declarations() -> None:
         assert solver == solvers.get(name)
 
 
-HALVES = {
-    name
-    for name, make in EVERY_FAMILY.items()
-    if (array := make((4, 4), 0)).itemsize == 2 and array.dtype.kind not in "iu"
-}
-"""Families of 16-bit floats, for two patterns alone: kernels of more take long to compile, by the same way."""
 CASES = [
     (family, pattern)
     for family in EVERY_FAMILY
     for pattern in PATTERNS
-    if family not in HALVES or pattern in PATTERNS[:2]
+    if family not in families.HALVES or pattern in PATTERNS[:2]
 ]
 
 

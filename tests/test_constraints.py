@@ -32,8 +32,15 @@ UNEQUAL = [
 NAMES = ["dual", "network-simplex", "ortools", "lp"]
 
 
-@pytest.mark.parametrize(("row", "col", "fill"), UNEQUAL)
-@pytest.mark.parametrize("family", ["gaussian", "few_values", "near_ties", "int8", "mostly_zero", "signed"])
+UNEQUAL_CASES = [
+    (*case, family)
+    for case in UNEQUAL
+    for family in ("gaussian", "few_values", "near_ties", "int8", "mostly_zero", "signed")
+    if family != "int8" or case in UNEQUAL[::4]  # float64 then: kernels of more take long to compile, by the same way
+]
+
+
+@pytest.mark.parametrize(("row", "col", "fill", "family"), UNEQUAL_CASES)
 def test_unequal_budgets(row: str, col: str, fill: str, family: str) -> None:
     pattern = Pattern(row=row, col=col, fill=fill)
     rows, cols = pattern.block_shape

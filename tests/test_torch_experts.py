@@ -38,7 +38,10 @@ SIZES: dict[str, Any] = {
 
 
 def mixture(kind: str) -> nn.Module:
-    """A small model with random weights: experts apart in its file, under other names, or in one tensor, turned."""
+    """A small model with random weights: experts apart in its file, under other names, or in one tensor, turned.
+
+    Llama 4 has a layer that all tokens go through beside the experts.
+    """
     torch.manual_seed(0)
     if kind == "qwen":
         sizes = SIZES | {"head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 24, "num_experts": 6}
@@ -46,6 +49,10 @@ def mixture(kind: str) -> nn.Module:
     elif kind == "mixtral":
         sizes = SIZES | {"intermediate_size": 24, "num_local_experts": 6}
         model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
+    elif kind == "llama4":
+        sizes = SIZES | {"head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 24, "num_local_experts": 6}
+        sizes |= {"interleave_moe_layer_step": 1, "num_experts_per_tok": 1}
+        model = transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**sizes))
     else:
         sizes = SIZES | {"head_dim": 8, "intermediate_size": 32, "num_local_experts": 6}
         model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**sizes))
@@ -55,8 +62,19 @@ def mixture(kind: str) -> nn.Module:
     return model.eval()
 
 
+TURNED = ("gpt-oss", "llama4")
+"""Kinds whose files hold the matrices of all experts in one tensor, as (in, out)."""
+
+
+def name_of_experts(model: nn.Module) -> str:
+    (name,) = [
+        name for name, _ in model.named_modules() if name.startswith("model.layers.0.") and name.endswith("experts")
+    ]
+    return name
+
+
 def experts_of(model: nn.Module) -> Any:
-    return model.get_submodule("model.layers.0.mlp.experts")
+    return model.get_submodule(name_of_experts(model))
 
 
 def batch() -> torch.Tensor:
@@ -86,7 +104,7 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt-oss", "llama4"])
 @pytest.mark.parametrize("joined", [(), ("*.gate_up_proj",)])
 def test_apart_a_model_computes_the_same(kind: str, joined: tuple[str, ...]) -> None:
     model = mixture(kind)
@@ -94,7 +112,8 @@ def test_apart_a_model_computes_the_same(kind: str, joined: tuple[str, ...]) -> 
     with torch.no_grad():
         whole: Any = model(batch()).logits
         with nt.experts_apart(model, joined=joined) as taken:
-            assert taken == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+            own = "feed_forward" if kind == "llama4" else "mlp"
+            assert taken == [f"model.layers.{layer}.{own}.experts" for layer in (0, 1)]
             linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
             both = bool(joined) or kind == "gpt-oss"
             assert sum(".experts." in name for name in linears) == 2 * 6 * (2 if both else 3)
@@ -121,7 +140,7 @@ def test_an_error_puts_them_together_again() -> None:
     assert experts_of(model) is experts
 
 
-@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt-oss"])
+@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt-oss", "llama4"])
 def test_what_an_expert_sees_are_its_tokens(kind: str) -> None:
     """Sums by hooks against those by the router's choice, without padding."""
     model = mixture(kind)
@@ -132,35 +151,48 @@ def test_what_an_expert_sees_are_its_tokens(kind: str) -> None:
     with torch.no_grad():
         model(input_ids=batch(), attention_mask=mask)
     handle.remove()
-    hidden, chosen, _ = seen[0]
+    if kind == "llama4":
+        weighted = seen[0][0].view(6, -1, 32)
+        sees = [(own, own.any(-1)) for own in weighted]
+        assert torch.stack([given for _, given in sees]).sum(0).eq(1).all()  # one expert for each token
+    else:
+        hidden, chosen, _ = seen[0]
+        sees = [(hidden, (chosen == number).any(-1)) for number in range(6)]
     with nt.experts_apart(model):
         found = nt.calibrate(model, [{"input_ids": batch(), "attention_mask": mask}], include=["*layers.0*experts*"])
-    for number in range(6):
-        here = (chosen == number).any(-1) & mask.reshape(-1).bool()
-        rows = hidden[here].double()
+    place = name_of_experts(model)
+    for number, (hidden, given) in enumerate(sees):
+        rows = hidden[given & mask.reshape(-1).bool()].double()
         for layer in ("gate_proj", "up_proj") if kind != "gpt-oss" else ("gate_up_proj",):
-            moments = found.moments[f"model.layers.0.mlp.experts.{number}.{layer}.weight"]
+            moments = found.moments[f"{place}.{number}.{layer}.weight"]
             assert moments.count == len(rows)
             torch.testing.assert_close(moments.gram, (rows.mT @ rows)[None])
-        assert found.moments[f"model.layers.0.mlp.experts.{number}.down_proj.weight"].count == len(rows)
+        assert found.moments[f"{place}.{number}.down_proj.weight"].count == len(rows)
 
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("qwen", "wanda"), ("mixtral", "wanda"), ("gpt-oss", "wanda"), ("mixtral", "sparsegpt"), ("gpt-oss", "adaprune")],
+    [
+        *((kind, "wanda") for kind in ("qwen", "mixtral", "gpt-oss", "llama4")),
+        ("mixtral", "sparsegpt"),
+        ("llama4", "sparsegpt"),
+        ("gpt-oss", "adaprune"),
+        ("llama4", "adaprune"),
+    ],
 )
 def test_a_folder(kind: str, method: str, text: Path, tmp_path: Path) -> None:
     source, out = saved(kind, tmp_path / kind), tmp_path / "out"
-    asked = ("--pattern", "4:8", "--method", method, "--calibration", text, "--exclude", "*attn*")
-    result = run("prune", source, out, *asked, "--json")
+    chosen = ["--pattern", "4:8", "--exclude", "*attn*", *(["--exclude", "*shared*"] if kind == "llama4" else [])]
+    result = run("prune", source, out, *chosen, "--method", method, "--calibration", text, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["proven"]
-    assert len(report["layers"]) == 2 * 6 * (2 if kind == "gpt-oss" else 3)
+    assert len(report["layers"]) == 2 * 6 * (2 if kind in TURNED else 3)
     before, after = (load_file(path / "model.safetensors") for path in (source, out))
     assert before.keys() == after.keys()
     model = mixture(kind)
-    with nt.experts_apart(model):  # what wanda would keep, of matrices cut out by hand
+    joined = ["*.gate_up_proj"] if kind == "llama4" else []  # as its file has them
+    with nt.experts_apart(model, joined=joined):  # what wanda would keep, of matrices cut out by hand
         scores = nt.calibrate(model, _batches(source, text), gram=False).scores("wanda")
         linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     changed = 0
@@ -180,11 +212,12 @@ def test_a_folder(kind: str, method: str, text: Path, tmp_path: Path) -> None:
                 parameter = _parameter(name, number, kind)
                 score = scores(parameter, linears[parameter])
                 assert score is not None
-                best = nmflow.solve((score.T if kind == "gpt-oss" else score).numpy(), 4, 8)
-                kept = (score.T if kind == "gpt-oss" else score).numpy()[keeps].sum()
+                turned = (score.T if kind in TURNED else score).numpy()
+                best = nmflow.solve(turned, 4, 8)
+                kept = turned[keeps].sum()
                 assert kept == pytest.approx(best.objective, rel=1e-12)
-    assert changed == (4 if kind == "gpt-oss" else 2 * 6 * 3)
-    assert run("verify", out, "--pattern", "4:8", "--exclude", "*attn*").exit_code == 0
+    assert changed == (4 if kind in TURNED else 2 * 6 * 3)
+    assert run("verify", out, *chosen).exit_code == 0
 
 
 def _batches(source: Path, text: Path) -> Any:
@@ -198,7 +231,7 @@ def _parameter(stored: str, number: int, kind: str) -> str:
     if kind == "mixtral":
         for own, name in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"), ("block_sparse_moe", "mlp")):
             stored = stored.replace(own, name)
-    return stored.replace("experts.", f"experts.{number}.") + ".weight" if kind == "gpt-oss" else stored
+    return stored.replace("experts.", f"experts.{number}.") + ".weight" if kind in TURNED else stored
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "adaprune"])
@@ -242,6 +275,16 @@ def test_experts_in_one_parameter_say_how_to_open_them() -> None:
     selected = nt.sparsegpt_(model, [batch()], 4, 8, exclude=["lm_head"])
     reasons = dict(selected.skipped)
     assert "experts_apart" in reasons["model.layers.0.mlp.experts.down_proj"]
+
+
+def test_routers_are_left_alone_unless_named() -> None:
+    """They are Linears here, whose class has a forward of its own."""
+    model = mixture("llama4")
+    name = "model.layers.0.feed_forward.router"
+    assert isinstance(model.get_submodule(name), nn.Linear)
+    reasons = dict(nt.prune_(model, 2, 4).skipped)
+    assert reasons[f"{name}.weight"] == "router of experts; name it in include to prune it"
+    assert [layer.name for layer in nt.prune_(model, 2, 4, include=["*layers.0*router*"]).layers] == [f"{name}.weight"]
 
 
 def test_a_pattern_of_rows_alone_does_not_fit_what_is_kept_turned() -> None:

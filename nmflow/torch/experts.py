@@ -14,7 +14,7 @@ from torch import nn
 from nmflow.asked import as_globs
 from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, unwrapped
-from nmflow.torch.slots import is_fused
+from nmflow.torch.slots import is_fused, is_sorted
 
 __all__ = ["experts_apart", "may_be_idle", "tokens_of"]
 
@@ -65,6 +65,9 @@ class _Apart(nn.Module):
         rule: Any = copy.copy(fused)
         rule.__dict__ = {**fused.__dict__, "_parameters": {}}
         rule.has_gate = getattr(fused, "has_gate", True)
+        rule.is_transposed = _is_turned(fused)
+        if is_sorted(fused):
+            rule._apply_gate = lambda both: both.chunk(2, -1)[1] * rule.act_fn(both.chunk(2, -1)[0])
         for number in range(len(fused.get_parameter("down_proj"))):
             self.add_module(str(number), _Expert(fused, rule, number, joined))
 
@@ -79,6 +82,20 @@ class _Apart(nn.Module):
                 part = expert(hidden_states[tokens], (tokens, len(hidden_states)))
                 found.index_add_(0, tokens, (part * top_k_weights[tokens, place, None]).to(found.dtype))
         return found
+
+
+class _Sorted(_Apart):
+    """The same for Llama 4, which multiplies tokens by what the router gives them before, not after."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """What each expert makes of each token, one expert after the other, as they came in."""
+        sorted_ = hidden_states.view(len(self._modules), -1, hidden_states.shape[-1])
+        found = torch.zeros_like(sorted_)
+        for rows, out, expert in zip(sorted_, found, self.children(), strict=True):
+            tokens = rows.any(-1).nonzero()[:, 0]  # of zeros it makes zeros
+            if len(tokens):
+                out[tokens] = expert(rows[tokens], (tokens, len(rows)))
+        return found.view_as(hidden_states)
 
 
 @contextlib.contextmanager
@@ -129,7 +146,7 @@ def experts_apart(model: nn.Module, *, joined: Iterable[str] = ()) -> Iterator[l
             rows = f"{name}.gate_up_proj"
             apart = getattr(module, "has_gate", True) and getattr(module, "is_concatenated", True)
             together = not apart or any(fnmatchcase(rows, glob) for glob in globs)
-            holder._modules[own] = _Apart(module, together)
+            holder._modules[own] = (_Sorted if is_sorted(module) else _Apart)(module, together)
             places.append((holder, own, module))
         yield [name for name, _ in found]
     finally:
@@ -141,7 +158,12 @@ def _matrix(fused: nn.Module, name: str, number: int) -> tuple[torch.Tensor, tor
     """The weight of one expert as (out, in), and its bias; both share memory with the parameters."""
     weight = fused.get_parameter(name).detach()[number]
     bias = fused._parameters.get(f"{name}_bias")
-    return (weight.mT if fused.is_transposed else weight), None if bias is None else bias.detach()[number]
+    return (weight.mT if _is_turned(fused) else weight), None if bias is None else bias.detach()[number]
+
+
+def _is_turned(fused: nn.Module) -> bool:
+    """Whether its matrices are (in, out)."""
+    return is_sorted(fused) or bool(fused.is_transposed)
 
 
 def _marked(value: torch.Tensor, tokens: tuple[torch.Tensor, int]) -> torch.Tensor:

@@ -124,9 +124,9 @@ def prune_(
 
     Notes
     -----
-    Convolutions are seen as out x (kernel . in), each group on its own. Depthwise convolutions are skipped unless they
-    are named. A parameter that modules share is masked once and stays shared. Masks take a byte for each entry until
-    all layers are solved.
+    Convolutions are seen as out x (kernel . in), each group on its own. Depthwise convolutions and routers of experts
+    are skipped unless they are named. A parameter that modules share is masked once and stays shared. Masks take a byte
+    for each entry until all layers are solved.
 
     Examples
     --------

@@ -22,8 +22,10 @@ __all__ = [
     "identity",
     "impossible",
     "is_fused",
+    "is_sorted",
     "is_turned",
     "layout_of",
+    "router",
     "too_small",
 ]
 
@@ -91,7 +93,12 @@ def is_fused(module: nn.Module) -> bool:
     down = module._parameters.get("down_proj")
     up = module._parameters.get("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj")
     known = hasattr(module, "_apply_gate") and isinstance(getattr(module, "is_transposed", None), bool)
-    return known and down is not None and up is not None and down.ndim == up.ndim == 3
+    return (known or is_sorted(module)) and down is not None and up is not None and down.ndim == up.ndim == 3
+
+
+def is_sorted(module: nn.Module) -> bool:
+    """Whether it is called as Llama 4's experts are: with all tokens for each, and zeros for those it does not get."""
+    return type(module).__name__ == "Llama4TextExperts" and hasattr(module, "act_fn")
 
 
 def _rank(parameter: nn.Parameter) -> int:
@@ -115,6 +122,12 @@ def depthwise(slot: Slot) -> bool:
 def adapter(slot: Slot) -> bool:
     """Whether it is a low-rank adapter of PEFT: the product of two is added to a weight, and keeps no pattern."""
     return any(part.startswith("lora_") for part in slot.name.split("."))
+
+
+def router(slot: Slot) -> bool:
+    """Whether it sends tokens to experts: a few rows that decide over all else."""
+    *above, own = slot.module_name.split(".")
+    return own in ("gate", "router") or "router" in above or type(slot.module).__name__.endswith("Router")
 
 
 def layout_of(slot: Slot) -> tuple[Layout | None, int]:

@@ -233,6 +233,17 @@ def test_an_error_of_a_worker_comes_back(tmp_path: Path, two: Cluster) -> None:
     assert not (tmp_path / "dst.safetensors").exists()
 
 
+def test_a_worker_that_goes_away_at_first_needs_no_nmflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started(tmp_path / "made", 2) as made:
+        lost = made.workers[0].pid
+        monkeypatch.setattr(cluster, "version", lambda: os.getpid() != lost or os._exit(1))
+        with cluster.dask_executor(made.address) as executor:
+            assert executor is not None
+        monkeypatch.setattr(cluster, "version", lambda pid=os.getpid(): os.getpid() == pid or os._exit(1))
+        with pytest.raises(ClusterError, match="must have workers"), cluster.dask_executor(made.address):
+            pass
+
+
 def test_a_cluster_that_cannot_be_used(tmp_path: Path, two: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 1)
     for address in ("tcp://127.0.0.1:9", "no address"):
@@ -248,7 +259,10 @@ def test_a_cluster_that_cannot_be_used(tmp_path: Path, two: Cluster, monkeypatch
     ):
         pass
     monkeypatch.setattr(cluster, "version", lambda: str(os.getpid()))
-    with pytest.raises(ClusterError, match="each worker must have"), cluster.dask_executor(two.address):
+    with pytest.raises(ClusterError, match="each worker must have [0-9]+, not"), cluster.dask_executor(two.address):
+        pass
+    monkeypatch.setattr(cluster, "version", lambda pid=os.getpid(): os.getpid() == pid or __import__("no_nmflow"))
+    with pytest.raises(ClusterError, match="must have nmflow installed"), cluster.dask_executor(two.address):
         pass
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(MissingLibraryError, match=r"nmflow\[dask\]"), cluster.dask_executor(two.address):

@@ -105,21 +105,22 @@ def _with_notes(error: ClusterError, cause: BaseException) -> ClusterError:
 
 
 def _check_workers(client: Any, scheduler: str) -> None:
-    """Raise unless there are workers, and all have our version of nmflow."""
+    """Raise unless there are workers, and all have our version of nmflow; one that goes away meanwhile needs none."""
+    nobody = ClusterError(f"the scheduler at {scheduler} must have workers; start some: dask worker {scheduler}")
     try:
         client.wait_for_workers(1, timeout=WAIT_SECONDS)
     except TimeoutError as error:
-        raise ClusterError(
-            f"the scheduler at {scheduler} must have workers; start some: dask worker {scheduler}"
-        ) from error
-    try:
-        versions = client.run(version)
-    except Exception as error:  # whatever a worker without nmflow raises
-        raise ClusterError(f"each worker of {scheduler} must have nmflow installed: {error}") from error
-    for worker, other in versions.items():
-        if other != version():
+        raise nobody from error
+    answers = client.run(version, on_error="return").items()
+    here = {worker: answer for worker, answer in answers if not isinstance(answer, OSError)}
+    if not here:
+        raise nobody
+    for worker, answer in here.items():
+        if isinstance(answer, Exception):  # whatever one without nmflow raises
+            raise ClusterError(f"each worker must have nmflow installed, and {worker} has not: {answer}") from answer
+        if answer != version():
             raise ClusterError(
-                f"each worker must have {version()}, not {other} as {worker} has; install the same there"
+                f"each worker must have {version()}, not {answer} as {worker} has; install the same there"
             )
 
 

@@ -235,11 +235,11 @@ def test_an_error_of_a_worker_comes_back(tmp_path: Path, two: Cluster) -> None:
 
 def test_a_worker_that_goes_away_at_first_needs_no_nmflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with started(tmp_path / "made", 2) as made:
-        lost = made.workers[0].pid
+        lost, own = made.workers[0].pid, os.getpid()
         monkeypatch.setattr(cluster, "version", lambda: os.getpid() != lost or os._exit(1))
         with cluster.dask_executor(made.address) as executor:
             assert executor is not None
-        monkeypatch.setattr(cluster, "version", lambda pid=os.getpid(): os.getpid() == pid or os._exit(1))
+        monkeypatch.setattr(cluster, "version", lambda: os.getpid() == own or os._exit(1))
         with pytest.raises(ClusterError, match="must have workers"), cluster.dask_executor(made.address):
             pass
 
@@ -259,9 +259,10 @@ def test_a_cluster_that_cannot_be_used(tmp_path: Path, two: Cluster, monkeypatch
     ):
         pass
     monkeypatch.setattr(cluster, "version", lambda: str(os.getpid()))
-    with pytest.raises(ClusterError, match="each worker must have [0-9]+, not"), cluster.dask_executor(two.address):
+    with pytest.raises(ClusterError, match=r"each worker must have [0-9]+, not"), cluster.dask_executor(two.address):
         pass
-    monkeypatch.setattr(cluster, "version", lambda pid=os.getpid(): os.getpid() == pid or __import__("no_nmflow"))
+    own = os.getpid()
+    monkeypatch.setattr(cluster, "version", lambda: os.getpid() == own or __import__("no_nmflow"))
     with pytest.raises(ClusterError, match="must have nmflow installed"), cluster.dask_executor(two.address):
         pass
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)

@@ -235,6 +235,8 @@ def test_an_error_of_a_worker_comes_back(tmp_path: Path, two: Cluster) -> None:
 
 def test_a_worker_that_goes_away_at_first_needs_no_nmflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with started(tmp_path / "made", 2) as made:
+        with cluster._connected(made.address) as client:
+            client.wait_for_workers(2)
         lost, own = made.workers[0].pid, os.getpid()
         monkeypatch.setattr(cluster, "version", lambda: os.getpid() != lost or os._exit(1))
         with cluster.dask_executor(made.address) as executor:

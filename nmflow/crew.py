@@ -255,6 +255,7 @@ def call_on_threads(operation: int, job: Sequence[int], room: int, threads: int,
 
 
 def _wait_for(workers: Sequence[_Worker]) -> None:
-    """Wait until none is at a task."""
-    while any(worker.is_busy() for worker in workers):
-        time.sleep(POLL)
+    """Wait until none is at a task. In plain loops: an interrupt that comes while a generator is closed is lost."""
+    for worker in workers:
+        while worker.is_busy():
+            time.sleep(POLL)

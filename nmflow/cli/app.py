@@ -13,7 +13,7 @@ from nmflow.cli.compare import diff, diversity
 from nmflow.cli.export import export, inspect
 from nmflow.cli.prune import prune
 from nmflow.cli.report import report
-from nmflow.cli.terminal import catch_signals, one_line_errors, open_streams
+from nmflow.cli.terminal import catch_signals, empty_streams, one_line_errors, open_streams
 from nmflow.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -69,3 +69,5 @@ def main() -> None:
             app()
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
+    finally:
+        empty_streams()

@@ -24,6 +24,7 @@ __all__ = [
     "VIOLATION",
     "catch_signals",
     "check_interrupts",
+    "empty_streams",
     "one_line_errors",
     "open_streams",
     "print_json",
@@ -68,6 +69,15 @@ def open_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def empty_streams() -> None:
+    """Drop what could not be written: Python tries once more as it ends, and would end with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def check_interrupts(*args: object) -> None:
     """Raise again what was lost: Python drops an exception that a signal raises inside a destructor or a callback."""
     if _interrupts:
@@ -80,8 +90,6 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        # Python would flush standard output once more as it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(UNREAD) from None
     except (NmflowError, OSError, MemoryError) as error:
         _complain(str(error) or "there must be more memory; use fewer threads", error)

@@ -30,7 +30,8 @@ def score_bits(values):
 @triton.jit
 def block_shift(size, BITS: tl.constexpr):
     """One unit is 2**-shift, from the bits of the largest magnitude of a block."""
-    return tl.minimum(BITS + 126 - tl.maximum(size >> 23, 1), 126)
+    # a constexpr first would swallow the tensor under the interpreter of Triton 3.7
+    return tl.minimum(126 - (tl.maximum(size >> 23, 1) - BITS), 126)
 
 
 @triton.jit

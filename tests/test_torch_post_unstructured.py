@@ -135,6 +135,18 @@ def test_chosen_n_is_binomial(density: float, m: int, confidence: float, n: int)
     assert nt.choose_n(layer, m, confidence) == {"weight": n}
 
 
+def test_what_was_chosen_for_rows_is_pruned_by_rows() -> None:
+    model = nn.Linear(16, 16)
+    with torch.no_grad():
+        model.weight[:, ::2] = 0.0
+    chosen = nt.choose_n(model, 8, measured=True, transposable=False)
+    assert chosen == {"weight": 4}
+    assert nt.from_unstructured_(model, chosen, 8).kept_percent == 100
+    assert (model.weight[:, 1] != 0).all()  # a mask of columns, too, would drop half of these
+    with pytest.raises(InputValueError, match="m must be 8, for which n was chosen, not 4"):
+        nt.from_unstructured_(model, chosen, 4)
+
+
 def test_zeros_are_counted_under_another_default_device() -> None:
     model = nn.Linear(16, 16)
     wanted = nt.choose_n(model, 4, measured=True)
@@ -168,7 +180,7 @@ def test_choice_holds_on_random_zeros() -> None:
         (lambda m: nt.allocate(m, 4, 0.5, scores={"nobody": random(2)}), "scores must be named like"),
         (lambda m: nt.from_unstructured_(m, {"3.weight": 2}), "m must be given beside n for each layer"),
         (lambda m: nt.from_unstructured_(m, nt.Allocation({"3.weight": 2}, 4, 0.5, 0.0, 1.0, 0.0), 8),
-         "m must be 4, for which n was allocated, not 8"),
+         "m must be 4, for which n was chosen, not 8"),
         (lambda m: nt.allocate(m, 4, 0.2), "density must be between 1/m = 0.25 and 1, not 0.2"),
         (lambda m: nt.allocate(m, 4, 0.5, scores=lambda name, module: -module.weight.abs()), "must not be negative"),
         (lambda m: nt.allocate(m, 4, 0.5, scores={"3.weight": random(2)}), "scores of 3.weight must have its shape"),

@@ -49,9 +49,9 @@ def patterns_of(
         return chosen, lambda layer: chosen
     if m is None or pattern is not None:
         raise InputValueError("m must be given beside n for each layer, and no pattern; write n={...}, m=16")
-    if getattr(n, "m", m) != m:  # an Allocation
-        raise InputValueError(f"m must be {n.m}, for which n was allocated, not {m}")  # type: ignore[attr-defined]
-    transposable = getattr(n, "transposable", True)  # an Allocation's
+    if getattr(n, "m", m) != m:  # of allocate or choose_n
+        raise InputValueError(f"m must be {n.m}, for which n was chosen, not {m}")  # type: ignore[attr-defined]
+    transposable = getattr(n, "transposable", True)
     table = {name: Pattern(count, m, fill=fill, transposable=transposable) for name, count in n.items()}
     if not table:
         raise InputValueError("n must name at least one parameter, not none")

@@ -126,6 +126,15 @@ def from_unstructured_(
     return PruneReport(", ".join(patterns), used, tuple(reports), tuple(skipped), time.perf_counter() - started)
 
 
+class _Chosen(dict[str, int]):
+    """n by parameter name; and what for, as an `Allocation` has it."""
+
+    def __init__(self, n: dict[str, int], m: int, transposable: bool) -> None:
+        super().__init__(n)
+        self.m = m
+        self.transposable = transposable
+
+
 def choose_n(
     model: nn.Module,
     m: int,
@@ -151,7 +160,8 @@ def choose_n(
     measured : bool
         Count groups, instead of taking zeros as independent of each other: right where whole filters are gone.
     transposable : bool
-        Count groups along columns too; only where they are counted.
+        Whether masks are to keep n of m along columns too, whose groups are counted then where they are; so they will
+        where the result is given as `n`.
     zeros, include, exclude, filter_fn
         As for `from_unstructured_`.
 
@@ -192,7 +202,7 @@ def choose_n(
         share = _measured(layer, filled, m, transposable) if measured else _expected(float(filled.mean()), m)
         # float sums of a distribution may end just below one
         found[layer.name] = next((n for n in range(1, m) if share[n] >= confidence - 1e-12), m)
-    return found
+    return _Chosen(found, blocks.m, blocks.transposable)
 
 
 def _expected(density: float, m: int) -> list[float]:

@@ -81,8 +81,8 @@ def select(
     include, exclude : iterable of str, optional
         Globs over names of parameters or modules (``*`` also matches dots). With `include`, nothing else is taken;
         `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
-        would be left alone for its type or size; any glob of more than stars takes a depthwise convolution, an adapter
-        or a router.
+        would be left alone for its type or size, or as a router of experts; any glob of more than stars takes a
+        depthwise convolution or adapter.
     filter_fn : callable (module name, module) -> bool or None, optional
         True takes a module of any type, with all its parameters of two axes or more that `include` names; False leaves
         it; None lets the other rules decide.
@@ -206,7 +206,7 @@ def _verdict(
     if adapter(slot):
         return "", "low-rank adapter; name it in include to prune it"
     if router(slot):
-        return "", "router of experts; name it in include to prune it"
+        return "", "router of experts; give its plain name in include, or a filter_fn"
     return "", ""
 
 
@@ -227,7 +227,7 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 
 def _unusual(slot: Slot) -> bool:
     """Whether any glob of more than stars must ask for it."""
-    return depthwise(slot) or adapter(slot) or router(slot)
+    return depthwise(slot) or adapter(slot)
 
 
 def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

@@ -59,20 +59,16 @@ def cases() -> Iterator[tuple[str, Array, dict[str, Any]]]:
         yield f"2:4, {name}", make(np.random.default_rng(2)), {"pattern": "2:4", "duals": True}
     weights = FAMILIES["bell"](np.random.default_rng(3))
     for solver in ("greedy", "two-approx", "two-approx-refill", "local-search"):
-        yield (
-            f"4:8, {solver}",
-            weights,
-            {"pattern": "4:8", "solver": solver, "fill": nmflow.solvers.get(solver).fills[0]},
-        )
+        fill = nmflow.solvers.get(solver).fills[0]
+        yield f"4:8, {solver}", weights, {"pattern": "4:8", "solver": solver, "fill": fill}
     rng = np.random.default_rng(4)
     drop = rng.integers(0, 20, SHAPE) == 0
     keep = (rng.integers(0, 3, SHAPE) == 0) & (np.indices(SHAPE).sum(axis=0) % 8 == 0)  # at most one of each line
     yield "4:8, drop", weights, {"pattern": "4:8", "duals": True, "drop": drop}
     yield "4:8 at-most, keep", weights, {"pattern": "4:8 at-most", "duals": True, "keep": keep}
     earlier = nmflow.solve(FAMILIES["bell"](rng), 4, 8, duals=True)
-    given = {"pattern": "4:8", "duals": True}
-    yield "4:8, previous", weights, given | {"previous": earlier.mask, "switch_cost": 0.5}
-    yield "4:8, warm start", weights, given | {"warm_start": earlier}
+    yield "4:8, previous", weights, {"pattern": "4:8", "duals": True, "previous": earlier.mask, "switch_cost": 0.5}
+    yield "4:8, warm start", weights, {"pattern": "4:8", "duals": True, "warm_start": earlier}
 
 
 def found() -> dict[str, list[str]]:

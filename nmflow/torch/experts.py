@@ -37,14 +37,15 @@ class _Expert(nn.Module):
         super().__init__()
         self._rule = [rule]  # in a list: no module of the model
         up = "gate_up_proj" if rule.has_gate else "up_proj"
-        weight, bias = _matrix(fused, up, number)
+        turned = rule.is_transposed
+        weight, bias = _matrix(fused, up, number, turned)
         whole, half = slice(None), len(weight) // 2
         parts = {up: whole} if joined else {"gate_proj": slice(half), "up_proj": slice(half, None)}
         for name, rows in parts.items():
             part = None if bias is None else bias[rows]
-            self.add_module(name, ExpertLinear(weight[rows], part, kept_turned=rule.is_transposed))
+            self.add_module(name, ExpertLinear(weight[rows], part, kept_turned=turned))
         self._ups = tuple(parts)
-        self.down_proj = ExpertLinear(*_matrix(fused, "down_proj", number), kept_turned=rule.is_transposed)
+        self.down_proj = ExpertLinear(*_matrix(fused, "down_proj", number, turned), kept_turned=turned)
 
     def forward(self, value: torch.Tensor, tokens: tuple[torch.Tensor, int]) -> torch.Tensor:
         """What this expert makes of some tokens."""
@@ -65,7 +66,7 @@ class _Apart(nn.Module):
         rule: Any = copy.copy(fused)
         rule.__dict__ = {**fused.__dict__, "_parameters": {}}
         rule.has_gate = getattr(fused, "has_gate", True)
-        rule.is_transposed = _is_turned(fused)
+        rule.is_transposed = getattr(fused, "is_transposed", True)  # Llama 4 does not say so
         if is_sorted(fused):
             rule._apply_gate = lambda both: both.chunk(2, -1)[1] * rule.act_fn(both.chunk(2, -1)[0])
         for number in range(len(fused.get_parameter("down_proj"))):
@@ -154,16 +155,11 @@ def experts_apart(model: nn.Module, *, joined: Iterable[str] = ()) -> Iterator[l
             holder._modules[own] = module
 
 
-def _matrix(fused: nn.Module, name: str, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _matrix(fused: nn.Module, name: str, number: int, turned: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The weight of one expert as (out, in), and its bias; both share memory with the parameters."""
     weight = fused.get_parameter(name).detach()[number]
     bias = fused._parameters.get(f"{name}_bias")
-    return (weight.mT if _is_turned(fused) else weight), None if bias is None else bias.detach()[number]
-
-
-def _is_turned(fused: nn.Module) -> bool:
-    """Whether its matrices are (in, out)."""
-    return is_sorted(fused) or bool(fused.is_transposed)
+    return (weight.mT if turned else weight), None if bias is None else bias.detach()[number]
 
 
 def _marked(value: torch.Tensor, tokens: tuple[torch.Tensor, int]) -> torch.Tensor:

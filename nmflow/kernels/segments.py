@@ -1,8 +1,9 @@
-"""Segments: 32 neighbouring blocks, read into lanes of 16 bits and their duals written back.
+"""Segments: 32 neighbouring blocks in lanes of 16 bits, what a step of each is worth, and their duals in and out.
 
-Scores are cut to 14 or 16 bits below each block's largest one: q = floor(S / unit), unit a power of two. So for every
-whole number T, S >= T * unit if and only if q >= T: what is compared in lanes is proven of the scores themselves
-(`nmflow.kernels.lanes`). What these bits do not settle is read again, less u + v and magnified.
+Scores are cut to 14 or 16 bits below each block's largest one: q = floor(S / unit), unit a power of two
+(`nmflow.kernels.cuts`). So for every whole number T, S >= T * unit if and only if q >= T: what is compared in lanes is
+proven of the scores themselves (`nmflow.kernels.lanes`). What these bits do not settle is read again, less u + v and
+magnified (`nmflow.kernels.grains`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE, ScoreKind
 from nmflow.kernels.simd import F32, I16, I32, I64, LANES, Emitter, literal, loop, vector
-from nmflow.kernels.transpose import deinterleave, deinterleave_narrow, interleave
+from nmflow.kernels.transpose import deinterleave, interleave
 
 __all__ = [
     "BIAS",
@@ -30,7 +31,6 @@ __all__ = [
     "load_duals",
     "magnified",
     "measure_segment",
-    "read_segment",
     "spread_over",
     "store_duals",
 ]
@@ -108,10 +108,11 @@ def _unit(emit: Emitter, block: Any, kind: ScoreKind, up: int) -> Any:
     raw, shift, _ = kind.work_fields
     number = builder.zext(block, vector(raw, LANES))
     number = builder.lshr(number, emit.splat(raw, LANES, kind.mantissa - (8 * kind.itemsize - 16)))
-    if kind.mantissa == 10:  # float16 widened: exponent fields are 112 apart; subnormals are below the smallest
-        number = builder.add(number, emit.splat(raw, LANES, 112))
     # a block of tiny scores gets the smallest step whose inverse, magnified, is still a normal number
-    number = emit.call("llvm.smax", number, emit.splat(raw, LANES, 32 if kind.work == F32 else 80))
+    least = 32 if kind.work == F32 else 80
+    if kind.mantissa == 10:  # float16 widened: exponent fields are 112 apart, and subnormals have that of the next
+        number, least = builder.add(number, emit.splat(raw, LANES, 112)), 113
+    number = emit.call("llvm.smax", number, emit.splat(raw, LANES, least))
     number = builder.sub(number, emit.splat(raw, LANES, up - 1))
     return builder.bitcast(builder.shl(number, emit.splat(raw, LANES, shift)), vector(kind.work, LANES))
 
@@ -136,51 +137,6 @@ def magnified(emit: Emitter, unit: Any, kind: ScoreKind, zoom: Any) -> Any:
 def spread_over(emit: Emitter, numbers: Any, part: int, cols: int, step: int = 1) -> Any:
     """Repeat a number for each of 32 blocks over its columns: vector `part` of `cols`, or of each `step`-th one."""
     return emit.pick(numbers, [(part * LANES + t) * step // cols for t in range(LANES)])
-
-
-@intrinsic(prefer_literal=True)
-def read_segment(typing, scores, stride, lanes, scales, kind, rows, cols, absolute, bias):  # type: ignore[no-untyped-def]
-    """Read 32 neighbouring blocks into lanes of 16 bits: scores, cut to whole steps below and less `bias`."""
-    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
-    bias_ = literal(bias)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        scores, stride, lanes, scales = args[:4]
-        work, item = kind_.work, kind_.itemsize
-        scale = inverse(emit, emit.load(scales, vector(work, LANES)), kind_)
-        step = 2 if kind_.mantissa == 7 and cols_ % 2 == 0 else 1
-        wide = [spread_over(emit, scale, k, cols_, step) for k in range(cols_ // step)] * step
-        top, zero = emit.splat(work, LANES, 32767.0), emit.splat(work, LANES, 0.0)
-        at, target = emit.variable(scores), emit.variable(lanes)
-        with loop(builder, rows_):
-            base = builder.load(at)
-            parts = []
-            if step == 2:
-                values = kind_.load_pairs(emit, base, cols_ // 2, absolute_)
-            else:
-                values = [kind_.load(emit, emit.at(base, k * LANES * item), LANES, absolute_) for k in range(cols_)]
-            for k, value in enumerate(values):
-                if absolute_:
-                    value = builder.fmul(value, wide[k])
-                else:
-                    # a negative score is below 0 even where its product underflows
-                    below = builder.select(builder.fcmp_ordered("<", value, zero), emit.splat(work, LANES, -0.5), top)
-                    value = emit.better(builder.fmul(value, wide[k]), below, "<")
-                    value = emit.call("llvm.floor", value)
-                parts.append(builder.fptosi(value, vector(I32, LANES)))
-            out = builder.load(target)
-            for first in range(step):  # every column, or the even ones and the odd ones apart
-                some = parts[first * cols_ // step : (first + 1) * cols_ // step]
-                for j, part in enumerate(deinterleave_narrow(emit, some)):
-                    if absolute_:  # modulo 2**16, as they were cut off; so is the bias
-                        part = builder.sub(part, emit.splat(I16, LANES, bias_ - (bias_ >> 15 << 16)))
-                    emit.store(part, emit.at(out, (j * step + first) * VECTOR), VECTOR)
-            builder.store(emit.at(out, cols_ * VECTOR), target)
-            builder.store(builder.add(base, stride), at)
-        return context.get_dummy_value()
-
-    return types.none(scores, stride, lanes, scales, kind, rows, cols, absolute, bias), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -13,13 +13,14 @@ from typing import NamedTuple
 from nmflow.kernels.ahead import WORDS
 from nmflow.kernels.ascent import ascend
 from nmflow.kernels.compile import once, operation
+from nmflow.kernels.cuts import read_segment
 from nmflow.kernels.floors import LOWEST, set_floors, set_lanes
 from nmflow.kernels.grains import add_offsets, read_rest, round_duals
 from nmflow.kernels.lanes import choose_lanes, level_lanes, prove_lanes, words_in_row
 from nmflow.kernels.memory import read_byte
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.scores import KINDS
-from nmflow.kernels.segments import BITS, VECTOR, first_bits, load_duals, measure_segment, read_segment, store_duals
+from nmflow.kernels.segments import BITS, VECTOR, first_bits, load_duals, measure_segment, store_duals
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.spans import blocks_in_span
 

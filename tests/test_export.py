@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow import formats
-from nmflow.checkpoint import export_checkpoint, inspect_path, pack, verify_packed
+from nmflow.checkpoint import export_checkpoint, inspect_path, pack, read_header, verify_packed
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.support import find_support
@@ -187,12 +187,15 @@ def test_a_folder_with_an_index(tmp_path: Path, model: str) -> None:
     for name, part in zip(names, parts, strict=True):
         write(src / name, part)
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-    (src / f"{model}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    metadata = {"total_size": 1, "total_parameters": 1234}
+    (src / f"{model}.safetensors.index.json").write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
     (src / "config.json").write_text("{}")
     export_checkpoint(src, tmp_path / "out", "nibble")
-    index = json.loads((tmp_path / "out" / f"{model}.safetensors.index.json").read_text())["weight_map"]
-    assert index["a.weight.values"] == names[0]
-    assert index["c.weight.mask"] == names[1]
+    index = json.loads((tmp_path / "out" / f"{model}.safetensors.index.json").read_text())
+    assert index["weight_map"]["a.weight.values"] == names[0]
+    assert index["weight_map"]["c.weight.mask"] == names[1]
+    stored = sum(entry.n_bytes for name in names for entry in read_header(tmp_path / "out" / name).entries)
+    assert index["metadata"] == {**metadata, "total_size": stored}
     assert (tmp_path / "out" / "config.json").read_text() == "{}"
     assert verify_packed(tmp_path / "out").ok
     assert len(inspect_path(tmp_path / "out").tensors) == len(whole)
@@ -354,7 +357,6 @@ def test_exclude(tmp_path: Path, model: Path) -> None:
 
 
 def tamper(path: Path, name: str, position: int = 0) -> None:
-    from nmflow.checkpoint import read_header
 
     place = next(entry for entry in read_header(path).entries if entry.name == name)
     raw = bytearray(path.read_bytes())

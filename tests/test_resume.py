@@ -266,6 +266,22 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
             prune_checkpoint(src, out, "2:4", resume=True)
 
 
+def test_resume_says_that_there_is_no_run_of_what_holds_no_record_of_one(model: Path, tmp_path: Path) -> None:
+    pruned, packed = tmp_path / "pruned.safetensors", tmp_path / "packed"
+    prune_checkpoint(model, pruned, "2:4", resume=True)
+    export_checkpoint(pruned, packed, "dense", resume=True)
+    before = pruned.read_bytes(), sorted(packed.iterdir())
+    found = (
+        "resume must find an unfinished run, and there is none of .*{}, which exists; .* nothing is left to do, else"
+    )
+    with pytest.raises(DestinationExistsError, match=found.format(pruned.name)):
+        prune_checkpoint(model, pruned, "2:4", resume=True)
+    with pytest.raises(DestinationExistsError, match=found.format(packed.name)):
+        export_checkpoint(pruned, packed, "dense", resume=True)
+    assert (pruned.read_bytes(), sorted(packed.iterdir())) == before
+    assert not leftovers(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,7 +18,7 @@ from nmflow.checkpoint.engine import Executor, Progress, check_executor, run
 from nmflow.checkpoint.export_choice import reasons_of
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.finished import check_finished
-from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.header import Entry, Header, load_json
 from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, given_masks
@@ -252,11 +252,14 @@ def _array_name(tensor: str, key: str, format: Format) -> str:
 def _write_index(
     source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], folder: Path
 ) -> dict[str, str]:
-    """An index of the new names where there was one of the old; its digest by its name."""
+    """An index of the new names where there was one of the old, with what that says beside; its digest by its name."""
     if source.index is None:
         return {}
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    write_new(folder / source.index, text + "\n", [source.path / source.index])
+    path = source.path / source.index
+    known = load_json(path, path.read_bytes(), "index").get("metadata")
+    metadata = {**(known if isinstance(known, dict) else {}), "total_size": total}
+    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+    write_new(folder / source.index, text + "\n", [path])
     return {source.index: hashlib.sha256((folder / source.index).read_bytes()).hexdigest()}

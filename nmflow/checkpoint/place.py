@@ -68,14 +68,21 @@ def check_place(
                 raise InputValueError(f"dst must not hold {what}, as {folder} does; choose another place")
 
 
-def check_free(dst: Path, is_folder: bool, overwrite: bool) -> None:
-    """Raise DestinationExistsError if `dst` exists and `overwrite` is false, or it is no checkpoint of this kind."""
+def check_free(dst: Path, is_folder: bool, overwrite: bool, *, resume: bool = False) -> None:
+    """Raise DestinationExistsError if `dst` exists and `overwrite` is false, or it is no checkpoint of this kind.
+
+    resume : whether an unfinished run was looked for, and not found.
+    """
     if not os.path.lexists(dst):
         return
     if not overwrite:
-        raise DestinationExistsError(
-            f"dst must not exist, and {dst} does; choose another, or say overwrite=True (--overwrite)"
-        )
+        advice = "choose another, or say overwrite=True (--overwrite)"
+        if resume:
+            raise DestinationExistsError(
+                f"resume must find an unfinished run, and there is none of {dst}, which exists; if one finished it, "
+                f"nothing is left to do, else {advice}"
+            )
+        raise DestinationExistsError(f"dst must not exist, and {dst} does; {advice}")
     if dst.is_symlink():  # only the link is replaced
         return
     if is_folder and not dst.is_dir():

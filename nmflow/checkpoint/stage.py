@@ -76,8 +76,9 @@ def staged(
     old = folder / OLD
     with locked(folder, dst):
         restore(dst, old)
+        if not resume or not (folder / JOURNAL).exists():
+            check_free(dst, is_folder, overwrite, resume=resume)
         if not resume:
-            check_free(dst, is_folder, overwrite)
             _clear(folder)
         begun = clearing = False
         try:

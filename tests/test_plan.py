@@ -26,8 +26,8 @@ def reasons(path: Path, **options: object) -> dict[str, str]:
     return {tensor.entry.name: tensor.reason for tensor in make_plan(path, "2:4", **options).tensors}  # type: ignore[arg-type]
 
 
-def named(tmp_path: Path, *names: str) -> Path:
-    return write(tmp_path / "named.safetensors", {name: np.ones((8, 8), "f4") for name in names})
+def named(tmp_path: Path, *names: str, shape: tuple[int, int] = (8, 16)) -> Path:
+    return write(tmp_path / "named.safetensors", {name: np.ones(shape, "f4") for name in names})
 
 
 def test_defaults(model: Path) -> None:
@@ -78,6 +78,7 @@ def test_defaults(model: Path) -> None:
         ("fc.weight", "output head"),
         ("output.weight", "output head"),
         ("model.layers.0.block_sparse_moe.gate.weight", "router of experts"),
+        ("gate.weight", "router of experts"),
         ("mlp.router.weight", "router of experts"),
         ("base_model.model.layers.0.q_proj.lora_A.weight", "adapter"),
     ],
@@ -107,6 +108,13 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:
     assert reasons(named(tmp_path, name))[name] == ""
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 8)])
+def test_gates_are_routers_only_with_fewer_rows_than_columns(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """In RetNet and RWKV they are square."""
+    name = "model.layers.0.attention.gate.weight"
+    assert reasons(named(tmp_path, name, shape=shape))[name] == ""
 
 
 def test_every_default_exclusion_excludes_something(tmp_path: Path) -> None:

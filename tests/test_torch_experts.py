@@ -288,6 +288,17 @@ def test_routers_are_left_alone_unless_named() -> None:
     assert [layer.name for layer in nt.prune_(model, 2, 4, include=[name]).layers] == [f"{name}.weight"]
 
 
+def test_a_gate_is_a_router_only_with_fewer_rows_than_columns() -> None:
+    class Retention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.mixture = nn.Linear(16, 16), nn.ModuleDict({"gate": nn.Linear(16, 8)})
+
+    report = nt.prune_(Retention(), 2, 4)
+    assert [layer.name for layer in report.layers] == ["gate.weight"]
+    assert dict(report.skipped)["mixture.gate.weight"].startswith("router of experts")
+
+
 def test_a_pattern_of_rows_alone_does_not_fit_what_is_kept_turned() -> None:
     model = mixture("gpt-oss")
     with nt.experts_apart(model):

@@ -10,12 +10,12 @@ from torch import nn
 
 from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.names import is_adapter
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
 from nmflow.torch.slots import (
     Layer,
     Slot,
-    adapter,
     depthwise,
     identity,
     impossible,
@@ -203,7 +203,7 @@ def _verdict(
         return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
     if depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
-    if adapter(slot):
+    if is_adapter(slot.name):
         return "", "low-rank adapter; name it in include to prune it"
     if router(slot):
         return "", "router of experts; give its plain name in include, or a filter_fn"
@@ -227,7 +227,7 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 
 def _unusual(slot: Slot) -> bool:
     """Whether any glob of more than stars must ask for it."""
-    return depthwise(slot) or adapter(slot)
+    return depthwise(slot) or is_adapter(slot.name)
 
 
 def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

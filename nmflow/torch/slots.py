@@ -11,13 +11,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from nmflow.arrays import Layout
 from nmflow.errors import InputValueError
+from nmflow.names import is_router
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import FLOATS
 
 __all__ = [
     "Layer",
     "Slot",
-    "adapter",
     "depthwise",
     "identity",
     "impossible",
@@ -119,15 +119,11 @@ def depthwise(slot: Slot) -> bool:
     return alone and slot.attribute == "weight"
 
 
-def adapter(slot: Slot) -> bool:
-    """Whether it is a low-rank adapter of PEFT: the product of two is added to a weight, and keeps no pattern."""
-    return any(part.startswith("lora_") for part in slot.name.split("."))
-
-
 def router(slot: Slot) -> bool:
-    """Whether it sends tokens to experts: a few rows that decide over all else."""
-    *above, own = slot.module_name.split(".")
-    return own in ("gate", "router") or "router" in above or type(slot.module).__name__.endswith("Router")
+    """Whether it sends tokens to experts."""
+    parameter = slot.module._parameters[slot.attribute]
+    shape = () if parameter is None or nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+    return is_router(slot.name, shape) or type(slot.module).__name__.endswith("Router")
 
 
 def layout_of(slot: Slot) -> tuple[Layout | None, int]:

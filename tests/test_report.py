@@ -337,6 +337,27 @@ def test_the_card_says_what_is_proven() -> None:
     assert "along each row" in model_card(report_of(some(), pattern="2:4 rows only at-most"))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "shape", "layout", "ragged"),
+    [
+        ("2:4", (8, 12), None, False),
+        ("2:4", (8, 10), None, True),
+        ("2:4", (10, 8), None, True),
+        ("2:4 rows only", (10, 8), None, False),
+        ("2:4 at-most", (10, 10), None, False),
+        ("2:4", (8, 3, 4), "conv", False),
+        ("2:4", (3, 8, 12), "batch", False),
+        ("2:4", (4, 8, 10), "batch", True),
+        ("row 2:4 col 4:8", (12, 4), None, True),
+    ],
+)
+def test_the_card_says_where_groups_are_not_whole(
+    pattern: str, shape: tuple[int, ...], layout: str | None, ragged: bool
+) -> None:
+    card = model_card(report_of(some(), some(shape=shape, layout=layout), pattern=pattern))
+    assert ("fewer at edges that are no whole group" in card) == ragged
+
+
 def test_long_tables_are_cut(pruned: Path) -> None:
     """What loses most is kept, and it is said."""
     many = report_of(*(some(name=f"w{k}", kept=7.0 + k * 1e-5) for k in range(6000)))

@@ -53,6 +53,13 @@ class TensorReport:
     seconds: float
 
     @property
+    def matrices(self) -> tuple[int, int, int]:
+        """How many matrices it is seen as, and the rows and columns of each."""
+        if self.layout == "batch":
+            return math.prod(self.shape[:-2]), self.shape[-2], self.shape[-1]
+        return 1, self.shape[0], math.prod(self.shape[1:])
+
+    @property
     def kept_percent(self) -> float:
         """Kept score in percent of the dense one."""
         return _percent(self.kept, self.dense)

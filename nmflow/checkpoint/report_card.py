@@ -29,7 +29,7 @@ def model_card(report: Report) -> str:
     """
     total = report.total
     rows = [
-        ("Pattern", pattern_in_words(pattern_of(report))),
+        ("Pattern", pattern_in_words(report)),
         ("Weights pruned", f"{len(report.tensors):,}, with {total.shape[0]:,} entries"),
         ("Score kept (sum of magnitudes)", f"{total.kept_percent:.3f}% of the dense weights"),
         ("Lost against the best rows-only mask", f"{total.loss_percent:.3f}%"),
@@ -70,8 +70,14 @@ def model_card(report: Report) -> str:
     return "\n".join(lines)
 
 
-def pattern_in_words(pattern: Pattern) -> str:
-    """A pattern for readers who do not know its notation."""
+def pattern_in_words(report: Report) -> str:
+    """The pattern for readers who do not know its notation."""
+    pattern = pattern_of(report)
+    edges = any(_is_ragged(pattern, tensor) for tensor in report.tensors)
+    return _in_words(pattern) + (", fewer at edges that are no whole group" if edges else "")
+
+
+def _in_words(pattern: Pattern) -> str:
     some = "exactly" if pattern.fill == "exact" else "at most"
     row, col = pattern.row, pattern.col
     if col is None:
@@ -82,6 +88,13 @@ def pattern_in_words(pattern: Pattern) -> str:
         f"{row} by {col}: {some} {row.n} of {row.m} consecutive entries along each row, "
         f"{col.n} of {col.m} along each column"
     )
+
+
+def _is_ragged(pattern: Pattern, tensor: TensorReport) -> bool:
+    """Whether some lines end within a group, and keep fewer there."""
+    _, rows, cols = tensor.matrices
+    height = 1 if pattern.col is None else pattern.block_shape[0]
+    return pattern.fill == "exact" and bool(rows % height or cols % pattern.block_shape[1])
 
 
 def proof_in_words(report: Report) -> str:

@@ -37,8 +37,5 @@ def mask_digits(pattern: Pattern, tensors: Sequence[TensorReport]) -> list[float
 def _whole_blocks(pattern: Pattern, tensor: TensorReport) -> float:
     """Blocks of a weight; where columns are free also parts of one, since its rows are independent."""
     height, width = pattern.block_shape
-    if tensor.layout == "batch":
-        matrices, rows, cols = math.prod(tensor.shape[:-2]), *tensor.shape[-2:]
-    else:
-        matrices, rows, cols = 1, tensor.shape[0], math.prod(tensor.shape[1:])
+    matrices, rows, cols = tensor.matrices
     return matrices * (rows / height if pattern.col is None else rows // height) * (cols // width)

@@ -114,7 +114,7 @@ def html_page(report: Report, picture: MaskPicture) -> str:
     title = f"{Path(report.destination).name} at {report.pattern}"
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f"<p>{_text(pattern_in_words(pattern))}. Pruned from <code>{_text(report.source)}</code>.</p>",
+        f"<p>{_text(pattern_in_words(report))}. Pruned from <code>{_text(report.source)}</code>.</p>",
         _facts(report),
         '<div class="plots">',
         *_figures(report, pattern, picture),

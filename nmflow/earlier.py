@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,9 +28,13 @@ def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...]:
     if earlier.pattern != problem.pattern:
         raise InputValueError(f"warm_start must have pattern {problem.pattern}, not {earlier.pattern}; solve anew")
     sides = tuple(side if isinstance(side, tuple) else (side,) for side in (earlier.row_duals, earlier.col_duals))
+    for one in chain(*sides):
+        if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
+            raise InputTypeError("warm_start must hold duals as solve gives them, arrays of floats; solve anew")
     rows, cols = problem.pattern.block_shape
-    fitting = [((tall * rows, wide), (tall, wide * cols)) for tall, wide in shapes(problem)]
-    if [(u.shape, v.shape) for u, v in zip(*sides, strict=True)] != fitting:
+    grids = shapes(problem)
+    fitting = [[(tall * rows, wide) for tall, wide in grids], [(tall, wide * cols) for tall, wide in grids]]
+    if [[one.shape for one in side] for side in sides] != fitting:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
     return sides[1]
 

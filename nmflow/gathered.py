@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -86,4 +87,6 @@ def certificate_of(problem: Problem, cut: Places, parts: Sequence[Part]) -> Cert
     objective = kept_score(parts)
     # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
     bound = objective + gap
+    if bound != bound and gap == gap:  # sums beyond float64, of both signs
+        bound = math.inf
     return Certificate(problem.pattern, objective, gap, bound, status, unproven, all_gaps, cut.shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from nmflow.errors import InfeasibleError, InputTypeError, InputValueError
 
 __all__ = [
     "as_array",
+    "as_groups",
     "as_mask",
     "check_disjoint",
     "check_dtype",
@@ -75,6 +77,19 @@ def as_mask(value: object, shape: tuple[int, ...] | None, name: str) -> Array:
     if shape is not None and mask.shape != shape:
         raise InputValueError(f"{name} must have shape {shape}, not {mask.shape}")
     return mask
+
+
+def as_groups(groups: object, shape: tuple[int, ...], layout: str | None) -> int:
+    """A number of groups that fits an array of a layout, or InputValueError."""
+    try:
+        count = operator.index(groups)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputValueError(f"groups must be a whole number, not {groups!r}") from None
+    if count != 1 and layout != "conv":
+        raise InputValueError('groups must be 1 unless layout="conv"')
+    if count < 1 or (layout == "conv" and shape[0] % count):
+        raise InputValueError(f"groups must divide the {shape[0]} output channels, not {count}")
+    return count
 
 
 def check_out(out: object, scores: Array, read: Mapping[str, Array | None], layout: str | None) -> Array:

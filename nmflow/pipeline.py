@@ -204,8 +204,9 @@ def certify(
     check_flags(absolute=absolute)
     chosen = as_pattern(n, m, pattern, row=row, col=col, fill=fill, transposable=transposable)
     problem = Problem.build(
-        scores, chosen, scores=None if absolute else scores, layout=layout, groups=groups, keep=keep, drop=drop
-    )
+        scores, chosen, scores=None if absolute else scores, layout=layout, groups=groups, keep=keep, drop=drop,
+        name="scores",
+    )  # fmt: skip
     return grade_mask(problem, as_mask(mask, problem.shape, "mask"), thread_count(threads))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from nmflow.arrays import Array, Layout, Matrix, follow_one_another
 from nmflow.errors import InputValueError, NonFiniteError
-from nmflow.given import as_array, as_mask, check_disjoint, check_out, check_rank
+from nmflow.given import as_array, as_groups, as_mask, check_disjoint, check_out, check_rank
 from nmflow.pattern import Pattern
 
 __all__ = ["Problem"]
@@ -42,6 +41,8 @@ class Problem:
         Where the mask is written; shape of `scores`.
     warm : tuple of ndarray, or None
         Column duals of each matrix of the caller's array, to start from.
+    name : str
+        What the caller knows `scores` as.
     """
 
     scores: Array
@@ -56,6 +57,7 @@ class Problem:
     start: Array | None = None
     out: Array | None = None
     warm: tuple[Array, ...] | None = None
+    name: str = "weights"
 
     @classmethod
     def build(
@@ -70,8 +72,11 @@ class Problem:
         drop: object | None = None,
         start: object | None = None,
         out: object | None = None,
+        name: str = "weights",
     ) -> Problem:
         """Check a caller's arguments and make a Problem of them.
+
+        name : what the caller knows `weights` as.
 
         Raises
         ------
@@ -82,24 +87,17 @@ class Problem:
         InfeasibleError
             If an entry is marked in both keep and drop.
         """
-        array = as_array(weights, "weights")
-        check_rank(array.shape, layout, "weights")
+        array = as_array(weights, name)
+        check_rank(array.shape, layout, name)
         if array.size == 0:
-            raise InputValueError(f"weights must not be empty, not of shape {array.shape}")
+            raise InputValueError(f"{name} must not be empty, not of shape {array.shape}")
         absolute = scores is None
         if scores is not None:
             given = as_array(scores, "scores")
             if given.shape != array.shape:
                 raise InputValueError(f"scores must have the shape of weights, {array.shape}, not {given.shape}")
-            array = given
-        try:
-            groups = operator.index(groups)
-        except TypeError:
-            raise InputValueError(f"groups must be a whole number, not {groups!r}") from None
-        if groups != 1 and layout != "conv":
-            raise InputValueError('groups must be 1 unless layout="conv"')
-        if groups < 1 or (layout == "conv" and array.shape[0] % groups):
-            raise InputValueError(f"groups must divide the {array.shape[0]} output channels, not {groups}")
+            array, name = given, "scores"
+        groups = as_groups(groups, array.shape, layout)
         kept = None if keep is None else as_mask(keep, array.shape, "keep")
         dropped = None if drop is None else as_mask(drop, array.shape, "drop")
         if kept is not None and dropped is not None:
@@ -116,6 +114,7 @@ class Problem:
             dropped,
             start=begun,
             out=None if out is None else check_out(out, array, read, layout),
+            name=name,
         )
 
     @property
@@ -189,9 +188,8 @@ class Problem:
             if found and first is None:
                 first = (lead, *(int(i) for i in np.argwhere(bad)[0]))
             count += found
-        name = "weights" if self.absolute else "scores"
         return NonFiniteError(
-            f"{name} must be finite, not NaN or infinite at {count} of {self.scores.size} entries, the first at "
+            f"{self.name} must be finite, not NaN or infinite at {count} of {self.scores.size} entries, the first at "
             f"{first}; repair them, or give finite scores= that say how they rank",
             count,
             first or (),

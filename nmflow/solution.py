@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Certificate:
         Upper bound on what the best mask keeps more; 0.0 where proven, NaN if the mask is infeasible.
     bound : float
         Upper bound on the score of any feasible mask, up to the rounding of sums in float64, which no `status` depends
-        on; NaN if the mask is infeasible.
+        on; NaN if the mask is infeasible, and infinite where they are beyond float64.
     status : ndarray of uint8, shape (n_blocks,)
         A Status for each block: matrices in turn, each in C order of its blocks.
     unproven : ndarray of int64
@@ -84,10 +85,12 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float:
-        """Gap over the bound's magnitude; 0/0 is 0."""
+        """Gap over the bound's magnitude; 0/0 is 0, and infinite where the gap is beyond float64."""
         if self.gap == 0.0:
             return 0.0
-        return self.gap / abs(self.bound) if self.bound else float("inf") if self.gap == self.gap else self.gap
+        if math.isnan(self.gap) or math.isinf(self.gap):
+            return self.gap
+        return self.gap / abs(self.bound) if self.bound else math.inf
 
     def where(self, number: int) -> tuple[int, int, int]:
         """Matrix, block row and block column of block `number`."""
@@ -211,7 +214,7 @@ class Solution:
         array = viewed(weights, "weights")
         if array.shape != self.mask.shape:
             raise InputValueError(f"weights must have the shape of the mask, {self.mask.shape}, not {array.shape}")
-        if array.dtype.kind in "OSUMm":
+        if array.dtype.kind in "OSUMm" or array.dtype.names is not None:
             raise InputTypeError(f"weights must be numbers, not {array.dtype}")
         pruned = np.zeros_like(array, subok=False)
         np.copyto(pruned, array, where=self.mask)

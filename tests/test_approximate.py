@@ -243,6 +243,16 @@ def test_a_start_follows_the_layout() -> None:
         assert again.objective == pytest.approx(best.objective, rel=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (5, 4), (8, 8)], ids=str)
+def test_a_start_may_be_read_only_and_is_left_as_it_is(shape: tuple[int, int]) -> None:
+    weights = families.gaussian(shape, 9)
+    start = nmflow.solve(weights, 2, 4, solver="greedy").mask[::-1].copy()
+    before = start.copy()
+    start.flags.writeable = False
+    assert nmflow.solve(weights, 2, 4, solver="local-search", start=start).mask.any()
+    assert np.array_equal(start, before)
+
+
 def test_bad_starts() -> None:
     weights = np.ones((4, 4))
     with pytest.raises(InputValueError, match=r"start must have shape \(4, 4\), not \(4, 5\)"):

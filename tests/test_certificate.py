@@ -153,6 +153,24 @@ def test_nothing_to_gain_is_no_gap() -> None:
     assert (certificate.gap, certificate.bound, certificate.relative_gap) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [[1e300, -1e308], [-1e308, 0.0]],
+        [[np.finfo(np.float64).max, -np.finfo(np.float64).max], [0.0, 0.0]],
+    ],
+    ids=["objective", "gap"],
+)
+def test_sums_beyond_float64_leave_bounds_that_hold(scores: list[list[float]]) -> None:
+    """A mask that keeps to the pattern has a gap and a bound, infinite where no number is large enough."""
+    certificate = nmflow.certify(np.array(scores), np.array([[False, True], [True, False]]), 1, 2)
+    assert certificate.feasible
+    assert not certificate.proven
+    assert certificate.gap == math.inf
+    assert certificate.bound == math.inf
+    assert certificate.relative_gap == math.inf
+
+
 def test_absolute_is_what_solve_maximises() -> None:
     weights = families.gaussian((8, 8), 1)
     mask = nmflow.solve(weights, 2, 4).mask

@@ -159,6 +159,23 @@ def test_doors_of_checkpoints(name: str, folders: Path, tmp_path: Path, monkeypa
     knock(lambda: of_checkpoints(name, folders, next(numbers)))
 
 
+def test_arrays_are_called_as_the_caller_knows_them() -> None:
+    for array in (np.zeros((4, 4), object), np.zeros((0, 4)), np.zeros(4)):
+        with pytest.raises(NmflowError, match=r"^weights must"):
+            nmflow.solve(array, 2, 4)
+        for absolute in (False, True):
+            with pytest.raises(NmflowError, match=r"^scores must"):
+                nmflow.certify(array, np.ones(array.shape, bool), 2, 4, absolute=absolute)
+    with pytest.raises(NmflowError, match=r"^scores must be finite"):
+        nmflow.certify(np.full((4, 4), np.nan), MASK[:4, :4], 2, 4, absolute=True)
+    for mask in (np.zeros((0, 4), bool), np.zeros(4, bool)):
+        with pytest.raises(NmflowError, match=r"^mask_a must"):
+            nmflow.divergence(mask, mask, "2:4")
+    for groups in (2, "x"):
+        with pytest.raises(NmflowError, match=r"^groups must"):
+            nmflow.divergence(MASK, MASK, groups=groups)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [None, 3, b"b", ["a"], np.zeros(2)])
 def test_a_path_is_text_or_stands_for_it(value: object) -> None:
     with pytest.raises(InputTypeError, match=r"^src must be a path, as text or an object"):

@@ -561,6 +561,13 @@ def test_any_array_is_solved_as_what_it_holds(view: Array, fill: str) -> None:
     assert (pruned == np.where(solution.mask, view, 0)).all()
 
 
+@pytest.mark.parametrize("dtype", [object, "U1", "M8[s]", [("x", "f4")]], ids=str)
+def test_only_numbers_are_pruned(dtype: Any) -> None:
+    solution = nmflow.solve(np.ones((4, 4)), 2, 4)
+    with pytest.raises(InputTypeError, match="weights must be numbers"):
+        solution.prune(np.zeros((4, 4), dtype))
+
+
 class Viewed:
     """An array of another library, by ``__array__``."""
 

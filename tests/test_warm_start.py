@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import families
 import numpy as np
@@ -95,6 +97,14 @@ def test_earlier_duals_of_a_stack_are_not_copied() -> None:
     problem = Problem.build(stack, first.pattern, layout="batch")
     assert problem.stack == 3
     assert earlier_duals(problem, first) is first.col_duals
+
+
+@pytest.mark.parametrize("change", [lambda duals: duals.tolist(), lambda duals: duals.astype(complex)])
+def test_duals_are_arrays_of_floats(change: Any) -> None:
+    first = nmflow.solve(families.gaussian((8, 8), 0), 4, 8, duals=True)
+    other = replace(first, col_duals=change(first.col_duals))
+    with pytest.raises(InputTypeError, match="warm_start must hold duals as solve gives them"):
+        nmflow.solve(families.gaussian((8, 8), 0), 4, 8, warm_start=other)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.cutting import grids
-from nmflow.given import as_mask, check_rank
+from nmflow.given import as_groups, as_mask, check_rank
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 
@@ -73,7 +73,7 @@ def divergence(
     Raises
     ------
     InputTypeError, InputValueError
-        If a mask is not boolean, or the shapes differ.
+        If a mask is not boolean, the shapes differ, or layout or groups do not fit.
     PatternError
         If the pattern is not one.
 
@@ -93,10 +93,11 @@ def divergence(
     differ = first != second
     if layout is not None:
         check_rank(first.shape, layout, "mask_a")
+    groups = as_groups(groups, first.shape, layout)
     if pattern is None:
         return Divergence(int(np.count_nonzero(differ)), differ.size)
     chosen = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
-    problem = Problem.build(differ.view(np.uint8), chosen, layout=layout, groups=groups)
+    problem = Problem.build(differ.view(np.uint8), chosen, layout=layout, groups=groups, name="mask_a")
     tall, wide = chosen.block_shape
     sads, entries = [], []
     for matrix, grid in zip(problem.matrices(differ), grids(problem), strict=True):

@@ -112,7 +112,7 @@ def _laid_out(part: Array, pattern: Pattern) -> Array:
     """A rectangle of whole blocks as an array (k, R, C), copied."""
     rows, cols = pattern.block_shape
     tall, wide = part.shape[0] // rows, part.shape[1] // cols
-    return np.ascontiguousarray(part.reshape(tall, rows, wide, cols).transpose(0, 2, 1, 3)).reshape(-1, rows, cols)
+    return np.array(part.reshape(tall, rows, wide, cols).transpose(0, 2, 1, 3), order="C").reshape(-1, rows, cols)
 
 
 def _blocks(chunk: Chunk, area: tuple[slice, slice]) -> Blocks:

@@ -126,6 +126,22 @@ def test_decay_with_a_closure(by: str) -> None:
     assert same(model, twin)
 
 
+def test_decay_may_be_set_between_steps() -> None:
+    model, optimizer, training = plain(decay=0.5)
+    training.decay = 0
+    assert training.decay == 0.0
+    twin, other, _ = plain(decay=0.0)
+    for one, driver in ((model, optimizer), (twin, other)):
+        advance(one, driver, 0, 3)
+    assert same(model, twin)
+    training.decay = 0.5
+    advance(model, optimizer, 3, 4)
+    advance(twin, other, 3, 4)
+    assert not same(model, twin)
+    with pytest.raises(InputValueError, match="decay must be"):
+        training.decay = -1.0
+
+
 def test_decay_leaves_weights_without_gradient_alone() -> None:
     model, optimizer, _ = plain(decay=0.5)
     before = copy.deepcopy(model.state_dict())
@@ -227,6 +243,15 @@ def test_frozen_masks_stay_and_pruned_weights_rest(way: str) -> None:
     assert gradient[masks["3.weight"]].any()
     with pytest.raises(nt.TrainingStateError, match="masks must not be frozen for refresh"):
         training.refresh()
+
+
+def test_a_state_beyond_the_last_step_freezes() -> None:
+    model, optimizer, training = plain()
+    advance(model, optimizer, 0, 9)
+    assert not training.frozen
+    _, _, stopping = plain(stop_at=7)
+    stopping.load_state_dict(training.state_dict())
+    assert stopping.frozen
 
 
 def test_own_masks() -> None:

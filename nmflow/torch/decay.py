@@ -19,6 +19,8 @@ __all__ = ["Decay", "inner_optimizer"]
 class Decay:
     """Before each step, grad += strength * w * ~mask, once however many backward passes made the gradient.
 
+    `strength` may be set anew at any time.
+
     Parameters
     ----------
     strength : float
@@ -32,16 +34,25 @@ class Decay:
     """
 
     def __init__(self, strength: float, optimizer: Optimizer, layers: Sequence[Layer]) -> None:
+        self._signs, self._layers = _signs(optimizer, layers), layers
+        self._parameters = [layer.parameters for layer in layers]
+        self.masked: list[Masked] = []
         self.strength = strength
-        self._signs = _signs(optimizer, layers)
-        for layer in layers if strength else ():
+
+    @property
+    def strength(self) -> float:
+        """Pull for each unit of weight."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        for layer in self._layers if strength else ():
             if any(getattr(slot.module, "sparse", False) is True for slot in layer.slots):
                 raise InputValueError(
                     f"decay must be 0 where gradients are sparse, as those of {layer.name!r} are; make its "
                     f"{type(layer.slots[0].module).__name__} with sparse=False, or exclude it"
                 )
-        self._parameters = [layer.parameters for layer in layers]
-        self.masked: list[Masked] = []
+        self._strength = strength
 
     def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook; with a closure, the gradients are those that it makes."""

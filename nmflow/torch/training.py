@@ -120,7 +120,6 @@ class SparseTraining:
     ) -> None:
         check_flags(warm_start=warm_start)
         self.every = whole(every, "every", 1)
-        self.decay = amount(decay, "decay")
         self.switch_cost = amount(switch_cost, "switch_cost")
         self.stop_at = None if stop_at is None else whole(stop_at, "stop_at", 0)
         self.warm_start = bool(warm_start)
@@ -136,23 +135,32 @@ class SparseTraining:
                 include=include, exclude=exclude, filter_fn=filter_fn, strict=strict, trainable=True,
             )  # fmt: skip
             self._layers, self.skipped = selection.layers, selection.skipped
-            pull = Decay(self.decay, driver, self._layers)
+            self._pull = Decay(amount(decay, "decay"), driver, self._layers)
         self._weights = [layer.parameters[0] for layer in self._layers]
         for weight in self._weights:
             self._ranks.send(weight.detach(), 0)  # as DistributedDataParallel does when it takes the model
         self._found: list[Found] | None = None
         self._found = self._search()
         self._masked = MaskedLayers(inner, self._layers, self._found)
-        pull.masked = list(self._masked.by_name.values())
+        self._pull.masked = list(self._masked.by_name.values())
         self._masked.attach()
         self._finished = False
         aside: Any = torch.compiler.disable  # else Dynamo, compiling the optimizer's step, would trace into the solver
         self._hooks = [
             driver.register_step_pre_hook(aside(self._check_ranks)),
-            driver.register_step_pre_hook(aside(pull)),
+            driver.register_step_pre_hook(aside(self._pull)),
             driver.register_step_post_hook(aside(self._after_step)),
         ]
         self._stop_in_time()
+
+    @property
+    def decay(self) -> float:
+        """Pull on pruned weights; a schedule may set it between steps."""
+        return self._pull.strength
+
+    @decay.setter
+    def decay(self, value: float) -> None:
+        self._pull.strength = amount(value, "decay")
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -257,6 +265,7 @@ class SparseTraining:
         self._masked.change(found)
         self._masked.fix(state["frozen"])
         self._found, self.step, self.history = found, step, history
+        self._stop_in_time()
 
     def _search(self) -> list[Found]:
         """New masks of all layers; nothing is changed."""

@@ -254,6 +254,45 @@ def test_a_state_beyond_the_last_step_freezes() -> None:
     assert stopping.frozen
 
 
+@pytest.mark.parametrize("damage", ["short", "nan", "integers", "fewer"])
+def test_damaged_duals_are_refused(damage: str) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, groups=2), nn.Flatten(), nn.Linear(12, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    training = nt.SparseTraining(model, optimizer, 4, 8, warm_start=True, include=["0", "2"])
+    whole, before = training.state_dict(), {name: mask.clone() for name, mask in training.masks.items()}
+    training.load_state_dict(whole)
+    state = training.state_dict()
+    assert len(state["duals"]["0.weight"]) == 2
+    u, v = state["duals"]["0.weight"][1]
+    state["duals"]["0.weight"][1] = {
+        "short": [u[:-1], v], "nan": [u, torch.full_like(v, torch.nan)], "integers": [u, v.long()], "fewer": [u, v],
+    }[damage]  # fmt: skip
+    if damage == "fewer":
+        state["duals"]["0.weight"] = state["duals"]["0.weight"][1:]
+    with pytest.raises(InputValueError, match=r"duals of '0.weight' .* and they are damaged"):
+        training.load_state_dict(state)
+    assert all(torch.equal(mask, before[name]) for name, mask in training.masks.items())
+    training.refresh()
+
+
+def test_a_training_may_be_made_in_inference_mode() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.inference_mode():
+        training = nt.SparseTraining(model, optimizer, 2, 4, every=1)
+    advance(model, optimizer, 0, 2)
+    assert len(training.history) == 2
+
+
+def test_a_sparse_state_keeps_the_memory_format() -> None:
+    model = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), 0.1), 2, 4)
+    state = nt.sparse_state_dict(model)
+    training.finish()
+    assert state["weight"].stride() == model.weight.stride()
+    assert torch.equal(state["weight"], model.weight)
+
+
 def test_own_masks() -> None:
     class Checkered(nt.SparseTraining):
         def find_mask(self, layer: Any, weight: Any, last: Found | None) -> Found:

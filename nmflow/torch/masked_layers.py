@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from nmflow.errors import NmflowError
@@ -39,10 +40,11 @@ class MaskedLayers:
         modules = {id(slot.module): slot.module for layer in layers for slot in layer.slots}.values()
         self._orders = [(module, tuple(module._parameters)) for module in modules]
         self._parameters = [layer.parameters for layer in layers]  # as `attach` hides them from their modules
-        self.by_name = {
-            layer.name: Masked(to_mask(one.mask, parameters[0].device))
-            for layer, one, parameters in zip(layers, found, self._parameters, strict=True)
-        }
+        with torch.inference_mode(False):  # they are written to later
+            self.by_name = {
+                layer.name: Masked(to_mask(one.mask, parameters[0].device))
+                for layer, one, parameters in zip(layers, found, self._parameters, strict=True)
+            }
 
     @property
     def fixed(self) -> bool:

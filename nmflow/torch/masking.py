@@ -168,7 +168,8 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         plain, mask = masks[key]
         place = value.device, value.data_ptr(), value.shape, value.stride()
         if place not in masked:
-            masked[place] = value.masked_fill(~mask.to(value.device), 0.0)
+            copy = value.clone()  # of the same memory format
+            masked[place] = copy.masked_fill_(~mask.to(value.device), 0.0)
         state[plain] = masked[place]
     return state
 

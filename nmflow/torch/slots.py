@@ -75,6 +75,11 @@ class Layer:
         """Its other names."""
         return tuple(slot.name for slot in self.slots[1:])
 
+    def matrices(self, parameter: torch.Tensor) -> tuple[int, tuple[int, int]]:
+        """How many matrices its parameter is seen as, and the rows and columns of each."""
+        shape = _size(parameter, self.layout, self.groups)
+        return parameter.numel() // math.prod(shape), shape
+
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameter; more than one object only where two share their memory."""
@@ -175,7 +180,7 @@ def too_small(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern) 
     return f"{rows} x {cols}, smaller than a block of {tall} x {wide}" if rows < tall or cols < wide else ""
 
 
-def _size(parameter: nn.Parameter, layout: Layout | None, groups: int) -> tuple[int, int]:
+def _size(parameter: torch.Tensor, layout: Layout | None, groups: int) -> tuple[int, int]:
     """Rows and columns of each matrix of a parameter."""
     shape = tuple(parameter.shape)
     return (shape[-2], shape[-1]) if layout == "batch" else (shape[0] // groups, math.prod(shape[1:]))

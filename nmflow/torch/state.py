@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from nmflow.errors import InputTypeError, InputValueError, NmflowError
 from nmflow.pattern import Pattern
 from nmflow.torch.sharing import Found
 
-__all__ = ["Refresh", "TrainingStateError", "check", "packed", "unpacked"]
+__all__ = ["Refresh", "TrainingStateError", "check", "check_duals", "packed", "unpacked"]
 
 KEYS = {"version", "pattern", "step", "frozen", "masks", "duals", "history"}
 VERSION = 1
@@ -101,6 +102,19 @@ def unpacked(state: Mapping[str, Any], names: Iterable[str]) -> tuple[list[Found
 
 def _found(mask: torch.Tensor, duals: Sequence[Sequence[torch.Tensor]]) -> Found:
     return Found(mask.cpu().numpy().copy(), tuple((u.cpu().numpy().copy(), v.cpu().numpy().copy()) for u, v in duals))
+
+
+def check_duals(name: str, found: Found, count: int, shape: tuple[int, int], pattern: Pattern) -> None:
+    """Raise InputValueError unless there are no duals, or finite ones that fit `count` matrices of a shape."""
+    (rows, cols), (height, width) = shape, pattern.block_shape
+    tall, wide = -(-rows // height), -(-cols // width)
+    fitting = [((tall * height, wide), (tall, wide * width))] * count if found.duals else []
+    fit = [(u.shape, v.shape) for u, v in found.duals] == fitting
+    if not fit or not all(side.dtype.kind == "f" and np.isfinite(side).all() for pair in found.duals for side in pair):
+        raise InputValueError(
+            f"state must hold the duals of {name!r} as SparseTraining.state_dict() made them, and they are damaged; "
+            f"load another checkpoint"
+        )
 
 
 def _refresh(record: Mapping[str, Any]) -> Refresh:

@@ -25,7 +25,7 @@ from nmflow.torch.report import PruneReport
 from nmflow.torch.search import find
 from nmflow.torch.select import Filter, Layer, select
 from nmflow.torch.sharing import Found, Ranks
-from nmflow.torch.state import Refresh, TrainingStateError, check, packed, unpacked
+from nmflow.torch.state import Refresh, TrainingStateError, check, check_duals, packed, unpacked
 
 __all__ = ["Refresh", "SparseTraining", "TrainingStateError"]
 
@@ -261,7 +261,7 @@ class SparseTraining:
         check(state, self.pattern, self.masks)
         found, step, history = unpacked(state, self.masks)
         if not self._finds_others:
-            self._check_patterns(found)
+            self._check_found(found)
         self._masked.change(found)
         self._masked.fix(state["frozen"])
         self._found, self.step, self.history = found, step, history
@@ -285,9 +285,10 @@ class SparseTraining:
         """Whether `find_mask` is overridden: then masks may be of any kind."""
         return getattr(self.find_mask, "__func__", None) is not SparseTraining.find_mask
 
-    def _check_patterns(self, found: Sequence[Found]) -> None:
-        """Raise InputValueError unless masks keep to the pattern."""
-        for layer, one in zip(self._layers, found, strict=True):
+    def _check_found(self, found: Sequence[Found]) -> None:
+        """Raise InputValueError unless masks keep to the pattern, and duals fit."""
+        for layer, weight, one in zip(self._layers, self._weights, found, strict=True):
+            check_duals(layer.name, one, *layer.matrices(weight), self.pattern)
             grade = certify(
                 one.mask.view(np.uint8), one.mask, pattern=self.pattern, layout=layer.layout, groups=layer.groups,
                 threads=self.threads,

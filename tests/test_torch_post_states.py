@@ -301,7 +301,7 @@ def test_an_interrupt_while_a_pass_is_started_leaves_nothing(monkeypatch: pytest
     walks.clear()
     del model
     gc.collect()
-    assert not any(isinstance(each, Net) for each in gc.get_objects())
+    assert not any(type(each) is Net for each in gc.get_objects())  # others may be proxies of what is gone
 
 
 def test_inputs_near_the_end_of_float64() -> None:

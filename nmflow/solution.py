@@ -88,7 +88,7 @@ class Certificate:
         """Gap over the bound's magnitude; 0/0 is 0, and infinite where the gap is beyond float64."""
         if self.gap == 0.0:
             return 0.0
-        if math.isnan(self.gap) or math.isinf(self.gap):
+        if not math.isfinite(self.gap):
             return self.gap
         return self.gap / abs(self.bound) if self.bound else math.inf
 

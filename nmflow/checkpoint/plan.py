@@ -15,7 +15,7 @@ from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
-from nmflow.names import ADAPTERS, GATES, ROUTERS, is_narrow
+from nmflow.names import ADAPTERS, ROUTERS, counts
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 
@@ -60,7 +60,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("fc.weight", "output head"),
     ("output.weight", "output head"),
     *((glob, "adapter") for glob in ADAPTERS),
-    *((glob, "router of experts") for glob in (*GATES, *ROUTERS)),
+    *((glob, "router of experts") for glob in ROUTERS),
 )
 """Name globs that are left alone unless an include glob asks for them, each with what it stands for. A gate is a router
 where it has fewer rows than columns."""
@@ -249,7 +249,7 @@ def _unwanted(entry: Entry, wanted: tuple[str, ...], unwanted: tuple[str, ...]) 
     if any(fnmatchcase(entry.name, glob) for glob in wanted):
         return ""
     for glob, meaning in EXCLUDED:
-        if fnmatchcase(entry.name, glob) and (glob not in GATES or is_narrow(entry.shape)):
+        if fnmatchcase(entry.name, glob) and counts(glob, entry.shape):
             return f"{meaning} ({glob})"
     if not any(fnmatchcase(entry.name, glob) for glob in WEIGHTS):
         return "not named as a weight of a linear or convolution layer"

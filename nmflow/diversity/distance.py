@@ -91,10 +91,10 @@ def divergence(
     first = as_mask(mask_a, None, "mask_a")
     second = as_mask(mask_b, first.shape, "mask_b")
     differ = first != second
-    if layout is not None:
-        check_rank(first.shape, layout, "mask_a")
-    groups = as_groups(groups, first.shape, layout)
-    if pattern is None:
+    if pattern is None:  # else they are checked with it
+        if layout is not None:
+            check_rank(first.shape, layout, "mask_a")
+        as_groups(groups, first.shape, layout)
         return Divergence(int(np.count_nonzero(differ)), differ.size)
     chosen = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
     problem = Problem.build(differ.view(np.uint8), chosen, layout=layout, groups=groups, name="mask_a")

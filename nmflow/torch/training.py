@@ -120,7 +120,7 @@ class SparseTraining:
     ) -> None:
         check_flags(warm_start=warm_start)
         self.every = whole(every, "every", 1)
-        self.switch_cost = amount(switch_cost, "switch_cost")
+        pull, self.switch_cost = amount(decay, "decay"), amount(switch_cost, "switch_cost")
         self.stop_at = None if stop_at is None else whole(stop_at, "stop_at", 0)
         self.warm_start = bool(warm_start)
         self.pattern = as_pattern(n, m, pattern, fill=fill)
@@ -135,7 +135,7 @@ class SparseTraining:
                 include=include, exclude=exclude, filter_fn=filter_fn, strict=strict, trainable=True,
             )  # fmt: skip
             self._layers, self.skipped = selection.layers, selection.skipped
-            self._pull = Decay(amount(decay, "decay"), driver, self._layers)
+            self._pull = Decay(pull, driver, self._layers)
         self._weights = [layer.parameters[0] for layer in self._layers]
         for weight in self._weights:
             self._ranks.send(weight.detach(), 0)  # as DistributedDataParallel does when it takes the model

@@ -56,6 +56,20 @@ class NonFiniteError(InputValueError):
         self.count = count
         self.first = first
 
+    @classmethod
+    def among(cls, name: str, count: int, size: int, first: tuple[int, ...], advice: str = "") -> NonFiniteError:
+        """The error for `count` of `size` entries of what the caller knows as `name`, the first of them at `first`.
+
+        advice : what to do; default: to repair them, or to rank `weights` by scores of the caller's own.
+        """
+        ranked = ", or give finite scores= that say how they rank" if name == "weights" else ""
+        return cls(
+            f"{name} must be finite, not NaN or infinite at {count} of {size} entries, the first at {first}; "
+            f"{advice or 'repair them' + ranked}",
+            count,
+            first,
+        )
+
     def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, tuple[int, ...]]]:
         """Pickle with all arguments, so that it can come back from another process."""
         return type(self), (str(self), self.count, self.first)

@@ -188,9 +188,4 @@ class Problem:
             if found and first is None:
                 first = (lead, *(int(i) for i in np.argwhere(bad)[0]))
             count += found
-        return NonFiniteError(
-            f"{self.name} must be finite, not NaN or infinite at {count} of {self.scores.size} entries, the first at "
-            f"{first}; repair them, or give finite scores= that say how they rank",
-            count,
-            first or (),
-        )
+        return NonFiniteError.among(self.name, count, self.scores.size, first or ())

@@ -248,7 +248,7 @@ def test_build_refuses() -> None:
     with pytest.raises(InputTypeError, match="scores_block must hold Python integers if its dtype is object"):
         network.build(np.array([[1, 2], [3, 1.5]], object), pattern)
     bad = np.array([[1.0, np.inf], [np.nan, 1.0]])
-    with pytest.raises(NonFiniteError, match=r"scores_block must be finite.* at 2 entries, the first at \(0, 1\)"):
+    with pytest.raises(NonFiniteError, match=r"scores_block must be finite.* at 2 of 4 entries, the first at \(0, 1\)"):
         network.build(bad, pattern)
     with pytest.raises(InputTypeError, match="keep must be boolean"):
         network.build(ones, pattern, keep=ones)

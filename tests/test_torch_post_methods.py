@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import hashlib
 import re
@@ -218,13 +219,16 @@ def test_a_bias_that_modules_share_absorbs_nothing(held_by: str) -> None:
 
 @pytest.mark.parametrize("follow", ["dense", "own"])
 def test_sequential_passes_run_in_the_state_of_the_caller(follow: str) -> None:
-    """Autocast and default device are kept by thread; weights that autocast has cast, beyond their change."""
+    """Autocast, default device and variables are of a thread; weights that autocast has cast outlive their change."""
 
     class Looks(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.add((x.dtype, torch.empty(1).device.type))
+            assert variable.get() == "the caller's"
             return x
 
+    variable = contextvars.ContextVar("variable", default="a thread's own")
+    variable.set("the caller's")
     seen: set[Any] = set()
     model = nn.Sequential(nn.Linear(16, 16), Looks(), nn.Linear(16, 16), Looks())
     x = random(64, 16).bfloat16()
@@ -383,7 +387,7 @@ def test_after_an_error_the_model_is_as_it_was(trouble: str, sequential: bool) -
         model[4].forward = lambda x: 1 / 0
     before = [parameter.detach().clone() for parameter in model.parameters()]
     error, message = {
-        "weight": (NonFiniteError, r"5.weight: weights must be finite.*1 entries, the first at \(3, 4\)"),
+        "weight": (NonFiniteError, r"5.weight: weights must be finite.*1 of 192 entries, the first at \(3, 4\)"),
         "inputs": (NonFiniteError, "inputs of 5.weight must be finite"),
         "overflow": (InputValueError, r"5.weight: weights must fit into torch.float16 after they are refitted"),
         "model": (ZeroDivisionError, "division by zero"),

@@ -57,13 +57,11 @@ class PruneUnit(Unit):
             count, first = self._non_finite(pool)
             if self.on_nonfinite == "skip":
                 return copy(self, pool, f"NaN or infinite at {count} of {math.prod(self.entry.shape)} entries")
-            raise NonFiniteError(
-                f"{self.where} must be finite, not NaN or infinite at {count} of {math.prod(self.entry.shape)} "
-                f"entries, the first at {first}; repair it, leave it alone with exclude, or all such tensors with "
-                f'on_nonfinite="skip" (--on-nonfinite skip)',
-                count,
-                first,
-            ) from error
+            raise NonFiniteError.among(
+                self.where, count, math.prod(self.entry.shape), first,
+                'repair it, leave it alone with exclude, or all such tensors with on_nonfinite="skip" '
+                "(--on-nonfinite skip)",
+            ) from error  # fmt: skip
 
     def check(self, done: Done, pool: Pool) -> tuple[bool, bool]:
         """Compare checksums of weight and masks, and of what was written."""

@@ -132,11 +132,7 @@ def _numbers(scores_block: Any, pattern: Pattern) -> tuple[Array, int]:
         bad = np.argwhere(~np.isfinite(scores))
         if len(bad):
             first = tuple(bad[0].tolist())
-            raise NonFiniteError(
-                f"scores_block must be finite, not NaN or infinite at {len(bad)} entries, the first at {first}",
-                len(bad),
-                first,
-            )
+            raise NonFiniteError.among("scores_block", len(bad), scores.size, first)
     return integers_of(scores)
 
 

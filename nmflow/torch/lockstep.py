@@ -7,6 +7,7 @@ time, so results don't depend on timing; what is alive meanwhile are the activat
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -58,7 +59,8 @@ class _Walker:
         self._error: BaseException | None = None
         self._left = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, args=(walk,), daemon=True)
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run, walk), daemon=True)
         self.ident: int | None = None
 
     def _run(self, walk: Callable[[], None]) -> None:

@@ -168,9 +168,7 @@ class Worker:
         if bad.any():
             first = tuple(int(index) for index in (~torch.isfinite(parameter)).nonzero()[0])
             count = int(bad.sum())
-            raise NonFiniteError(
-                f"weights must be finite, not NaN or infinite at {count} entries, the first at {first}", count, first
-            )
+            raise NonFiniteError.among("weights", count, bad.numel(), first, "repair them")
         hessian, share = damped(moments, self.options.damping, centred=bool(biases))
         target = dense + _moved(dense, moments, hessian, centred=bool(biases))
         drop = (dense == 0).cpu().numpy() if self.options.keep_zeros else None

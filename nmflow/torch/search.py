@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from nmflow.arrays import Array, Layout
+from nmflow.errors import NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.solution import Solution
 from nmflow.torch.device import solve_on_device
 from nmflow.torch.sharing import Found
 
-__all__ = ["find", "find_on_device"]
+__all__ = ["find", "find_on_device", "not_finite"]
 
 
 def find(
@@ -50,7 +51,10 @@ def find(
         options |= {"previous": last.mask, "switch_cost": switch_cost}
     if warm and last is not None and last.duals:
         options["warm_start"] = _solution(last, pattern)
-    solution = solve(weight, pattern=pattern, **options)
+    try:
+        solution = solve(weight, pattern=pattern, **options)
+    except NonFiniteError as error:
+        raise not_finite(error, weight.size, begun=last is not None) from None
     row, col = solution.row_duals, solution.col_duals
     if row is None:
         return Found(solution.mask)
@@ -74,13 +78,22 @@ def find_on_device(
             (torch.as_tensor(u).to(weight.device), torch.as_tensor(v).to(weight.device)) for u, v in last.duals
         )
         start = _solution(Found(last.mask, moved), pattern)
-    solution = solve_on_device(
-        weight, pattern=pattern, layout=layout, groups=groups, threads=threads, duals=warm_start, warm_start=start
-    )
+    try:
+        solution = solve_on_device(
+            weight, pattern=pattern, layout=layout, groups=groups, threads=threads, duals=warm_start, warm_start=start
+        )
+    except NonFiniteError as error:
+        raise not_finite(error, weight.numel(), begun=last is not None) from None
     row, col = solution.row_duals, solution.col_duals
     if row is None:
         return Found(solution.mask)
     return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
+
+
+def not_finite(error: NonFiniteError, size: int, *, begun: bool) -> NonFiniteError:
+    """What to say where a weight of `size` entries is not finite. begun : whether the training may have made it so."""
+    advice = "repair them, or go back to a checkpoint from before" if begun else "repair them"
+    return NonFiniteError.among("weights", error.count, size, error.first, advice)
 
 
 def _solution(found: Found, pattern: Pattern) -> Solution:

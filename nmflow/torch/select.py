@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -170,6 +171,9 @@ def _missing(module: nn.Module) -> str:
     """Why a Linear or convolution has no matrix to look at; empty if it has."""
     weight = module._parameters.get("weight")
     if weight is None:
+        listed: Any = getattr(module, "parametrizations", {})
+        if any(type(one).__name__ == "Masked" for some in listed.values() for one in some):
+            return "under a mask of a SparseTraining already; finish() that first"
         return "computed, not a parameter of the module"
     if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
         return f"of shape {tuple(weight.shape)}, not a matrix; where a model is sharded, a rank holds a part of it"

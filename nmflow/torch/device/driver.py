@@ -227,9 +227,4 @@ def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:
     row = int(bad.any(dim=1).nonzero()[0])
     rest = np.unravel_index(int(bad[row].nonzero()[0]), values.shape[1:])
     first = (row, *(int(i) for i in rest))
-    raise NonFiniteError(
-        f"{name} must be finite, not NaN or infinite at {count} of {values.numel()} entries, the first at {first}; "
-        f"repair them, or give finite scores= that say how they rank",
-        count,
-        first,
-    ) from None
+    raise NonFiniteError.among(name, count, values.numel(), first) from None

@@ -26,7 +26,7 @@ def reasons(path: Path, **options: object) -> dict[str, str]:
     return {tensor.entry.name: tensor.reason for tensor in make_plan(path, "2:4", **options).tensors}  # type: ignore[arg-type]
 
 
-def named(tmp_path: Path, *names: str, shape: tuple[int, int] = (8, 16)) -> Path:
+def named(tmp_path: Path, *names: str, shape: tuple[int, ...] = (8, 16)) -> Path:
     return write(tmp_path / "named.safetensors", {name: np.ones(shape, "f4") for name in names})
 
 
@@ -81,6 +81,7 @@ def test_defaults(model: Path) -> None:
         ("gate.weight", "router of experts"),
         ("mlp.router.weight", "router of experts"),
         ("base_model.model.layers.0.q_proj.lora_A.weight", "adapter"),
+        ("base_model.model.layers.0.q_proj.oft_R.weight", "adapter"),
     ],
 )
 def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
@@ -132,6 +133,27 @@ def test_layouts_and_assumptions(model: Path) -> None:
     assert "groups=1" in texts["conv"]
     assert texts["batch"] == "a stack of matrices"
     assert texts[None] == "a matrix (out, in)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "layout"),
+    [
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (4, 16, 8), "batch"),  # Granite's experts
+        ("model.layers.0.block_sparse_moe.output_linear.weight", (4, 16, 8), "batch"),
+        ("decoder.layers.0.mlp.fc1.weight", (8, 16, 64), "batch"),  # Moshi's, a matrix for each codebook
+        ("encoder.conv1.weight", (16, 8, 3), "conv"),
+        ("encoder.pos_conv.0.weight", (16, 8, 128), "conv"),
+        ("upsampler.0.weight", (16, 8, 16), "conv"),
+        ("attention.query.weight", (16, 8, 1), "conv"),
+        ("downsample.0.weight", (16, 8, 1, 1), "conv"),
+        ("stem.0.weight", (16, 8, 2, 64, 64), "conv"),
+    ],
+)
+def test_three_axes_are_a_convolution_or_a_stack(
+    tmp_path: Path, name: str, shape: tuple[int, ...], layout: str
+) -> None:
+    (tensor,) = make_plan(named(tmp_path, name, shape=shape), "2:4").tensors
+    assert (tensor.reason, tensor.layout) == ("", layout)
 
 
 def test_include_brings_back_what_a_name_leaves_alone(model: Path) -> None:

@@ -258,8 +258,10 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
     assert again == report
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert not leftovers(tmp_path)
-    with pytest.raises(DestinationExistsError):
+    asked = re.escape(f'resume must be asked for what the run that finished {out} was asked for, and pattern was "2:4"')
+    with pytest.raises(DestinationExistsError, match=asked):
         prune_checkpoint(src, out, "1:4", resume=True)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     for text in ("[]", "{", '{"asked": 1}'):
         (out / "nmflow-report.json").write_text(text)
         with pytest.raises(DestinationExistsError):

@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
 
 
 def mixture(kind: str) -> nn.Module:
-    """A small model with random weights: experts apart in its file, under other names, or in one tensor, turned.
+    """A small model with random weights: experts apart in its file, under other names, in one tensor, or turned, too.
 
     Llama 4 has a layer that all tokens go through beside the experts.
     """
@@ -49,6 +49,9 @@ def mixture(kind: str) -> nn.Module:
     elif kind == "mixtral":
         sizes = SIZES | {"intermediate_size": 24, "num_local_experts": 6}
         model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
+    elif kind == "granite":
+        sizes = SIZES | {"intermediate_size": 24, "num_local_experts": 6}
+        model = transformers.GraniteMoeForCausalLM(transformers.GraniteMoeConfig(**sizes))
     elif kind == "llama4":
         sizes = SIZES | {"head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 24, "num_local_experts": 6}
         sizes |= {"interleave_moe_layer_step": 1, "num_experts_per_tok": 1}
@@ -64,6 +67,8 @@ def mixture(kind: str) -> nn.Module:
 
 TURNED = ("gpt-oss", "llama4")
 """Kinds whose files hold the matrices of all experts in one tensor, as (in, out)."""
+TOGETHER = (*TURNED, "granite")
+"""Kinds whose files hold them in one tensor."""
 
 
 def name_of_experts(model: nn.Module) -> str:
@@ -104,7 +109,7 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("kind", ["qwen", "mixtral", "gpt-oss", "granite", "llama4"])
 @pytest.mark.parametrize("joined", [(), ("*.gate_up_proj",)])
 def test_apart_a_model_computes_the_same(kind: str, joined: tuple[str, ...]) -> None:
     model = mixture(kind)
@@ -112,7 +117,7 @@ def test_apart_a_model_computes_the_same(kind: str, joined: tuple[str, ...]) -> 
     with torch.no_grad():
         whole: Any = model(batch()).logits
         with nt.experts_apart(model, joined=joined) as taken:
-            own = "feed_forward" if kind == "llama4" else "mlp"
+            own = {"llama4": "feed_forward", "granite": "block_sparse_moe"}.get(kind, "mlp")
             assert taken == [f"model.layers.{layer}.{own}.experts" for layer in (0, 1)]
             linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
             both = bool(joined) or kind == "gpt-oss"
@@ -129,6 +134,24 @@ def test_a_mixture_alone_is_refused() -> None:
         nt.experts_apart(experts_of(mixture("qwen"))),
     ):
         pass
+
+
+def test_experts_whose_parameters_have_an_adapter_are_refused() -> None:
+    class ParamWrapper(nn.Module):
+        """As PEFT's adapts one parameter of a module."""
+
+        parameter_name = "down_proj"
+
+        def __init__(self, base_layer: nn.Module) -> None:
+            super().__init__()
+            self.base_layer = base_layer
+
+    model = mixture("qwen")
+    model.model.layers[1].mlp.experts = ParamWrapper(model.model.layers[1].mlp.experts)
+    fault = r"model must hold its experts as they are, and model.layers.1.mlp.experts.base_layer are in a ParamWrapper"
+    with pytest.raises(InputValueError, match=fault), nt.experts_apart(model):
+        pass
+    assert type(experts_of(model)).__name__ == "Qwen3MoeExperts"
 
 
 def test_an_error_puts_them_together_again() -> None:
@@ -173,7 +196,7 @@ def test_what_an_expert_sees_are_its_tokens(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
-        *((kind, "wanda") for kind in ("qwen", "mixtral", "gpt-oss", "llama4")),
+        *((kind, "wanda") for kind in ("qwen", "mixtral", "gpt-oss", "granite", "llama4")),
         ("mixtral", "sparsegpt"),
         ("llama4", "sparsegpt"),
         ("gpt-oss", "adaprune"),
@@ -187,18 +210,19 @@ def test_a_folder(kind: str, method: str, text: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["proven"]
-    assert len(report["layers"]) == 2 * 6 * (2 if kind in TURNED else 3)
+    assert len(report["layers"]) == 2 * 6 * (2 if kind in TOGETHER else 3)
     before, after = (load_file(path / "model.safetensors") for path in (source, out))
     assert before.keys() == after.keys()
     model = mixture(kind)
-    joined = ["*.gate_up_proj"] if kind == "llama4" else []  # as its file has them
+    joined = ["*.gate_up_proj"] if kind in ("llama4", "granite") else []  # as its file has them
     with nt.experts_apart(model, joined=joined):  # what wanda would keep, of matrices cut out by hand
         scores = nt.calibrate(model, _batches(source, text), gram=False).scores("wanda")
         linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     changed = 0
     for name, old in before.items():
         new = after[name]
-        if ".experts." not in name or name.endswith("bias"):
+        experts = ".experts." in name or name.endswith(("input_linear.weight", "output_linear.weight"))
+        if not experts or name.endswith("bias"):
             assert torch.equal(old, new) or name.endswith("bias"), name
             continue
         changed += 1
@@ -216,7 +240,7 @@ def test_a_folder(kind: str, method: str, text: Path, tmp_path: Path) -> None:
                 best = nmflow.solve(turned, 4, 8)
                 kept = turned[keeps].sum()
                 assert kept == pytest.approx(best.objective, rel=1e-12)
-    assert changed == (4 if kind in TURNED else 2 * 6 * 3)
+    assert changed == (4 if kind in TOGETHER else 2 * 6 * 3)
     assert run("verify", out, *chosen).exit_code == 0
 
 
@@ -231,7 +255,10 @@ def _parameter(stored: str, number: int, kind: str) -> str:
     if kind == "mixtral":
         for own, name in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"), ("block_sparse_moe", "mlp")):
             stored = stored.replace(own, name)
-    return stored.replace("experts.", f"experts.{number}.") + ".weight" if kind in TURNED else stored
+    if kind == "granite":
+        for own, name in (("input_linear", "gate_up_proj"), ("output_linear", "down_proj")):
+            stored = stored.replace(f"{own}.weight", f"experts.{name}")
+    return stored.replace("experts.", f"experts.{number}.") + ".weight" if kind in TOGETHER else stored
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "adaprune"])
@@ -272,9 +299,10 @@ def test_experts_that_no_token_comes_to_are_pruned_by_magnitude(method: str) -> 
 
 def test_experts_in_one_parameter_say_how_to_open_them() -> None:
     model = mixture("qwen")
-    selected = nt.sparsegpt_(model, [batch()], 4, 8, exclude=["lm_head"])
+    selected = nt.sparsegpt_(model, [batch()], 4, 8)
     reasons = dict(selected.skipped)
     assert "experts_apart" in reasons["model.layers.0.mlp.experts.down_proj"]
+    assert reasons["lm_head.weight"] == "output head; name it in include to prune it"
 
 
 def test_routers_are_left_alone_unless_named() -> None:

@@ -261,6 +261,32 @@ def test_a_layer_that_is_called_twice_and_one_that_is_called_now_and_then() -> N
     assert all((model.get_parameter(layer.name) != 0).sum() == 32 for layer in report.layers)
 
 
+@pytest.mark.parametrize("follow", ["dense", "own"])
+def test_a_weight_that_is_parametrized_during_a_pass(follow: str) -> None:
+    """As by PEFT's adapters of parameters."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_layer = nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            nn.utils.parametrize.register_parametrization(self.base_layer, "weight", nn.Identity())
+            try:
+                return self.base_layer(x)
+            finally:
+                nn.utils.parametrize.remove_parametrizations(self.base_layer, "weight")
+
+    torch.manual_seed(0)
+    adapted = nn.Sequential(nn.Linear(16, 16), Adapted())
+    usual = nn.Sequential(copy.deepcopy(adapted[0]), copy.deepcopy(adapted[1].base_layer))
+    batches = [random(32, 16)]
+    nt.adaprune_(adapted, batches, 2, 4, follow=follow)
+    nt.adaprune_(usual, batches, 2, 4, follow=follow)
+    assert torch.equal(adapted[1].base_layer.weight, usual[1].weight)
+    assert type(adapted[1].base_layer) is nn.Linear
+
+
 def test_n_for_each_layer() -> None:
     model = network()
     before = model[5].weight.detach().clone()

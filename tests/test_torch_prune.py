@@ -205,9 +205,34 @@ def test_adapters_are_taken_by_name_only() -> None:
 
     report = nt.prune_(Adapted(), 2, 4)
     assert [layer.name for layer in report.layers] == ["base_layer.weight"]
-    assert dict(report.skipped)["lora_A.default.weight"] == "low-rank adapter; name it in include to prune it"
+    assert dict(report.skipped)["lora_A.default.weight"] == "adapter; name it in include to prune it"
     report = nt.prune_(Adapted(), 2, 4, include=["lora_*"])
     assert [layer.name for layer in report.layers] == ["lora_A.default.weight", "lora_B.default.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lm_head", "output head"),
+        ("embed_out", "output head"),
+        ("proj.oft_R.default", "adapter"),
+        ("prompt_encoder.default.mlp_head.0", "adapter"),
+        ("score.original_module", "kept aside by PEFT"),
+    ],
+)
+def test_what_is_taken_by_name_only(name: str, reason: str) -> None:
+    model = nn.Module()
+    place = model
+    *path, last = name.split(".")
+    for part in path:
+        place.add_module(part, nn.Module())
+        place = place.get_submodule(part)
+    place.add_module(last, nn.Linear(16, 16))
+    model.add_module("other", nn.Linear(16, 16))
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["other.weight"]
+    assert dict(report.skipped)[f"{name}.weight"] == f"{reason}; name it in include to prune it"
+    assert [layer.name for layer in nt.prune_(model, 2, 4, include=[f"*{last}*"]).layers] == [f"{name}.weight"]
 
 
 def test_reasons() -> None:

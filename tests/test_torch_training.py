@@ -566,6 +566,68 @@ def test_a_snapshot_is_what_finish_will_leave(make: Callable[[nn.Module], nn.Mod
     assert all(torch.equal(value, state[name]) for name, value in again.items())
 
 
+class Renaming(nn.Module):
+    """A wrapper whose state dict has the names of what it wraps, as Lightning's Fabric makes it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._forward_module = module
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward_module.state_dict(*args, **kwargs)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_snapshot_through_wrappers_that_rename(when: str) -> None:
+    wrappers = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
+    wrapped = pytest.importorskip(wrappers, reason="needs torch.distributed").checkpoint_wrapper
+    model = nn.Sequential(network(), nn.Linear(12, 16))
+    names = sorted(model.state_dict())
+    if when == "before":
+        model[0] = wrapped(model[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    outer = Renaming(model)
+    training = nt.SparseTraining(outer, optimizer, 2, 4)
+    if when == "after":
+        model[0] = wrapped(model[0])
+    states = [nt.sparse_state_dict(some) for some in (model, outer)]
+    report = training.finish()
+    assert report.layers[-1].name == "1.weight"
+    for state in states:
+        assert sorted(state) == names
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, state[name])
+
+
+def test_a_snapshot_refuses_a_state_dict_of_copies() -> None:
+    class Copying(nn.Sequential):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {name: value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
+
+    model = Copying(nn.Linear(8, 8))
+    nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    with pytest.raises(InputValueError, match=r"must have its masked weights in its state dict, and 0\.weight is not"):
+        nt.sparse_state_dict(model)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which torch.func.jvp calls itself
+def test_derivatives_forward_go_straight_through_too() -> None:
+    model, _, training = plain()
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    steps = {name: torch.ones_like(value) for name, value in parameters.items()}
+    x, _ = batch(0)
+
+    def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, x).square().mean()
+
+    gradients = torch.func.grad(loss)(parameters)
+    _, along = torch.func.jvp(loss, (parameters,), (steps,))
+    torch.testing.assert_close(along, sum(gradient.sum() for gradient in gradients.values()))
+    training.freeze()
+    _, frozen = torch.func.jvp(loss, (parameters,), (steps,))
+    assert not torch.allclose(frozen, along)
+
+
 def test_a_snapshot_of_shared_weights_shares_them() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     model[2].weight = model[0].weight

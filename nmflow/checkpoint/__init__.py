@@ -7,11 +7,12 @@ from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.header import Entry, Header, read_header
 from nmflow.checkpoint.inspection import Inspection, exported_format, inspect_path
 from nmflow.checkpoint.packed import PackedVerification, verify_packed
-from nmflow.checkpoint.plan import EXCLUDED, WEIGHTS, Plan, PlannedTensor, make_plan
+from nmflow.checkpoint.plan import Plan, PlannedTensor, make_plan
 from nmflow.checkpoint.prune import prune_checkpoint
 from nmflow.checkpoint.report import Report, TensorReport
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.report_html import write_reports
+from nmflow.checkpoint.rules import EXCLUDED, WEIGHTS
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.unit import Done, Unit, work
 from nmflow.checkpoint.verify import Checked, Verification, Violation, verify_checkpoint

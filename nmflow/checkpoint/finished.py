@@ -9,7 +9,7 @@ from typing import Any
 
 from nmflow.asked import thread_count
 from nmflow.checkpoint.header import load_json, read_header
-from nmflow.checkpoint.journal import fingerprint
+from nmflow.checkpoint.journal import difference, fingerprint
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import stage_of
 from nmflow.checkpoint.pool import Pool
@@ -17,7 +17,7 @@ from nmflow.checkpoint.report import REPORT, Report
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.stage import JOURNAL
 from nmflow.checkpoint.unit import Done, Unit, check
-from nmflow.errors import CheckpointError, NmflowError
+from nmflow.errors import CheckpointError, DestinationExistsError, NmflowError
 
 __all__ = ["check_finished", "finished_report", "sums_of"]
 
@@ -51,6 +51,8 @@ def finished_report(
     ------
     CheckpointError
         As `check_finished`.
+    DestinationExistsError
+        If that run was asked for something else.
     """
     path, stage = dst / REPORT, stage_of(dst.absolute())
     if (stage / JOURNAL).exists() or not path.is_file():
@@ -58,14 +60,22 @@ def finished_report(
     try:
         report = read_report(dst)
         found = load_json(path, path.read_bytes(), "report")
-        sums = {(shard, name): Done(shard, name, *rest) for shard, name, *rest in found["sums"]}
-        results = [sums[unit.source.name, unit.entry.name] for unit in units]
+        before, rows = found["asked"], found["sums"]
+        sums = {(shard, name): Done(shard, name, *rest) for shard, name, *rest in rows}
     except (KeyError, TypeError, ValueError, NmflowError):
         return None
-    if found.get("asked") != asked:
+    if not isinstance(before, Mapping):
+        return None
+    if before != asked:
+        raise DestinationExistsError(
+            f"resume must be asked for what the run that finished {dst} was asked for, and "
+            f"{difference(before, asked)}; choose another dst, or say overwrite=True (--overwrite) to prune again"
+        )
+    names = [(unit.source.name, unit.entry.name) for unit in units]
+    if not sums.keys() >= set(names):
         return None
     with locked(stage, dst.absolute()):  # which removes what is left of the stage
-        check_finished(dst, units, results, others, threads)
+        check_finished(dst, units, [sums[name] for name in names], others, threads)
         for name, expected in asked["source"]["shards"].items():
             if fingerprint(read_header(dst / name)) != expected:
                 raise _changed(dst, f"the header of {dst / name} is another")

@@ -25,7 +25,7 @@ from nmflow.checkpoint.source import Source
 from nmflow.checkpoint.unit import Done
 from nmflow.errors import CheckpointError
 
-__all__ = ["Journal", "fingerprint", "identity", "version"]
+__all__ = ["Journal", "difference", "fingerprint", "identity", "version"]
 
 VERSION = 3
 
@@ -72,7 +72,7 @@ class Journal:
         self.new: str = name if isinstance(name, str) and _NEW.fullmatch(name) else self.fresh()
         if lines and lines[0] != asked:
             raise CheckpointError(
-                f"resume must be asked for what the unfinished run was asked for, and {_difference(lines[0], asked)}; "
+                f"resume must be asked for what the unfinished run was asked for, and {difference(lines[0], asked)}; "
                 f"ask for the same, or leave resume (--resume) out to begin anew"
             )
         for line in lines[1:]:
@@ -162,11 +162,11 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, length
 
 
-def _difference(old: Any, new: Any, key: str = "") -> str:
+def difference(old: Any, new: Any, key: str = "") -> str:
     """Say in words the first thing in which two runs differ: of what is long, the part that does."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-        return _difference(old.get(name), new.get(name), f"{key} {name}".lstrip())
+        return difference(old.get(name), new.get(name), f"{key} {name}".lstrip())
     if key in ("pruned", "packed") and isinstance(old, list) and isinstance(new, list):
         then, now = set(old), set(new)
         for name in (*old, *new):

@@ -13,57 +13,13 @@ from nmflow.arrays import Layout
 from nmflow.asked import as_globs
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import check_unpacked
+from nmflow.checkpoint.rules import EXCLUDED, impossible, layout_of, too_small, unwanted
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
-from nmflow.names import ADAPTERS, ROUTERS, counts
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 
-__all__ = ["EXCLUDED", "FLOATS", "STACKED", "WEIGHTS", "Plan", "PlannedTensor", "make_plan"]
-
-FLOATS = ("F16", "BF16", "F32", "F64")
-"""Dtypes that are pruned; integers, booleans, 8-bit floats and packed numbers are copied."""
-
-WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*.experts.*_proj")
-"""Names of what a linear or convolution layer multiplies by (weight_v: the direction under weight normalisation)."""
-
-STACKED = ("*.experts.*",)
-"""Names of tensors that are a stack of matrices, and not a convolution, when they have three axes."""
-
-EXCLUDED: tuple[tuple[str, str], ...] = (
-    ("*embed*", "embedding"),
-    ("*.wte.weight", "embedding"),
-    ("wte.weight", "embedding"),
-    ("*.wpe.weight", "embedding"),
-    ("wpe.weight", "embedding"),
-    ("shared.weight", "embedding"),
-    ("*position*", "position"),
-    ("*rel_pos*", "position"),
-    ("*norm*", "norm"),
-    ("*Norm*", "norm"),
-    ("*.ln_*", "norm"),
-    ("*.bn*", "norm"),
-    ("*bias*", "bias"),
-    ("*_scale*", "quantisation scale"),
-    ("lm_head.*", "output head"),
-    ("*.lm_head.*", "output head"),
-    ("classifier.*", "output head"),
-    ("*.classifier.*", "output head"),
-    ("score.*", "output head"),
-    ("*.score.*", "output head"),
-    ("head.*", "output head"),
-    ("*.head.*", "output head"),
-    ("heads.*", "output head"),
-    ("*_head.*", "output head"),
-    ("qa_outputs.*", "output head"),
-    ("cls.*", "output head"),
-    ("fc.weight", "output head"),
-    ("output.weight", "output head"),
-    *((glob, "adapter") for glob in ADAPTERS),
-    *((glob, "router of experts") for glob in ROUTERS),
-)
-"""Name globs that are left alone unless an include glob asks for them, each with what it stands for. A gate is a router
-where it has fewer rows than columns."""
+__all__ = ["Plan", "PlannedTensor", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +99,7 @@ class Plan:
         """Raise PatternError if no tensor is to be pruned."""
         if self.pruned:
             return
-        small = [tensor.entry for tensor in self.tensors if tensor.reason == _too_small(self.pattern)]
+        small = [tensor.entry for tensor in self.tensors if tensor.reason == too_small(self.pattern)]
         if small:
             largest = max(small, key=lambda entry: math.prod(entry.shape))
             raise PatternError(
@@ -196,9 +152,9 @@ def make_plan(
     source = src if isinstance(src, Source) else open_source(src)
     check_unpacked(source)  # before names are looked at: those of packed arrays are no weights
     pattern = as_pattern(None, None, pattern)
-    wanted, unwanted = as_globs(include, "include"), as_globs(exclude, "exclude")
+    taken, left = as_globs(include, "include"), as_globs(exclude, "exclude")
     names = [entry.name for shard in source.shards for entry in shard.entries]
-    for argument, globs in (("include", wanted), ("exclude", unwanted)):
+    for argument, globs in (("include", taken), ("exclude", left)):
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in names):
                 example = f"; its names look like {names[len(names) // 2]!r}" if names else ""
@@ -208,51 +164,7 @@ def make_plan(
     tensors = []
     for shard in source.shards:
         for entry in shard.entries:
-            layout = _layout(entry)
-            reason = _impossible(entry, layout, pattern) or _unwanted(entry, wanted, unwanted)
+            layout = layout_of(entry)
+            reason = impossible(entry, layout, pattern) or unwanted(entry, taken, left)
             tensors.append(PlannedTensor(shard, entry, reason, None if reason else layout))
     return Plan(source, pattern, tuple(tensors))
-
-
-def _layout(entry: Entry) -> Layout | None:
-    if len(entry.shape) < 3:
-        return None
-    stacked = len(entry.shape) == 3 and any(fnmatchcase(entry.name, glob) for glob in STACKED)
-    return "batch" if stacked else "conv"
-
-
-def _too_small(pattern: Pattern) -> str:
-    rows, cols = pattern.block_shape if pattern.transposable else (1, pattern.m)
-    return f"smaller than a block of {rows} x {cols}"
-
-
-def _impossible(entry: Entry, layout: Layout | None, pattern: Pattern) -> str:
-    """Why no mask can be made for a tensor, whatever its name; empty if one can."""
-    if entry.dtype not in FLOATS:
-        return f"dtype {entry.dtype}"
-    if len(entry.shape) < 2:
-        return f"{len(entry.shape)}-D"
-    if not math.prod(entry.shape):
-        return "empty"
-    rows, cols = entry.shape[-2:] if layout == "batch" else (entry.shape[0], math.prod(entry.shape[1:]))
-    # Whole blocks are where hardware gains; without one there is nothing but a ragged edge.
-    if cols < pattern.m or (pattern.transposable and rows < pattern.block_shape[0]):
-        return _too_small(pattern)
-    return ""
-
-
-def _unwanted(entry: Entry, wanted: tuple[str, ...], unwanted: tuple[str, ...]) -> str:
-    """Why a tensor that could be pruned is not; empty if it is."""
-    for glob in unwanted:
-        if fnmatchcase(entry.name, glob):
-            return f"excluded by {glob!r}"
-    if any(fnmatchcase(entry.name, glob) for glob in wanted):
-        return ""
-    for glob, meaning in EXCLUDED:
-        if fnmatchcase(entry.name, glob) and counts(glob, entry.shape):
-            return f"{meaning} ({glob})"
-    if not any(fnmatchcase(entry.name, glob) for glob in WEIGHTS):
-        return "not named as a weight of a linear or convolution layer"
-    if len(entry.shape) >= 3 and entry.shape[1] == 1:
-        return "depthwise convolution"
-    return ""

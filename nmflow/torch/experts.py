@@ -126,7 +126,7 @@ def experts_apart(model: nn.Module, *, joined: Iterable[str] = ()) -> Iterator[l
     InputTypeError
         If the model is no Module, or `joined` no list of text.
     InputValueError
-        If the model is itself a mixture.
+        If the model is itself a mixture, or experts have an adapter.
 
     Notes
     -----
@@ -144,6 +144,11 @@ def experts_apart(model: nn.Module, *, joined: Iterable[str] = ()) -> Iterator[l
         for name, module in found:
             parent, _, own = name.rpartition(".")
             holder = inner.get_submodule(parent)
+            if hasattr(holder, "parameter_name"):  # PEFT's way of adapting parameters
+                raise InputValueError(
+                    f"model must hold its experts as they are, and {name} are in a {type(holder).__name__}; "
+                    f"merge or remove the adapter of their parameters first"
+                )
             rows = f"{name}.gate_up_proj"
             apart = getattr(module, "has_gate", True) and getattr(module, "is_concatenated", True)
             together = not apart or any(fnmatchcase(rows, glob) for glob in globs)

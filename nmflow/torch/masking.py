@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -13,6 +14,13 @@ from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, Slot, unwrapped
 
 __all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "original", "sparse_state_dict"]
+
+
+DENSE = re.compile(r"parametrizations\.([^.]+)\.original$")
+"""How the name of a masked weight ends in a state dict."""
+
+Place: TypeAlias = tuple[torch.device, int, torch.Size, tuple[int, ...]]
+"""Where a tensor lies, and how."""
 
 
 class StraightThrough(torch.autograd.Function):
@@ -35,6 +43,10 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
         return gradients[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[0].view_as(tangents[0])
 
 
 class Masked(nn.Module):
@@ -136,7 +148,7 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     Raises
     ------
     InputValueError
-        If a masked weight has another parametrization too.
+        If a masked weight has another parametrization too, or the model's state dict holds a copy of it.
 
     Examples
     --------
@@ -147,7 +159,7 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     >>> sorted(state), int((state["weight"] != 0).sum())
     (['bias', 'weight'], 32)
     """
-    masks: dict[str, tuple[str, torch.Tensor]] = {}
+    masks: dict[Place, tuple[str, torch.Tensor]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not parametrize.is_parametrized(module):
             continue
@@ -158,20 +170,30 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             plain = f"{name}.{attribute}" if name else attribute
             if len(listed) > 1:
                 raise InputValueError(f"{plain} must have its mask as the only parametrization, and has others too")
-            masks[f"{name}.parametrizations.{attribute}.original".removeprefix(".")] = plain, mask
-    state: dict[str, torch.Tensor] = {}
-    masked: dict[tuple[object, ...], torch.Tensor] = {}
+            masks[_place(listed.original)] = plain, mask
+    # Wrappers give modules other names than their state dicts do, so a weight is known by where it lies.
+    state: dict[str, Any] = {}
+    masked: dict[Place, torch.Tensor] = {}
     for key, value in model.state_dict().items():
-        if key not in masks:
+        place = _place(value) if isinstance(value, torch.Tensor) and value.layout == torch.strided else None
+        if place is None or place not in masks:
             state[key] = value
             continue
-        plain, mask = masks[key]
-        place = value.device, value.data_ptr(), value.shape, value.stride()
         if place not in masked:
             copy = value.clone()  # of the same memory format
-            masked[place] = copy.masked_fill_(~mask.to(value.device), 0.0)
-        state[plain] = masked[place]
+            masked[place] = copy.masked_fill_(~masks[place][1].to(value.device), 0.0)
+        state[DENSE.sub(r"\1", key)] = masked[place]
+    lost = [plain for place, (plain, _) in masks.items() if place not in masked]
+    if lost:
+        raise InputValueError(
+            f"model must have its masked weights in its state dict, and {lost[0]} is not there as it is; give the "
+            f"model that SparseTraining was made of"
+        )
     return state
+
+
+def _place(tensor: torch.Tensor) -> Place:
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _places(layer: Layer) -> Iterable[Slot]:

@@ -22,16 +22,27 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 
 
 def fused_names(plan: Plan, model: nn.Module) -> dict[str, str]:
-    """Name of the parameter for each planned tensor that holds a matrix of all experts of a layer."""
+    """Name of the parameter for each planned tensor that holds a matrix of all experts of a layer.
+
+    By name; where a folder has other names, as Granite's have, by what it holds.
+    """
     known = {
-        f"{name}.{own}": tuple(parameter.shape)
+        f"{name}.{own}": parameter
         for name, module in model.named_modules()
         if is_fused(module)
         for own, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     }
-    matched = ((tensor.entry, _match(tensor.entry.name, known)) for tensor in plan.pruned)
-    return {entry.name: name for entry, name in matched if name is not None and known[name] == entry.shape}
+    found: dict[str, str] = {}
+    left = []
+    for tensor in plan.pruned:
+        name = _match(tensor.entry.name, known)
+        if name is not None and tuple(known[name].shape) == tensor.entry.shape:
+            found[tensor.entry.name] = name
+        elif tensor.layout == "batch":
+            left.append(tensor)
+    free = {name: parameter for name, parameter in known.items() if name not in found.values()}
+    return found | (_by_content(left, free) if left else {})
 
 
 def stored_names(plan: Plan, model: nn.Module, fused: Mapping[str, str]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.names import is_adapter
+from nmflow.names import is_adapter, is_head, is_spare
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
 from nmflow.torch.slots import (
@@ -48,13 +48,13 @@ class Selection:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel or torch.compile, whose names users know."""
+    """The model in DistributedDataParallel, DataParallel, torch.compile or Lightning's Fabric: users know its names."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif isinstance(inner := getattr(model, "_orig_mod", getattr(model, "_forward_module", None)), nn.Module):
             model = inner
         else:
             return model
@@ -83,7 +83,7 @@ def select(
         Globs over names of parameters or modules (``*`` also matches dots). With `include`, nothing else is taken;
         `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
         would be left alone for its type or size, or as a router of experts; any glob of more than stars takes a
-        depthwise convolution or adapter.
+        depthwise convolution, adapter or output head.
     filter_fn : callable (module name, module) -> bool or None, optional
         True takes a module of any type, with all its parameters of two axes or more that `include` names; False leaves
         it; None lets the other rules decide.
@@ -208,7 +208,11 @@ def _verdict(
     if depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
     if is_adapter(slot.name):
-        return "", "low-rank adapter; name it in include to prune it"
+        return "", "adapter; name it in include to prune it"
+    if is_spare(slot.name):
+        return "", "kept aside by PEFT; name it in include to prune it"
+    if is_head(slot.name):
+        return "", "output head; name it in include to prune it"
     if router(slot):
         return "", "router of experts; give its plain name in include, or a filter_fn"
     return "", ""
@@ -231,7 +235,7 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 
 def _unusual(slot: Slot) -> bool:
     """Whether any glob of more than stars must ask for it."""
-    return depthwise(slot) or is_adapter(slot.name)
+    return depthwise(slot) or is_adapter(slot.name) or is_head(slot.name) or is_spare(slot.name)
 
 
 def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

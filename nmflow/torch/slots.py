@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,8 +84,14 @@ class Layer:
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameter; more than one object only where two share their memory."""
-        found = {id(p): p for p in (slot.module._parameters[slot.attribute] for slot in self.slots) if p is not None}
+        found = {id(p): p for p in map(_held, self.slots) if p is not None}
         return tuple(found.values())
+
+
+def _held(slot: Slot) -> nn.Parameter | None:
+    """The parameter in a place; while it is parametrized, as PEFT does during a pass, what that is made from."""
+    listed: Any = getattr(slot.module, "parametrizations", {})
+    return listed[slot.attribute].original if slot.attribute in listed else slot.module._parameters[slot.attribute]
 
 
 def is_turned(module: nn.Module) -> bool:

@@ -1,0 +1,111 @@
+"""What names, shapes and dtypes of stored tensors say: how they are seen as matrices, and which are left alone."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+from nmflow.arrays import Layout
+from nmflow.checkpoint.header import Entry
+from nmflow.names import ADAPTERS, HEADS, ROUTERS, counts
+from nmflow.pattern import Pattern
+
+__all__ = ["EXCLUDED", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+"""Dtypes that are pruned; integers, booleans, 8-bit floats and packed numbers are copied."""
+
+WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*.experts.*_proj")
+"""Names of what a linear or convolution layer multiplies by (weight_v: the direction under weight normalisation)."""
+
+STACKED = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")
+"""Names of tensors that are a stack of matrices, and not a convolution, when they have three axes: those of experts."""
+
+CONVOLUTIONS = ("*conv*",)
+"""Names of tensors that are a convolution when they have three axes."""
+
+LONGEST = 32
+"""Last axis, of three, that may still be a kernel where no name says what it is: those of convolutions along one axis
+are shorter, and matrices wider."""
+
+EXCLUDED: tuple[tuple[str, str], ...] = (
+    ("*embed*", "embedding"),
+    ("*.wte.weight", "embedding"),
+    ("wte.weight", "embedding"),
+    ("*.wpe.weight", "embedding"),
+    ("wpe.weight", "embedding"),
+    ("shared.weight", "embedding"),
+    ("*position*", "position"),
+    ("*rel_pos*", "position"),
+    ("*norm*", "norm"),
+    ("*Norm*", "norm"),
+    ("*.ln_*", "norm"),
+    ("*.bn*", "norm"),
+    ("*bias*", "bias"),
+    ("*_scale*", "quantisation scale"),
+    *((glob, "output head") for glob in HEADS),
+    ("classifier.*", "output head"),
+    ("*.classifier.*", "output head"),
+    ("score.*", "output head"),
+    ("*.score.*", "output head"),
+    ("head.*", "output head"),
+    ("*.head.*", "output head"),
+    ("heads.*", "output head"),
+    ("*_head.*", "output head"),
+    ("qa_outputs.*", "output head"),
+    ("cls.*", "output head"),
+    ("fc.weight", "output head"),
+    ("output.weight", "output head"),
+    *((glob, "adapter") for glob in ADAPTERS),
+    *((glob, "router of experts") for glob in ROUTERS),
+)
+"""Name globs that are left alone unless an include glob asks for them, each with what it stands for. A gate is a router
+where it has fewer rows than columns."""
+
+
+def layout_of(entry: Entry) -> Layout | None:
+    """How the axes of a tensor are seen as matrices. Its name tells, and else its shape."""
+    if len(entry.shape) != 3:
+        return None if len(entry.shape) < 3 else "conv"
+    if any(fnmatchcase(entry.name, glob) for glob in STACKED):
+        return "batch"
+    kernel = entry.shape[-1] <= LONGEST or any(fnmatchcase(entry.name, glob) for glob in CONVOLUTIONS)
+    return "conv" if kernel else "batch"
+
+
+def too_small(pattern: Pattern) -> str:
+    """The reason to leave a tensor alone that is smaller than a block."""
+    rows, cols = pattern.block_shape if pattern.transposable else (1, pattern.m)
+    return f"smaller than a block of {rows} x {cols}"
+
+
+def impossible(entry: Entry, layout: Layout | None, pattern: Pattern) -> str:
+    """Why no mask can be made for a tensor, whatever its name; empty if one can."""
+    if entry.dtype not in FLOATS:
+        return f"dtype {entry.dtype}"
+    if len(entry.shape) < 2:
+        return f"{len(entry.shape)}-D"
+    if not math.prod(entry.shape):
+        return "empty"
+    rows, cols = entry.shape[-2:] if layout == "batch" else (entry.shape[0], math.prod(entry.shape[1:]))
+    # Whole blocks are where hardware gains; without one there is nothing but a ragged edge.
+    if cols < pattern.m or (pattern.transposable and rows < pattern.block_shape[0]):
+        return too_small(pattern)
+    return ""
+
+
+def unwanted(entry: Entry, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """Why a tensor that could be pruned is not; empty if it is."""
+    for glob in exclude:
+        if fnmatchcase(entry.name, glob):
+            return f"excluded by {glob!r}"
+    if any(fnmatchcase(entry.name, glob) for glob in include):
+        return ""
+    for glob, meaning in EXCLUDED:
+        if fnmatchcase(entry.name, glob) and counts(glob, entry.shape):
+            return f"{meaning} ({glob})"
+    if not any(fnmatchcase(entry.name, glob) for glob in WEIGHTS):
+        return "not named as a weight of a linear or convolution layer"
+    if len(entry.shape) >= 3 and entry.shape[1] == 1:
+        return "depthwise convolution"
+    return ""

@@ -14,7 +14,7 @@ SPARES = ("*.original_module.*",)
 HEADS = ("lm_head.*", "*.lm_head.*", "embed_out.*")
 """Globs of what a language model gives a score to each word by: methods of pruning leave it alone."""
 GATES = ("gate.weight", "*.gate.weight")
-ROUTERS = (*GATES, "router.*", "*.router.*")
+ROUTERS = (*GATES, "router.*", "*.router.*", "*_router.*")
 """Globs of what sends tokens to experts; gates as far as they count."""
 
 

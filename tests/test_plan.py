@@ -80,6 +80,12 @@ def test_defaults(model: Path) -> None:
         ("model.layers.0.block_sparse_moe.gate.weight", "router of experts"),
         ("gate.weight", "router of experts"),
         ("mlp.router.weight", "router of experts"),
+        ("layers.0.altup.modality_router.weight", "router of experts"),
+        ("mask_decoder.mask_tokens.weight", "embedding"),
+        ("query_feat.weight", "embedding"),
+        ("quantizer.quantizers.0.codebook.weight", "codebook"),
+        ("decoder.pos_emb.weight", "position"),
+        ("vision_tower.head_linear.weight", "output head"),
         ("base_model.model.layers.0.q_proj.lora_A.weight", "adapter"),
         ("base_model.model.layers.0.q_proj.oft_R.weight", "adapter"),
     ],
@@ -105,6 +111,7 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "attention.in_proj_weight",
         "conv.weight_v",
         "mlp.experts.down_proj",
+        "mlp.shared_experts.down_proj",
     ],
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:
@@ -141,6 +148,7 @@ def test_layouts_and_assumptions(model: Path) -> None:
         ("model.layers.0.block_sparse_moe.input_linear.weight", (4, 16, 8), "batch"),  # Granite's experts
         ("model.layers.0.block_sparse_moe.output_linear.weight", (4, 16, 8), "batch"),
         ("decoder.layers.0.mlp.fc1.weight", (8, 16, 64), "batch"),  # Moshi's, a matrix for each codebook
+        ("layers.0.mamba.x_proj_weight", (2, 16, 64), "batch"),  # Zamba's, one for each head
         ("encoder.conv1.weight", (16, 8, 3), "conv"),
         ("encoder.pos_conv.0.weight", (16, 8, 128), "conv"),
         ("upsampler.0.weight", (16, 8, 16), "conv"),

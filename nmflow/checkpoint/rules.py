@@ -15,7 +15,7 @@ __all__ = ["EXCLUDED", "WEIGHTS", "impossible", "layout_of", "too_small", "unwan
 FLOATS = ("F16", "BF16", "F32", "F64")
 """Dtypes that are pruned; integers, booleans, 8-bit floats and packed numbers are copied."""
 
-WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*.experts.*_proj")
+WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*experts.*_proj")
 """Names of what a linear or convolution layer multiplies by (weight_v: the direction under weight normalisation)."""
 
 STACKED = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")
@@ -35,7 +35,11 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*.wpe.weight", "embedding"),
     ("wpe.weight", "embedding"),
     ("shared.weight", "embedding"),
+    ("*tokens.weight", "embedding"),
+    ("*query_feat*", "embedding"),
+    ("*codebook*", "codebook"),
     ("*position*", "position"),
+    ("*pos_emb*", "position"),
     ("*rel_pos*", "position"),
     ("*norm*", "norm"),
     ("*Norm*", "norm"),
@@ -52,6 +56,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*.head.*", "output head"),
     ("heads.*", "output head"),
     ("*_head.*", "output head"),
+    ("*head_linear.*", "output head"),
     ("qa_outputs.*", "output head"),
     ("cls.*", "output head"),
     ("fc.weight", "output head"),

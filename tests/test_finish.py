@@ -94,6 +94,36 @@ def test_a_margin_proves_scores_of_53_bits() -> None:
     assert not flags.any()
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.7])
+@pytest.mark.parametrize(("side", "budget"), [(32, 8), (32, 4), (53, 13), (64, 20)])
+def test_a_margin_proves_them_under_at_most_fill_too(side: int, budget: int, zeros: float) -> None:
+    """Where some lines have room, and have duals that are 0; of some scores just those lines decide."""
+    rng = np.random.default_rng(side)
+    values = rng.standard_normal((8, side, side)) * (rng.random((8, side, side)) >= zeros)
+    u, v = np.zeros((2, 8, side))
+    mask, flags, _ = finish(values, u, v, budget, budget, fill=1)
+    assert not flags.any()
+    pattern = Pattern(budget, side, fill="at-most")
+    for k in range(8):
+        args = [oracles.exact(x[k], absolute=False) for x in (values, u, v)]
+        assert oracles.proves(args[0], mask[k].astype(bool), pattern, *args[1:])
+
+
+def test_a_tied_block_that_takes_paths_counts_once() -> None:
+    scores = np.random.default_rng(0).integers(0, 3, (160, 160)).astype(np.float32)
+    stats = nmflow.solve(scores, 3, 8, scores=scores, fill="at-most").stats
+    assert stats["augmented"] > 0
+    assert stats["tied"] + stats["augmented"] == stats["blocks"] == 400
+
+
+def test_at_most_fill_of_float64_takes_no_integers_where_some_lines_have_room() -> None:
+    scores = np.random.default_rng(0).standard_normal((512, 512))
+    solution = nmflow.solve(scores, 8, 32, scores=scores, fill="at-most")
+    assert solution.proven
+    assert solution.stats["augmented"] > 20
+    assert "integers" not in solution.stats
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "few"])
 def test_the_largest_blocks_use_every_bit_of_a_word(kind: str) -> None:
     rng = np.random.default_rng(0)

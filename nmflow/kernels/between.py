@@ -31,12 +31,14 @@ def _beside(number, towards):  # type: ignore[no-untyped-def]
 
 
 @part
-def _separate(scores, u, v, row_words, near):  # type: ignore[no-untyped-def]
+def _separate(scores, u, v, row_words, loose, bounded, near):  # type: ignore[no-untyped-def]
     """Move duals between the scores: what is kept lies a little above u + v, what is not a little below.
 
     By Bellman-Ford, row by row, with a margin of some rounding errors: where a mask is the only best one, by more than
-    the margins of a cycle, no sum of duals is left to round onto a score. near : instead of a margin all duals are
-    numbers of float32, those of rows rounded down and those of columns up.
+    the margins of a cycle, no sum of duals is left to round onto a score. bounded : whether duals must not be negative,
+    and are 0 where a line has room (`loose`): then they grow from 0 to the least ones that will do. A sum with 0 does
+    not round, and needs no margin. near : instead of a margin all duals are numbers of float32, those of rows rounded
+    down and those of columns up.
     """
     rows, cols = scores.shape
     top = 0.0
@@ -44,8 +46,10 @@ def _separate(scores, u, v, row_words, near):  # type: ignore[no-untyped-def]
         for j in range(cols):
             top = max(top, abs(scores[i, j]))
     margin = 0.0 if near else top * 2.0**-50
-    if near:
-        for j in range(cols):
+    for j in range(cols):
+        if bounded:
+            v[j] = 0.0
+        elif near:
             v[j] = np.float32(v[j])
     for _ in range(SWEEPS):
         changed = False
@@ -53,13 +57,19 @@ def _separate(scores, u, v, row_words, near):  # type: ignore[no-untyped-def]
             least = np.inf
             for j in range(cols):
                 if (row_words[i] >> j) & 1:
-                    least = min(least, scores[i, j] - v[j])
-            if not least < np.inf:
+                    plain = bounded and v[j] == 0.0
+                    least = min(least, scores[i, j] if plain else scores[i, j] - v[j] - margin)
+            if bounded and loose[i] > 0:
+                u[i] = 0.0
+            elif least < np.inf:
+                u[i] = _beside(least, -np.inf) if near else least
+            else:
                 return
-            u[i] = _beside(least, -np.inf) if near else least - margin
             for j in range(cols):
                 if not (row_words[i] >> j) & 1:
-                    lowest = scores[i, j] - u[i] + margin
+                    if bounded and (u[i] == 0.0 or v[j] == 0.0) and scores[i, j] <= u[i] + v[j]:
+                        continue
+                    lowest = scores[i, j] if bounded and u[i] == 0.0 else scores[i, j] - u[i] + margin
                     if lowest > v[j]:
                         v[j] = _beside(lowest, np.inf) if near else lowest
                         changed = True
@@ -101,6 +111,7 @@ def between_kernel() -> Any:
         count, rows, cols = values.shape
         grid_cols, tried = mask.shape[1] // cols, 0 if near else 3
         re, ce = row_fill == 2, col_fill == 2
+        full, bounded = re and ce, row_fill == col_fill == 1
         mid_row, mid_col, try_row, try_col = duals[0], duals[1], duals[2], duals[3]
         sums, loose, row_words, col_words = floats[2], words[3], words[4], words[5]
         at_line, at_try, at_sums, at_mask = line.ctypes.data, try_col.ctypes.data, sums.ctypes.data, mask.ctypes.data
@@ -120,7 +131,7 @@ def between_kernel() -> Any:
             # those of the paths, in the middle, and separated: of float32 in turns 0 to 2, of float64 in 3 to 5
             for turn in range(0 if single else 4, 6):
                 way = turn % 3
-                if turn == tried or (way == 2 and not (re and ce)):
+                if turn == tried or (way == 2 and not (full or bounded)):
                     continue
                 if turn == 1 or (turn == 4 and not single):
                     _centre(
@@ -130,7 +141,9 @@ def between_kernel() -> Any:
                 copy_numbers(mid_row if way else u[k], try_row, turn < 2)
                 copy_numbers(mid_col if way else v[k], try_col, turn < 2)
                 if way == 2:
-                    _separate(score, try_row, try_col, row_words, turn == 2)
+                    for i in range(rows):
+                        loose[i] = r - count_ones(row_words[i])
+                    _separate(score, try_row, try_col, row_words, loose, bounded, turn == 2)
                 done, kept = prove_block(
                     at_line, try_row, try_col, at_try, row_words, col_words, exact, r, c, row_fill, col_fill, rows,
                     cols, sums, at_sums,

@@ -134,6 +134,7 @@ class Dual(Solver):
             proven[np.setdiff1d(others, left)] = False  # but for those that were solved anew
             others, kept = np.flatnonzero(~proven), kept_score(chunk, np.flatnonzero(proven))
             counts["augmented"] = len(np.union1d(untied.blocks, left))
+            counts["tied"] = chunk.n_blocks - counts["augmented"]
             if at_most.duals is None:
                 blocks, u, v = others, u[others], v[others]
         (u, u_lost), (v, v_lost) = lattice.dual(u, lattice.low), lattice.dual(v)

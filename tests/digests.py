@@ -2,7 +2,7 @@
 
 ``python tests/digests.py`` solves them and says what differs from ``fixtures/masks.json``; ``--write`` takes what it
 found. A change of digests is a change of which one of several best masks is found, or of duals, and belongs in the
-changelog; objectives never change.
+changelog; objectives never change but by the rounding of sums.
 """
 
 from __future__ import annotations

@@ -83,6 +83,10 @@ def test_defaults(model: Path) -> None:
         ("layers.0.altup.modality_router.weight", "router of experts"),
         ("mask_decoder.mask_tokens.weight", "embedding"),
         ("query_feat.weight", "embedding"),
+        ("transformer_module.queries_features.weight", "embedding"),
+        ("text_encoder.shared.weight", "embedding"),
+        ("transformer.w.weight", "embedding"),
+        ("base_model.dense.original_module.weight", "kept aside by PEFT"),
         ("quantizer.quantizers.0.codebook.weight", "codebook"),
         ("decoder.pos_emb.weight", "position"),
         ("vision_tower.head_linear.weight", "output head"),
@@ -112,6 +116,8 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "conv.weight_v",
         "mlp.experts.down_proj",
         "mlp.shared_experts.down_proj",
+        "blocks.0.linear_tokens.weight",
+        "query_features_proj.weight",
     ],
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:
@@ -149,6 +155,7 @@ def test_layouts_and_assumptions(model: Path) -> None:
         ("model.layers.0.block_sparse_moe.output_linear.weight", (4, 16, 8), "batch"),
         ("decoder.layers.0.mlp.fc1.weight", (8, 16, 64), "batch"),  # Moshi's, a matrix for each codebook
         ("layers.0.mamba.x_proj_weight", (2, 16, 64), "batch"),  # Zamba's, one for each head
+        ("convbert.encoder.layer.0.intermediate.dense.weight", (8, 16, 64), "batch"),
         ("encoder.conv1.weight", (16, 8, 3), "conv"),
         ("encoder.pos_conv.0.weight", (16, 8, 128), "conv"),
         ("upsampler.0.weight", (16, 8, 16), "conv"),

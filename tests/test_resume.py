@@ -262,6 +262,14 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DestinationExistsError, match=asked):
         prune_checkpoint(src, out, "1:4", resume=True)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    whole_report = json.loads((out / "nmflow-report.json").read_text())
+    for change in ({"keep_from": ...}, {"pruned": [["x"]]}, {"of_another_version": None}):
+        asked_then = {key: value for key, value in {**whole_report["asked"], **change}.items() if value is not ...}
+        (out / "nmflow-report.json").write_text(json.dumps({**whole_report, "asked": asked_then}))
+        with pytest.raises(DestinationExistsError, match="resume must be asked for what the run that finished"):
+            prune_checkpoint(src, out, "2:4", resume=True)
+    (out / "nmflow-report.json").write_text(json.dumps(whole_report))
+    assert prune_checkpoint(src, out, "2:4", resume=True, on_nonfinite="skip") == report
     for text in ("[]", "{", '{"asked": 1}'):
         (out / "nmflow-report.json").write_text(text)
         with pytest.raises(DestinationExistsError):

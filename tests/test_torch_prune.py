@@ -214,7 +214,7 @@ def test_adapters_are_taken_by_name_only() -> None:
     ("name", "reason"),
     [
         ("lm_head", "output head"),
-        ("embed_out", "output head"),
+        ("gpt.embed_out", "output head"),
         ("proj.oft_R.default", "adapter"),
         ("prompt_encoder.default.mlp_head.0", "adapter"),
         ("score.original_module", "kept aside by PEFT"),

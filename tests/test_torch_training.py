@@ -599,15 +599,43 @@ def test_a_snapshot_through_wrappers_that_rename(when: str) -> None:
             assert torch.equal(value, state[name])
 
 
-def test_a_snapshot_refuses_a_state_dict_of_copies() -> None:
+@pytest.mark.parametrize("rename", [False, True])
+def test_a_snapshot_of_a_state_dict_of_copies(rename: bool) -> None:
+    """They are known by their names, and one that has another is missed."""
+
     class Copying(nn.Sequential):
         def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-            return {name: value.clone() for name, value in super().state_dict(*args, **kwargs).items()}
+            state = super().state_dict(*args, **kwargs)
+            return {("flat." if rename else "") + name: value.clone() for name, value in state.items()}
 
     model = Copying(nn.Linear(8, 8))
     nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    if not rename:
+        state = nt.sparse_state_dict(model)
+        assert sorted(state) == ["0.bias", "0.weight"]
+        assert int((state["0.weight"] != 0).sum()) == 32
+        return
     with pytest.raises(InputValueError, match=r"must have its masked weights in its state dict, and 0\.weight is not"):
         nt.sparse_state_dict(model)
+
+
+def test_a_snapshot_leaves_what_is_no_masked_weight() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8))
+    model[0].register_buffer("bits", model[0].weight.detach().view(torch.int32))
+    nt.SparseTraining(model, torch.optim.SGD([model[0].weight], lr=0.1), 2, 4, include=["0.weight"])
+    state = nt.sparse_state_dict(model)
+    assert state["0.weight"].dtype == torch.float32
+    assert state["0.bits"].dtype == torch.int32
+    assert nn.parameter.is_lazy(state["1.weight"])
+
+
+def test_a_model_under_masks_compiles_whole() -> None:
+    model, _, _ = plain()
+    x, _ = batch(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, from inside its compiler
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which torch.func.jvp calls itself

@@ -66,6 +66,9 @@ def finished_report(
         return None
     if not isinstance(before, Mapping):
         return None
+    skipped = any(done.reason for done in sums.values())
+    if not skipped and "on_nonfinite" in before:  # then it made no difference
+        before = {**before, "on_nonfinite": asked["on_nonfinite"]}
     if before != asked:
         raise DestinationExistsError(
             f"resume must be asked for what the run that finished {dst} was asked for, and "

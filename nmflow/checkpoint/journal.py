@@ -162,12 +162,17 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, length
 
 
+NOTHING = "nothing"
+"""What a run was asked for of which another knows nothing."""
+
+
 def difference(old: Any, new: Any, key: str = "") -> str:
     """Say in words the first thing in which two runs differ: of what is long, the part that does."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-        return difference(old.get(name), new.get(name), f"{key} {name}".lstrip())
+        name = next(name for name in {**old, **new} if old.get(name, NOTHING) != new.get(name, NOTHING))
+        return difference(old.get(name, NOTHING), new.get(name, NOTHING), f"{key} {name}".lstrip())
     if key in ("pruned", "packed") and isinstance(old, list) and isinstance(new, list):
+        old, new = list(map(str, old)), list(map(str, new))
         then, now = set(old), set(new)
         for name in (*old, *new):
             if (name in then) != (name in now):

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from nmflow.arrays import Layout
 from nmflow.checkpoint.header import Entry
-from nmflow.names import ADAPTERS, HEADS, ROUTERS, counts
+from nmflow.names import ADAPTERS, HEADS, ROUTERS, SPARES, counts
 from nmflow.pattern import Pattern
 
 __all__ = ["EXCLUDED", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
@@ -21,8 +21,8 @@ WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*experts.*_proj")
 STACKED = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")
 """Names of tensors that are a stack of matrices, and not a convolution, when they have three axes: those of experts."""
 
-CONVOLUTIONS = ("*conv*",)
-"""Names of tensors that are a convolution when they have three axes."""
+CONVOLUTION = "*conv[._s0-9o]*"
+"""Names of tensors that are a convolution when they have three axes: conv.weight, conv1, convs, convolution."""
 
 LONGEST = 32
 """Last axis, of three, that may still be a kernel where no name says what it is: those of convolutions along one axis
@@ -35,8 +35,11 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*.wpe.weight", "embedding"),
     ("wpe.weight", "embedding"),
     ("shared.weight", "embedding"),
-    ("*tokens.weight", "embedding"),
-    ("*query_feat*", "embedding"),
+    ("*encoder.shared.weight", "embedding"),
+    ("*transformer.w.weight", "embedding"),
+    ("*mask_tokens.weight", "embedding"),
+    ("*query_feat.weight", "embedding"),
+    ("*queries_features.weight", "embedding"),
     ("*codebook*", "codebook"),
     ("*position*", "position"),
     ("*pos_emb*", "position"),
@@ -62,6 +65,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("fc.weight", "output head"),
     ("output.weight", "output head"),
     *((glob, "adapter") for glob in ADAPTERS),
+    *((glob, "kept aside by PEFT") for glob in SPARES),
     *((glob, "router of experts") for glob in ROUTERS),
 )
 """Name globs that are left alone unless an include glob asks for them, each with what it stands for. A gate is a router
@@ -74,8 +78,7 @@ def layout_of(entry: Entry) -> Layout | None:
         return None if len(entry.shape) < 3 else "conv"
     if any(fnmatchcase(entry.name, glob) for glob in STACKED):
         return "batch"
-    kernel = entry.shape[-1] <= LONGEST or any(fnmatchcase(entry.name, glob) for glob in CONVOLUTIONS)
-    return "conv" if kernel else "batch"
+    return "conv" if entry.shape[-1] <= LONGEST or fnmatchcase(entry.name, CONVOLUTION) else "batch"
 
 
 def too_small(pattern: Pattern) -> str:

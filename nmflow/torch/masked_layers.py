@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nmflow.errors import NonFiniteError
+from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.masking import Masked, attach, bake, beside, original
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport
-from nmflow.torch.search import not_finite
+from nmflow.torch.search import advising
 from nmflow.torch.select import Layer
 from nmflow.torch.sharing import Found
 from nmflow.torch.state import TrainingStateError
@@ -112,12 +112,13 @@ class MaskedLayers:
             begun = time.perf_counter()
             mask = to_array(masked.mask)
             try:
-                grade = certify(
-                    weight, mask, pattern=pattern, layout=layer.layout, groups=layer.groups, threads=threads,
-                    absolute=True,
-                )  # fmt: skip
-            except NonFiniteError as error:
-                raise named_error(not_finite(error, weight.size, begun=True), layer.name) from None
+                with advising(weight.size, begun=True):
+                    grade = certify(
+                        weight, mask, pattern=pattern, layout=layer.layout, groups=layer.groups, threads=threads,
+                        absolute=True,
+                    )  # fmt: skip
+            except NmflowError as error:
+                raise named_error(error, layer.name) from None
             seconds = time.perf_counter() - begun
             reports.append(layer_report(layer, parameters[0], weight, mask, grade, seconds, absolute=True))
         return tuple(reports)

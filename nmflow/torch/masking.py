@@ -44,6 +44,10 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
         return gradients[0], None
 
+
+class ForwardToo(StraightThrough):
+    """The same with a derivative forward, which torch.compile does not take."""
+
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         return tangents[0].view_as(tangents[0])
@@ -72,7 +76,8 @@ class Masked(nn.Module):
         """Mask the weight."""
         if self.fixed:
             return weight * self.mask
-        masked: torch.Tensor = StraightThrough.apply(weight, self.mask)  # type: ignore[no-untyped-call]
+        way = StraightThrough if torch.compiler.is_compiling() else ForwardToo
+        masked: torch.Tensor = way.apply(weight, self.mask)  # type: ignore[no-untyped-call]
         return masked
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Masked:
@@ -148,7 +153,7 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     Raises
     ------
     InputValueError
-        If a masked weight has another parametrization too, or the model's state dict holds a copy of it.
+        If a masked weight has another parametrization too, or is not to be found in the model's state dict.
 
     Examples
     --------
@@ -159,7 +164,8 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     >>> sorted(state), int((state["weight"] != 0).sum())
     (['bias', 'weight'], 32)
     """
-    masks: dict[Place, tuple[str, torch.Tensor]] = {}
+    # Wrappers give modules other names than their state dicts do, and hooks may copy: known by place, or by name.
+    masks: dict[Place | str, tuple[str, torch.Tensor]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not parametrize.is_parametrized(module):
             continue
@@ -170,24 +176,27 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             plain = f"{name}.{attribute}" if name else attribute
             if len(listed) > 1:
                 raise InputValueError(f"{plain} must have its mask as the only parametrization, and has others too")
-            masks[_place(listed.original)] = plain, mask
-    # Wrappers give modules other names than their state dicts do, so a weight is known by where it lies.
+            dense = f"{name}.parametrizations.{attribute}.original".removeprefix(".")
+            masks[_place(listed.original)] = masks[dense] = plain, mask
     state: dict[str, Any] = {}
     masked: dict[Place, torch.Tensor] = {}
+    left = {plain for plain, _ in masks.values()}
     for key, value in model.state_dict().items():
-        place = _place(value) if isinstance(value, torch.Tensor) and value.layout == torch.strided else None
-        if place is None or place not in masks:
+        place = _place(value) if DENSE.search(key) and isinstance(value, torch.Tensor) else None
+        found = None if place is None else masks.get(place, masks.get(key))
+        if found is None or place is None:
             state[key] = value
             continue
+        plain, mask = found
         if place not in masked:
             copy = value.clone()  # of the same memory format
-            masked[place] = copy.masked_fill_(~masks[place][1].to(value.device), 0.0)
+            masked[place] = copy.masked_fill_(~mask.to(value.device), 0.0)
         state[DENSE.sub(r"\1", key)] = masked[place]
-    lost = [plain for place, (plain, _) in masks.items() if place not in masked]
-    if lost:
+        left -= {name for name, other in masks.values() if other is mask}
+    if left:
         raise InputValueError(
-            f"model must have its masked weights in its state dict, and {lost[0]} is not there as it is; give the "
-            f"model that SparseTraining was made of"
+            f"model must have its masked weights in its state dict, and {min(left)} is not there, by its name or as it "
+            f"is; give the model that SparseTraining was made of, without what changes its state dict"
         )
     return state
 

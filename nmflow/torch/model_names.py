@@ -42,7 +42,7 @@ def fused_names(plan: Plan, model: nn.Module) -> dict[str, str]:
         elif tensor.layout == "batch":
             left.append(tensor)
     free = {name: parameter for name, parameter in known.items() if name not in found.values()}
-    return found | (_by_content(left, free) if left else {})
+    return found | _by_content(left, free)
 
 
 def stored_names(plan: Plan, model: nn.Module, fused: Mapping[str, str]) -> dict[str, list[str]]:
@@ -76,7 +76,7 @@ def stored_names(plan: Plan, model: nn.Module, fused: Mapping[str, str]) -> dict
             found[stored] = [name]
     taken = {name for names in found.values() for name in names}
     free = {name: module.weight for name, module in known.items() if name not in taken}
-    found |= {stored: [name] for stored, name in _by_content(left, free).items()} if left else {}
+    found |= {stored: [name] for stored, name in _by_content(left, free).items()}
     lost = next((tensor.entry.name for tensor in left if tensor.entry.name not in found), None)
     if lost is not None:
         raise CheckpointError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from nmflow.solution import Solution
 from nmflow.torch.device import solve_on_device
 from nmflow.torch.sharing import Found
 
-__all__ = ["find", "find_on_device", "not_finite"]
+__all__ = ["advising", "find", "find_on_device"]
 
 
 def find(
@@ -51,10 +53,8 @@ def find(
         options |= {"previous": last.mask, "switch_cost": switch_cost}
     if warm and last is not None and last.duals:
         options["warm_start"] = _solution(last, pattern)
-    try:
+    with advising(weight.size, begun=last is not None):
         solution = solve(weight, pattern=pattern, **options)
-    except NonFiniteError as error:
-        raise not_finite(error, weight.size, begun=last is not None) from None
     row, col = solution.row_duals, solution.col_duals
     if row is None:
         return Found(solution.mask)
@@ -78,22 +78,24 @@ def find_on_device(
             (torch.as_tensor(u).to(weight.device), torch.as_tensor(v).to(weight.device)) for u, v in last.duals
         )
         start = _solution(Found(last.mask, moved), pattern)
-    try:
+    with advising(weight.numel(), begun=last is not None):
         solution = solve_on_device(
             weight, pattern=pattern, layout=layout, groups=groups, threads=threads, duals=warm_start, warm_start=start
         )
-    except NonFiniteError as error:
-        raise not_finite(error, weight.numel(), begun=last is not None) from None
     row, col = solution.row_duals, solution.col_duals
     if row is None:
         return Found(solution.mask)
     return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
 
 
-def not_finite(error: NonFiniteError, size: int, *, begun: bool) -> NonFiniteError:
-    """What to say where a weight of `size` entries is not finite. begun : whether the training may have made it so."""
-    advice = "repair them, or go back to a checkpoint from before" if begun else "repair them"
-    return NonFiniteError.among("weights", error.count, size, error.first, advice)
+@contextlib.contextmanager
+def advising(size: int, *, begun: bool) -> Iterator[None]:
+    """Say what can be done where a weight of `size` entries is not finite. begun : whether training made it so."""
+    try:
+        yield
+    except NonFiniteError as error:
+        advice = "repair them, or go back to a checkpoint from before" if begun else "repair them"
+        raise NonFiniteError.among("weights", error.count, size, error.first, advice) from None
 
 
 def _solution(found: Found, pattern: Pattern) -> Solution:

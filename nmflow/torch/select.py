@@ -11,7 +11,7 @@ from torch import nn
 
 from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.names import is_adapter, is_head, is_spare
+from nmflow.names import left_alone
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
 from nmflow.torch.slots import (
@@ -172,7 +172,8 @@ def _missing(module: nn.Module) -> str:
     weight = module._parameters.get("weight")
     if weight is None:
         listed: Any = getattr(module, "parametrizations", {})
-        if any(type(one).__name__ == "Masked" for some in listed.values() for one in some):
+        held = {f"{type(one).__module__}.{type(one).__name__}" for some in listed.values() for one in some}
+        if "nmflow.torch.masking.Masked" in held:
             return "under a mask of a SparseTraining already; finish() that first"
         return "computed, not a parameter of the module"
     if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
@@ -207,12 +208,8 @@ def _verdict(
         return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
     if depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
-    if is_adapter(slot.name):
-        return "", "adapter; name it in include to prune it"
-    if is_spare(slot.name):
-        return "", "kept aside by PEFT; name it in include to prune it"
-    if is_head(slot.name):
-        return "", "output head; name it in include to prune it"
+    if kind := left_alone(slot.name):
+        return "", f"{kind}; name it in include to prune it"
     if router(slot):
         return "", "router of experts; give its plain name in include, or a filter_fn"
     return "", ""
@@ -235,7 +232,7 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 
 def _unusual(slot: Slot) -> bool:
     """Whether any glob of more than stars must ask for it."""
-    return depthwise(slot) or is_adapter(slot.name) or is_head(slot.name) or is_spare(slot.name)
+    return depthwise(slot) or bool(left_alone(slot.name))
 
 
 def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
+import types
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -284,3 +285,147 @@ def test_unknown_score_and_missing_gram() -> None:
         calibration.scores("taylor")
     with pytest.raises(InputValueError, match="calibration must hold gram matrices; calibrate with gram=True"):
         nt.prune_(nn.Linear(4, 4), 2, 4, scores=calibration.scores("obs"))
+
+
+# what models do beside multiplying
+
+
+def test_a_convolution_whose_padding_was_changed() -> None:
+    """As encoders are made dilated; with zeros, torch goes by what the module says now."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    layer.dilation, layer.padding = (2, 2), (2, 2)
+    x = torch.randn(4, 8, 9, 9)
+    same = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+    found, wanted = (nt.calibrate(nn.Sequential(each), [x]).moments["0.weight"] for each in (layer, same))
+    assert found.count == wanted.count == 4 * 81
+    assert torch.equal(found.gram, wanted.gram)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 0])
+def test_padding_by_name(padding: Any) -> None:
+    layer = nn.Conv1d(8, 8, 4, padding=padding, dilation=2)
+    x = torch.randn(2, 8, 12)
+    count = nt.calibrate(nn.Sequential(layer), [x]).moments["0.weight"].count
+    assert count == layer(x).shape[-1] * 2
+
+
+def test_a_convolution_whose_weight_was_replaced() -> None:
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    layer.weight = nn.Parameter(torch.randn(8, 4, 1, 1))
+    x = torch.randn(2, 4, 5, 5)
+    found = nt.calibrate(nn.Sequential(layer), [x]).moments["0.weight"]
+    rows = nn.functional.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, 4).double()
+    assert found.count == len(rows)
+    torch.testing.assert_close(found.gram[0], rows.mT @ rows)
+
+
+def test_texts_side_by_side_leave_their_padding_out() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.transpose(0, 1))
+
+    x, mask = torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.long)
+    mask[1, 2:] = 0
+    found = nt.calibrate(Turned(), [{"x": x, "attention_mask": mask}]).moments["layer.weight"]
+    rows = x[mask.bool()].double()
+    assert found.count == 12
+    torch.testing.assert_close(found.gram[0], rows.mT @ rows)
+
+
+def test_batches_that_the_model_makes_count_once() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    x = [torch.randn(6, 8) for _ in range(3)]
+    with torch.no_grad():
+        batches = [each + model.eval()(each) for each in x]
+
+    def made() -> Any:
+        for each in x:
+            with torch.no_grad():
+                yield each + model(each)
+
+    one, other = (nt.calibrate(model, some).moments["0.weight"] for some in (batches, made()))
+    assert one.count == other.count == 18
+    assert torch.equal(one.gram, other.gram)
+    nt.reestimate_batch_norm_(model, made())
+    assert int(model[1].num_batches_tracked) == 3
+
+
+def test_a_model_that_differentiates_as_it_runs() -> None:
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                x = x.requires_grad_()
+                return torch.autograd.grad(self.out(torch.tanh(self.layer(x))).sum(), x)[0]
+
+    model = Force()
+    found = nt.calibrate(model, [torch.randn(6, 8)])
+    assert not any(moments.gram.requires_grad for moments in found.moments.values())
+    nt.adaprune_(model, [torch.randn(20, 8)], 2, 4)
+
+
+def test_a_forward_that_one_module_was_given_is_looked_at() -> None:
+    layer = nn.Linear(8, 8)
+    layer.forward = types.MethodType(lambda self, x: nn.functional.linear(3 * x, self.weight, self.bias), layer)
+    with pytest.raises(InputValueError, match=r"inputs of 0\.weight cannot be seen"):
+        nt.calibrate(nn.Sequential(layer), [torch.randn(6, 8)])
+    layer.forward = types.MethodType(lambda self, x: nn.functional.linear(x, self.weight, self.bias), layer)
+    assert nt.calibrate(nn.Sequential(layer), [torch.randn(6, 8)]).moments["0.weight"].count == 6
+
+
+def test_inputs_by_any_keyword_and_nested_batches() -> None:
+    class Pair(NamedTuple):
+        a: torch.Tensor
+        b: torch.Tensor
+
+    class Named(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Named(8, 8)
+
+        def forward(self, pair: Pair) -> torch.Tensor:
+            return self.layer(x=pair.a + pair.b)
+
+    batch = {"pair": Pair(torch.randn(6, 8), torch.randn(6, 8))}
+    assert nt.calibrate(Model(), [batch]).moments["layer.weight"].count == 6
+
+
+class Noisy(nn.Module):
+    """Drops inputs at random in evaluation mode, too, as masked autoencoders do, and counts in a buffer."""
+
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.data.add_(1)
+        return self.second(torch.relu(self.first(x * (torch.rand_like(x) < 0.5))))
+
+
+def test_random_numbers_in_evaluation_mode() -> None:
+    """The dense model and the pruned one draw the same; and nothing of a pass is left behind."""
+    batches = [torch.randn(64, 16, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    models = Noisy(), Noisy()
+    for model, follow in zip(models, ("dense", "own"), strict=True):
+        before = torch.get_rng_state()
+        report = nt.adaprune_(model, batches, 2, 4, follow=follow)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert model.calls == 0
+        assert report.layers[0].error < report.layers[0].masked_error
+    assert torch.equal(models[0].first.weight, models[1].first.weight)  # nothing was pruned before it

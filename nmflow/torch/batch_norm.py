@@ -63,9 +63,12 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain average over the batches
-                norm.train()
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(batches):  # which the model may have a part in
+                for norm in norms:
+                    norm.train()
                 feed(inner, batch, number, forward)
+                for norm in norms:
+                    norm.eval()
         if number < 0:
             raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
         for norm in norms:

@@ -13,7 +13,7 @@ from torch import nn
 from nmflow.asked import check_functions
 from nmflow.errors import InputTypeError, InputValueError
 
-__all__ = ["Forward", "check_batches", "evaluating", "feed", "wanted_rows"]
+__all__ = ["Forward", "check_batches", "evaluating", "feed", "random_state", "set_random_state", "wanted_rows"]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """(model, batch) -> anything: how a batch goes through the model."""
@@ -31,11 +31,13 @@ def check_batches(batches: object, name: str, forward: Forward | None) -> None:
 def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None]:
     """Put a model into evaluation mode; at the end each module is back in its own, and buffers are as they were.
 
-    Flags are set one by one: an `eval` of a module's own may do more than that, as merge an adapter into a weight,
-    which no flag would undo. keep_buffers : leave buffers as the passes make them.
+    So are torch's generators of random numbers: some models draw in evaluation mode, too. Flags are set one by one: an
+    `eval` of a module's own may do more than that, as merge an adapter into a weight, which no flag would undo.
+    keep_buffers : leave buffers as the passes make them.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [] if keep_buffers else _buffers(model)
+    random = random_state()
     try:
         for module, _ in modes:
             module.training = False
@@ -45,6 +47,20 @@ def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None
             module.training = mode
         for put_back in buffers:
             put_back()
+        set_random_state(random)
+
+
+def random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The states of torch's default generators, of the CPU and of CUDA devices in use."""
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if in_use else []
+
+
+def set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Go on from such states."""
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])
 
 
 def _buffers(model: nn.Module) -> list[Callable[[], None]]:
@@ -55,7 +71,8 @@ def _buffers(model: nn.Module) -> list[Callable[[], None]]:
 
         def put_back() -> None:
             module._buffers[name] = held
-            if held._version != version:  # else a graph that holds it would think it changed
+            same = held._version == version and (held.layout != torch.strided or torch.equal(held, before))
+            if not same:  # else a graph that holds it would think it changed
                 with torch.no_grad():
                     held.copy_(before)
 
@@ -139,7 +156,8 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: _to(each, device) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return [_to(each, device) for each in value]
+        made = [_to(each, device) for each in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made) if isinstance(value, tuple) else made
     return value
 
 

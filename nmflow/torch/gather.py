@@ -14,7 +14,7 @@ from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.torch.experts import may_be_idle
 from nmflow.torch.feed import Forward, check_batches, evaluating, feed, wanted_rows
 from nmflow.torch.moments import Moments, matrices, rows_of
-from nmflow.torch.own_forward import has_own_forward, multiplies
+from nmflow.torch.own_forward import called_with, has_own_forward, multiplies
 from nmflow.torch.select import Layer
 from nmflow.torch.watch import OnStep, watching
 
@@ -49,16 +49,18 @@ def gather(
         for chosen in passes:
             current = {layer.name: Moments.of(layer, gram=gram) for layer in chosen}
             number = -1
-            state = _Batch(0, ())
+            state = _Batch(0, (), inside=False)
 
             def take(layer: Layer, module: nn.Module, value: torch.Tensor, state: _Batch = state, current=current):  # type: ignore[no-untyped-def]
-                add(current[layer.name], layer, module, value, state.wanted, state.number)
+                if state.inside:
+                    add(current[layer.name], layer, module, value, state.wanted, state.number)
 
             with hooked(chosen, take):
                 for number, batch in enumerate(batches):
                     report(f"batch {number + 1}", done, total)
-                    state.number, state.wanted = number, wanted_rows(model, batch)
+                    state.number, state.wanted, state.inside = number, wanted_rows(model, batch), True
                     feed(model, batch, number, forward)
+                    state.inside = False
                     done += 1
             if number < 0:
                 raise InputValueError("batches must hold at least one batch, not none; is the iterator used up?")
@@ -70,10 +72,11 @@ def gather(
 
 @dataclass(slots=True)
 class _Batch:
-    """The batch that is on its way."""
+    """The batch that is on its way. inside : whether it is in the model, which may also make the next batch."""
 
     number: int
     wanted: tuple[torch.Tensor, ...]
+    inside: bool
 
 
 def add(
@@ -133,7 +136,7 @@ def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tens
 
     def hook_of(layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else kwargs["input"]
+            value = called_with(args, kwargs)
             if isinstance(value, torch.Tensor) and value.is_nested:  # as nn.TransformerEncoder makes of padded texts
                 value = torch.cat([text.reshape(-1, text.shape[-1]) for text in value.unbind()])
             elif id(module) in unsure and multiplies(layer.name, module, args, kwargs):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nmflow.torch.experts import tokens_of
-from nmflow.torch.feed import Forward, feed, wanted_rows
+from nmflow.torch.feed import Forward, feed, random_state, set_random_state, wanted_rows
 from nmflow.torch.gather import add, hooked
 from nmflow.torch.moments import Moments
 from nmflow.torch.select import Layer
@@ -51,16 +51,16 @@ class _State:
 class _Walker:
     """One forward pass, in a thread that runs only between `go` and its next stop, in the state of the caller's."""
 
-    def __init__(self, walk: Callable[[], None]) -> None:
-        self._state = _State()
+    def __init__(self, walk: Callable[[], None], random: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+        self._state, self._random = _State(), random
         self.layer: Layer | None = None
         self.module: nn.Module | None = None
         self.value: torch.Tensor | None = None
         self._error: BaseException | None = None
         self._left = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._run, walk), daemon=True)
+        self._context = contextvars.copy_context()
+        self._thread = threading.Thread(target=self._run, args=(walk,), daemon=True)
         self.ident: int | None = None
 
     def _run(self, walk: Callable[[], None]) -> None:
@@ -68,7 +68,7 @@ class _Walker:
         try:
             if not self._left:
                 with self._state.entered():
-                    walk()
+                    self._context.run(walk)
         except _Left:
             pass
         except BaseException as error:
@@ -81,8 +81,12 @@ class _Walker:
         if self.ident is None:
             self._thread.start()
             self.ident = self._thread.ident
+        outside = random_state()
+        set_random_state(self._random)
         self._go.release()
         self._stopped.acquire()
+        self._random = random_state()
+        set_random_state(outside)
         if self._error is not None:
             raise self._error
 
@@ -142,9 +146,10 @@ def in_lockstep(
             walkers[threading.get_ident()] = walker
             feed(which, batches[number], number, forward)
 
-        walker = _Walker(walk)
+        walker = _Walker(walk, states[number])
         return walker
 
+    states = _random_states(len(batches))  # a model and its copy draw the same numbers
     own = [walk_of(model, number) for number in range(len(batches))]
     twins = [] if dense is None else [walk_of(dense, number) for number in range(len(batches))]
     wanted = [wanted_rows(model, batch) for batch in batches]
@@ -175,6 +180,18 @@ def in_lockstep(
     finally:
         for walker in (*own, *twins):
             walker.leave()
+
+
+def _random_states(count: int) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """States to begin passes from, which differ; the default generators stay as they are."""
+    first, others = random_state()
+    generator = torch.Generator("cpu")
+    generator.set_state(first)
+    states = []
+    for seed in torch.randint(1 << 62, (count,), generator=generator, device="cpu").tolist():
+        devices = [torch.Generator(f"cuda:{k}").manual_seed(seed).get_state() for k in range(len(others))]
+        states.append((torch.Generator("cpu").manual_seed(seed).get_state(), devices))
+    return states
 
 
 def _at(walker: _Walker, name: str) -> bool:

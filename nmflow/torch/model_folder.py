@@ -30,6 +30,7 @@ from nmflow.torch.model_load import load_model
 from nmflow.torch.model_names import DTYPES, fused_names, stored_names
 from nmflow.torch.prune import prune_
 from nmflow.torch.report import PruneReport
+from nmflow.torch.resume import keeping
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.watch import OnStep
 
@@ -106,24 +107,27 @@ def prune_folder(
     work = dst.absolute().parent / f".{dst.name}.nmflow-layers"
     if not resume:
         remove(work)
-    with experts_apart(model, joined=fused.values()):
-        names = stored_names(plan, model, fused)
-        layers: dict[str, Any] = {
-            "include": [name for parameters in names.values() for name in parameters],
-            "solver": solver,
-            "threads": threads,
-        }
-        report: PruneReport
-        if method == "wanda":
-            seen = calibrate(model, batches, include=layers["include"], gram=False, progress=progress)
-            report = prune_(model, pattern=pattern, scores=seen.scores("wanda"), **layers)
-        elif method == "sparsegpt":
-            report = sparsegpt_(model, batches, pattern=pattern, resume=work, progress=progress, **layers)
-        else:
-            report = adaprune_(model, batches, pattern=pattern, scores="obs", resume=work, progress=progress, **layers)
-        data = _changed(plan, model, {stored: apart[0] for stored, apart in names.items() if stored not in fused})
-    data |= _changed(plan, model, fused)
-    replace_tensors(plan.source, dst, data, {"command": "prune", "method": method}, overwrite=overwrite)
+    with keeping():
+        with experts_apart(model, joined=fused.values()):
+            names = stored_names(plan, model, fused)
+            layers: dict[str, Any] = {
+                "include": [name for parameters in names.values() for name in parameters],
+                "solver": solver,
+                "threads": threads,
+            }
+            report: PruneReport
+            if method == "wanda":
+                seen = calibrate(model, batches, include=layers["include"], gram=False, progress=progress)
+                report = prune_(model, pattern=pattern, scores=seen.scores("wanda"), **layers)
+            elif method == "sparsegpt":
+                report = sparsegpt_(model, batches, pattern=pattern, resume=work, progress=progress, **layers)
+            else:
+                report = adaprune_(
+                    model, batches, pattern=pattern, scores="obs", resume=work, progress=progress, **layers
+                )
+            data = _changed(plan, model, {stored: apart[0] for stored, apart in names.items() if stored not in fused})
+        data |= _changed(plan, model, fused)
+        replace_tensors(plan.source, dst, data, {"command": "prune", "method": method}, overwrite=overwrite)
     # the plan knows why; to what pruned, the others were not in its list
     skipped = tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped if len(tensor.entry.shape) > 1)
     return replace(report, skipped=skipped)

@@ -51,7 +51,8 @@ def load_model(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        longest = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS), _positions(model))
+        most = getattr(config, "max_position_embeddings", None) or TOKENS
+        longest = min(TOKENS, most if most > 0 else TOKENS, _positions(model))  # XLNet has -1, for no limit
         texts = sorted(texts, key=len)
         batches = [
             dict(tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=longest,

@@ -55,8 +55,9 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
     value : Tensor
         What the module is called with. A convolution's windows are unfolded: one row for each place of each sample.
     wanted : sequence of Tensor of bool, shape (texts, tokens)
-        Where one has the shape of a Linear's input without the last axis, be it with texts one after the other, other
-        rows are left out: padding. An expert's input says which tokens it holds.
+        Where one has the shape of a Linear's input without the last axis, be it with texts one after the other, or side
+        by side (of square ones that is not seen), other rows are left out: padding. An expert's input says which tokens
+        it holds.
 
     Raises
     ------
@@ -70,6 +71,7 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
     tokens = tokens_of(value)
     if tokens is None:
         fitting = [mask.reshape(shape) for mask in wanted if shape in (mask.shape, (mask.numel(),))]
+        fitting = fitting or [mask.T for mask in wanted if shape == mask.T.shape]  # texts side by side
     else:
         fitting = [mask.reshape(-1)[tokens[0]] for mask in wanted if mask.numel() == tokens[1]]
     if any(not torch.equal(fitting[0], other) for other in fitting[1:]):
@@ -86,22 +88,41 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
 
 def _windows(module: _ConvNd, value: torch.Tensor) -> Iterator[torch.Tensor]:
     """What each output place of a convolution is a product of, a few samples at a time."""
-    flat = len(module.kernel_size) == 1  # unfold knows images: a signal is one of a single line
-    if value.ndim == len(module.kernel_size) + 1:
+    inside, *sizes = module.weight.shape[1:]  # torch looks at nothing else: a weight may have been replaced
+    flat = len(sizes) == 1  # unfold knows images: a signal is one of a single line
+    if value.ndim == len(sizes) + 1:
         value = value[None]
     if not len(value):  # nothing would say how many rows to reshape it into
         return
+    dilation, stride = (_each(given, len(sizes)) for given in (module.dilation, module.stride))
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    value = nn.functional.pad(value, module._reversed_padding_repeated_twice, mode=mode)
-    head: tuple[int, ...] = (1,) if flat else ()
-    kernel, dilation, stride = (head + tuple(size) for size in (module.kernel_size, module.dilation, module.stride))
-    inside = module.in_channels // module.groups
-    sample = 8 * module.in_channels * kernel[0] * kernel[1] * value[0, 0].numel()
+    value = nn.functional.pad(value, _padding(module, sizes, dilation), mode=mode)
+    channels = inside * module.groups
+    head = [1] if flat else []
+    kernel, steps, strides = (tuple(head + each) for each in (sizes, dilation, stride))
+    sample = 8 * channels * kernel[0] * kernel[1] * value[0, 0].numel()
     for part in torch.split(value, max(1, PART_BYTES // max(1, sample))):
         image = part[:, :, None] if flat else part
-        found = nn.functional.unfold(image, kernel, dilation=dilation, stride=stride)
+        found = nn.functional.unfold(image, kernel, dilation=steps, stride=strides)
         found = found.reshape(len(part), module.groups, inside, kernel[0] * kernel[1], -1)
         yield found.permute(1, 0, 4, 3, 2).reshape(module.groups, -1, kernel[0] * kernel[1] * inside)
+
+
+def _padding(module: _ConvNd, sizes: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """What is added before and after each axis, the last axis first; with zeros, as the module says now."""
+    if module.padding_mode != "zeros":
+        return list(module._reversed_padding_repeated_twice)
+    if module.padding == "valid":
+        return [0] * (2 * len(sizes))
+    if module.padding == "same":
+        wholes = [step * (size - 1) for step, size in zip(dilation, sizes, strict=True)]
+        return [part for whole in reversed(wholes) for part in (whole // 2, whole - whole // 2)]
+    return [amount for amount in reversed(_each(module.padding, len(sizes))) for _ in range(2)]
+
+
+def _each(given: Any, count: int) -> list[int]:
+    """A number for each axis, of one for all or of several."""
+    return list(given) if isinstance(given, tuple | list) else [given] * count
 
 
 @dataclass(slots=True)
@@ -157,6 +178,7 @@ class Moments:
         NonFiniteError
             If a value is NaN or infinite.
         """
+        part, dense = part.detach(), None if dense is None else dense.detach()  # a model may differentiate as it runs
         if part.shape[-1] != self.total.shape[-1]:
             return  # the module is about to say so itself
         rows = part.to(self.total.device).to(torch.float64)

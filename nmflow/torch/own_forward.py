@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from nmflow.errors import InputValueError
 from nmflow.torch.slots import is_turned
 
-__all__ = ["has_own_forward", "multiplies"]
+__all__ = ["called_with", "has_own_forward", "multiplies"]
 
 FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 INNER = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward)
@@ -21,11 +22,22 @@ NEAR = 0.02
 """Relative distance within which two products are the same; bfloat16 has eight bits."""
 
 
+def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The input of a call, by whatever keyword."""
+    return args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
+
+
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a class derived from Linear or a convolution may do something else with its input."""
+    """Whether a class derived from Linear or a convolution, or one module, may do something else with its input."""
     kind = type(module)
     inner = isinstance(module, _ConvNd) and kind._conv_forward not in INNER  # type: ignore[attr-defined]
-    return (kind.forward not in FORWARDS or inner) and not is_turned(module)
+    return _method_of(module) is not None or ((kind.forward not in FORWARDS or inner) and not is_turned(module))
+
+
+def _method_of(module: nn.Module) -> Any:
+    """A function that was made the forward of one module, if any; what wraps it otherwise calls the usual one."""
+    own = module.__dict__.get("forward")
+    return own.__func__ if isinstance(own, MethodType) and own.__self__ is module else None
 
 
 def multiplies(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -41,7 +53,7 @@ def multiplies(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict
     InputValueError
         If it multiplies something else.
     """
-    value = args[0] if args else kwargs["input"]
+    value = called_with(args, kwargs)
     weight: Any = module._parameters["weight"]
     with torch.no_grad():
         found = _output(module, weight, args, kwargs) - _output(module, torch.zeros_like(weight), args, kwargs)
@@ -68,5 +80,5 @@ def _output(module: nn.Module, weight: torch.Tensor, args: tuple[Any, ...], kwar
     probe.__dict__ = {**module.__dict__, "_parameters": own, **none}
     copies = [each.clone() if isinstance(each, torch.Tensor) else each for each in args]
     more = {name: each.clone() if isinstance(each, torch.Tensor) else each for name, each in kwargs.items()}
-    found = type(module).forward(probe, *copies, **more)
+    found = (_method_of(module) or type(module).forward)(probe, *copies, **more)
     return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import nn
 from nmflow.asked import as_path
 from nmflow.errors import InputValueError
 
-__all__ = ["Saved", "Store"]
+__all__ = ["Saved", "Store", "keeping"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,22 @@ class Saved:
     weight: torch.Tensor
     bias: torch.Tensor | None
     report: Mapping[str, Any]
+
+
+_kept: ContextVar[list[Store] | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Keep what runs have finished until this block of code has done something with it, without an error."""
+    stores: list[Store] = []
+    token = _kept.set(stores)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+    for store in stores:
+        store.clear()
 
 
 class Store:
@@ -90,12 +108,16 @@ class Store:
         os.replace(new, place)
 
     def clear(self) -> None:
-        """Remove what is kept, as the run is complete."""
-        if self.folder is None:
+        """Remove what is kept, as the run is complete; within `keeping`, at its end."""
+        kept = _kept.get()
+        if kept is not None:
+            kept.append(self)
+            return
+        if self.folder is None or not self.folder.is_dir():
             return
         for path in self.folder.glob("*.layer"):
-            path.unlink()
-        if not any(self.folder.iterdir()):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other files are the user's
             self.folder.rmdir()
 
     def _place(self, name: str) -> Path:

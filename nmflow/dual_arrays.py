@@ -48,7 +48,7 @@ class DualArrays:
             others = np.arange(chunk.n_blocks)
         else:
             others = duals.apart()
-            if chunk.duals is None or not np.shares_memory(chunk.duals[0], self.row[chunk.place.matrix]):
+            if not np.shares_memory(duals.row, self.row[chunk.place.matrix]):  # else they were written where they go
                 u = duals.row.reshape(tall, rows, wide).transpose(0, 2, 1)
                 v = duals.col.reshape(tall, wide, cols)
                 self._put(chunk.place, np.arange(chunk.n_blocks), u.reshape(-1, rows), v.reshape(-1, cols))

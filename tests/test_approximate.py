@@ -271,6 +271,27 @@ def test_duals_need_a_certificate() -> None:
     assert solution.row_duals.shape == (4, 1)
 
 
+@pytest.mark.parametrize("name", ["greedy", "local-search", "entropic"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_duals_of_a_certificate_give_its_bound(name: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time: what NumPy hands out holds anything."""
+    weights = families.gaussian((64, 96), 1).astype(dtype)
+    empty = np.empty
+
+    def dirty(*args: Any, **options: Any) -> Any:
+        made = empty(*args, **options)
+        if made.dtype.kind == "f":
+            made.fill(np.nan)
+        return made
+
+    monkeypatch.setattr(np, "empty", dirty)
+    solution = nmflow.solve(weights, 4, 8, solver=name, certify=True, duals=True)
+    u, v = solution.row_duals.astype(float), solution.col_duals.astype(float)
+    above = np.abs(weights).astype(float) - np.repeat(u, 8, axis=1) - np.repeat(v, 8, axis=0)
+    bound = 4 * u.sum() + 4 * v.sum() + np.maximum(above, 0.0).sum()
+    assert bound == pytest.approx(solution.bound, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["greedy", "two-approx-refill", "local-search", "entropic"])
 def test_many_blocks_in_stripes(name: str) -> None:
     """More blocks than are laid out at a time: each is what it is alone."""

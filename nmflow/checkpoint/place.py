@@ -115,7 +115,7 @@ def _stranger(folder: Path) -> str:
     Of what nmflow wrote all is known, but of exports of earlier versions, which have copies of any file. Beside other
     weights any file may belong to them, but no folder that holds files.
     """
-    files = {Path(here, name).relative_to(folder) for here, _, names in os.walk(folder) for name in names}
+    files = {path.relative_to(folder) for path in _files_in(folder)}
     ours = {Path(name) for name in RECORDS}
     side = read_side_file(folder) if (folder / SIDE_FILE).is_file() else None
     if side is not None and side.others is not None:
@@ -130,6 +130,16 @@ def _stranger(folder: Path) -> str:
         ours |= {path for path in files if path.parent == Path()}
     others = sorted(files - ours)
     return f"it holds {others[0]}, which is no part of one" if others else ""
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files below a folder, and links to folders; OSError where one cannot be looked into."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for here, folders, files in os.walk(folder, onerror=fail):
+        yield from (Path(here, name) for name in (*files, *folders) if name in files or Path(here, name).is_symlink())
 
 
 def _real(path: Path) -> Path:

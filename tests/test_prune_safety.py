@@ -34,7 +34,14 @@ from nmflow.checkpoint import (
 )
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.cli import app
-from nmflow.errors import ChangedError, CheckpointError, DestinationExistsError, InputTypeError, InputValueError
+from nmflow.errors import (
+    ChangedError,
+    CheckpointError,
+    DestinationExistsError,
+    InputTypeError,
+    InputValueError,
+    NonFiniteError,
+)
 from nmflow.formats import get
 
 
@@ -603,3 +610,89 @@ def test_an_interrupt_between_two_renames_loses_nothing(
         replace_tensors(open_source(folder), tmp_path / "dst", {}, {"command": "x"}, overwrite=True)
     assert snapshot(tmp_path / "dst") == before
     assert leftovers(tmp_path) == []
+
+
+def test_overwrite_spares_what_it_cannot_look_into(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(folder, out, "2:4")
+    (out / "private").mkdir()
+    (out / "private" / "thesis.txt").write_text("x")
+    look = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if os.fspath(path).endswith("private"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        with pytest.raises(
+            DestinationExistsError, match=r"dst must be a checkpoint to be overwritten.*Permission denied"
+        ):
+            prune_checkpoint(folder, out, "2:4", overwrite=True)
+    assert (out / "private" / "thesis.txt").read_text() == "x"
+    shutil.rmtree(out / "private")
+    (out / "elsewhere").symlink_to(tmp_path)
+    with pytest.raises(DestinationExistsError, match="it holds elsewhere, which is no part of one"):
+        prune_checkpoint(folder, out, "2:4", overwrite=True)
+
+
+def test_a_mount_is_refused_before_the_work(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)  # to make a real one is for few
+    with pytest.raises(
+        DestinationExistsError, match=r"dst must be something that can be renamed, and .*out is a mount"
+    ):
+        prune_checkpoint(folder, out, "2:4", overwrite=True)
+
+
+def test_a_worktree_does_not_lead_back_to_its_repository(tmp_path: Path, folder: Path) -> None:
+    (folder / ".git").write_text("gitdir: /elsewhere/.git/worktrees/x")
+    prune_checkpoint(folder, tmp_path / "out", "2:4")
+    assert not (tmp_path / "out" / ".git").exists()
+
+
+def test_weights_under_the_name_of_a_record_are_refused(tmp_path: Path, model: Path) -> None:
+    for name in ("nmflow.json", "nmflow-report.json"):
+        path = tmp_path / name
+        shutil.copy(model, path)
+        with pytest.raises(CheckpointError, match=rf"{name} must have a name that is none of .*; rename it"):
+            export_checkpoint(path, tmp_path / "out", "dense")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_index_is_an_error_before_the_work(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    shutil.copy(model, folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{")
+    seen: list[Any] = []
+    with pytest.raises(CheckpointError, match="index"):
+        export_checkpoint(folder, tmp_path / "out", "dense", progress=lambda *args: seen.append(args))
+    assert not seen
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"layers:key:0.weight": np.ones((8, 8), "f4")})
+    result = CliRunner().invoke(app, ["prune", str(path), str(tmp_path / "y.safetensors"), "--pattern", "2:4"])
+    assert "layers:key:0.weight" in result.stdout
+
+
+def test_infinity_in_a_tensor_of_many_axes(tmp_path: Path) -> None:
+    header = {"w.weight": {"dtype": "F32", "shape": [8, 8] + [1] * 62, "data_offsets": [0, 256]}}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = np.ones(64, "<f4")
+    data[9] = np.inf
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data.tobytes())
+    with pytest.raises(NonFiniteError, match=r"at 1 of 64 entries, the first at \(1, 1, 0"):
+        prune_checkpoint(path, tmp_path / "y.safetensors", "2:4")
+
+
+def test_reports_of_files_whose_names_differ_at_the_end() -> None:
+    paths = {report_file.report_path(f"model.{pattern}", "html").name for pattern in ("2x4", "4x8")}
+    assert len(paths) == 2

@@ -103,6 +103,7 @@ def export_checkpoint(
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
     layouts = {shard.path: _layout(shard, chosen, reasons, pad) for shard in source.shards}  # all checked, none written
     _check_names(layouts)
+    known = _known_metadata(source)
     asked = {
         "command": "export",
         "version": version(),
@@ -131,7 +132,7 @@ def export_checkpoint(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
             check_unchanged([*source.shards, *(given or {}).values()])
-            index = _write_index(source, layouts, stage.new)
+            index = _write_index(source, layouts, known, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
         packed = [done for done in results if not reasons[done.name]]
         if not stage.finished:
@@ -249,17 +250,24 @@ def _array_name(tensor: str, key: str, format: Format) -> str:
     return tensor if format.name == "dense" else f"{tensor}.{key}"
 
 
+def _known_metadata(source: Source) -> dict[str, Any]:
+    """What the index of a source says beside where tensors are, read before any work."""
+    if source.index is None:
+        return {}
+    path = source.path / source.index
+    known = load_json(path, path.read_bytes(), "index").get("metadata")
+    return known if isinstance(known, dict) else {}
+
+
 def _write_index(
-    source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], folder: Path
+    source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], known: Mapping[str, Any], folder: Path
 ) -> dict[str, str]:
     """An index of the new names where there was one of the old, with what that says beside; its digest by its name."""
     if source.index is None:
         return {}
     weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
     total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
-    path = source.path / source.index
-    known = load_json(path, path.read_bytes(), "index").get("metadata")
-    metadata = {**(known if isinstance(known, dict) else {}), "total_size": total}
+    metadata = {**known, "total_size": total}
     text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    write_new(folder / source.index, text + "\n", [path])
+    write_new(folder / source.index, text + "\n", [source.path / source.index])
     return {source.index: hashlib.sha256((folder / source.index).read_bytes()).hexdigest()}

@@ -64,9 +64,10 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
         shards = open_source(path).shards
         return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
     side, _, headers = open_export(path)
+    named = {file: {entry.name: entry for entry in header.entries} for file, header in headers.items()}
     held = []
     for name, tensor in side.tensors.items():
-        entries = {entry.name: entry for entry in headers[tensor.file].entries}
+        entries = named[tensor.file]
         names = tuple(array.name for array in tensor.arrays.values())
         size = sum(entries[part].n_bytes for part in names if part in entries)
         held.append(Held(name, tensor.file, tensor.dtype, tensor.shape, tensor.pattern, names, size))

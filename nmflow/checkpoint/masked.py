@@ -160,12 +160,17 @@ class PruneUnit(Unit):
                 bad = np.argwhere(~np.isfinite(read(self, source, view.shape, tile, view.dtype)))
                 if not len(bad):
                     return 0, math.prod(view.shape)
-                first = bad[0] + [axis.start for axis in tile]
-                return len(bad), int(np.ravel_multi_index(tuple(first), view.shape))
+                place = 0  # NumPy's own function takes 32 axes at most
+                for offset, axis, size in zip(bad[0].tolist(), tile, view.shape, strict=True):
+                    place = place * size + axis.start + offset
+                return len(bad), place
 
             found = list(pool.map(piece, view.tiles()))
-        first = np.unravel_index(min(place for _, place in found), self.entry.shape)
-        return sum(count for count, _ in found), tuple(int(index) for index in first)
+        place, first = min(place for _, place in found), []
+        for size in reversed(self.entry.shape):
+            place, index = divmod(place, size)
+            first.append(index)
+        return sum(count for count, _ in found), tuple(reversed(first))
 
 
 class _View:

@@ -91,6 +91,7 @@ def verify_packed(
     check_functions(progress=progress)
     side, chosen, headers = open_export(path)
     checks, faults = [], [*_name_faults(path, side, headers), *_index_faults(path, side)]
+    named = {file: {entry.name: entry for entry in header.entries} for file, header in headers.items()}
     total = len(side.tensors) + len(side.files)
     with Pool(thread_count(threads)) as pool:
         for number, (name, tensor) in enumerate(side.tensors.items()):
@@ -98,7 +99,7 @@ def verify_packed(
                 progress(name, number, total)
             kept, fault = 0, ""
             try:
-                kept = _check(headers[tensor.file], tensor, chosen, pool)
+                kept = _check(headers[tensor.file], named[tensor.file], tensor, chosen, pool)
             except NmflowError as error:
                 fault = str(error)
             checks.append(PackedCheck(name, tensor.shape, int(np.prod(tensor.shape, dtype=object)), kept, fault))
@@ -183,9 +184,9 @@ def _opened(header: Header) -> Iterator[int]:
         os.close(file)
 
 
-def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> int:
-    """Check one tensor and return how many entries it keeps."""
-    arrays = _arrays(header, tensor)
+def _check(header: Header, entries: Mapping[str, Entry], tensor: StoredTensor, format: Format, pool: Pool) -> int:
+    """Check one tensor and return how many entries it keeps. entries : of the header, by name."""
+    arrays = _arrays(header, entries, tensor)
     source = format.check_specs({key: Spec(DTYPES[entry.dtype], entry.shape) for key, entry in arrays.items()})
     if (source.dtype.name, source.shape) != (tensor.dtype, tensor.stored_shape):
         raise FormatError(
@@ -220,9 +221,8 @@ def _check(header: Header, tensor: StoredTensor, format: Format, pool: Pool) -> 
         return sum(pool.map(kept, stored.tiles()))
 
 
-def _arrays(header: Header, tensor: StoredTensor) -> dict[str, Entry]:
+def _arrays(header: Header, entries: Mapping[str, Entry], tensor: StoredTensor) -> dict[str, Entry]:
     """Where the arrays of a tensor lie."""
-    entries = {entry.name: entry for entry in header.entries}
     arrays = {}
     for key, array in tensor.arrays.items():
         if array.name not in entries:

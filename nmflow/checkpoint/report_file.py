@@ -32,7 +32,7 @@ def report_path(dst: str | os.PathLike[str], kind: str) -> Path:
     """
     dst = Path(dst)
     name = Path(REPORT).with_suffix(f".{kind}")
-    return dst / name if dst.is_dir() else dst.with_name(f"{dst.stem}.{name}")
+    return dst / name if dst.is_dir() else dst.with_name(f"{dst.name.removesuffix('.safetensors')}.{name}")
 
 
 def read_report(dst: str | os.PathLike[str]) -> Report:

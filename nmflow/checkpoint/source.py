@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from nmflow.asked import as_path
 from nmflow.checkpoint.header import Header, load_json, read_header
+from nmflow.checkpoint.report import RECORDS
 from nmflow.errors import CheckpointError, SourceNotFoundError
 
 __all__ = ["Source", "open_source"]
@@ -23,7 +24,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PART = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")
 """Name of one of several pickles that are one checkpoint; converted by itself it would pass for the whole."""
 OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
-LEFT_OUT = (".git", ".cache")
+LEFT_OUT = ".cache"
 """Folders that are not copied: history and download records of the weights as they were."""
 
 DEEPEST = 100
@@ -87,16 +88,25 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = as_path(path, "a checkpoint")
     if not path.is_dir():
         _refuse_pickle(path)
+        _refuse_record(path)
         return Source(path, False, (read_header(path),))
     files = _files(path)
     top = [file.name for file in files if file.parent == Path()]
     index = _index(path, top)
     names = [SINGLE] if SINGLE in top else _indexed(path / index) if index else [_alone(path, top)]
+    for name in names:
+        _refuse_record(path / name)
     shards = tuple(read_header(path / name) for name in names)
     if index and names != [SINGLE]:
         _check_index(path / index, shards)
     chosen = {PurePath(name) for name in names}
     return Source(path, True, shards, tuple(file for file in files if file not in chosen), index)
+
+
+def _refuse_record(path: Path) -> None:
+    """What is written beside the weights has names of its own, and would take their place."""
+    if path.name in RECORDS:
+        raise CheckpointError(f"{path} must have a name that is none of {', '.join(RECORDS)}; rename it")
 
 
 def _files(root: Path) -> list[Path]:
@@ -114,13 +124,15 @@ def _walk(root: Path, folder: Path, found: list[Path], above: tuple[tuple[int, i
         raise CheckpointError(f"{root} must hold folders at most {DEEPEST} deep, not {folder}; remove what is below")
     above = (*above, (here.st_dev, here.st_ino))
     for name in sorted(os.listdir(root / folder)):
+        if name == ".git":  # in a worktree a file, which leads to the repository of the original
+            continue
         path = root / folder / name
         try:
             info = path.stat()
         except FileNotFoundError:
             raise CheckpointError(f"{path} must be a file, not a link to nothing; fetch the checkpoint again") from None
         if stat.S_ISDIR(info.st_mode):
-            if name not in LEFT_OUT:
+            if name != LEFT_OUT:
                 _walk(root, folder / name, found, above)
         elif stat.S_ISREG(info.st_mode):
             found.append(folder / name)

@@ -33,8 +33,8 @@ class _Console(Console):
 
 
 def _console() -> Console:
-    console = _Console(highlight=False)
-    return console if console.is_terminal else _Console(highlight=False, width=WIDTH)
+    console = _Console(highlight=False, emoji=False)  # names may hold :words:
+    return console if console.is_terminal else _Console(highlight=False, emoji=False, width=WIDTH)
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def progress_bar(verb: str) -> Iterator[OnTensor]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[name]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, emoji=False), transient=True) as bar:
         task = bar.add_task(verb, total=None, name="")
 
         def update(name: str, done: int, total: int) -> None:

@@ -259,7 +259,7 @@ class Format(ABC):
         expected = self.specs(source.shape, source.dtype)
         if given.keys() != expected.keys():
             raise FormatError(
-                f"{self.name}: arrays must be {', '.join(expected)}, not {', '.join(sorted(given)) or 'none'}"
+                f"{self.name}: arrays must be {', '.join(expected)}, not {', '.join(sorted(map(str, given))) or 'none'}"
             )
         for name, spec in expected.items():
             if given[name] != spec:

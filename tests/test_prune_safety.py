@@ -512,6 +512,34 @@ def test_nobody_may_read_more_than_of_the_source(tmp_path: Path, folder: Path, k
     assert {path.stat().st_mode & 0o777 for path in made} == {0o600}
 
 
+def test_groups_that_may_not_read_the_source_may_not_read_the_copy(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy gets the group of its source, or nothing for its own."""
+    group = next((group for group in os.getgroups() if group != os.getegid()), None)
+    group = 65534 if os.geteuid() == 0 else group
+    if group is None:
+        pytest.skip("needs a user in two groups")
+    paths = folder, folder / "model.safetensors", folder / "sub", folder / "sub" / "notes"
+    for path in paths:
+        os.chown(path, -1, group)
+        path.chmod(0o750 if path.is_dir() else 0o640)
+    out, closed = tmp_path / "out", tmp_path / "closed"
+    prune_checkpoint(folder, out, "2:4")
+    for path in paths:
+        made = (out / path.relative_to(folder)).stat()
+        assert (made.st_gid, made.st_mode & 0o777) == (group, 0o750 if path.is_dir() else 0o640)
+
+    def refused(*args: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refused)
+    prune_checkpoint(folder, closed, "2:4")
+    for path in paths:
+        assert (closed / path.relative_to(folder)).stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
+    assert (closed / "nmflow-report.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_full_disk_is_named_by_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

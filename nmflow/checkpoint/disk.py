@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["named", "remove", "write_new"]
+__all__ = ["close_to_others", "named", "remove", "write_new"]
 
 
 @contextlib.contextmanager
@@ -24,13 +24,36 @@ def named(path: Path) -> Iterator[None]:
 
 def write_new(path: Path, text: str, like: Iterable[Path]) -> None:
     """Write a file of text that nobody may read or write who may not read or write all of `like`; an error names it."""
-    mode = 0o666
+    mode, like = 0o666, list(like)
     for each in like:
         mode &= each.stat().st_mode
     with named(path):
         path.unlink(missing_ok=True)
         path.touch(mode | 0o600)
+        close_to_others(path, like)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def close_to_others(path: Path, like: Iterable[Path]) -> None:
+    """Give a new file or folder, of no more mode than `like`, their group too; else its group may not use it.
+
+    Nor may it where one of them has an access list: there the mode says what the list allows at most.
+    """
+    info, groups = path.stat(), {each.stat().st_gid for each in like}
+    listed = any(_has_list(each) for each in like)
+    if groups != {info.st_gid} and len(groups) == 1 and not listed:
+        with contextlib.suppress(OSError):
+            os.chown(path, -1, *groups)
+            return
+    if listed or not groups <= {info.st_gid}:
+        path.chmod(info.st_mode & 0o707)
+
+
+def _has_list(path: Path) -> bool:
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except (OSError, AttributeError):  # not there, as on macOS
+        return False
 
 
 def remove(path: Path) -> None:

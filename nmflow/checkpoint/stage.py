@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmflow.checkpoint.disk import named, remove
+from nmflow.checkpoint.disk import close_to_others, named, remove
 from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import Journal
 from nmflow.checkpoint.lock import NAME as LOCK
@@ -179,6 +179,7 @@ def start_file(path: Path, shard: Header, head: bytes, size: int) -> None:
     Who may not read the shard may not read the file; our user may write it.
     """
     path.touch(mode=shard.path.stat().st_mode & 0o777 | 0o200)
+    close_to_others(path, [shard.path])
     with named(path), path.open("r+b") as file:
         file.truncate(size)
         file.write(head)
@@ -192,6 +193,8 @@ def start_folder(source: Source, others: Iterable[Path], target: Path) -> None:
     """
     shards = {shard.path.name for shard in source.shards}
     target.mkdir(mode=_mode(source.path), exist_ok=True)
+    if source.is_folder:
+        close_to_others(target, [source.path])
     for path in target.iterdir():
         if path.name not in shards:
             remove(path)
@@ -211,8 +214,10 @@ def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
         try:
             for parent in reversed(relative.parents[:-1]):
                 (target / parent).mkdir(mode=_mode(source.path / parent), exist_ok=True)
+                close_to_others(target / parent, [source.path / parent])
             seen = Stamp.of((source.path / relative).stat())
             shutil.copy(source.path / relative, place)
+            close_to_others(place, [source.path / relative])
             seen.check(source.path / relative, (source.path / relative).stat())
         except FileNotFoundError as error:
             raise ChangedError(f"{source.path} must not change while it is read: {error}") from error

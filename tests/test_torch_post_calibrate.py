@@ -429,3 +429,21 @@ def test_random_numbers_in_evaluation_mode() -> None:
         assert model.calls == 0
         assert report.layers[0].error < report.layers[0].masked_error
     assert torch.equal(models[0].first.weight, models[1].first.weight)  # nothing was pruned before it
+
+
+def test_random_numbers_of_the_callers_go_on() -> None:
+    """Batches may be drawn while the model runs; what it draws itself is not seen outside."""
+    model = Noisy()
+
+    def drawn() -> Any:
+        for _ in range(2):
+            yield torch.randn(8, 16)
+
+    torch.manual_seed(0)
+    one, other = (nt.calibrate(model, drawn()).moments["second.weight"] for _ in range(2))
+    assert not torch.equal(one.gram, other.gram)
+    after = torch.randn(3)
+    torch.manual_seed(0)
+    for _ in range(2):
+        list(drawn())
+    assert torch.equal(after, torch.randn(3))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nmflow.errors import InputValueError
-from nmflow.torch.feed import Forward, check_batches, evaluating, feed
+from nmflow.torch.feed import Draws, Forward, check_batches, evaluating, feed
 from nmflow.torch.select import unwrapped
 
 __all__ = ["reestimate_batch_norm_"]
@@ -57,7 +57,7 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
     if not norms:
         return 0
     before = [(norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
-    number = -1
+    number, draws = -1, Draws()
     try:
         with evaluating(inner, keep_buffers=True):
             for norm in norms:
@@ -66,7 +66,8 @@ def reestimate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward:
             for number, batch in enumerate(batches):  # which the model may have a part in
                 for norm in norms:
                     norm.train()
-                feed(inner, batch, number, forward)
+                with draws.apart():
+                    feed(inner, batch, number, forward)
                 for norm in norms:
                     norm.eval()
         if number < 0:

@@ -13,7 +13,7 @@ from torch import nn
 from nmflow.asked import check_functions
 from nmflow.errors import InputTypeError, InputValueError
 
-__all__ = ["Forward", "check_batches", "evaluating", "feed", "random_state", "set_random_state", "wanted_rows"]
+__all__ = ["Draws", "Forward", "check_batches", "evaluating", "feed", "wanted_rows"]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 """(model, batch) -> anything: how a batch goes through the model."""
@@ -31,13 +31,11 @@ def check_batches(batches: object, name: str, forward: Forward | None) -> None:
 def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None]:
     """Put a model into evaluation mode; at the end each module is back in its own, and buffers are as they were.
 
-    So are torch's generators of random numbers: some models draw in evaluation mode, too. Flags are set one by one: an
-    `eval` of a module's own may do more than that, as merge an adapter into a weight, which no flag would undo.
-    keep_buffers : leave buffers as the passes make them.
+    Flags are set one by one: an `eval` of a module's own may do more than that, as merge an adapter into a weight,
+    which no flag would undo. keep_buffers : leave buffers as the passes make them.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [] if keep_buffers else _buffers(model)
-    random = random_state()
     try:
         for module, _ in modes:
             module.training = False
@@ -47,17 +45,39 @@ def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None
             module.training = mode
         for put_back in buffers:
             put_back()
-        set_random_state(random)
 
 
-def random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
+class Draws:
+    """Random numbers of passes, apart from the caller's: some models draw in evaluation mode, too.
+
+    seed : what they begin from; default: as the caller's would go on.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._state = _random_state()
+        if seed is not None:
+            devices = [torch.Generator(f"cuda:{k}").manual_seed(seed).get_state() for k in range(len(self._state[1]))]
+            self._state = torch.Generator("cpu").manual_seed(seed).get_state(), devices
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Draw from these in a block of code; the next one goes on from there."""
+        outside = _random_state()
+        _set_random_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = _random_state()
+            _set_random_state(outside)
+
+
+def _random_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The states of torch's default generators, of the CPU and of CUDA devices in use."""
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if in_use else []
 
 
-def set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
-    """Go on from such states."""
+def _set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])

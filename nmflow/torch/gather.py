@@ -12,7 +12,7 @@ from torch import nn
 
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.torch.experts import may_be_idle
-from nmflow.torch.feed import Forward, check_batches, evaluating, feed, wanted_rows
+from nmflow.torch.feed import Draws, Forward, check_batches, evaluating, feed, wanted_rows
 from nmflow.torch.moments import Moments, matrices, rows_of
 from nmflow.torch.own_forward import called_with, has_own_forward, multiplies
 from nmflow.torch.select import Layer
@@ -44,7 +44,7 @@ def gather(
         )
     sums: dict[str, Moments] = {}
     total = len(passes) * len(batches) if isinstance(batches, Sequence) else 0
-    done = 0
+    done, draws = 0, Draws()
     with watching("calibrating", progress) as report, evaluating(model):
         for chosen in passes:
             current = {layer.name: Moments.of(layer, gram=gram) for layer in chosen}
@@ -59,7 +59,8 @@ def gather(
                 for number, batch in enumerate(batches):
                     report(f"batch {number + 1}", done, total)
                     state.number, state.wanted, state.inside = number, wanted_rows(model, batch), True
-                    feed(model, batch, number, forward)
+                    with draws.apart():
+                        feed(model, batch, number, forward)
                     state.inside = False
                     done += 1
             if number < 0:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nmflow.torch.experts import tokens_of
-from nmflow.torch.feed import Forward, feed, random_state, set_random_state, wanted_rows
+from nmflow.torch.feed import Draws, Forward, feed, wanted_rows
 from nmflow.torch.gather import add, hooked
 from nmflow.torch.moments import Moments
 from nmflow.torch.select import Layer
@@ -51,8 +51,8 @@ class _State:
 class _Walker:
     """One forward pass, in a thread that runs only between `go` and its next stop, in the state of the caller's."""
 
-    def __init__(self, walk: Callable[[], None], random: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
-        self._state, self._random = _State(), random
+    def __init__(self, walk: Callable[[], None], draws: Draws) -> None:
+        self._state, self._draws = _State(), draws
         self.layer: Layer | None = None
         self.module: nn.Module | None = None
         self.value: torch.Tensor | None = None
@@ -81,12 +81,9 @@ class _Walker:
         if self.ident is None:
             self._thread.start()
             self.ident = self._thread.ident
-        outside = random_state()
-        set_random_state(self._random)
-        self._go.release()
-        self._stopped.acquire()
-        self._random = random_state()
-        set_random_state(outside)
+        with self._draws.apart():
+            self._go.release()
+            self._stopped.acquire()
         if self._error is not None:
             raise self._error
 
@@ -146,10 +143,10 @@ def in_lockstep(
             walkers[threading.get_ident()] = walker
             feed(which, batches[number], number, forward)
 
-        walker = _Walker(walk, states[number])
+        walker = _Walker(walk, Draws(seeds[number]))
         return walker
 
-    states = _random_states(len(batches))  # a model and its copy draw the same numbers
+    seeds = _seeds(len(batches))  # a model and its copy draw the same numbers
     own = [walk_of(model, number) for number in range(len(batches))]
     twins = [] if dense is None else [walk_of(dense, number) for number in range(len(batches))]
     wanted = [wanted_rows(model, batch) for batch in batches]
@@ -182,16 +179,11 @@ def in_lockstep(
             walker.leave()
 
 
-def _random_states(count: int) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
-    """States to begin passes from, which differ; the default generators stay as they are."""
-    first, others = random_state()
+def _seeds(count: int) -> list[int]:
+    """Seeds that follow from the state of the default generator, which stays as it is."""
     generator = torch.Generator("cpu")
-    generator.set_state(first)
-    states = []
-    for seed in torch.randint(1 << 62, (count,), generator=generator, device="cpu").tolist():
-        devices = [torch.Generator(f"cuda:{k}").manual_seed(seed).get_state() for k in range(len(others))]
-        states.append((torch.Generator("cpu").manual_seed(seed).get_state(), devices))
-    return states
+    generator.set_state(torch.get_rng_state())
+    return torch.randint(1 << 62, (count,), generator=generator, device="cpu").tolist()
 
 
 def _at(walker: _Walker, name: str) -> bool:

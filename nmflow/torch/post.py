@@ -17,7 +17,7 @@ from nmflow.errors import InputValueError
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern
 from nmflow.torch.calibrate import Calibration, with_known_inputs
-from nmflow.torch.feed import Forward, check_batches, evaluating, feed
+from nmflow.torch.feed import Draws, Forward, check_batches, evaluating, feed
 from nmflow.torch.gather import check_called, gather, hooked
 from nmflow.torch.lockstep import in_lockstep
 from nmflow.torch.moments import Moments, matrices
@@ -230,6 +230,7 @@ def _order(
     calls: Counter[str] = Counter()  # for the batch that is on its way
     last: list[str] = []
     after: dict[str, set[str]] = {}
+    draws = Draws()
 
     def take(layer: Layer, module: nn.Module, value: torch.Tensor) -> None:
         calls[layer.name] += 1
@@ -241,7 +242,8 @@ def _order(
         for number, batch in enumerate(batches):
             last.clear()
             calls.clear()
-            feed(model, batch, number, forward)
+            with draws.apart():
+                feed(model, batch, number, forward)
     try:  # a layer that only some batches come to has its place between those around it
         order = list(TopologicalSorter(after).static_order())
     except CycleError:

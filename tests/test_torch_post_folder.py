@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -202,13 +204,22 @@ def test_an_interrupted_run_leaves_the_source_and_resumes(
             raise KeyboardInterrupt
         return inner(*args, **options)
 
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(sparsegpt, "obs_pass", counting)
     asked = ["prune", folder, out, "--pattern", "2:4", "--method", "sparsegpt", "--calibration", text, "--resume"]
     assert run(*asked).exit_code == 130
     assert [path.name for path in tmp_path.iterdir()] == [".out.nmflow-layers"]
     calls, stop = 0, 0
-    assert run(*asked).exit_code == 0
+    with monkeypatch.context() as patch:  # all is done, and cannot be written: that is kept, too
+        patch.setattr(model_folder, "replace_tensors", full)
+        assert run(*asked).exit_code == 2
     assert calls == 13 - 4
+    assert [path.name for path in tmp_path.iterdir()] == [".out.nmflow-layers"]
+    calls = 0
+    assert run(*asked).exit_code == 0
+    assert calls == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     resumed = (out / "model.safetensors").read_bytes()
     assert run(*asked[:-1], "--overwrite").exit_code == 0

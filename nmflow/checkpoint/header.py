@@ -97,6 +97,10 @@ class Header:
     stamp: Stamp
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def by_name(self) -> dict[str, Entry]:
+        """Entries by their names, made anew each time."""
+        return {entry.name: entry for entry in self.entries}
+
     def read_head(self) -> bytes:
         """The bytes before the data, if the file is what it was; else CheckpointError is raised."""
         with self.path.open("rb") as file:

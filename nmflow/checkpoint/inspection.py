@@ -64,7 +64,7 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
         shards = open_source(path).shards
         return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
     side, _, headers = open_export(path)
-    named = {file: {entry.name: entry for entry in header.entries} for file, header in headers.items()}
+    named = {file: header.by_name() for file, header in headers.items()}
     held = []
     for name, tensor in side.tensors.items():
         entries = named[tensor.file]

@@ -91,7 +91,7 @@ def verify_packed(
     check_functions(progress=progress)
     side, chosen, headers = open_export(path)
     checks, faults = [], [*_name_faults(path, side, headers), *_index_faults(path, side)]
-    named = {file: {entry.name: entry for entry in header.entries} for file, header in headers.items()}
+    named = {file: header.by_name() for file, header in headers.items()}
     total = len(side.tensors) + len(side.files)
     with Pool(thread_count(threads)) as pool:
         for number, (name, tensor) in enumerate(side.tensors.items()):

@@ -141,7 +141,8 @@ def _files_in(folder: Path) -> Iterator[Path]:
         raise error
 
     for here, folders, files in os.walk(folder, onerror=fail):
-        yield from (Path(here, name) for name in (*files, *folders) if name in files or Path(here, name).is_symlink())
+        links = (name for name in folders if os.path.islink(os.path.join(here, name)))
+        yield from (Path(here, name) for name in (*files, *links))
 
 
 def _real(path: Path) -> Path:

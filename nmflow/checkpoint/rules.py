@@ -7,13 +7,11 @@ from fnmatch import fnmatchcase
 
 from nmflow.arrays import Layout
 from nmflow.checkpoint.header import Entry
+from nmflow.checkpoint.tensor import FLOATS
 from nmflow.names import ADAPTERS, HEADS, ROUTERS, SPARES, counts
 from nmflow.pattern import Pattern
 
 __all__ = ["EXCLUDED", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
-
-FLOATS = ("F16", "BF16", "F32", "F64")
-"""Dtypes that are pruned; integers, booleans, 8-bit floats and packed numbers are copied."""
 
 WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*experts.*_proj")
 """Names of what a linear or convolution layer multiplies by (weight_v: the direction under weight normalisation)."""

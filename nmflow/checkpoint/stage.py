@@ -192,9 +192,7 @@ def start_folder(source: Source, others: Iterable[Path], target: Path) -> None:
     What an unfinished run left in it is removed, but for what it made of shards.
     """
     shards = {shard.path.name for shard in source.shards}
-    target.mkdir(mode=_mode(source.path), exist_ok=True)
-    if source.is_folder:
-        close_to_others(target, [source.path])
+    _make_folder(target, source.path)
     for path in target.iterdir():
         if path.name not in shards:
             remove(path)
@@ -213,8 +211,7 @@ def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
         place = target / relative
         try:
             for parent in reversed(relative.parents[:-1]):
-                (target / parent).mkdir(mode=_mode(source.path / parent), exist_ok=True)
-                close_to_others(target / parent, [source.path / parent])
+                _make_folder(target / parent, source.path / parent)
             seen = Stamp.of((source.path / relative).stat())
             shutil.copy(source.path / relative, place)
             close_to_others(place, [source.path / relative])
@@ -223,7 +220,11 @@ def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
             raise ChangedError(f"{source.path} must not change while it is read: {error}") from error
 
 
-def _mode(folder: Path) -> int:
-    """The mode of a copy of a folder: for nobody more than its own, but our user writes to it."""
-    info = folder.stat()
-    return info.st_mode & 0o777 | 0o700 if stat.S_ISDIR(info.st_mode) else 0o777
+def _make_folder(folder: Path, like: Path) -> None:
+    """Make a folder for nobody more than another, be that one, but our user writes to it."""
+    info = like.stat()
+    if stat.S_ISDIR(info.st_mode):
+        folder.mkdir(mode=info.st_mode & 0o777 | 0o700, exist_ok=True)
+        close_to_others(folder, [like])
+    else:
+        folder.mkdir(exist_ok=True)

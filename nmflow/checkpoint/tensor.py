@@ -21,7 +21,7 @@ FLOATS: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
-"""Dtypes that are pruned, by their names in the format."""
+"""Dtypes that are pruned, by their names in the format; integers, booleans, 8-bit floats and packed numbers are not."""
 
 
 def map_tensor(path: os.PathLike[str], entry: Entry) -> Array:

@@ -78,15 +78,12 @@ def _separate(scores, u, v, row_words, loose, bounded, near):  # type: ignore[no
 
 
 @part
-def _centre(score, u, v, row_words, col_words, r, room, row_exact, col_exact, arcs, loose, low, high):  # type: ignore[no-untyped-def]
-    """Move duals to the middle of what the mask leaves open for them; the last four are workspace."""
+def _centre(score, u, v, row_words, row_exact, col_exact, loose, arcs, low, high):  # type: ignore[no-untyped-def]
+    """Move duals to the middle of what the mask leaves open for them; the last three are workspace."""
     rows, cols = score.shape
     for i in range(rows):
-        loose[i] = r - count_ones(row_words[i])
         for j in range(cols):
             arcs[i, j] = IN if (row_words[i] >> j) & 1 else OUT
-    for j in range(cols):
-        loose[rows + j] = room - count_ones(col_words[j])
     centre(score, u, v, arcs, row_exact, col_exact, loose, low, high)
 
 
@@ -126,6 +123,9 @@ def between_kernel() -> Any:
                 for j in range(cols):
                     line[i, j] = score[i, j]
                     col_words[j] |= ((row_words[i] >> j) & 1) << i
+                loose[i] = r - count_ones(row_words[i])
+            for j in range(cols):
+                loose[rows + j] = room - count_ones(col_words[j])
             copy_numbers(u[k], mid_row, False)
             copy_numbers(v[k], mid_col, False)
             # those of the paths, in the middle, and separated: of float32 in turns 0 to 2, of float64 in 3 to 5
@@ -134,15 +134,10 @@ def between_kernel() -> Any:
                 if turn == tried or (way == 2 and not (full or bounded)):
                     continue
                 if turn == 1 or (turn == 4 and not single):
-                    _centre(
-                        score, mid_row, mid_col, row_words, col_words, r, room, re, ce, arcs, loose, floats[0],
-                        floats[1],
-                    )  # fmt: skip
+                    _centre(score, mid_row, mid_col, row_words, re, ce, loose, arcs, floats[0], floats[1])
                 copy_numbers(mid_row if way else u[k], try_row, turn < 2)
                 copy_numbers(mid_col if way else v[k], try_col, turn < 2)
                 if way == 2:
-                    for i in range(rows):
-                        loose[i] = r - count_ones(row_words[i])
                     _separate(score, try_row, try_col, row_words, loose, bounded, turn == 2)
                 done, kept = prove_block(
                     at_line, try_row, try_col, at_try, row_words, col_words, exact, r, c, row_fill, col_fill, rows,

@@ -12,12 +12,13 @@ from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
 from nmflow.torch.convert import arrays, to_array, to_mask
-from nmflow.torch.masking import Masked, attach, bake, beside, original
+from nmflow.torch.masking import Masked, attach, bake, beside
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport
 from nmflow.torch.search import advising
 from nmflow.torch.select import Layer
 from nmflow.torch.sharing import Found
+from nmflow.torch.slots import original
 from nmflow.torch.state import TrainingStateError
 
 __all__ = ["MaskedLayers"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,15 +12,13 @@ from torch.nn.utils import parametrize
 
 from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, Slot, unwrapped
+from nmflow.torch.slots import original, place_of
 
-__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "original", "sparse_state_dict"]
+__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "sparse_state_dict"]
 
 
 DENSE = re.compile(r"parametrizations\.([^.]+)\.original$")
 """How the name of a masked weight ends in a state dict."""
-
-Place: TypeAlias = tuple[torch.device, int, torch.Size, tuple[int, ...]]
-"""Where a tensor lies, and how."""
 
 
 class StraightThrough(torch.autograd.Function):
@@ -122,14 +120,6 @@ def _give_back(module: nn.Module, attribute: str, dense: torch.Tensor) -> None:
     module.register_parameter(attribute, cast("nn.Parameter", dense))
 
 
-def original(slot: Slot) -> torch.Tensor | None:
-    """The dense weight behind a masked one; None where there is no mask any more."""
-    if not parametrize.is_parametrized(slot.module, slot.attribute):
-        return None
-    dense: torch.Tensor = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
-    return dense
-
-
 def beside(slot: Slot) -> list[nn.Module]:
     """Parametrizations of a masked weight that are no mask."""
     listed: Any = slot.module.parametrizations[slot.attribute]  # type: ignore[index]
@@ -165,7 +155,7 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     (['bias', 'weight'], 32)
     """
     # Wrappers give modules other names than their state dicts do, and hooks may copy: known by place, or by name.
-    masks: dict[Place | str, tuple[str, torch.Tensor]] = {}
+    masks: dict[object, tuple[str, torch.Tensor]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not parametrize.is_parametrized(module):
             continue
@@ -177,32 +167,28 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             if len(listed) > 1:
                 raise InputValueError(f"{plain} must have its mask as the only parametrization, and has others too")
             dense = f"{name}.parametrizations.{attribute}.original".removeprefix(".")
-            masks[_place(listed.original)] = masks[dense] = plain, mask
+            masks[place_of(listed.original)] = masks[dense] = plain, mask
     state: dict[str, Any] = {}
-    masked: dict[Place, torch.Tensor] = {}
-    left = {plain for plain, _ in masks.values()}
+    masked: dict[object, torch.Tensor] = {}
+    met: set[int] = set()
     for key, value in model.state_dict().items():
-        place = _place(value) if DENSE.search(key) and isinstance(value, torch.Tensor) else None
+        place = place_of(value) if DENSE.search(key) and isinstance(value, torch.Tensor) else None
         found = None if place is None else masks.get(place, masks.get(key))
         if found is None or place is None:
             state[key] = value
             continue
-        plain, mask = found
+        _, mask = found
+        met.add(id(mask))
         if place not in masked:
             copy = value.clone()  # of the same memory format
             masked[place] = copy.masked_fill_(~mask.to(value.device), 0.0)
         state[DENSE.sub(r"\1", key)] = masked[place]
-        left -= {name for name, other in masks.values() if other is mask}
-    if left:
+    if left := [plain for plain, mask in masks.values() if id(mask) not in met]:
         raise InputValueError(
             f"model must have its masked weights in its state dict, and {min(left)} is not there, by its name or as it "
             f"is; give the model that SparseTraining was made of, without what changes its state dict"
         )
     return state
-
-
-def _place(tensor: torch.Tensor) -> Place:
-    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _places(layer: Layer) -> Iterable[Slot]:

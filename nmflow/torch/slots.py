@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from nmflow.arrays import Layout
 from nmflow.errors import InputValueError
@@ -26,6 +27,8 @@ __all__ = [
     "is_sorted",
     "is_turned",
     "layout_of",
+    "original",
+    "place_of",
     "router",
     "too_small",
 ]
@@ -90,8 +93,16 @@ class Layer:
 
 def _held(slot: Slot) -> nn.Parameter | None:
     """The parameter in a place; while it is parametrized, as PEFT does during a pass, what that is made from."""
-    listed: Any = getattr(slot.module, "parametrizations", {})
-    return listed[slot.attribute].original if slot.attribute in listed else slot.module._parameters[slot.attribute]
+    dense: Any = original(slot)
+    return slot.module._parameters[slot.attribute] if dense is None else dense
+
+
+def original(slot: Slot) -> torch.Tensor | None:
+    """The dense weight behind a masked or otherwise parametrized one; None where there is nothing of it any more."""
+    if not parametrize.is_parametrized(slot.module, slot.attribute):
+        return None
+    dense: torch.Tensor = slot.module.parametrizations[slot.attribute].original  # type: ignore[index, union-attr]
+    return dense
 
 
 def is_turned(module: nn.Module) -> bool:
@@ -121,7 +132,12 @@ def identity(parameter: nn.Parameter) -> tuple[object, ...]:
     """Equal for parameters that are the same object or the same memory."""
     if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
         return (id(parameter),)
-    return parameter.device, parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
+    return place_of(parameter)
+
+
+def place_of(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor lies, and how it is seen there."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def depthwise(slot: Slot) -> bool:

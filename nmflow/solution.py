@@ -214,7 +214,7 @@ class Solution:
         array = viewed(weights, "weights")
         if array.shape != self.mask.shape:
             raise InputValueError(f"weights must have the shape of the mask, {self.mask.shape}, not {array.shape}")
-        if array.dtype.kind in "OSUMm" or array.dtype.names is not None:
+        if array.dtype.kind in "OSTUMm" or array.dtype.names is not None:
             raise InputTypeError(f"weights must be numbers, not {array.dtype}")
         pruned = np.zeros_like(array, subok=False)
         np.copyto(pruned, array, where=self.mask)

@@ -190,16 +190,20 @@ def test_entropic_options() -> None:
     assert fine.objective > rough.objective
     assert "swaps" not in rough.stats
     for options, message in (
-        ({"temperature": 0.0}, "temperature must be a positive finite number, not 0.0"),
-        ({"temperature": float("nan")}, "temperature must be a positive finite number, not nan"),
-        ({"temperature": "hot"}, "temperature must be a positive finite number, not 'hot'"),
-        ({"iterations": 0}, "iterations must be a whole number of at least 1, not 0"),
-        ({"sweeps": -1}, "sweeps must be a whole number of at least 0, not -1"),
+        ({"temperature": 0.0}, "temperature must be above 0, not 0"),
+        ({"temperature": float("nan")}, "temperature must be finite and not negative, not nan"),
+        ({"temperature": 10**400}, "temperature must be finite and not negative, not 1000"),
+        ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+        ({"iterations": 0}, "iterations must be at least 1, not 0"),
+        ({"iterations": True}, "iterations must be a whole number, not True"),
+        ({"sweeps": -1}, "sweeps must be at least 0, not -1"),
     ):
-        with pytest.raises(InputValueError, match=message):
+        with pytest.raises((InputTypeError, InputValueError), match=message):
             Entropic(**options)
-    with pytest.raises(InputValueError, match="sweeps must be a whole number of at least 1, not 0"):
+    with pytest.raises(InputValueError, match="sweeps must be at least 1, not 0"):
         LocalSearch(sweeps=0)
+    for solver in (LocalSearch(sweeps=1 << 70), Entropic(iterations=np.int8(20), sweeps=1 << 70)):
+        assert nmflow.solve(weights, 4, 8, solver=solver).mask.sum() == weights.size // 2
 
 
 @every_pattern

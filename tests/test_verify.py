@@ -72,7 +72,7 @@ def test_first_violation_along_a_row(
     weights = MASK.astype(dtype)
     weights[6, 8] = value  # row 6 keeps columns 10 and 11 of group 2
     path = one(tmp_path, weights)
-    assert first(path) == Violation("x.safetensors", "w.weight", "row", 6, 2, 3, 2, 4)
+    assert first(path) == Violation("x.safetensors", "w.weight", "row", 6, 2, 3, 2, 4, 8)
     assert str(first(path)) == (
         "x.safetensors: tensor 'w.weight': row 6, group 2 (entries 8 to 11) has 3 nonzero, at most 2 may be"
     )
@@ -84,7 +84,7 @@ def test_first_violation_along_a_column(tmp_path: Path, stripe: int, monkeypatch
     monkeypatch.setattr("nmflow.checkpoint.tiles.TILE_BYTES", stripe)
     weights = MASK.astype("f4")
     weights[8, [4, 6]] = 0, 1  # row 8 still has two, but column 6 has three in rows 8 to 11
-    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "column", 6, 2, 3, 2, 4)
+    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "column", 6, 2, 3, 2, 4, 8)
     assert first(one(tmp_path, weights), transposable=False) is None
 
 
@@ -96,14 +96,14 @@ def test_zero_of_either_sign_is_zero(tmp_path: Path) -> None:
 def test_subnormals_are_not_zero(tmp_path: Path) -> None:
     for dtype, smallest in (("f2", 6e-8), ("f4", 1e-45), ("f8", 5e-324), (BF16, 1e-40)):
         weights = np.where(MASK, 1.0, smallest).astype(dtype)
-        assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 0, 0, 4, 2, 4)
+        assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 0, 0, 4, 2, 4, 0)
 
 
 def test_short_groups_at_the_edges(tmp_path: Path) -> None:
     weights = MASK[:10, :15].astype("f4")
     assert first(one(tmp_path, weights)) is None
     weights[0, 12:15] = 1  # the last group of row 0 has three entries
-    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 0, 3, 3, 2, 4)
+    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 0, 3, 3, 2, 3, 12)
 
 
 def test_convolution_counts_channels_first_then_the_next_position(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_convolution_counts_channels_first_then_the_next_position(tmp_path: Path
     matrix[1, 6] = 1  # entry 6 of row 1: position 1, channel 0
     weights = np.ascontiguousarray(np.moveaxis(matrix.reshape(8, 2, 6), -1, 1))
     assert weights[1, 0, 1] == 1
-    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 1, 1, 3, 2, 4)
+    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 1, 1, 3, 2, 4, 4)
 
 
 def test_stack_of_matrices_names_the_matrix(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_stack_of_matrices_names_the_matrix(tmp_path: Path) -> None:
     assert first(one(tmp_path, weights, "mlp.experts.up_proj")) is None
     weights[2, 11, 0] = 1
     violation = first(one(tmp_path, weights, "mlp.experts.up_proj"))
-    assert violation == Violation("x.safetensors", "mlp.experts.up_proj", "row", 11, 0, 3, 2, 4, matrix=2)
+    assert violation == Violation("x.safetensors", "mlp.experts.up_proj", "row", 11, 0, 3, 2, 4, 0, matrix=2)
     assert "matrix 2, row 11, group 0" in str(violation)
 
 
@@ -134,7 +134,7 @@ def test_rows_and_columns_of_different_length(tmp_path: Path) -> None:
     assert first(one(tmp_path, weights), pattern) is None
     weights[:, 0] = 1
     weights[:, 3] = 0
-    assert first(one(tmp_path, weights), pattern) == Violation("x.safetensors", "w.weight", "column", 0, 0, 8, 4, 8)
+    assert first(one(tmp_path, weights), pattern) == Violation("x.safetensors", "w.weight", "column", 0, 0, 8, 4, 8, 0)
 
 
 def test_other_tensors_are_not_checked_but_named(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ class Violation:
     group : int
         Number of the group along the line.
     nonzero, allowed, length : int
-        Entries of the group that are not zero, how many may be, and of how many.
+        Entries of the group that are not zero, how many may be, and of how many: fewer than m at a ragged edge.
+    start : int
+        The first entry of the group along the line.
     matrix : int or None
         Which matrix of a stack, if it is one.
     """
@@ -52,14 +54,15 @@ class Violation:
     nonzero: int
     allowed: int
     length: int
+    start: int
     matrix: int | None = None
 
     def __str__(self) -> str:
         stack = "" if self.matrix is None else f"matrix {self.matrix}, "
-        first = self.group * self.length
+        last = self.start + self.length - 1
         return (
             f"{self.shard}: tensor {self.tensor!r}: {stack}{self.direction} {self.line}, group {self.group} "
-            f"(entries {first} to {first + self.length - 1}) has {self.nonzero} nonzero, at most {self.allowed} may be"
+            f"(entries {self.start} to {last}) has {self.nonzero} nonzero, at most {self.allowed} may be"
         )
 
 
@@ -162,6 +165,7 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
     # Every float is zero exactly when all its bits but the sign are.
     bits = np.dtype(f"u{dtype.itemsize}")
     magnitude = bits.type((1 << (8 * bits.itemsize - 1)) - 1)
+    group_lengths = {"row": pattern.row.m, "column": pattern.block_shape[0]}
     file = os.open(tensor.shard.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def piece(tile: Tile) -> tuple[int, int, Violation | None]:
@@ -180,13 +184,14 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
             matrix = None
             if stacked is not None:
                 matrix, at_row = divmod(at_row, stacked) if layout is None else (tile[0].start + number, at_row)
-            along = line.direction == "row"
+            at_line, start = (at_row, at_col) if line.direction == "row" else (at_col, at_row)
             first = replace(
                 line,
                 shard=tensor.shard.path.name,
                 tensor=entry.name,
-                line=at_row if along else at_col,
-                group=(at_col if along else at_row) // line.length,
+                line=at_line,
+                group=start // group_lengths[line.direction],
+                start=start,
                 matrix=matrix,
             )
         return nonzero, bad_groups, first
@@ -225,6 +230,8 @@ def _count(used: Array, pattern: Pattern) -> tuple[int, Violation | None, tuple[
         bad_groups += found
         if found and first is None:
             i, j = (int(index) for index in np.argwhere(over)[0])
-            first = Violation("", "", direction, i, j, int(counts[i, j]), budget.n, budget.m)
-            corner = (i, j * budget.m) if direction == "row" else (j * budget.m, i)
+            start = j * budget.m
+            length = min(budget.m, lines.shape[1] - start)
+            first = Violation("", "", direction, i, j, int(counts[i, j]), budget.n, length, start)
+            corner = (i, start) if direction == "row" else (start, i)
     return bad_groups, first, corner

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
+from nmflow.asked import amount, whole
 from nmflow.errors import InputValueError
 from nmflow.solvers.approximate import Approximate, Blocks
 from nmflow.solvers.local_search import improve
@@ -55,12 +55,10 @@ class Entropic(Approximate):
     guarantee = "none; mean gap below .1% on Gaussian scores"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.temperature, numbers.Real) or not 0.0 < float(self.temperature) < math.inf:
-            raise InputValueError(f"temperature must be a positive finite number, not {self.temperature!r}")
+        if not amount(self.temperature, "temperature"):
+            raise InputValueError("temperature must be above 0, not 0")
         for name, least in (("iterations", 1), ("sweeps", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise InputValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            whole(getattr(self, name), name, least)
 
     def choose(self, blocks: Blocks) -> dict[str, int]:
         """Regularise, round, swap."""
@@ -68,7 +66,8 @@ class Entropic(Approximate):
         from nmflow.kernels.entropic import entropic_kernel
 
         keys = np.empty_like(blocks.values)
-        entropic_kernel()(blocks.values, *blocks.budgets, *blocks.fills, float(self.temperature), self.iterations, keys)
+        temperature, rounds = float(self.temperature), min(self.iterations, sys.maxsize)
+        entropic_kernel()(blocks.values, *blocks.budgets, *blocks.fills, temperature, rounds, keys)
         choose_kernel()(
             blocks.values, keys, blocks.state, blocks.start, *blocks.budgets, *blocks.fills, ROUNDED, blocks.trusted,
             blocks.mask, blocks.left,

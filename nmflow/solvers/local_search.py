@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
-from nmflow.errors import InputValueError
+from nmflow.asked import whole
 from nmflow.solvers.approximate import Approximate, Blocks
 from nmflow.solvers.greedy import Greedy
 
@@ -42,8 +43,7 @@ class LocalSearch(Approximate):
     kept_ratio = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sweeps, int) or self.sweeps < 1:
-            raise InputValueError(f"sweeps must be a whole number of at least 1, not {self.sweeps!r}")
+        whole(self.sweeps, "sweeps", 1)
 
     def choose(self, blocks: Blocks) -> dict[str, int]:
         """Greedy, or the start; then swaps."""
@@ -64,6 +64,7 @@ def improve(blocks: Blocks, sweeps: int) -> int:
     from nmflow.kernels.swaps import swaps_kernel
 
     full, free = blocks.fills
+    sweeps = min(sweeps, sys.maxsize)
     return int(
         swaps_kernel()(
             blocks.values, blocks.state, *blocks.budgets, not full, free or not full, sweeps, blocks.mask, blocks.left

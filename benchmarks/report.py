@@ -1,4 +1,4 @@
-"""From the results in JSON to the tables and plots of docs/performance.md: ``python -m benchmarks.report``.
+"""From the results in JSON to the tables of docs/performance.md and the README: ``python -m benchmarks.report``.
 
 Tables go between markers; what is written by hand around them stays.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.families import FAMILIES, GAUSSIAN
+from benchmarks.headline import headline
 from benchmarks.page import fill
 from benchmarks.progress import tell
 from benchmarks.store import load
 
-__all__ = ["main", "plots", "tables"]
+__all__ = ["main", "pages", "plots", "tables"]
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -45,6 +46,14 @@ def tables(bench: Results | None, targets: Results | None) -> dict[str, str]:
             out[name] = make(rows)
     if targets is not None:
         out["targets"] = _targets(targets)
+    return out
+
+
+def pages(bench: Results | None, targets: Results | None) -> dict[str, dict[str, str]]:
+    """The sections that the results can fill, by the page that they stand in."""
+    out = {"docs/performance.md": tables(bench, targets)}
+    if bench is not None:
+        out["README.md"] = {"speed": headline(bench["rows"], _figure)}
     return out
 
 
@@ -305,13 +314,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench, targets = (load(path) if path.exists() else None for path in (options.bench, options.targets))
         if bench is None and targets is None:
             raise FileNotFoundError(f"{options.bench} or {options.targets} must exist; `make bench` writes them")
-        old = options.page.read_text(encoding="utf-8")
-        new = fill(old, tables(bench, targets))
+        files = {"docs/performance.md": options.page, "README.md": options.readme}
+        sections = {files[name]: made for name, made in pages(bench, targets).items()}
+        old = {page: page.read_text(encoding="utf-8") for page in sections}
+        new = {page: fill(old[page], made) for page, made in sections.items()}
     except (ValueError, OSError) as error:
         tell(str(error))
         return 2
-    options.page.write_text(new, encoding="utf-8")
-    tell(f"{options.page}: tables are {'new' if new != old else 'as they were'}")
+    for page, text in new.items():
+        page.write_text(text, encoding="utf-8")
+        tell(f"{page}: tables are {'new' if text != old[page] else 'as they were'}")
     if bench is not None:
         if find_spec("matplotlib") is None:
             tell("plots need matplotlib, which is not installed; pip install matplotlib")
@@ -326,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bench", type=Path, default=HERE / "results" / "bench.json", metavar="FILE")
     parser.add_argument("--targets", type=Path, default=HERE / "results" / "targets.json", metavar="FILE")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md", metavar="FILE")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", metavar="FILE")
     return parser
 
 

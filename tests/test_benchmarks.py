@@ -284,11 +284,17 @@ def results(folder: Path) -> tuple[Path, Path]:
 
 def test_report_is_made_from_the_results_and_keeps_the_prose(tmp_path: Path) -> None:
     bench_file, targets_file = results(tmp_path)
-    page = tmp_path / "performance.md"
-    template = (Path(__file__).parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    page, readme = tmp_path / "performance.md", tmp_path / "README.md"
+    root = Path(__file__).parent.parent
+    template = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    readme.write_text((root / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     page.write_text(template.replace("# Performance", "# Performance\n\nBy hand.", 1), encoding="utf-8")
     arguments = ["--bench", str(bench_file), "--targets", str(targets_file), "--page", str(page)]
+    arguments += ["--readme", str(readme)]
     assert report.main(arguments) == 0
+    assert re.search(
+        r"\| \*\*`dual`: exact, every block proven\*\* \| [\d.]+ ms \|", readme.read_text(encoding="utf-8")
+    )
     text = page.read_text(encoding="utf-8")
     assert "By hand." in text
     assert "| stream | a is fast | ≤ 3 | 2.5 | yes |" in text
@@ -297,6 +303,14 @@ def test_report_is_made_from_the_results_and_keeps_the_prose(tmp_path: Path) -> 
     assert re.search(r"\| 2:4 \| `enumerate` \| 1 \| [\d,.]+ \| [\d,.]+ \| 0 \| all \|", text)
     assert report.main(arguments) == 0
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_pages_hold_what_the_results_say() -> None:
+    root = Path(__file__).parent.parent
+    found = {name: store.load(root / "benchmarks" / "results" / f"{name}.json") for name in ("bench", "targets")}
+    for page, sections in report.pages(found["bench"], found["targets"]).items():
+        text = (root / page).read_text(encoding="utf-8")
+        assert fill(text, sections) == text
 
 
 def test_plots_are_drawn(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""The short table of the README: how long the exact answer takes, beside approximations and other exact solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.families import GAUSSIAN
+
+__all__ = ["headline"]
+
+Row = dict[str, Any]
+LARGE = 8192
+PATTERNS = ("2:4", "4:8", "8:16", "16:32")
+SHOWN = {
+    "dual": "**`dual`: exact, every block proven**",
+    "greedy": "`greedy`",
+    "local-search": "`local-search`",
+    "entropic": "`entropic`",
+    "OR-Tools SimpleMinCostFlow": "OR-Tools, exact, one thread",
+    "networkx network_simplex": "networkx, exact, one thread",
+}
+"""Solvers and peers in the table, and what they are called there."""
+
+
+def headline(rows: Sequence[Row], figure: Callable[[float], str]) -> str:
+    """Time for the matrix of the table of solvers, and the loss of those that lose something.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of the results.
+    figure : function
+        How a number is written.
+    """
+    chosen = {
+        (row["solver"], row["pattern"]): row
+        for row in rows
+        if row["group"] == "solvers" and row["pattern"] in PATTERNS and row["status"] == "ok"
+    }
+    lines = ["| | " + " | ".join(PATTERNS) + " |", "|---|" + "---|" * len(PATTERNS)]
+    for solver, name in SHOWN.items():
+        cells = [_cell(chosen.get((solver, pattern)), figure) for pattern in PATTERNS]
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    large = [row for row in rows if row["solver"] == "dual" and _is_theirs(row)]
+    if large:
+        ours = _time(large[0]["ns_per_entry"] * LARGE * LARGE, figure)
+        lines += ["", f"8192×8192 at 8:16 takes `dual` {ours}; TSENOR's authors report .12 s for that, on an H100."]
+    return "\n".join(lines)
+
+
+def _is_theirs(row: Row) -> bool:
+    """Whether it is of the size and pattern for which others have reported a time, and of plain weights."""
+    kind = row["pattern"], row["rows"], row["cols"], row["family"], row["dtype"], row["status"]
+    return kind == ("8:16", LARGE, LARGE, GAUSSIAN, "float32", "ok")
+
+
+def _cell(row: Row | None, figure: Callable[[float], str]) -> str:
+    if row is None:
+        return ""
+    text = _time(row["ns_per_entry"] * row["rows"] * row["cols"], figure)
+    return f"{text}, loses {figure(100 * row['loss'])}%" if row["loss"] else text
+
+
+def _time(nanoseconds: float, figure: Callable[[float], str]) -> str:
+    ms = nanoseconds * 1e-6
+    return f"{figure(ms)} ms" if ms < 1000 else f"{figure(ms / 1000)} s"

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nmflow
-from benchmarks import families, peers, report, rounds, store
+from benchmarks import families, peers, plots, report, rounds, store
 from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
@@ -316,10 +316,10 @@ def test_pages_hold_what_the_results_say() -> None:
 def test_plots_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found = store.load(results(tmp_path)[0])
-    drawn = report.plots(found, tmp_path / "figures")
+    drawn = plots.plots(found, tmp_path / "figures")
     assert [path.name for path in drawn] == ["time-m.svg", "time-size.svg", "gap-time.svg"]
     before = [path.read_bytes() for path in drawn]
-    assert [path.read_bytes() for path in report.plots(found, tmp_path / "figures")] == before
+    assert [path.read_bytes() for path in plots.plots(found, tmp_path / "figures")] == before
 
 
 def test_report_needs_results_and_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

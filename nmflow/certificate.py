@@ -5,7 +5,7 @@ With duals u per row, v per column and budgets r, c, no feasible mask of a block
     bound = sum r u + sum c v + sum_free max(0, S - u - v) + sum_keep (S - u - v),
 
 with u, v >= 0 under at-most fill (and v = 0 where columns are free). A mask reaches the bound exactly when
-what it keeps has S - u - v >= 0, what it does not keep has S - u - v <= 0, and under at-most fill a line with a
+what it keeps freely has S - u - v >= 0, what it drops freely has S - u - v <= 0, and under at-most fill a line with a
 positive dual is full. A block is proven when those signs hold as real numbers: see `nmflow.kernels.proof` for how a
 rounded comparison decides that. The gap is summed from what violates them, so it does not cancel.
 """

@@ -35,9 +35,9 @@ class Part(NamedTuple):
     infeasible: Sequence[int] = ()
 
 
-def kept_score(parts: Sequence[Part]) -> float:
-    """What all chunks keep."""
-    return total((part.objective for part in parts), [part.beyond for part in parts if part.beyond])
+def kept_score(parts: Sequence[Part], more: Sequence[float] = ()) -> float:
+    """What all chunks keep, and more."""
+    return total([*(part.objective for part in parts), *more], [part.beyond for part in parts if part.beyond])
 
 
 def check_feasible(problem: Problem, cut: Places, parts: Sequence[Part]) -> None:
@@ -87,6 +87,6 @@ def certificate_of(problem: Problem, cut: Places, parts: Sequence[Part]) -> Cert
     objective = kept_score(parts)
     # an infeasible mask has no gap, but what its feasible blocks could gain is still known: the bound is left open
     bound = objective + gap
-    if bound != bound and gap == gap:  # sums beyond float64, of both signs
-        bound = math.inf
+    if math.isinf(objective):  # the bound need not be beyond float64
+        bound = kept_score(parts, [gap])
     return Certificate(problem.pattern, objective, gap, bound, status, unproven, all_gaps, cut.shapes)

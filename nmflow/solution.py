@@ -40,10 +40,11 @@ class Certificate:
     objective : float
         Kept score.
     gap : float
-        Upper bound on what the best mask keeps more; 0.0 where proven, NaN if the mask is infeasible.
+        Upper bound on what the best mask keeps more, up to the rounding of a sum; 0.0 where proven, NaN if the mask
+        is infeasible.
     bound : float
         Upper bound on the score of any feasible mask, up to the rounding of sums in float64, which no `status` depends
-        on; NaN if the mask is infeasible, and infinite where they are beyond float64.
+        on; NaN if the mask is infeasible, and infinite, of its sign, where it is beyond float64.
     status : ndarray of uint8, shape (n_blocks,)
         A Status for each block: matrices in turn, each in C order of its blocks.
     unproven : ndarray of int64
@@ -85,11 +86,13 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float:
-        """Gap over the bound's magnitude; 0/0 is 0, and infinite where the gap is beyond float64."""
+        """Gap over the bound's magnitude; 0/0 is 0; infinite if the gap is beyond float64, NaN if only the bound is."""
         if self.gap == 0.0:
             return 0.0
         if not math.isfinite(self.gap):
             return self.gap
+        if math.isinf(self.bound):
+            return math.nan
         return self.gap / abs(self.bound) if self.bound else math.inf
 
     def where(self, number: int) -> tuple[int, int, int]:

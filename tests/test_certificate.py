@@ -336,6 +336,15 @@ def test_sums_that_leave_float64_on_the_way(scores: Array, pattern: str, total: 
     assert again.switch.kept_score == total
 
 
+def test_a_bound_is_no_less_than_the_best_score_where_the_objective_is_beyond_float64() -> None:
+    crossed = np.array([[0, 1], [1, 0]], bool)
+    grade = nmflow.certify(np.array([[-0.5e308, -1e308], [-1e308, -0.5e308]]), crossed, 1, 2)
+    assert (grade.objective, grade.gap, grade.bound, grade.relative_gap) == (-math.inf, 1e308, -1e308, 1.0)
+    grade = nmflow.certify(np.array([[1e308, 0.5e308], [0.5e308, 1e308]]), crossed, 1, 2)
+    assert (grade.objective, grade.gap, grade.bound) == (1e308, 1e308, math.inf)
+    assert math.isnan(grade.relative_gap)
+
+
 def test_where_a_block_lies() -> None:
     grade = nmflow.certify(np.ones((8, 12)), np.ones((8, 12), bool), 4, 4)
     assert grade.where(np.int64(5)) == (0, 1, 2)

@@ -23,11 +23,12 @@ class LocalSearch(Approximate):
 
     Notes
     -----
-    *Guarantee*: never worse than its start, if that keeps to the pattern. By more than 2**-46 of the block's largest
-    score, no single swap of two entries improves the result, and each pair of rows is optimal by itself, unless
-    `sweeps` ends it first. From greedy's mask it also keeps greedy's guarantee of one half; from a start of yours there
-    is none, since fixed entries can leave no swap where three would gain. A start that breaks the pattern is made to
-    keep to it first: its entries by falling score while lines have room, then the others.
+    *Guarantee*: never worse than its start, if that keeps to the pattern and scores are float64 numbers (integers
+    beyond 2**53 are rounded). By more than 2**-46 of the block's largest score, no single swap of two entries improves
+    the result, and under exact fill each pair of rows is optimal by itself, unless `sweeps` ends it first. From
+    greedy's mask it also keeps greedy's guarantee of one half; from a start of yours there is none, since fixed entries
+    can leave no swap where three would gain. A start that breaks the pattern is made to keep to it first: its entries
+    by falling score while lines have room, then the others.
 
     A pass takes O(m^3) a block. Swaps are made between pairs of rows in turn, the best one of a pair first; ties go to
     the column that comes first.

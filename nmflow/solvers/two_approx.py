@@ -27,11 +27,12 @@ class TwoApprox(Approximate):
     -----
     *Guarantee*, for scores that are not negative: the pruned score is at most twice the least possible, in every
     block; 2 is reached. While a line must still lose entries each of its entries that comes up is pruned, so what is
-    pruned is exactly the R rows' lightest C - r entries together with the C columns' lightest R - c (the mask is the
-    best rows-only mask and the best columns-only mask at once). Either sum is at most what any mask prunes.
+    pruned is exactly the R rows' lightest C - r entries together with the C columns' lightest R - c (the mask is what
+    both the best rows-only mask and the best columns-only mask keep). Either sum is at most what any mask prunes.
 
-    What the raw form keeps greedy keeps too, and refilling goes on as greedy does: before repairs and checks both have
-    the same mask, with both guarantees. A repair can break either, so each solver checks the one that it gives.
+    What the raw form keeps greedy keeps too, but for entries of score 0 under at-most fill, and refilling goes on as
+    greedy does: before repairs and checks both have the same mask, with both guarantees. A repair can break either, so
+    each solver checks the one that it gives.
 
     Refilling prunes no more, but a repair may; a block that was repaired is checked against the same two sums, and
     solved exactly where it does not pass (`stats["left_to_exact"]`).

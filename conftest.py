@@ -2,7 +2,7 @@
 
 import os
 import runpy
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,5 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 _KERNELS = "nmflow/torch/device/kernels"
 _versions = runpy.run_path(str(Path(__file__).parent / "nmflow" / "torch" / "versions.py"))  # without loading torch
-_usable = find_spec("triton") is not None and not _versions["is_older"](version("triton"), _versions["TRITON"])
+try:
+    _usable = find_spec("triton") is not None and not _versions["is_older"](version("triton"), _versions["TRITON"])
+except PackageNotFoundError:  # of another name, as those of torch's nightly builds
+    _usable = False
 collect_ignore = [] if _usable else [_KERNELS]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import families
@@ -20,7 +22,7 @@ torch = pytest.importorskip("torch")
 import nmflow  # noqa: E402
 import nmflow.torch as nt  # noqa: E402
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError  # noqa: E402
-from nmflow.torch import solve_on_device  # noqa: E402
+from nmflow.torch import SparseTraining, solve_on_device  # noqa: E402
 from nmflow.torch.device import driver, engine, plain  # noqa: E402
 from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers  # noqa: E402
 from nmflow.torch.device.paths import augment, proven  # noqa: E402
@@ -211,8 +213,14 @@ def test_no_band_has_more_blocks_than_an_index_holds(monkeypatch: pytest.MonkeyP
 
 def forget() -> None:
     """Forget what is known of Triton."""
-    engine.missing_triton.cache_clear()
-    engine._usable.cache_clear()
+    for known in (engine.missing_triton, engine.untrusted_triton, engine._say):
+        known.cache_clear()
+
+
+def pass_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the CPU say that they are on a card."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="its interpreter takes the CPU")
@@ -225,12 +233,113 @@ def test_triton_that_cannot_run_is_said_once(monkeypatch: pytest.MonkeyPatch) ->
     """Here it finds no card; so do others that lack a C compiler, or have a card it does not know."""
     pytest.importorskip("triton")
     forget()
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    pass_for_cuda(monkeypatch)
     weight = torch.from_numpy(families.gaussian((16, 24), 0))
     with pytest.warns(UserWarning, match="nmflow solves with plain torch operations, which are slower: "):
         assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"
     assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"  # warnings are errors
     forget()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, **made: Any) -> None:
+    """A tensor passes for one on a card, and what Triton's kernels would do there is done by these functions."""
+    pytest.importorskip("triton")
+    from nmflow.torch.device import launch
+
+    pass_for_cuda(monkeypatch)
+    for name in ("settle", "kept_score"):
+        monkeypatch.setattr(launch, name, made.get(name, getattr(plain, name)))
+    forget()
+
+
+def test_kernels_that_do_something_else_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They prove what they find, so a mistake of a compiler would be proven, too."""
+
+    def settle(grid: Any, mask: torch.Tensor, *args: Any, **options: Any) -> Any:
+        outcome = plain.settle(grid, mask, *args, **options)
+        if grid.pattern.n == 2:
+            mask[0] = mask[0].roll(1)
+        return outcome
+
+    weight = families.gaussian((16, 24), 0)
+    pretend(monkeypatch, settle=settle)
+    with pytest.warns(UserWarning, match=r"kernels for 2:4 of torch.float32 do not do what they should on cpu; please"):
+        found = solve_on_device(torch.from_numpy(weight), 2, 4)
+    assert found.stats["engine"] == "plain"
+    same(found, weight, 2, 4)
+    assert solve_on_device(torch.from_numpy(weight), 1, 4).stats["engine"] == "launch"  # whose kernels are others
+    pretend(monkeypatch, kept_score=lambda *args, **options: plain.kept_score(*args, **options) * 1.001)
+    with pytest.warns(UserWarning, match="do not do what they should"):
+        assert solve_on_device(torch.from_numpy(weight), 1, 4).stats["engine"] == "plain"
+    forget()
+
+
+def test_memory_that_triton_lacks_is_memory_that_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its own from the device, which torch may hold: that says nothing of Triton."""
+    tried = []
+
+    def settle(grid: Any, *args: Any, **options: Any) -> Any:
+        tried.append(grid.scores.shape[0])
+        if len(tried) in (1, 3):  # the first trial, and the first solve
+            raise RuntimeError("Triton Error [CUDA]: out of memory")
+        return plain.settle(grid, *args, **options)
+
+    weight = families.few_values((64, 48), 0)
+    pretend(monkeypatch, settle=settle)
+    found = solve_on_device(torch.from_numpy(weight), 2, 4)
+    same(found, weight, 2, 4)
+    assert (found.stats["engine"], found.stats["bands"], tried) == ("launch", 4, [8, 8, 64, 16, 16, 16, 16])
+    full: Any = RuntimeError("Triton Error [CUDA]: out of memory"), RuntimeError("CUDA error: an illegal memory access")
+    for error in full:
+
+        def fail(*args: Any, error: Any = error, **options: Any) -> Any:
+            raise error
+
+        pretend(monkeypatch, settle=fail)
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            solve_on_device(torch.from_numpy(weight), 2, 4)
+        pretend(monkeypatch)
+        assert solve_on_device(torch.from_numpy(weight), 2, 4).stats["engine"] == "launch"
+    forget()
+
+
+def test_a_graph_that_is_captured_cannot_hold_a_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(InputValueError, match="tensor must be solved outside of a CUDA graph"):
+        solve_on_device(torch.ones(8, 8), 2, 4)
+    forget()
+
+
+def test_training_under_inference_mode_where_masks_are_found_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.training.on_device", lambda *args, **options: True)
+    model = torch.nn.Linear(16, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with torch.inference_mode():
+        training = SparseTraining(model, optimizer, 2, 4, every=1)
+    for _ in range(2):
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+    training.freeze()
+    model(torch.randn(4, 16)).square().sum().backward()
+    assert len(training.history) == 2
+    assert training.finish().layers[0].density == 0.5
+
+
+LACKING = ("xxhash", "safetensors", "typer", "rich", "ortools", "scipy", "matplotlib", "distributed", "transformers")
+
+
+def test_what_a_card_is_asked_needs_few_packages() -> None:
+    """docs/gpu.md says which: a Python made for a card, with no network, has to do."""
+    root = Path(__file__).parent.parent
+    text = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({LACKING!r}))\n"
+        f"sys.path[:0] = [{str(root)!r}, {str(root / 'tests')!r}]\n"
+        "import benchmarks.gpu, test_gpu\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_triton_that_is_too_old_is_told_from_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +430,7 @@ def test_the_adapter_solves_on_the_device_by_itself(monkeypatch: pytest.MonkeyPa
         return solve_on_device(*args, engine="torch", **options)
 
     asked = driver.on_device
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    pass_for_cuda(monkeypatch)
     for module in (prune, search):
         monkeypatch.setattr(module, "solve_on_device", counted)
     weight = torch.from_numpy(families.gaussian((16, 24), 0))

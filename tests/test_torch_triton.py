@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,8 +16,11 @@ pytest.importorskip("torch")
 
 from nmflow.torch.versions import TRITON, is_older
 
+HELD_BY = (
+    packages_distributions().get("triton", []) if find_spec("triton") else []
+)  # its name differs from build to build
 needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None or is_older(version("triton"), TRITON), reason=f"needs Triton {TRITON} or newer"
+    not HELD_BY or is_older(version(HELD_BY[0]), TRITON), reason=f"needs Triton {TRITON} or newer"
 )
 
 
@@ -41,7 +44,8 @@ from benchmarks.gpu_code import compiled, counts
 
 for what, side, options in {cases}:
     program = compiled(what, side, **options)
-    floats = sorted(set(re.findall(r"[a-z]\\S*(?:ftz|fma|add[.\\w]*f32|add[.\\w]*f64)\\S*", program.asm["ptx"])))
+    sums = r"\\b(?:fma|mad|add|sub|div|rcp|sqrt)\\.[\\w.]*f(?:16|32|64)\\w*|\\b\\S*ftz\\S*"
+    floats = sorted(set(re.findall(sums, program.asm["ptx"])))
     print(json.dumps([what, side, floats, counts(program)]))
 """
 CASES = [
@@ -63,8 +67,8 @@ def test_compiled_for_hopper(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(CASES)
     for what, side, floats, found in rows:
-        # no floating-point sum is there to be fused, and nothing is flushed to zero
-        assert floats == []
+        # no floating-point sum is there to be fused, but that of kept scores, and nothing is flushed to zero
+        assert floats == (["add.rn.f64"] if what == "score" else [])
         assert found["stack"] <= 16
         if what == "paths":
             continue

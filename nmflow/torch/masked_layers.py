@@ -43,9 +43,12 @@ class MaskedLayers:
         self._orders = [(module, tuple(module._parameters)) for module in modules]
         self._parameters = [layer.parameters for layer in layers]  # as `attach` hides them from their modules
         with torch.inference_mode(False):  # they are written to later
+            masks = [
+                to_mask(one.mask, parameters[0].device) for one, parameters in zip(found, self._parameters, strict=True)
+            ]
             self.by_name = {
-                layer.name: Masked(to_mask(one.mask, parameters[0].device))
-                for layer, one, parameters in zip(layers, found, self._parameters, strict=True)
+                layer.name: Masked(mask.clone() if mask.is_inference() else mask)  # of a solve on its device
+                for layer, mask in zip(layers, masks, strict=True)
             }
 
     @property

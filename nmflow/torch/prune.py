@@ -18,6 +18,7 @@ from nmflow.solution import Certificate
 from nmflow.torch.aside import aside
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.device import on_device, solve_on_device
+from nmflow.torch.device.plain import magnitude
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 
@@ -179,7 +180,8 @@ def prune_(
         used = solution.solver
     with torch.no_grad():
         dropped = [
-            to_mask(~mask, layer.parameters[0].device) for layer, mask in zip(selection.layers, masks, strict=True)
+            mask.logical_not_() if isinstance(mask, torch.Tensor) else to_mask(~mask, layer.parameters[0].device)
+            for layer, mask in zip(selection.layers, masks, strict=True)
         ]
         for layer, zeros in zip(selection.layers, dropped, strict=True):
             layer.parameters[0].masked_fill_(zeros, 0.0)
@@ -198,7 +200,7 @@ def layer_report(
 ) -> LayerReport:
     """Put together what is known of one layer; scores and mask are arrays, or tensors of absolute scores."""
     if isinstance(scores, torch.Tensor):
-        dense = float(torch.linalg.vector_norm(scores, 1, dtype=torch.float64))
+        dense = float(magnitude(scores))
         share = float(mask.sum()) / scores.numel()
     else:
         parts = (row.astype(np.float64) for row in scores)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from nmflow.arrays import Array
-from nmflow.checkpoint.support import find_support
 from nmflow.errors import NmflowError
 from nmflow.formats import get
 from nmflow.pattern import Pattern
@@ -92,6 +91,8 @@ def to_semi_structured_(
     pattern = Pattern(2, 4)
     selection = select(unwrapped(model), pattern, include=include, exclude=exclude, filter_fn=filter_fn)
     skipped = list(selection.skipped)
+    from nmflow.checkpoint.support import find_support  # a Python made for a card may lack what files need
+
     packed: list[tuple[Layer, torch.Tensor]] = []
     for layer in selection.layers:
         weight = layer.parameters[0]

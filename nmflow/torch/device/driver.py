@@ -21,9 +21,10 @@ from nmflow.torch.aside import aside
 from nmflow.torch.convert import checked
 from nmflow.torch.device.cpu import finish, solve_on_cpu
 from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
-from nmflow.torch.device.engine import MOST_BLOCKS, engine_for
+from nmflow.torch.device.engine import MOST_BLOCKS, engine_for, ran_out_of_memory
 from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.outcome import Pair
+from nmflow.torch.device.plain import SLICE
 
 __all__ = ["on_device", "solve_on_device"]
 
@@ -130,6 +131,10 @@ def solve_on_device(
                 f"scores must have the shape of tensor, {tuple(tensor.shape)}, not {tuple(values.shape)}"
             )
     check_choice(engine, ("auto", "triton", "torch"), "engine")
+    if values.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise InputValueError(
+            "tensor must be solved outside of a CUDA graph, not while one is captured: the host waits for counts"
+        )
     # the checks of rank, layout and groups read shapes alone
     Problem.build(np.broadcast_to(np.zeros((), np.float32), values.shape), chosen, layout=layout, groups=groups)
     if warm_start is not None and not isinstance(warm_start, Solution):
@@ -142,7 +147,7 @@ def solve_on_device(
         return solve_on_cpu(values, chosen, absolute, layout, groups, threads, duals)
     grid = BlockGrid.of(values, chosen, layout, groups)
     start = None if warm_start is None else earlier_duals(warm_start, grid)
-    chosen_engine = engine_for(engine, grid)
+    chosen_engine = engine_for(engine, grid, absolute=absolute, duals=duals)
     tall, wide = grid.size
     bands = -(-tall // max(1, MOST_BLOCKS // wide))
     # what is handed back, whole: each band writes its part, so that nothing is there twice
@@ -158,12 +163,13 @@ def solve_on_device(
                 for i in range(bands)
             ]  # fmt: skip
             break
-        except torch.cuda.OutOfMemoryError:
-            if bands >= tall:
-                raise
-            bands = min(tall, 4 * bands)
         except NonFiniteError:
             _raise_non_finite(values, "weights" if absolute else "scores")
+        except RuntimeError as error:
+            if bands >= tall or not ran_out_of_memory(error):
+                raise
+            bands = min(tall, 4 * bands)
+        torch.cuda.empty_cache()  # Triton takes memory from the device, not from torch
     sums, counts = zip(*parts, strict=True)
     objective = math.fsum(sums)
     # all proven, said by one byte: an array of them took longer to fill than some solves on a device
@@ -220,11 +226,15 @@ def _solve_band(
 
 def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:
     """The error for scores that are NaN or infinite: how many, and where the first is."""
-    bad = ~torch.isfinite(values)
-    count = int(bad.sum())
-    # row by row, as a list of all of them would take eight bytes an index
-    bad = bad.reshape(len(bad), -1)
-    row = int(bad.any(dim=1).nonzero()[0])
-    rest = np.unravel_index(int(bad[row].nonzero()[0]), values.shape[1:])
-    first = (row, *(int(i) for i in rest))
+    step = max(1, SLICE // values[0].numel())  # a device may be full
+    count = 0
+    first: tuple[int, ...] = ()
+    for start in range(0, len(values), step):
+        bad = ~torch.isfinite(values[start : start + step]).flatten(1)
+        here = int(bad.sum())
+        if here and not count:
+            row = int(bad.any(dim=1).nonzero()[0])
+            rest = np.unravel_index(int(bad[row].nonzero()[0]), values.shape[1:])
+            first = (start + row, *(int(i) for i in rest))
+        count += here
     raise NonFiniteError.among(name, count, values.numel(), first) from None

@@ -1,24 +1,28 @@
-"""Which engine solves: Triton where it can, else plain torch operations; why not is said once."""
+"""Which engine solves: Triton where it does what plain torch operations do, else these; why not is said once."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
 import torch
 
 from nmflow.errors import InputValueError
+from nmflow.pattern import Pattern
 from nmflow.torch.device import plain
+from nmflow.torch.device.duals import space_for_duals
 from nmflow.torch.device.grid import BlockGrid
 
-__all__ = ["MOST_BLOCKS", "engine_for", "missing_triton"]
+__all__ = ["MOST_BLOCKS", "engine_for", "missing_triton", "ran_out_of_memory", "untrusted_triton"]
 
 MOST_BLOCKS = 1 << 30
 """Blocks of a band; the kernels number them in 32 bits, and step beyond the last."""
 
 
-def engine_for(name: str, grid: BlockGrid) -> ModuleType:
+def engine_for(name: str, grid: BlockGrid, *, absolute: bool, duals: bool) -> ModuleType:
     """The module that solves."""
     if name == "torch" or (name == "auto" and not grid.scores.is_cuda):
         return plain
@@ -31,12 +35,16 @@ def engine_for(name: str, grid: BlockGrid) -> ModuleType:
                 f"blocks of side {', '.join(map(str, launch.SIDES))}, the same n both ways, below m"
             )
         return plain
+    device = grid.scores.device
     if name == "auto":
-        # a single row of blocks cannot be cut into bands
-        return plain if grid.size[1] > MOST_BLOCKS or not _usable(grid.scores.device) else launch
+        if grid.size[1] > MOST_BLOCKS:  # a single row of blocks cannot be cut into bands
+            return plain
+        reason = missing_triton(device) or untrusted_triton(device, grid.pattern, grid.scores.dtype, absolute, duals)
+        if reason:
+            _say(reason)
+        return plain if reason else launch
     if grid.size[1] > MOST_BLOCKS:
         raise InputValueError(f'engine must be "auto" or "torch" for {grid.size[1]} blocks in a row, not "triton"')
-    device = grid.scores.device
     missing = missing_triton(device)
     if missing:
         raise InputValueError(
@@ -46,24 +54,77 @@ def engine_for(name: str, grid: BlockGrid) -> ModuleType:
 
 
 @cache
-def _usable(device: torch.device) -> bool:
-    """Whether Triton can be used; why not is said once."""
-    missing = missing_triton(device)
-    if missing:
-        warnings.warn(f"nmflow solves with plain torch operations, which are slower: {missing}", stacklevel=5)
-    return not missing
-
-
-@cache
 def missing_triton(device: torch.device) -> str:
     """Why Triton cannot be used on a device; empty if it can. That takes a launch of the least kernel."""
-    try:
+
+    def least() -> str:
         from nmflow.torch.device import launch
 
         one = torch.ones((1, 4), device=device)
         launch.kept_score(one, one > 0, absolute=True)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # no Triton, one that is too old, no C compiler, a card it does not know
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return ""
+        return ""
+
+    return _tried(least)
+
+
+@cache
+def untrusted_triton(device: torch.device, pattern: Pattern, dtype: torch.dtype, absolute: bool, duals: bool) -> str:
+    """Why the kernels for one kind of solve cannot be trusted on a device; empty if they can.
+
+    They prove what they find, so a compiler that has a mistake would prove it too: a small matrix whose scores repeat,
+    and are both small and large, must come out as plain operations have it, bit for bit.
+    """
+
+    def compare() -> str:
+        from nmflow.torch.device import launch
+
+        side = pattern.m
+        place = torch.arange(6 * side * side, device=device).reshape(2 * side, 3 * side)
+        values = (place * 7919 % 61 - 20) * torch.where(place % 37 == 0, 2.0**9, 2.0**-3)
+        grid = BlockGrid.of(values.to(dtype), pattern, None, 1)
+        ours, theirs = (_settled(engine, grid, absolute, duals) for engine in (launch, plain))
+        if all(torch.equal(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True)) and (
+            math.isclose(float(ours[0]), float(theirs[0]), rel_tol=1e-12)
+        ):
+            return ""
+        return f"Triton's kernels for {pattern} of {dtype} do not do what they should on {device}; please report that"
+
+    return _tried(compare)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left: torch says so by a type, Triton by words where it loads a kernel."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error)
+    )
+
+
+def _settled(engine: ModuleType, grid: BlockGrid, absolute: bool, duals: bool) -> list[torch.Tensor]:
+    """Kept score, counts, mask and duals; what is undefined, that of open blocks, as 0."""
+    mask = torch.zeros(grid.scores.shape, dtype=torch.bool, device=grid.scores.device)
+    kept = space_for_duals(grid) if duals else None
+    outcome = engine.settle(grid, mask, kept, absolute=absolute, start=None)
+    left = outcome.open_list[: int(outcome.counts[2])].long()
+    grid.put(mask, left, torch.zeros((), dtype=torch.bool, device=mask.device))
+    found = [engine.kept_score(grid.scores, mask, absolute=absolute), outcome.counts, mask, left.sort().values]
+    return found if len(left) else [*found, *(kept or ())]
+
+
+def _tried(trial: Callable[[], str]) -> str:
+    """What a trial says, or why it failed. No memory, and errors that the device had before, are no answer."""
+    for last in (False, True):
+        try:
+            return trial()
+        except Exception as error:  # no Triton, one that is too old, no C compiler, a card it does not know
+            full = ran_out_of_memory(error)
+            if (full and last) or (not full and "CUDA error" in str(error)):
+                raise
+            if not full:
+                return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        torch.cuda.empty_cache()  # which Triton cannot use
+    raise AssertionError("the last trial returns or raises")
+
+
+@cache
+def _say(reason: str) -> None:
+    warnings.warn(f"nmflow solves with plain torch operations, which are slower: {reason}", stacklevel=5)

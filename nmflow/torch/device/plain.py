@@ -10,7 +10,7 @@ from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers
 from nmflow.torch.device.outcome import Outcome, Pair
 from nmflow.torch.device.paths import LARGEST_DUAL, augment
 
-__all__ = ["kept_score", "settle"]
+__all__ = ["SLICE", "kept_score", "magnitude", "settle"]
 
 SLICE = 1 << 22
 """Entries that are worked on together: some 200 MB of workspace, and enough to fill a device."""
@@ -61,6 +61,13 @@ def kept_score(scores: torch.Tensor, mask: torch.Tensor, *, absolute: bool) -> t
         part = part.abs() if absolute else part
         sums.append((part * mask[first : first + step]).sum())
     return torch.stack(sums).sum()
+
+
+def magnitude(scores: torch.Tensor) -> torch.Tensor:
+    """Sum of all magnitudes, float64, on the device; scores of any shape, a slice of which is converted at a time."""
+    step = max(1, SLICE // scores[0].numel())
+    parts = [scores[first : first + step].double().abs().sum() for first in range(0, len(scores), step)]
+    return torch.stack(parts).sum()
 
 
 def _settle_some(

@@ -486,3 +486,34 @@ def test_a_gap_whose_sum_overflows_on_the_way_is_what_the_mask_loses() -> None:
     best = nmflow.solve(scores, row="1:3", col="1:2", fill="at-most").mask
     lost = sum(map(Fraction, scores[best].tolist())) - sum(map(Fraction, scores[mask].tolist()))
     assert grade.gap == pytest.approx(float(lost))
+
+
+@pytest.mark.parametrize("order", ["F", "backwards"])
+def test_a_mask_may_lie_in_memory_in_any_order(order: str) -> None:
+    weights = families.gaussian((18, 21), 2)
+    mask = nmflow.solve(weights, 2, 4).mask
+    given = np.asfortranarray(mask) if order == "F" else np.ascontiguousarray(mask[::-1, ::-1])[::-1, ::-1]
+    given.flags.writeable = False
+    graded, best = (nmflow.certify(weights, each, 2, 4, absolute=True) for each in (given, mask))
+    assert graded.proven
+    assert graded.objective == best.objective
+
+
+def test_numbers_and_gaps_of_blocks_stand_in_order() -> None:
+    weights = families.gaussian((18, 21), 2)
+    mask = nmflow.solve(-weights, 2, 4).mask
+    graded = nmflow.certify(weights, mask, 2, 4)
+    assert (np.diff(graded.unproven) > 0).all()
+    best = nmflow.solve(weights, 2, 4, scores=weights).mask
+    for number, gap in zip(graded.unproven, graded.gaps, strict=True):
+        _, i, j = graded.where(number)
+        area = slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4)
+        lost = weights[area][best[area]].sum(dtype=float) - weights[area][mask[area]].sum(dtype=float)
+        assert gap == pytest.approx(lost, rel=1e-5)
+
+
+def test_a_gap_is_relative_to_the_size_of_its_bound() -> None:
+    scores = -1.0 - np.abs(families.gaussian((8, 8), 3)).astype(np.float64)
+    graded = nmflow.certify(scores, nmflow.solve(-scores, 2, 4, scores=-scores).mask, 2, 4)
+    assert graded.bound < 0 < graded.gap
+    assert graded.relative_gap == graded.gap / -graded.bound

@@ -337,3 +337,28 @@ def test_a_mean_is_never_above_the_largest(shape: tuple[int, int]) -> None:
     weights[-1, -1] = np.nan
     with pytest.raises(NonFiniteError, match=f"at 1 of {weights.size} entries"):
         nmflow.solve(weights, 2, 4, previous=before, switch_cost=0.0)
+
+
+def test_the_first_of_a_matrix_can_be_the_first_without_a_mask() -> None:
+    drop = np.zeros((3, 8, 8), bool)
+    drop[1, :4, :4] = drop[2] = True
+    with pytest.raises(
+        InfeasibleError, match=r"in 5 of 12 blocks, the first at rows 0 to 3, columns 0 to 3 of matrix 1"
+    ):
+        nmflow.solve(np.ones(drop.shape), 2, 4, layout="batch", drop=drop)
+
+
+def test_the_first_block_without_a_mask_can_be_at_an_edge() -> None:
+    drop = np.zeros((8, 10), bool)
+    drop[4, 4:8] = drop[:4, 8:] = True  # the edge is solved last
+    with pytest.raises(
+        InfeasibleError, match=r"in 2 of 6 blocks, the first at rows 0 to 3, columns 8 to 11 of matrix 0"
+    ):
+        nmflow.solve(np.ones(drop.shape), row="4:4", col="4:4", drop=drop)
+
+
+def test_blocks_without_a_mask_are_told_by_rows_and_columns_of_their_own() -> None:
+    drop = np.zeros((9, 11), bool)
+    drop[4:8, 6:8] = drop[8:, :2] = True
+    with pytest.raises(InfeasibleError, match=r"2 of 18 blocks, the first at rows 4 to 7, columns 6 to 7 of matrix 0"):
+        nmflow.solve(np.ones(drop.shape), row="1:2", col="2:4", drop=drop)

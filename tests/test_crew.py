@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 import nmflow
-from nmflow import crew
+from nmflow import crew, workspace
 from nmflow.crew import map_on_threads
 
 
@@ -200,3 +202,126 @@ def test_fewer_threads_do_where_the_system_starts_no_more(monkeypatch: pytest.Mo
     monkeypatch.setattr(threading.Thread, "start", refused)
     assert np.array_equal(nmflow.solve(weights, 2, 4, threads=4).mask, expected)
     assert map_on_threads(abs, range(-9, 0), 4) == list(range(9, 0, -1))
+
+
+def test_threads_hold_nothing_of_a_call_that_has_ended() -> None:
+    """It can be a matrix of any size, and they sleep until another call comes."""
+    weights = np.zeros(1 << 10)
+    known = weakref.ref(weights)
+    barrier = threading.Barrier(3)
+
+    def work(_: int, weights: np.ndarray = weights) -> float:
+        barrier.wait(10)
+        return float(weights[0])
+
+    assert map_on_threads(work, range(3), 3) == [0.0, 0.0, 0.0]
+    del work, weights
+    gc.collect()
+    assert known() is None
+
+
+def test_threads_that_are_too_many_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_idle", [])
+    monkeypatch.setattr(crew, "MOST_IDLE", 1)
+    barrier, threads = threading.Barrier(4), set[threading.Thread]()
+
+    def work(_: int) -> None:
+        threads.add(threading.current_thread())
+        barrier.wait(10)
+
+    map_on_threads(work, range(4), 4)
+    threads.discard(threading.main_thread())
+    for _ in range(1000):
+        if sum(thread.is_alive() for thread in threads) == 1:
+            break
+        time.sleep(0.01)
+    assert sum(thread.is_alive() for thread in threads) == len(crew._idle) == 1
+
+
+def test_no_thread_takes_more_work_after_an_error_of_another() -> None:
+    done: list[int] = []
+    main = threading.get_ident()
+    failed = threading.Event()
+
+    def work(item: int) -> None:
+        if threading.get_ident() != main:
+            failed.set()
+            raise ValueError(f"item {item}")
+        failed.wait(10)
+        time.sleep(0.01)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="item"):
+        map_on_threads(work, range(100), 2)
+    assert len(done) < 50
+
+
+def test_a_call_within_a_call_within_a_call_has_memory_of_its_own() -> None:
+    addresses: list[int] = []
+
+    @workspace.with_own_workspace
+    def call(depth: int) -> None:
+        addresses.append(workspace.held("depth", 64)[1])
+        if depth:
+            call(depth - 1)
+
+    for _ in range(2):
+        addresses.clear()
+        call(3)
+        assert len(set(addresses)) == 4
+
+
+def test_a_call_within_the_work_of_a_thread_has_memory_of_its_own() -> None:
+    """As one that the garbage collector runs there."""
+    main, barrier = threading.get_ident(), threading.Barrier(2)
+
+    @workspace.with_own_workspace
+    def call() -> int:
+        return workspace.held("within", 64)[1]
+
+    def work(_: int) -> bool:
+        barrier.wait(10)
+        return threading.get_ident() == main or workspace.held("within", 64)[1] != call()
+
+    assert map_on_threads(work, range(2), 2) == [True, True]
+
+
+def test_memory_of_threads_that_ended_is_kept_for_few() -> None:
+    leases = [workspace._Lease() for _ in range(workspace.MOST_FREE + 20)]
+    del leases
+    assert len(workspace._free) <= workspace.MOST_FREE
+
+
+def test_a_call_keeps_its_memory_for_the_next() -> None:
+    @workspace.with_own_workspace
+    def call() -> int:
+        return workspace.held("next", 64)[1]
+
+    assert call() == call()
+    assert not workspace._lease().busy
+
+
+@pytest.mark.parametrize("place", ["held", "settle", "_settled_and_graded", "_best_duals"])
+def test_a_call_that_begins_while_a_mask_is_graded_has_memory_of_its_own(place: str) -> None:
+    weights, inner = families.gaussian((256, 256), 0), families.gaussian((256, 256), 1)
+    masks = [nmflow.solve(array[::-1], 8, 16).mask for array in (weights, inner)]
+    expected = nmflow.certify(weights, masks[0], 8, 16, absolute=True, threads=1)
+    count = 0
+
+    def hook(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal count
+        if event == "return" and frame.f_code.co_name == place and count < 3:
+            count += 1
+            sys.setprofile(None)
+            nmflow.certify(inner, masks[1], 8, 16, absolute=True, threads=1)
+            sys.setprofile(hook)
+
+    sys.setprofile(hook)
+    try:
+        graded = nmflow.certify(weights, masks[0], 8, 16, absolute=True, threads=1)
+    finally:
+        sys.setprofile(None)
+    assert count
+    assert (graded.objective, graded.gap, graded.bound) == (expected.objective, expected.gap, expected.bound)
+    assert np.array_equal(graded.unproven, expected.unproven)
+    assert np.array_equal(graded.gaps, expected.gaps)

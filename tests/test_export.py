@@ -29,6 +29,7 @@ from nmflow.errors import (
     SourceNotFoundError,
     UnknownFormatError,
 )
+from nmflow.formats.side_file import SideFile, StoredArray, StoredTensor, read_side_file
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -639,3 +640,15 @@ def test_names_of_two_files_that_become_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"two tensors would be named 'a.weight.meta'; rename one of them"):
         export_checkpoint(src, tmp_path / "out", "nibble", pad=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("shape", [-4, 4]), ("file", ".."), ("stored_shape", [4, True])], ids=str)
+def test_what_a_side_file_cannot_say(tmp_path: Path, field: str, value: object) -> None:
+    tensor = StoredTensor("a.safetensors", "float16", (4, 4), (4, 4), "2:4", {"weight": StoredArray("a", "0")})
+    record = json.loads(SideFile("dense", 1, "nmflow", {"a": tensor}, others=()).to_json())
+    (tmp_path / "nmflow.json").write_text(json.dumps(record))
+    assert read_side_file(tmp_path).tensors["a"] == tensor
+    record["tensors"]["a"][field] = value
+    (tmp_path / "nmflow.json").write_text(json.dumps(record))
+    with pytest.raises(FormatError, match="must describe exported tensors"):
+        read_side_file(tmp_path)

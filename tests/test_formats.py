@@ -378,3 +378,33 @@ def test_arrays_that_are_not_those_of_a_matrix() -> None:
     beyond["threads_masks"][0, 7, 0] = 1
     with pytest.raises(FormatError, match="threads_masks must keep nothing beyond column 32"):
         format_.decode(beyond)
+
+
+@pytest.mark.parametrize("shape", [(63, 128), (64, 125)], ids=["rows", "columns"])
+def test_padding_on_either_side_alone_must_be_dropped(shape: tuple[int, int]) -> None:
+    format_, rng = formats.get("cutlass-24"), np.random.default_rng(8)
+    mask = np.zeros((64, 128), bool)
+    mask[0, 127] = shape[1] < 128
+    mask[63, 0] = shape[0] < 64
+    arrays = format_.encode(any_bits(rng, mask.shape, dtype_of("float16")), mask)
+    with pytest.raises(FormatError, match=r"padding beyond .* must be dropped"):
+        format_.decode(arrays, shape=shape)
+
+
+def test_an_array_too_many_is_refused() -> None:
+    format_ = formats.get("nibble")
+    arrays = format_.encode(np.ones((8, 8), "f2"), np.zeros((8, 8), bool))
+    with pytest.raises(FormatError, match=r"arrays must be .*, not mask, meta, meta_t, more, values, values_t"):
+        format_.decode({**arrays, "more": arrays["mask"]})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_fault_is_named_where_it_is(dtype: str) -> None:
+    format_ = formats.get("nibble")
+    pattern = format_.requirements[dtype].pattern
+    mask = two_way(np.random.default_rng(2), (16, 16), pattern)
+    arrays = format_.encode(np.ones(mask.shape, dtype), mask)
+    arrays["meta"][9, -1] = 0  # both nibbles of the last byte of the row
+    where = "rows 8 to 11, columns 12 to 15" if dtype == "float32" else "rows 8 to 11, columns 8 to 11"
+    with pytest.raises(FormatError, match=f"{where} hold an index in values and meta that hardware"):
+        format_.decode(arrays)

@@ -244,3 +244,21 @@ def test_nothing_is_written_when_another_argument_is_wrong(name: str) -> None:
             with pytest.raises(FormatError):
                 format_.decode(arrays, out=there, **changes)
     assert there["weight"].tobytes() == before
+
+
+def test_the_mask_is_not_written_over() -> None:
+    format_ = formats.get("nibble")
+    weight, mask = matrix("nibble", "float16", (16, 16))
+    out = format_.encode(weight, mask)
+    with pytest.raises(InputValueError, match="that of what is read"):
+        format_.encode(weight, mask, out={**out, "meta": mask.view(np.uint8).reshape(-1)[:32].reshape(16, 2)})
+
+
+def test_stored_arrays_are_not_written_over() -> None:
+    format_ = formats.get("nibble")
+    weight, mask = matrix("nibble", "float16", (16, 16))
+    memory = np.zeros((16, 16), np.float16)
+    arrays = format_.encode(weight, mask)
+    arrays["values"] = memory[:8].reshape(16, 8)
+    with pytest.raises(InputValueError, match="that of what is read"):
+        format_.decode(arrays, out={"weight": memory, "mask": np.zeros_like(mask)})

@@ -253,3 +253,14 @@ def test_duals_of_more_bits_outlive_a_second_refinement() -> None:
     grade = nmflow.certify(weights, solution.mask, 4, 8, fill="at-most")
     assert grade.proven
     assert grade.gap == 0.0
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_last_bits_of_integers_count_under_at_most_fill(pattern: str, seed: int) -> None:
+    """Float64 tells none of them from another, and duals of 0 or more prove nothing by themselves."""
+    weights = (1 << 62) + np.random.default_rng(seed).integers(0, 200, (64, 64))
+    full, at_most = (nmflow.solve(weights, pattern=pattern, fill=fill) for fill in ("exact", "at-most"))
+    assert at_most.proven
+    kept = [int(weights[found.mask].astype(object).sum()) for found in (full, at_most)]
+    assert kept[0] == kept[1]

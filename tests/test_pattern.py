@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+import nmflow
 from nmflow.errors import NmflowError, PatternError
 from nmflow.pattern import MAX_GROUP, Budget, Pattern
 
@@ -127,3 +128,11 @@ def test_a_text_that_says_all_takes_nothing_beside_it() -> None:
 def test_parse_refuses(text: object) -> None:
     with pytest.raises(PatternError, match='pattern must be "n:m"'):
         Pattern.parse(text)  # type: ignore[arg-type]
+
+
+def test_a_number_that_equals_a_whole_one_is_none() -> None:
+    weights = np.ones((4, 4))
+    nmflow.solve(weights, 1, 4)
+    for n in (1.0, True):
+        with pytest.raises(PatternError, match="n must be a whole number"):
+            nmflow.solve(weights, n, 4)

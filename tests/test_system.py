@@ -36,7 +36,7 @@ from nmflow.solvers import offsets, settled
 Array = Any
 PACKAGE = Path(nmflow.__file__).parent
 P24 = Pattern(2, 4)
-SMALL = Sizes(chunk=1 << 14, least=1 << 10), Sizes(share=1 << 11, share_blocks=1)
+SMALL = Sizes(chunk=1 << 14, large=1 << 14, least=1 << 10), Sizes(share=1 << 11, share_blocks=1)
 """So that small matrices have several chunks, or a chunk of several shares."""
 WIDE = (10, SIZES.stripe // 4 + 40_001)
 DTYPES = ("e", "f", "d", "bfloat16", "b", "B", "h", "H", "i", "I", "q", "Q")
@@ -683,3 +683,32 @@ def test_pruning_touches_no_bit_that_is_kept(name: str, order: Any) -> None:
     assert np.array_equal(after[solution.mask], before[solution.mask])
     for special in (before[0, 0], before[3, 2], before[1, 1], before[2, 3]):
         assert (after[solution.mask] == special).any()  # each kind is among the kept
+
+
+@pytest.mark.parametrize("name", ["keep", "drop", "previous", "weights"])
+@pytest.mark.parametrize("turned", [
+    np.asfortranarray, lambda array: np.repeat(array, 2, axis=1)[:, ::2],
+    lambda array: array[::-1, ::-1].copy()[::-1, ::-1],
+])  # fmt: skip
+def test_every_array_may_have_any_strides(name: str, turned: Any) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"weights": rng.standard_normal((131, 134)), "keep": rng.random((131, 134)) < 0.01}
+    arrays |= {"drop": ~arrays["keep"] & (rng.random((131, 134)) < 0.05), "previous": rng.random((131, 134)) < 0.5}
+    options = {"switch_cost": 0.25, "fill": "at-most"}
+    best = nmflow.solve(n=2, m=4, **arrays, **options)
+    found = nmflow.solve(n=2, m=4, **{**arrays, name: turned(arrays[name])}, **options)
+    assert np.array_equal(found.mask, best.mask)
+    assert found.switch == best.switch
+
+
+def test_unaligned_and_swapped_arrays() -> None:
+    weights = families.gaussian((16, 24), 0)
+    raw = np.zeros(weights.nbytes + 1, np.uint8)
+    odd = raw[1:].view(np.float32).reshape(weights.shape)
+    odd[...] = weights
+    assert not odd.flags.aligned
+    best = nmflow.solve(weights, 2, 4)
+    for array in (odd, weights.astype(">f4")):
+        found = nmflow.solve(array, 2, 4)
+        assert np.array_equal(found.mask, best.mask)
+        assert found.objective == best.objective

@@ -188,3 +188,29 @@ def test_what_cannot_be_out_is_refused() -> None:
         nmflow.solve(weights, 2, 4, previous=last, switch_cost=0.1, out=last)
     with pytest.raises(InputValueError, match='out must be None for layout="conv"'):
         nmflow.solve(images, 2, 4, layout="conv", out=np.empty(images.shape, np.bool_))
+
+
+def test_out_that_must_not_be_written_is_refused() -> None:
+    out = np.zeros((16, 16), np.bool_)
+    out.flags.writeable = False
+    with pytest.raises(InputValueError, match="out must be writeable"):
+        nmflow.solve(families.gaussian((16, 16), 0), 2, 4, out=out)
+    assert not out.any()
+
+
+def test_rows_of_out_may_stand_in_any_order() -> None:
+    weights = families.gaussian((3, 16, 18), 0)
+    best = nmflow.solve(weights, 2, 4, layout="batch").mask
+    memory = np.zeros((16, 3, 18), np.bool_)
+    for out in (np.zeros_like(best)[:, ::-1], np.zeros_like(best)[::-1], memory.transpose(1, 0, 2)):
+        assert nmflow.solve(weights, 2, 4, layout="batch", out=out).mask is out
+        assert np.array_equal(out, best)
+
+
+def test_finite_duals_of_any_size_start_a_search() -> None:
+    weights = families.gaussian((64, 64), 0)
+    last = nmflow.solve(weights, 2, 4, duals=True)
+    last.col_duals[...] = np.float32(3e38)
+    found = nmflow.solve(weights, 2, 4, warm_start=last)
+    assert found.proven
+    assert found.objective == pytest.approx(last.objective, rel=1e-12)

@@ -402,11 +402,153 @@ def test_everything_is_refused_after_finish() -> None:
     _, _, training = plain()
     state = training.state_dict()
     training.finish()
-    for call in (training.finish, training.freeze, training.refresh, training.state_dict):
+    for call in (training.finish, training.release, training.freeze, training.refresh, training.state_dict):
         with pytest.raises(nt.TrainingStateError, match=r"finish\(\) must be called once, as the last thing"):
             call()
     with pytest.raises(nt.TrainingStateError, match=r"finish\(\) must be called once"):
         training.load_state_dict(state)
+
+
+def test_release_leaves_the_model_as_if_nothing_had_been() -> None:
+    model, optimizer, training = plain(decay=0.0)
+    before = network()
+    names = list(before.state_dict())
+    twin = copy.deepcopy(model)
+    training.release()
+    assert same(model, before)
+    assert list(model.state_dict()) == names
+    advance(model, optimizer, 0, 6)
+    assert training.step == 0
+    assert not training.history
+    assert "3.parametrizations.weight.original" in twin.state_dict()  # copies have masks of their own
+    _, again = optimizer, nt.SparseTraining(model, optimizer, 2, 4)
+    assert len(again.masks) == 3
+
+
+def test_what_is_left_of_a_model_is_released() -> None:
+    model, optimizer, training = plain()
+    advance(model, optimizer, 0, 2)
+    model[3] = nn.Linear(128, 16)
+    other = torch.nn.Parameter(torch.ones(16, 8).T.contiguous())
+    model[5].parametrizations.weight.original = other
+    for call in (training.refresh, training.finish):
+        with pytest.raises(nt.TrainingStateError, match=r"or release\(\) this and make a new SparseTraining"):
+            call()
+    training.release()
+    assert model[5].weight is other
+    assert (model[0].weight != 0).all()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert set(nt.SparseTraining(model, optimizer, 2, 4).masks) == {"0.weight", "3.weight", "5.weight"}
+
+
+class Nested(torch.optim.AdamW):
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("by", ["gradient", "closure"])
+def test_a_step_that_calls_the_step_of_its_base_is_one(by: str) -> None:
+    """torch calls hooks around both once an optimizer of the base class was made, whatever for."""
+    torch.optim.AdamW(nn.Linear(8, 8).parameters())
+    model = nn.Linear(8, 8)
+    optimizer = Nested(model.parameters(), lr=0.0, weight_decay=0.0)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=2, decay=0.5)
+    dense = model.parametrizations.weight.original.detach().clone()
+    for step in range(1, 5):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        if by == "closure":
+            optimizer.step(lambda: torch.zeros(()))
+        else:
+            optimizer.step()
+        dropped = ~training.masks["weight"]
+        assert training.step == step
+        assert torch.equal(model.parametrizations.weight.original.grad[dropped], 0.5 * dense[dropped])
+        if step == 2:  # a step that fails leaves nothing behind
+
+            def fail() -> Any:
+                raise ValueError("no loss")
+
+            with pytest.raises(ValueError, match="no loss"):
+                optimizer.step(fail)
+    assert [record.step for record in training.history] == [2, 4]
+
+
+class Hookless(torch.optim.Optimizer):
+    """As torch's PostLocalSGDOptimizer: it does not call Optimizer.__init__."""
+
+    def __init__(self, optim: torch.optim.Optimizer) -> None:
+        self.optim, self.param_groups = optim, optim.param_groups
+
+
+def test_an_optimizer_without_hooks_is_refused_before_anything_is_changed() -> None:
+    model = network()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputTypeError, match=r"this Hookless has none.*; give the one in it, \.optim"):
+        nt.SparseTraining(model, Hookless(inner), 2, 4)
+    assert same(model, network())
+    assert nt.SparseTraining(model, inner, 2, 4).masks
+
+
+def test_names_that_torch_cannot_parametrize_are_left_alone() -> None:
+    """It keeps parametrizations in a ModuleDict, by the names of attributes, and loses these."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.Module())
+    model[1].keys = nn.Parameter(torch.randn(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4, include=["0", "1.keys"])
+    assert list(training.masks) == ["0.weight"]
+    assert ("1.keys", "of a name, keys, that torch cannot parametrize; rename the attribute") in training.skipped
+    assert "1.keys" in nt.prune_(nn.ModuleList([nn.Linear(4, 4), model[1]]), 2, 4, include=["1.keys"]).layers[0].name
+
+
+def test_a_failure_half_way_takes_masks_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nmflow.torch import masked_layers
+
+    whole = masked_layers.attach
+
+    def attach(layer: Any, masked: Any) -> None:
+        if layer.name == "5.weight":
+            raise KeyboardInterrupt
+        whole(layer, masked)
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(masked_layers, "attach", attach)
+    with pytest.raises(KeyboardInterrupt):
+        nt.SparseTraining(model, optimizer, 2, 4)
+    assert same(model, network())
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_dense_weights_behind_masks_are_out_of_reach() -> None:
+    model, optimizer, training = plain()
+    before = training.masks["3.weight"].clone()
+    dense = model[3].parametrizations.weight.original.detach().clone()
+    seen = r"3\.weight: under a mask of a SparseTraining already; finish\(\) or release\(\) that first"
+    for call in (
+        lambda: nt.prune_(model, 1, 4, filter_fn=lambda name, module: True),
+        lambda: nt.SparseTraining(model, optimizer, 2, 4, filter_fn=lambda name, module: True),
+        lambda: nt.prune_(model, 1, 4, include=["3.parametrizations.weight.original"]),
+    ):
+        with pytest.raises(InputValueError, match=seen) as e:
+            call()
+        assert str(e.value).count("3.weight") == 1
+    assert torch.equal(training.masks["3.weight"], before)
+    assert torch.equal(model[3].parametrizations.weight.original, dense)
+
+
+def test_decay_pulls_to_zero_whichever_way_the_optimizer_goes() -> None:
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    training = nt.SparseTraining(model, optimizer, 2, 4, decay=0.1)
+    dropped = ~training.masks["weight"]
+    for maximize in (False, True):
+        optimizer.param_groups[0]["maximize"] = maximize
+        before = model.parametrizations.weight.original.detach().clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        torch.testing.assert_close(model.parametrizations.weight.original[dropped], 0.9 * before[dropped])
 
 
 @pytest.mark.parametrize("way", ["assigned", "removed"])
@@ -844,7 +986,7 @@ def test_the_optimizer_must_hold_the_parameters() -> None:
 
 def test_one_training_at_a_time() -> None:
     model, optimizer, _ = plain()
-    with pytest.raises(InputValueError, match=r"5\.weight: under a mask of a SparseTraining already; finish\(\) that"):
+    with pytest.raises(InputValueError, match=r"5\.weight: under a mask of a SparseTraining already; finish\(\) or rel"):
         nt.SparseTraining(model, optimizer, 2, 4)
 
 

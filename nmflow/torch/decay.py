@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
-from nmflow.errors import InputTypeError, InputValueError
+from nmflow.errors import InputValueError
 from nmflow.torch.masking import Masked
 from nmflow.torch.select import Layer
 
-__all__ = ["Decay", "inner_optimizer"]
+__all__ = ["Decay"]
 
 
 class Decay:
@@ -34,7 +33,8 @@ class Decay:
     """
 
     def __init__(self, strength: float, optimizer: Optimizer, layers: Sequence[Layer]) -> None:
-        self._signs, self._layers = _signs(optimizer, layers), layers
+        _check_held(optimizer, layers)
+        self._layers = layers
         self._parameters = [layer.parameters for layer in layers]
         self.masked: list[Masked] = []
         self.strength = strength
@@ -73,11 +73,12 @@ class Decay:
     @torch.no_grad()
     def _pull(self, optimizer: Optimizer) -> None:
         scale = getattr(optimizer, "grad_scale", None)  # fused optimizers are handed scaled gradients
+        rising = {id(one) for group in optimizer.param_groups if group.get("maximize") for one in group["params"]}
         for parameters, masked in zip(self._parameters, self.masked, strict=True):
             for parameter in parameters:
                 if masked.fixed or not self.strength or parameter.grad is None:
                     continue
-                value, dropped = self.strength * self._signs[id(parameter)], ~masked.mask
+                value, dropped = self.strength * (-1.0 if id(parameter) in rising else 1.0), ~masked.mask
                 if scale is None:
                     parameter.grad.addcmul_(parameter, dropped, value=value)
                 else:
@@ -95,31 +96,12 @@ def _add_scaled(grad: torch.Tensor, pull: torch.Tensor, scale: torch.Tensor, val
     grad.copy_(total.clamp_(-largest, largest))
 
 
-def inner_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer itself, inside a wrapper such as accelerate's."""
-    inner = getattr(optimizer, "optimizer", None)
-    if isinstance(inner, Optimizer):
-        return inner
-    if not isinstance(optimizer, Optimizer):
-        raise InputTypeError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    return optimizer
-
-
-def _signs(optimizer: Optimizer, layers: Iterable[Layer]) -> dict[int, float]:
-    """For each parameter +1, or -1 where the optimizer maximises; all must be there."""
-    signs = {
-        id(parameter): -1.0 if group.get("maximize") else 1.0
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-
-    def held(parameters: Sequence[nn.Parameter]) -> bool:
-        return all(id(parameter) in signs for parameter in parameters)
-
-    lost = [repr(layer.name) for layer in layers if not held(layer.parameters)]
+def _check_held(optimizer: Optimizer, layers: Iterable[Layer]) -> None:
+    """Raise InputValueError unless the optimizer holds all parameters."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    lost = [repr(layer.name) for layer in layers if any(id(parameter) not in held for parameter in layer.parameters)]
     if lost:
         raise InputValueError(
             f"optimizer must hold every parameter that is trained sparse, and lacks {', '.join(lost[:8])}; make it "
             f"from the parameters of this model, or exclude them"
         )
-    return signs

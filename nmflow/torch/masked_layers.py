@@ -12,13 +12,13 @@ from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
 from nmflow.torch.convert import arrays, to_array, to_mask
-from nmflow.torch.masking import Masked, attach, bake, beside
+from nmflow.torch.masking import Masked, attach, bake, beside, is_under, take_off
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport
 from nmflow.torch.search import advising
 from nmflow.torch.select import Layer
 from nmflow.torch.sharing import Found
-from nmflow.torch.slots import original
+from nmflow.torch.slots import Slot, original
 from nmflow.torch.state import TrainingStateError
 
 __all__ = ["MaskedLayers"]
@@ -58,8 +58,12 @@ class MaskedLayers:
 
     def attach(self) -> None:
         """Put the masks on the weights."""
-        for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
-            attach(layer, masked)
+        try:
+            for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
+                attach(layer, masked)
+        except BaseException:
+            self.take_off()
+            raise
 
     def fix(self, fixed: bool = True) -> None:
         """Make masks final, or not."""
@@ -76,20 +80,15 @@ class MaskedLayers:
             if any(id(slot.module) not in modules for slot in layer.slots):
                 raise TrainingStateError(
                     f"{layer.name} must stay in the model, and its module was replaced or removed; put it back, or "
-                    f"make a new SparseTraining"
+                    f"release() this and make a new SparseTraining"
                 )
             held = [original(slot) for slot in layer.slots]
             if any(all(one is not parameter for parameter in parameters) for one in held):
                 raise TrainingStateError(
                     f"{layer.name} must stay the parameter that it was, and is another now; load states without "
-                    f"assign=True, and shard no model"
+                    f"assign=True, and shard no model; release() leaves the weights as they are"
                 )
-            others = [type(one).__name__ for slot in layer.slots for one in beside(slot)]
-            if others:
-                raise TrainingStateError(
-                    f"{layer.name} must have its mask as the only parametrization, and has {', '.join(others)} too, "
-                    f"which would be lost with it; register it after finish()"
-                )
+            _check_alone(layer, layer.slots)
 
     def change(self, found: Sequence[Found]) -> dict[str, int]:
         """Write other masks in place of these; how many entries of each differ."""
@@ -131,8 +130,33 @@ class MaskedLayers:
         """Write zeros into the weights, which become plain parameters again, in the order that they had."""
         for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
             bake(layer, masked)
+        self._reorder()
+
+    def take_off(self) -> None:
+        """Take the masks off what still has them, whatever its parameters are now; those are not changed."""
+        still = [
+            [slot for slot in layer.slots if is_under(slot, masked)]
+            for layer, masked in zip(self._layers, self.by_name.values(), strict=True)
+        ]
+        for layer, slots in zip(self._layers, still, strict=True):
+            _check_alone(layer, slots)
+        for slots in still:
+            take_off(slots)
+        self._reorder()
+
+    def _reorder(self) -> None:
         for module, order in self._orders:
             held = module._parameters
             for name in (*order, *(name for name in tuple(held) if name not in order)):
                 if name in held:
                     held[name] = held.pop(name)
+
+
+def _check_alone(layer: Layer, slots: Sequence[Slot]) -> None:
+    """Raise TrainingStateError if a weight has other parametrizations beside its mask."""
+    others = [type(one).__name__ for slot in slots for one in beside(slot)]
+    if others:
+        raise TrainingStateError(
+            f"{layer.name} must have its mask as the only parametrization, and has {', '.join(others)} too, "
+            f"which would be lost with it; register it after finish()"
+        )

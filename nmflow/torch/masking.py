@@ -14,7 +14,7 @@ from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, Slot, unwrapped
 from nmflow.torch.slots import original, place_of
 
-__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "sparse_state_dict"]
+__all__ = ["Masked", "attach", "bake", "before_parallel", "beside", "is_under", "sparse_state_dict", "take_off"]
 
 
 DENSE = re.compile(r"parametrizations\.([^.]+)\.original$")
@@ -87,18 +87,30 @@ class Masked(nn.Module):
 
 def attach(layer: Layer, masked: Masked) -> None:
     """Put a mask on every place that holds the layer's parameter; the parameter itself stays the same object."""
-    for slot in _places(layer):
+    for slot in {(id(slot.module), slot.attribute): slot for slot in layer.slots}.values():
         parametrize.register_parametrization(slot.module, slot.attribute, masked)
 
 
 def bake(layer: Layer, masked: Masked) -> None:
     """Write zeros into the parameter and give it back to its modules as it was."""
-    for slot in _places(layer):
+    for parameter in layer.parameters:
+        with torch.no_grad():
+            parameter.masked_fill_(~masked.mask, 0.0)
+    take_off(layer.slots)
+
+
+def take_off(slots: Iterable[Slot]) -> None:
+    """Give parameters under masks back to their modules, each place once: a module that has two names has two slots."""
+    for slot in {(id(slot.module), slot.attribute): slot for slot in slots}.values():
         dense = original(slot)
         assert dense is not None
-        with torch.no_grad():
-            dense.masked_fill_(~masked.mask, 0.0)
         _give_back(slot.module, slot.attribute, dense)
+
+
+def is_under(slot: Slot, masked: Masked) -> bool:
+    """Whether a place has this mask."""
+    held = parametrize.is_parametrized(slot.module, slot.attribute)
+    return held and any(one is masked for one in slot.module.parametrizations[slot.attribute])  # type: ignore[index]
 
 
 def _give_back(module: nn.Module, attribute: str, dense: torch.Tensor) -> None:
@@ -177,7 +189,9 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         if found is None or place is None:
             state[key] = value
             continue
-        _, mask = found
+        plain, mask = found
+        if hasattr(value, "full_tensor"):  # a DTensor
+            raise InputValueError(f"model must hold whole tensors, and a rank has a part of {plain}; shard no model")
         met.add(id(mask))
         if place not in masked:
             copy = value.clone()  # of the same memory format
@@ -189,11 +203,6 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             f"is; give the model that SparseTraining was made of, without what changes its state dict"
         )
     return state
-
-
-def _places(layer: Layer) -> Iterable[Slot]:
-    """Where the parameter is, each place once: a module that has two names has two slots."""
-    return {(id(slot.module), slot.attribute): slot for slot in layer.slots}.values()
 
 
 def before_parallel(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
@@ -37,6 +38,7 @@ ELIGIBLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 OUTSIDE = "not in include"
+UNDER = "under a mask of a SparseTraining already; finish() or release() that first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,12 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
                 skipped.append((f"{name}.weight" if name else "weight", missing))
             seen.add(id(module))
             continue
+        if isinstance(module, parametrize.ParametrizationList) and any(map(_is_mask, module)):
+            owner, _, attribute = name.rpartition("parametrizations.")
+            plain = owner + attribute
+            if (plain, UNDER) not in skipped:
+                skipped.append((plain, UNDER))
+            continue
         for attribute, parameter in module._parameters.items():
             if parameter is None or not _wide(attribute, parameter):
                 continue
@@ -172,13 +180,17 @@ def _missing(module: nn.Module) -> str:
     weight = module._parameters.get("weight")
     if weight is None:
         listed: Any = getattr(module, "parametrizations", {})
-        held = {f"{type(one).__module__}.{type(one).__name__}" for some in listed.values() for one in some}
-        if "nmflow.torch.masking.Masked" in held:
-            return "under a mask of a SparseTraining already; finish() that first"
+        if any(_is_mask(one) for some in listed.values() for one in some):
+            return UNDER
         return "computed, not a parameter of the module"
     if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
         return f"of shape {tuple(weight.shape)}, not a matrix; where a model is sharded, a rank holds a part of it"
     return ""
+
+
+def _is_mask(module: nn.Module) -> bool:
+    """Whether a parametrization is one of ours, which are known by name: they are made in a room above."""
+    return f"{type(module).__module__}.{type(module).__name__}" == "nmflow.torch.masking.Masked"
 
 
 def _wide(attribute: str, parameter: nn.Parameter) -> bool:

@@ -182,6 +182,8 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
         return "cannot be written in place (an inference or expanded tensor)"
     if trainable and not parameter.requires_grad:
         return "requires no gradient"
+    if trainable and hasattr(nn.ModuleDict, slot.attribute):  # in which torch keeps parametrizations by their names
+        return f"of a name, {slot.attribute}, that torch cannot parametrize; rename the attribute"
     turned = is_turned(slot.module) or getattr(slot.module, "kept_turned", False)  # the latter: experts taken apart
     if turned and slot.attribute == "weight" and pattern.row != pattern.col:
         kind = type(slot.module).__name__

@@ -16,7 +16,7 @@ from nmflow.asked import amount, check_flags, whole
 from nmflow.errors import InputValueError
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern, certify
-from nmflow.torch.decay import Decay, inner_optimizer
+from nmflow.torch.decay import Decay
 from nmflow.torch.device import on_device
 from nmflow.torch.joint_search import find_all
 from nmflow.torch.masked_layers import MaskedLayers
@@ -26,6 +26,7 @@ from nmflow.torch.search import find
 from nmflow.torch.select import Filter, Layer, select
 from nmflow.torch.sharing import Found, Ranks
 from nmflow.torch.state import Refresh, TrainingStateError, check, check_duals, packed, unpacked
+from nmflow.torch.steps import Steps, inner_optimizer
 
 __all__ = ["Refresh", "SparseTraining", "TrainingStateError"]
 
@@ -145,12 +146,7 @@ class SparseTraining:
         self._pull.masked = list(self._masked.by_name.values())
         self._masked.attach()
         self._finished = False
-        aside: Any = torch.compiler.disable  # else Dynamo, compiling the optimizer's step, would trace into the solver
-        self._hooks = [
-            driver.register_step_pre_hook(aside(self._check_ranks)),
-            driver.register_step_pre_hook(aside(self._pull)),
-            driver.register_step_post_hook(aside(self._after_step)),
-        ]
+        self._steps = Steps(driver, self._before_step, self._after_step)
         self._stop_in_time()
 
     @property
@@ -237,11 +233,23 @@ class SparseTraining:
         started = time.perf_counter()
         reports = self._masked.grade(self.pattern, self.threads)
         self._masked.bake()
-        for hook in self._hooks:
-            hook.remove()
-        self._finished, self._found = True, None
+        self._let_go()
         name = self.solver if isinstance(self.solver, str) else self.solver.name
         return PruneReport(str(self.pattern), name, reports, self.skipped, time.perf_counter() - started)
+
+    def release(self) -> None:
+        """Take the masks off and let go of model and optimizer; weights stay dense, as the optimizer learned them.
+
+        What was replaced or removed since is left alone. So a new SparseTraining can be made of the model.
+
+        Raises
+        ------
+        TrainingStateError
+            If it or `finish` was called before, or a masked weight has another parametrization too.
+        """
+        self._check_running()
+        self._masked.take_off()
+        self._let_go()
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, duals, step and history, as ``torch.load(weights_only=True)`` reads them; the same on every rank."""
@@ -298,7 +306,15 @@ class SparseTraining:
                     f"state must hold a mask of pattern {self.pattern} for {layer.name!r}, and its mask breaks it"
                 )
 
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _let_go(self) -> None:
+        self._steps.remove()
+        self._finished, self._found = True, None
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._check_ranks()
+        return self._pull(optimizer, args, kwargs)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
         # A GradScaler calls a fused optimizer at every step, and lends it this tensor to skip by. Reading it waits for
         # the device, as the scaler itself does for other optimizers; without a scaler there is none.
         overflown = getattr(optimizer, "found_inf", None)
@@ -313,7 +329,7 @@ class SparseTraining:
         if self.stop_at is not None and self.step >= self.stop_at and not self.frozen:
             self.freeze()
 
-    def _check_ranks(self, *step: Any) -> None:
+    def _check_ranks(self) -> None:
         """Raise TrainingStateError if there are more processes now: each would have masks of its own."""
         if Ranks.current(self._group).count > self._ranks.count:
             raise TrainingStateError(
@@ -323,4 +339,6 @@ class SparseTraining:
 
     def _check_running(self) -> None:
         if self._finished:
-            raise TrainingStateError("finish() must be called once, as the last thing; make a new SparseTraining")
+            raise TrainingStateError(
+                "finish() must be called once, as the last thing, or release(); make a new SparseTraining"
+            )

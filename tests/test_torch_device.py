@@ -288,7 +288,7 @@ def test_memory_that_triton_lacks_is_memory_that_runs_out(monkeypatch: pytest.Mo
     pretend(monkeypatch, settle=settle)
     found = solve_on_device(torch.from_numpy(weight), 2, 4)
     same(found, weight, 2, 4)
-    assert (found.stats["engine"], found.stats["bands"], tried) == ("launch", 4, [8, 8, 64, 16, 16, 16, 16])
+    assert (found.stats["engine"], found.stats["bands"], tried) == ("launch", 4, [16, 16, 64, 16, 16, 16, 16])
     full: Any = RuntimeError("Triton Error [CUDA]: out of memory"), RuntimeError("CUDA error: an illegal memory access")
     for error in full:
 

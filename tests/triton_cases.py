@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nmflow.pattern import Pattern
 from nmflow.torch import solve_on_device
-from nmflow.torch.device import launch, plain
+from nmflow.torch.device import engine, launch, plain
 from nmflow.torch.device.duals import space_for_duals
 from nmflow.torch.device.grid import BlockGrid
 
@@ -101,10 +101,10 @@ class Waits(TorchDispatchMode):
 def test_the_engine_waits_for_nothing() -> None:
     grid = BlockGrid.of(torch.from_numpy(families.few_values((8, 12), 0)), Pattern(2, 4), None, 1)
     mask = torch.zeros(grid.scores.shape, dtype=torch.bool)
-    for engine, waits in ((launch, False), (plain, True)):
+    for which, waits in ((launch, False), (plain, True)):
         with Waits() as seen:
-            engine.settle(grid, mask, None, absolute=True, start=None)
-            engine.kept_score(grid.scores, mask, absolute=True)
+            which.settle(grid, mask, None, absolute=True, start=None)
+            which.kept_score(grid.scores, mask, absolute=True)
         assert bool(seen.found) is waits, seen.found
 
 
@@ -147,3 +147,9 @@ def test_kept_score() -> None:
         score: Any = launch.kept_score(weights, mask, absolute=absolute)
         exact = float(((weights.double().abs() if absolute else weights.double()) * mask).sum())
         assert score.item() == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize(("pattern", "dtype", "duals"), [("2:4", torch.bfloat16, False), ("4:8", torch.float32, True)])
+def test_these_kernels_are_trusted(pattern: str, dtype: torch.dtype, duals: bool) -> None:
+    for absolute in (True, False):
+        assert engine.untrusted_triton(torch.device("cpu"), Pattern.parse(pattern), dtype, absolute, duals) == ""

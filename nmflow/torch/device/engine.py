@@ -71,16 +71,17 @@ def missing_triton(device: torch.device) -> str:
 def untrusted_triton(device: torch.device, pattern: Pattern, dtype: torch.dtype, absolute: bool, duals: bool) -> str:
     """Why the kernels for one kind of solve cannot be trusted on a device; empty if they can.
 
-    They prove what they find, so a compiler that has a mistake would prove it too: a small matrix whose scores repeat,
-    and are both small and large, must come out as plain operations have it, bit for bit.
+    They prove what they find, so a compiler that has a mistake would prove it too: a small matrix, of
+    which some scores repeat and a few are large, must come out as plain operations have it, bit for bit.
     """
 
     def compare() -> str:
         from nmflow.torch.device import launch
 
         side = pattern.m
-        place = torch.arange(6 * side * side, device=device).reshape(2 * side, 3 * side)
-        values = (place * 7919 % 61 - 20) * torch.where(place % 37 == 0, 2.0**9, 2.0**-3)
+        place = torch.arange(32 * side * side, device=device).reshape(4 * side, 8 * side)
+        few, many = place * 7919 % 5 - 1.0, (place * place * 40503 % 65521 - 21000) / 2.0**12
+        values = torch.where(place % 997 == 0, 2.0**9, torch.where(place < 8 * side * side, few, many))
         grid = BlockGrid.of(values.to(dtype), pattern, None, 1)
         ours, theirs = (_settled(engine, grid, absolute, duals) for engine in (launch, plain))
         if all(torch.equal(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True)) and (

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 import nmflow
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, SolverLimitError
 from nmflow.pattern import Pattern
+from nmflow.solvers import approximate
 from nmflow.solvers.entropic import Entropic
 from nmflow.solvers.greedy import Greedy
 from nmflow.solvers.local_search import LocalSearch
@@ -303,3 +304,18 @@ def test_many_blocks_in_stripes(name: str) -> None:
     whole = nmflow.solve(weights, 2, 4, solver=name, threads=2).mask
     part = nmflow.solve(weights[32:, 2048:], 2, 4, solver=name).mask
     assert np.array_equal(whole[32:, 2048:], part)
+
+
+@pytest.mark.parametrize("solver", ["entropic", "local-search"])
+def test_blocks_without_a_mask_are_named_wherever_stripes_end(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.random.default_rng(0).random((16, 64))
+    drop = np.zeros(weights.shape, bool)
+    drop[8, 40:43] = True
+    messages = []
+    for entries in (approximate.STRIPE_ENTRIES, 5 * 16):
+        monkeypatch.setattr(approximate, "STRIPE_ENTRIES", entries)
+        with pytest.raises(InfeasibleError) as caught:
+            nmflow.solve(weights, 2, 4, drop=drop, solver=solver)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "rows 8 to 11, columns 40 to 43" in messages[0]

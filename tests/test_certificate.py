@@ -7,6 +7,7 @@ fractions (what given duals prove).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -23,8 +24,8 @@ from hypothesis.extra import numpy as hnp
 import nmflow
 from nmflow import solvers
 from nmflow.blocks import Chunk, integers_of, load
-from nmflow.certificate import grade, grade_exactly
-from nmflow.cutting import places
+from nmflow.certificate import Proven, grade, grade_exactly
+from nmflow.cutting import Place, places
 from nmflow.duals import BlockDuals, Duals
 from nmflow.errors import InputTypeError, InputValueError, SolverLimitError
 from nmflow.pattern import Pattern
@@ -517,3 +518,55 @@ def test_a_gap_is_relative_to_the_size_of_its_bound() -> None:
     graded = nmflow.certify(scores, nmflow.solve(-scores, 2, 4, scores=-scores).mask, 2, 4)
     assert graded.bound < 0 < graded.gap
     assert graded.relative_gap == graded.gap / -graded.bound
+
+
+def _chunk(pattern: nmflow.Pattern, wide: int, scores: Any = None) -> Chunk:
+    rows, cols = pattern.block_shape
+    scores = np.zeros((rows, wide * cols)) if scores is None else scores
+    place = Place(0, slice(0, 1), slice(0, wide), (slice(0, rows), slice(0, wide * cols)), False)
+    return Chunk(scores, scores, "float64", False, True, pattern, None, np.zeros(scores.shape, bool), place)
+
+
+def test_duals_that_stand_apart_go_before_others() -> None:
+    """Blocks 0, 2 and 5 known; 2 and 4 of them newer; 1 given one by one. Nothing that was given changes."""
+
+    def apart(blocks: list[int], value: float) -> Duals:
+        names = np.array(blocks)
+        return Duals(blocks=names, block_row=np.outer(names + value, np.ones(2)), block_col=np.zeros((len(names), 3)))
+
+    old, new = apart([0, 2, 5], 0.25), apart([2, 4], 0.5)
+    both = old.updated(new)
+    assert both.blocks is not None
+    assert both.blocks.tolist() == [0, 2, 4, 5]
+    chunk = _chunk(nmflow.Pattern(row="2:3", col="1:2", fill="at-most"), 6)
+    wanted = np.arange(6)
+    u, v = both.gather(chunk, wanted)
+    assert u[:, 0].tolist() == [0.25, 0.0, 2.5, 0.0, 4.5, 5.25]
+    subset = old.updated(apart([2], 0.75))
+    assert subset.gather(chunk, wanted)[0][:, 0].tolist() == [0.25, 0.0, 2.75, 0.0, 0.0, 5.25]
+    assert old.block_row is not None
+    assert old.block_row[:, 0].tolist() == [0.25, 2.25, 5.25]
+    u, v = old.gather(chunk, old.blocks)
+    u += 1.0
+    assert old.block_row[:, 0].tolist() == [0.25, 2.25, 5.25]
+    special = both._replace(special={1: BlockDuals(np.ones(2), np.ones(3), 3)})
+    assert special.apart().tolist() == [0, 1, 2, 4, 5]
+    assert special.gather(chunk, wanted)[0][:, 0].tolist() == [0.25, 8.0, 2.5, 0.0, 4.5, 5.25]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+@pytest.mark.parametrize("side", ["row", "col"])
+@pytest.mark.parametrize("kind", ["exact", "rounded"])
+def test_duals_that_are_not_finite_leave_the_gap_open(bad: float, fill: str, side: str, kind: str) -> None:
+    chunk = _chunk(nmflow.Pattern(2, 4, fill=fill), 3, scores=np.random.default_rng(0).random((4, 12)))
+    if kind == "rounded":
+        chunk = replace(chunk, exact=False)
+    chunk.mask[...] = np.tile(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], bool), 3)
+    u, v = np.zeros((3, 4)), np.zeros((3, 4))
+    (u if side == "row" else v)[1, 2] = bad
+    duals = Duals(blocks=np.arange(3), block_row=u, block_col=v)
+    graded = grade(chunk, duals, Proven(0.0, np.arange(3)))
+    assert graded.unproven.tolist() == [0, 1, 2]
+    assert graded.gaps[1] == np.inf
+    assert np.isfinite(graded.gaps[[0, 2]]).all()

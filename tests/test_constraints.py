@@ -362,3 +362,14 @@ def test_blocks_without_a_mask_are_told_by_rows_and_columns_of_their_own() -> No
     drop[4:8, 6:8] = drop[8:, :2] = True
     with pytest.raises(InfeasibleError, match=r"2 of 18 blocks, the first at rows 4 to 7, columns 6 to 7 of matrix 0"):
         nmflow.solve(np.ones(drop.shape), row="1:2", col="2:4", drop=drop)
+
+
+def test_rounded_integers_with_lines_that_cannot_be_full_have_masks_under_at_most_fill() -> None:
+    """As if lines had to be full there is none."""
+    weights = (np.random.default_rng(7).standard_normal((32, 32)) * 1e17).astype(np.int64)
+    drop = np.zeros(weights.shape, bool)
+    drop[8, 12:15] = True
+    pattern = nmflow.Pattern(2, 4, fill="at-most")
+    solution = nmflow.solve(weights, pattern=pattern, drop=drop)
+    assert solution.certificate.proven
+    assert not solution.mask[drop].any()

@@ -272,3 +272,29 @@ def test_duals_that_cannot_be_written_where_they_lie(open_: Duals, message: str)
     chunk: Any = SimpleNamespace(pattern=Pattern(2, 4))
     with pytest.raises(AssertionError, match=message):
         paths.finish(chunk, open_)
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_blocks_are_finished_a_batch_at_a_time(fill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a later batch that need duals between their scores find them: no more blocks take Python's integers."""
+    for family in ("huge_among_tiny_float64", "no_float_duals"):
+        weights = families.FAMILIES[family]((64, 64), 1)
+        whole = nmflow.solve(weights, 2, 4, fill=fill)
+        with monkeypatch.context() as patch:
+            patch.setattr(paths, "BATCH_ENTRIES", 7 * 16)
+            parts = nmflow.solve(weights, 2, 4, fill=fill)
+        assert parts.certificate.proven
+        assert np.array_equal(parts.mask, whole.mask)
+        assert parts.stats.get("integers", 0) == whole.stats.get("integers", 0)
+
+
+def test_duals_of_whole_numbers_that_float64_cannot_hold_are_found_in_pythons() -> None:
+    """Numbers of 53 bits whose duals take more: 64-bit integers find them, and float64 rounds them on their way out."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        weights = 2**60 + rng.integers(0, 2**53 - 1, (32, 64))
+        least = rng.random(weights.shape) < 0.5
+        weights = np.where(least, 2**60, 2**60 + 2**53 - 1 - rng.integers(0, 3, weights.shape))
+        for m in (4, 8):
+            solution = nmflow.solve(weights, m // 2, m)
+            assert solution.certificate.proven

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -264,3 +265,62 @@ def test_the_last_bits_of_integers_count_under_at_most_fill(pattern: str, seed: 
     assert at_most.proven
     kept = [int(weights[found.mask].astype(object).sum()) for found in (full, at_most)]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lines_that_may_have_room_are_proven_by_steps_that_are_large_enough(
+    dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under at-most fill duals that are not negative prove nothing of the scores where steps are too small."""
+    monkeypatch.setattr(levels, "ROOM", 2)
+    weights = np.abs(np.random.default_rng(0).integers(-7, 8, (64, 64))).astype(dtype) * dtype(0.7)
+    for fill in ("exact", "at-most"):
+        solution = nmflow.solve(weights, 2, 4, fill=fill)
+        assert solution.certificate.proven
+        scores = oracles.exact(weights)
+        assert scores[solution.mask].sum() == oracles.best_total(scores, solution.pattern)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [0.1, 0.7])
+def test_duals_moved_by_less_than_a_step_prove_the_scores_or_are_sought_anew(
+    dtype: Any, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "ROOM", 2)
+    for seed in range(20):
+        weights = np.random.default_rng(seed).integers(1, 8, (64, 64)).astype(dtype) * dtype(scale)
+        for m in (4, 8):
+            solution = nmflow.solve(weights, m // 2, m, fill="at-most")
+            grade = nmflow.certify(weights, solution.mask, m // 2, m, fill="at-most")
+            assert grade.proven
+            assert grade.gap == 0.0
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_further_beside_the_lattice_than_a_sample_shows_are_proven(dtype: Any, fill: str) -> None:
+    """By one or two steps of the last bits: what they add up to is no longer less than a step of the lattice."""
+    for scale in (0.1, 1 / 3, 0.7):
+        rng = np.random.default_rng(0)
+        weights = rng.integers(-4, 5, (64, 64)).astype(dtype) * dtype(scale)
+        lattice = levels.lattice_of(weights[:8].astype(np.float64), dtype)
+        assert lattice is not None
+        beside = rng.integers(-lattice.largest - 1, lattice.largest + 2, weights.shape)
+        beside[::8] = beside[:8] = beside[:, :8] = 0
+        weights = (weights + beside * lattice.fine).astype(dtype)
+        scores = oracles.exact(weights)
+        solution = nmflow.solve(weights, 2, 4, fill=fill)
+        assert solution.certificate.proven
+        assert scores[solution.mask].sum() == oracles.best_total(scores, solution.pattern)
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_duals_of_whole_numbers_have_halves_that_float64_must_hold(sign: float, fill: str) -> None:
+    """A mask is graded by them: beyond 2**52 there is none."""
+    weights = sign * (2.0**52 + np.random.default_rng(0).integers(-4, 5, (64, 64)) / 2)
+    for m in (4, 8):
+        solution = nmflow.solve(weights, m // 2, m, scores=weights, fill=fill)
+        grade = nmflow.certify(weights, solution.mask, m // 2, m, fill=fill)
+        assert grade.proven
+        assert grade.gap == 0.0

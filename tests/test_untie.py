@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import families
 import ml_dtypes
 import numpy as np
+import oracles
 import pytest
 from test_lanes import unproven
 from test_levels import check
@@ -199,3 +201,20 @@ def test_duals_of_the_largest_floats_are_floats(pattern: str) -> None:
         assert np.isfinite(solution.row_duals).all()
         assert np.isfinite(solution.col_duals).all()
         assert nmflow.certify(weights, solution.mask, pattern=pattern).proven
+
+
+def test_parts_whose_blocks_need_integers_are_proven_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second part and later ones too: few numbers, which float64 duals can't prove."""
+    weights = families.no_float_duals((48, 48), 0)
+    pattern = nmflow.Pattern(1, 3)
+    whole = nmflow.solve(weights, pattern=pattern)
+    monkeypatch.setattr(in_parts, "MOST_ENTRIES", 12 * 48)
+    parts: list[int] = []
+    rows_of = in_parts._rows_of
+    monkeypatch.setattr(in_parts, "_rows_of", lambda chunk, *ends: parts.append(1) or rows_of(chunk, *ends))
+    solution = nmflow.solve(weights, pattern=pattern)
+    assert parts == [1] * 4
+    assert solution.stats["integers"] == whole.stats["integers"] > 0
+    assert solution.certificate.proven
+    scores = oracles.exact(weights)
+    assert scores[solution.mask].sum() == oracles.best_total(scores, pattern)

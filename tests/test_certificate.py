@@ -540,13 +540,13 @@ def test_duals_that_stand_apart_go_before_others() -> None:
     assert both.blocks.tolist() == [0, 2, 4, 5]
     chunk = _chunk(nmflow.Pattern(row="2:3", col="1:2", fill="at-most"), 6)
     wanted = np.arange(6)
-    u, v = both.gather(chunk, wanted)
+    u, _ = both.gather(chunk, wanted)
     assert u[:, 0].tolist() == [0.25, 0.0, 2.5, 0.0, 4.5, 5.25]
     subset = old.updated(apart([2], 0.75))
     assert subset.gather(chunk, wanted)[0][:, 0].tolist() == [0.25, 0.0, 2.75, 0.0, 0.0, 5.25]
     assert old.block_row is not None
     assert old.block_row[:, 0].tolist() == [0.25, 2.25, 5.25]
-    u, v = old.gather(chunk, old.blocks)
+    u, _ = old.gather(chunk, old.blocks)
     u += 1.0
     assert old.block_row[:, 0].tolist() == [0.25, 2.25, 5.25]
     special = both._replace(special={1: BlockDuals(np.ones(2), np.ones(3), 3)})

@@ -226,8 +226,25 @@ def test_rows_and_columns_of_different_length(model: Path) -> None:
 
 def test_nothing_to_prune(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {"lm_head.weight": np.ones((8, 8), "f4"), "b": np.ones(8, "f4")})
-    with pytest.raises(PatternError, match="must hold a weight that 2:4 can prune, and all 2 tensors are left alone"):
+    with pytest.raises(
+        PatternError, match="must hold a weight that 2:4 can prune, and all 2 tensors are left alone"
+    ) as e:
         make_plan(path, "2:4").check()
+    assert re.search(r"left alone \(1 x .*, 1 x .*\); nmflow prune --dry-run says more", str(e.value))
+    assert "1 x output head (lm_head.*)" in str(e.value)
+
+
+def test_size_is_no_reason_where_names_or_dtypes_are(tmp_path: Path) -> None:
+    """Of a quantised checkpoint only scales are floats, and of an adapter all is small."""
+    tensors = {"a.weight": np.ones((64, 64), "i1"), "a.weight_scale": np.ones((64, 1), "f4")}
+    path = write(tmp_path / "x.safetensors", {**tensors, "q.lora_E": np.ones((12, 1), "f4")})
+    with pytest.raises(PatternError, match=r"1 x dtype I8\).*prune before quantising"):
+        make_plan(path, "2:4").check()
+
+
+def test_a_convolution_before_the_classifier_is_no_head(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {"conv_head.weight": np.ones((16, 8, 1, 1), "f4")})
+    assert [tensor.entry.name for tensor in make_plan(path, "2:4").pruned] == ["conv_head.weight"]
 
 
 def test_no_tensor_at_all(tmp_path: Path) -> None:
@@ -307,6 +324,40 @@ def test_the_index_of_a_part_of_a_pipeline(tmp_path: Path) -> None:
         open_source(folder)
     shutil.copy(other, index)
     assert open_source(folder).index == index.name
+
+
+def test_variants_of_a_model(tmp_path: Path) -> None:
+    """diffusers and transformers write the name of a variant before the number of a shard, and before json."""
+    folder = sharded(tmp_path / "unet")
+    index = folder / "model.safetensors.index.json"
+    moved = {
+        shard: shard.replace("model-", "m.fp16-") for shard in set(json.loads(index.read_text())["weight_map"].values())
+    }
+    text = index.read_text()
+    for old, new in moved.items():
+        (folder / old).rename(folder / new)
+        text = text.replace(old, new)
+    variant = index.rename(folder / "m.safetensors.index.fp16.json")
+    variant.write_text(text)
+    source = open_source(folder)
+    assert (len(source.shards), source.index) == (2, variant.name)
+    assert {tensor.entry.name for tensor in make_plan(source, "2:4").pruned} == set(PRUNED)
+    write(folder / "m.safetensors")
+    write(folder / "m.bf16.safetensors")
+    source = open_source(folder)
+    assert [shard.path.name for shard in source.shards] == ["m.safetensors"]
+    assert {path.name for path in source.other_weights} == {"m.bf16.safetensors", *moved.values()}
+    write(folder / "other.safetensors")
+    with pytest.raises(CheckpointError, match="not 2 of them; name one file"):
+        open_source(folder)
+
+
+def test_weights_in_folders_below_are_named(tmp_path: Path) -> None:
+    for name in ("vae", "unet"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "x.safetensors")
+    with pytest.raises(CheckpointError, match="holds them in folders; give one of these: unet, vae"):
+        open_source(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../out.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "a\\b"])

@@ -622,3 +622,12 @@ def test_cuda() -> None:
     if torch.cuda.get_device_capability() >= (8, 0):
         assert len(nt.to_semi_structured_(model).converted) == 2
         assert torch.allclose(model(inputs), dense, atol=1e-2)
+
+
+def test_what_torch_masked_itself_is_told_how_to_free() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    report = nt.prune_(model, 2, 4)
+    assert dict(report.skipped)["0.weight"].startswith("computed by torch.nn.utils.prune; call its remove(module, 'w")
+    prune.remove(model[0], "weight")
+    assert len(nt.prune_(model, 2, 4).layers) == 2

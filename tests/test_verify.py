@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors_files import BF16, PRUNED, read, sharded, write
+from typer.testing import CliRunner
 
 from nmflow.checkpoint import Violation, prune_checkpoint, verify_checkpoint
+from nmflow.cli import app
 from nmflow.errors import CheckpointError, InputValueError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
@@ -177,3 +179,16 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="must hold safetensors"):
         verify_checkpoint(tmp_path / "empty", "2:4")
+
+
+def test_weights_of_another_variant_are_named(tmp_path: Path) -> None:
+    for name in ("model", "model.fp16"):
+        write(tmp_path / f"{name}.safetensors", {"w.weight": MASK.astype("f4")})
+    found = verify_checkpoint(tmp_path, "2:4")
+    assert found.ok
+    assert found.unchecked_files == ("model.fp16.safetensors",)
+    assert found.to_dict()["unchecked_files"] == ["model.fp16.safetensors"]
+    assert (
+        "not checked: model.fp16.safetensors may hold"
+        in CliRunner().invoke(app, ["verify", str(tmp_path), "--pattern", "2:4"]).stdout
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -99,16 +100,24 @@ class Plan:
         """Raise PatternError if no tensor is to be pruned."""
         if self.pruned:
             return
-        small = [tensor.entry for tensor in self.tensors if tensor.reason == too_small(self.pattern)]
+        # what names or dtypes leave alone would be left alone at any size
+        small = [
+            tensor.entry
+            for tensor in self.tensors
+            if tensor.reason == too_small(self.pattern) and not unwanted(tensor.entry, (), ())
+        ]
         if small:
             largest = max(small, key=lambda entry: math.prod(entry.shape))
             raise PatternError(
                 f"pattern must fit at least one weight of {self.source.path}, not {self.pattern}: the largest, "
                 f"{largest.name!r}, has shape {largest.shape}; choose smaller groups"
             )
+        reasons = Counter(tensor.reason for tensor in self.tensors).most_common()
+        seen = ", ".join(f"{count} x {reason}" for reason, count in reasons[:4]) or "there is none"
         raise PatternError(
             f"{self.source.path} must hold a weight that {self.pattern} can prune, and all {len(self.tensors)} tensors "
-            f"are left alone; nmflow prune --dry-run says why, and include globs can bring some back"
+            f"are left alone ({seen}); nmflow prune --dry-run says more. Include globs bring back what names leave "
+            f"alone, not other dtypes: prune before quantising, and the model rather than an adapter"
         )
 
     def to_dict(self) -> dict[str, Any]:

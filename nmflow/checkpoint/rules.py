@@ -70,6 +70,10 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
 where it has fewer rows than columns."""
 
 
+INSIDE = ("conv_head.*", "*.conv_head.*")
+"""Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier."""
+
+
 def layout_of(entry: Entry) -> Layout | None:
     """How the axes of a tensor are seen as matrices. Its name tells, and else its shape."""
     if len(entry.shape) != 3:
@@ -107,7 +111,7 @@ def unwanted(entry: Entry, include: tuple[str, ...], exclude: tuple[str, ...]) -
             return f"excluded by {glob!r}"
     if any(fnmatchcase(entry.name, glob) for glob in include):
         return ""
-    for glob, meaning in EXCLUDED:
+    for glob, meaning in () if any(fnmatchcase(entry.name, glob) for glob in INSIDE) else EXCLUDED:
         if fnmatchcase(entry.name, glob) and counts(glob, entry.shape):
             return f"{meaning} ({glob})"
     if not any(fnmatchcase(entry.name, glob) for glob in WEIGHTS):

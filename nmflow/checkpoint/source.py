@@ -18,8 +18,8 @@ __all__ = ["Source", "open_source"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-INDEX_END = ".safetensors.index.json"
-"""How the names of all indexes end; diffusers has diffusion_pytorch_model before it."""
+_INDEX = re.compile(r"(.+)\.safetensors\.index(\.[^.]+)?\.json")
+"""Names of all indexes: diffusers has diffusion_pytorch_model before it, and a variant, such as fp16, before json."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PART = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")
 """Name of one of several pickles that are one checkpoint; converted by itself it would pass for the whole."""
@@ -70,7 +70,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     ----------
     path : path
         A .safetensors file, or a folder in the layout of Hugging Face: ``model.safetensors``, or
-        ``model.safetensors.index.json`` with its shards, or else a single index or .safetensors file of any name.
+        ``model.safetensors.index.json`` with its shards, or else a single index or .safetensors file of any name. Of
+        one model in several variants (fp16 beside none) the one without a name is taken.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     files = _files(path)
     top = [file.name for file in files if file.parent == Path()]
     index = _index(path, top)
-    names = [SINGLE] if SINGLE in top else _indexed(path / index) if index else [_alone(path, top)]
+    names = [SINGLE] if SINGLE in top else _indexed(path / index) if index else [_alone(path, top, files)]
     for name in names:
         _refuse_record(path / name)
     shards = tuple(read_header(path / name) for name in names)
@@ -144,15 +145,25 @@ def _index(root: Path, top: list[str]) -> str | None:
     """The index of a folder: that of its model, or the only one where the model has none."""
     if INDEX in top or SINGLE in top:
         return INDEX if INDEX in top else None
-    found = [name for name in top if name.endswith(INDEX_END)]
+    matches = {name: match for name in top if (match := _INDEX.fullmatch(name))}
+    plain = [name for name, match in matches.items() if match[2] is None]
+    found = plain or ([] if _files_alone(root, top) else list(matches))
     if len(found) > 1:
         raise CheckpointError(f"{root} must hold {INDEX} or one index, not {', '.join(found)}; keep one of them")
     return found[0] if found else None
 
 
-def _alone(root: Path, top: list[str]) -> str:
+def _files_alone(root: Path, top: list[str]) -> list[str]:
+    """Safetensors of a folder that are no shard of an index, and no variant of another: m.fp16 beside m."""
+    held = {shard for name in top if _INDEX.fullmatch(name) for shard in _weight_map(root / name).values()}
+    stems = {name: name.removesuffix(".safetensors") for name in top if name.endswith(".safetensors")}
+    known = set(stems.values())
+    return [name for name, stem in stems.items() if name not in held and stem.rpartition(".")[0] not in known]
+
+
+def _alone(root: Path, top: list[str], files: list[Path]) -> str:
     """The only safetensors file of a folder without an index."""
-    tensors = [name for name in top if name.endswith(".safetensors")]
+    tensors = _files_alone(root, top)
     if len(tensors) == 1:
         return tensors[0]
     if tensors:
@@ -162,6 +173,11 @@ def _alone(root: Path, top: list[str]) -> str:
     # a model before the optimizer and the arguments that trained it
     for name in sorted(top, key=lambda name: "model" not in name):
         _refuse_pickle(root / name)
+    below = sorted({file.parts[0] for file in files if len(file.parts) > 1 and file.suffix == ".safetensors"})
+    if below:
+        raise CheckpointError(
+            f"{root} must hold safetensors itself, and holds them in folders; give one of these: {', '.join(below)}"
+        )
     raise CheckpointError(f"{root} must hold safetensors, for example {SINGLE}, and it holds none")
 
 

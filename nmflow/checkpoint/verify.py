@@ -88,12 +88,15 @@ class Verification:
     tensors : tuple of Checked
     skipped : tuple of (str, str)
         Tensors that were not checked, and why.
+    unchecked_files : tuple of str
+        Other files of the folder that look like weights, as those of another variant.
     """
 
     path: str
     pattern: str
     tensors: tuple[Checked, ...]
     skipped: tuple[tuple[str, str], ...]
+    unchecked_files: tuple[str, ...] = ()
 
     @property
     def first(self) -> Violation | None:
@@ -114,6 +117,7 @@ class Verification:
             "first_violation": asdict(self.first) if self.first else None,
             "tensors": [asdict(tensor) for tensor in self.tensors],
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "unchecked_files": list(self.unchecked_files),
         }
 
 
@@ -154,7 +158,8 @@ def verify_checkpoint(
         progress("", done, total)
     shown = str(plan.pattern).removesuffix(" at-most")
     skipped = tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped)
-    return Verification(str(plan.source.path), shown, tuple(tensors), skipped)
+    others = tuple(str(path) for path in plan.source.other_weights)
+    return Verification(str(plan.source.path), shown, tuple(tensors), skipped, others)
 
 
 def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:

@@ -123,6 +123,8 @@ def verification(found: Verification) -> None:
         _text(f"{found.path}: {verdict}; {nonzero:,} of {entries:,} entries are nonzero"),
         soft_wrap=True,
     )
+    for path in found.unchecked_files:
+        console.print(f"not checked: {_text(path)} may hold weights too", soft_wrap=True)
 
 
 def bench(rows: list[dict[str, Any]]) -> None:

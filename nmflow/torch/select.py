@@ -182,6 +182,8 @@ def _missing(module: nn.Module) -> str:
         listed: Any = getattr(module, "parametrizations", {})
         if any(_is_mask(one) for some in listed.values() for one in some):
             return UNDER
+        if "weight_orig" in module._parameters:
+            return "computed by torch.nn.utils.prune; call its remove(module, 'weight') first"
         return "computed, not a parameter of the module"
     if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
         return f"of shape {tuple(weight.shape)}, not a matrix; where a model is sharded, a rank holds a part of it"

@@ -824,3 +824,18 @@ for step in steps:
     assert max(found) <= 200, found
     assert os.path.getsize(large / "x.safetensors") >= 1 << 29
     assert tiles.TILE_BYTES < 1 << 24
+
+
+@pytest.mark.parametrize("side", [8, 1500])
+def test_a_folder_that_was_finished_with_weights_skipped_is_not_one_without(tmp_path: Path, side: int) -> None:
+    """Whether it was read in one piece or several; what was skipped is known from the report."""
+    weights = np.ones((side, side), "f4")
+    weights[3, 3] = np.nan
+    (tmp_path / "hf").mkdir()
+    write(tmp_path / "hf" / "model.safetensors", {"a.weight": weights, "b.weight": np.ones((8, 8), "f4")})
+    out = tmp_path / "out"
+    report = prune_checkpoint(tmp_path / "hf", out, "2:4", on_nonfinite="skip")
+    assert [name for name, _ in report.skipped] == ["a.weight"]
+    assert prune_checkpoint(tmp_path / "hf", out, "2:4", on_nonfinite="skip", resume=True) == report
+    with pytest.raises(DestinationExistsError, match='on_nonfinite was "skip", not "error"'):
+        prune_checkpoint(tmp_path / "hf", out, "2:4", resume=True)

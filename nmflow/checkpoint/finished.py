@@ -61,7 +61,10 @@ def finished_report(
         report = read_report(dst)
         found = load_json(path, path.read_bytes(), "report")
         before, rows = found["asked"], found["sums"]
-        sums = {(shard, name): Done(shard, name, *rest) for shard, name, *rest in rows}
+        sums = {
+            (shard, name): Done(shard, name, read, written, reason=reason)
+            for shard, name, read, written, reason in rows
+        }
     except (KeyError, TypeError, ValueError, NmflowError):
         return None
     if not isinstance(before, Mapping):

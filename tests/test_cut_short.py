@@ -1,0 +1,343 @@
+"""Runs on checkpoints that are cut short, late, or twice: what is lost, and what is looked at before it goes on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors_files import leftovers, read, sharded, snapshot, write
+from test_resume import Stop, Stopping, new_of
+
+from nmflow.checkpoint import (
+    Done,
+    export_checkpoint,
+    lock,
+    masked,
+    open_source,
+    prune_checkpoint,
+    publish,
+    read_header,
+    tiles,
+)
+from nmflow.checkpoint.journal import Journal
+from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.replace import replace_tensors
+from nmflow.checkpoint.tiles import read_tile, write_tile
+from nmflow.errors import ChangedError, CheckpointError, DestinationBusyError, DestinationExistsError
+
+
+@pytest.mark.parametrize("which", ["source", "masks"])
+def test_a_worker_that_sees_another_file_reads_nothing_of_it(tmp_path: Path, which: str) -> None:
+    """Of the same size, while this process sees what it was: as on a node whose mount is behind."""
+    values = {"w.weight": np.arange(1, 65, dtype="f4").reshape(8, 8)}
+    eye = np.tile(np.eye(4, dtype=bool), (2, 2))
+    source = write(tmp_path / "source", values)
+    masks = write(tmp_path / "masks", {"w.weight": eye})
+    seen = source if which == "source" else masks
+    other = write(tmp_path / "other", {"w.weight": values["w.weight"] * -1 if which == "source" else eye[::-1].copy()})
+    assert other.stat().st_size == seen.stat().st_size
+    os.utime(other, ns=(0, seen.stat().st_mtime_ns - 1))
+
+    class Behind:
+        def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+            future: Future[Done] = Future()
+            seen.rename(tmp_path / "aside")
+            other.rename(seen)
+            try:
+                future.set_result(function(*args))
+            except ChangedError as error:
+                future.set_exception(error)
+            finally:
+                seen.rename(other)
+                (tmp_path / "aside").rename(seen)
+            return future
+
+    with pytest.raises(ChangedError, match=f"{which} must not change while it is read, and it was replaced"):
+        prune_checkpoint(source, tmp_path / "out", "2:4", keep_from=masks, executor=Behind())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_done_is_kept_when_a_destination_appears(tmp_path: Path) -> None:
+    src, out = write(tmp_path / "model.safetensors"), tmp_path / "out"
+
+    def progress(name: str, done: int, total: int) -> None:
+        if not name:
+            out.write_text("another's")
+
+    with pytest.raises(DestinationExistsError, match="appeared meanwhile") as caught:
+        prune_checkpoint(src, out, "2:4", progress=progress)
+    assert leftovers(tmp_path) == [".out.nmflow"]
+    assert "(--resume) goes on from there" in caught.value.__notes__[0]
+
+
+def test_two_interrupts_between_two_renames_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes as what was there is about to be put back."""
+    folder, out = tmp_path / "hf", tmp_path / "dst"
+    folder.mkdir()
+    write(folder / "model.safetensors")
+    prune_checkpoint(folder, out, "2:4")
+    before, rename, interrupts = snapshot(out), os.rename, [1, 2]
+
+    def interrupted(source: Any, target: Any) -> None:
+        if Path(target) == out and interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("nmflow.checkpoint.publish._rename", lambda *names: False)
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_tensors(open_source(folder), out, {}, {"command": "x"}, overwrite=True)
+    assert not interrupts
+    assert snapshot(out) == before
+    assert not leftovers(tmp_path)
+
+
+def test_the_journal_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src, out, synced, fsync = write(tmp_path / "model.safetensors"), tmp_path / "out", list[int](), os.fsync
+
+    def noted(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+        fsync(file)
+
+    def rename(*names: Any) -> bool:
+        text = (tmp_path / ".out.nmflow" / "journal").read_text().splitlines()
+        assert "published" in text[-1]
+        assert synced[-1] == (tmp_path / ".out.nmflow" / "journal").stat().st_ino
+        return real(*names)
+
+    real = publish._rename
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(publish, "_rename", rename)
+    prune_checkpoint(src, out, "2:4")
+    assert out.exists()
+
+
+def test_half_a_line_on_a_full_disk_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write_, full = tmp_path / "journal", os.write, [True]
+
+    def half(file: int, data: bytes) -> int:
+        if full:
+            if len(data) < 10:
+                full.clear()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_(file, data[: len(data) // 2])
+        return write_(file, data)
+
+    with Journal(path, {"command": "x"}, resume=False) as journal:
+        journal.add(Done("s", "a", "1", "2"))
+        monkeypatch.setattr(os, "write", half)
+        with pytest.raises(OSError, match="No space left on device"):
+            journal.add(Done("s", "b", "1", "2"))
+        journal.add(Done("s", "c", "1", "2"))
+    with Journal(path, {"command": "x"}, resume=True) as journal:
+        assert sorted(name for _, name in journal.done) == ["a", "c"]
+
+
+def test_a_source_that_changes_while_tensors_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src, copyfile = write(tmp_path / "model.safetensors"), shutil.copyfile
+
+    def changing(source: Any, target: Any, **options: Any) -> Any:
+        copyfile(source, target, **options)
+        os.utime(src)
+        return target
+
+    monkeypatch.setattr(shutil, "copyfile", changing)
+    with pytest.raises(ChangedError, match=r"model.safetensors must not change while it is read"):
+        replace_tensors(open_source(src), tmp_path / "out", {}, {})
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_a_finished_folder_whose_other_file_only_looks_the_same(tmp_path: Path) -> None:
+    """Of the size and the time of what it is a copy of."""
+    src, out = sharded(tmp_path / "hf"), tmp_path / "out"
+    prune_checkpoint(src, out, "2:4")
+    index = "model.safetensors.index.json"
+    (out / index).write_text((src / index).read_text().replace("00001", "00002"))
+    info = (src / index).stat()
+    os.utime(out / index, ns=(info.st_atime_ns, info.st_mtime_ns))
+    with pytest.raises(CheckpointError, match=f"{index} is not what .*{index} is"):
+        prune_checkpoint(src, out, "2:4", resume=True)
+
+
+def test_a_lock_that_was_removed_before_it_was_held_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process finished between our opening the file and locking it."""
+    folder, flock, removed = tmp_path / ".out.nmflow", fcntl.flock, list[int]()
+
+    def late(file: int, how: int) -> None:
+        if not removed:
+            removed.append(file)
+            (folder / "lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    here = folder, tmp_path / "out"
+    with lock.locked(*here), pytest.raises(DestinationBusyError), lock.locked(*here):
+        pass
+    assert not folder.exists()
+
+
+def test_an_interrupt_between_two_renames_puts_the_old_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done is kept for a run that resumes; nobody needs one to have the old back."""
+    folder, out, rename = tmp_path / "hf", tmp_path / "dst", os.rename
+    folder.mkdir()
+    write(folder / "model.safetensors")
+    prune_checkpoint(folder, out, "2:4")
+    before = snapshot(out)
+
+    def interrupted(source: Any, target: Any) -> None:
+        rename(source, target)
+        if Path(target).name == "old":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("nmflow.checkpoint.publish._rename", lambda *names: False)
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoint(folder, out, "1:4", overwrite=True)
+    assert snapshot(out) == before
+    assert leftovers(tmp_path) == [".dst.nmflow"]
+
+
+@pytest.mark.parametrize("command", ["prune", "export"])
+def test_what_others_may_still_work_on_is_copied_if_masks_have_changed(tmp_path: Path, command: str) -> None:
+    values = {f"{name}.weight": np.ones((8, 8), "f4") for name in "ab"}
+    src = write(tmp_path / "src", values)
+    masks = write(tmp_path / "masks", {name: np.tile(np.eye(4, dtype=bool), (2, 2)) for name in values})
+
+    def run(**options: Any) -> None:
+        if command == "prune":
+            prune_checkpoint(src, tmp_path / "out", "2:4", keep_from=masks, **options)
+        else:
+            export_checkpoint(src, tmp_path / "out", "dense", masks=masks, **options)
+
+    names = []
+    for _ in range(2):
+        with pytest.raises(Stop):
+            run(executor=Stopping(1), resume=bool(names))
+        names.append(new_of(tmp_path / ".out.nmflow").name)
+        os.utime(masks, (1, 1))
+    assert names[0] != names[1]
+
+
+def test_what_the_system_does_in_parts_is_done_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write may be cut short by a signal, by a disk that is nearly full, or above 2 GiB."""
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(tiles.os, "pwrite", lambda file, data, at: pwrite(file, data[:7], at))
+    monkeypatch.setattr(tiles.os, "preadv", lambda file, parts, at: preadv(file, [parts[0][:5]], at))
+    whole = np.arange(96, dtype="f4").reshape(8, 12)
+    tile = (slice(1, 7), slice(2, 9))
+    with (tmp_path / "file").open("w+b") as file:
+        write_tile(file.fileno(), 3, whole.shape, tile, np.ascontiguousarray(whole[tile]))
+        found = read_tile(file.fileno(), 3, whole.shape, tile, whole.dtype)
+    np.testing.assert_array_equal(found, whole[tile])
+
+
+def test_an_error_of_a_piece_waits_for_the_others() -> None:
+    """Their files are closed next, and the numbers of these given to other files."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            begun.wait(60)
+            raise RuntimeError("broken")
+        begun.set()
+        time.sleep(0.2)
+        ended.set()
+
+    with Pool(2) as pool:
+        with pytest.raises(RuntimeError, match="broken"):
+            list(pool.map(work, range(2)))
+        assert ended.is_set()
+
+
+def test_what_has_not_begun_is_cancelled_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.checkpoint.engine.PATIENCE", 0.01)
+    src = write(tmp_path / "src", {f"{name}.weight": np.ones((8, 8), "f4") for name in "abc"})
+    futures: list[Future[Done]] = []
+
+    class Queue:
+        def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+            futures.append(Future())
+            if len(futures) == 1:
+                futures[0].set_exception(RuntimeError("broken"))
+            return futures[-1]
+
+    with pytest.raises(RuntimeError, match="broken"):
+        prune_checkpoint(src, tmp_path / "out", "2:4", executor=Queue())
+    assert [future.cancelled() for future in futures] == [False, True, True]
+
+
+def test_an_error_ends_what_is_at_work_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor of many pieces is not solved to its end for nothing."""
+    monkeypatch.setattr(tiles, "TILE_BYTES", 128)
+    src = write(tmp_path / "src", {"a.weight": np.full((4, 4), 9, "f4"), "b.weight": np.ones((800, 8), "f4")})
+    solve, begun, pieces = masked.solve, threading.Event(), list[int]()
+
+    def slow(weights: Any, **options: Any) -> Any:
+        if weights[0, 0] == 9:
+            begun.wait(60)
+            raise RuntimeError("broken")
+        pieces.append(1)
+        begun.set()
+        time.sleep(0.01)
+        return solve(weights, **options)
+
+    monkeypatch.setattr(masked, "solve", slow)
+    with pytest.raises(RuntimeError, match="broken"):
+        prune_checkpoint(src, tmp_path / "out", "2:4", threads=1)
+    assert len(pieces) < 100
+
+
+@pytest.mark.parametrize("format_", ["cutlass-24", "dense"])
+@pytest.mark.parametrize("change", ["nothing", "source", "masks", "staged"])
+def test_an_export_that_resumes_looks_at_all_it_did(tmp_path: Path, format_: str, change: str) -> None:
+    rng = np.random.default_rng(0)
+    values = {f"{name}.weight": rng.standard_normal((64, 128)).astype("f2") for name in "abc"}
+    write(tmp_path / "model.safetensors", values)
+    prune_checkpoint(tmp_path / "model.safetensors", tmp_path / "src", "2:4")
+    masks = write(tmp_path / "masks", {name: value != 0 for name, value in read(tmp_path / "src").items()})
+    src, out = tmp_path / "src", tmp_path / "out"
+    with pytest.raises(Stop):
+        export_checkpoint(src, out, format_, masks=masks, executor=Stopping(2))
+    staged = new_of(tmp_path / ".out.nmflow") / "src"
+    path = {"source": src, "masks": masks, "staged": staged}.get(change)
+    if path is not None:
+        raw = bytearray(path.read_bytes())
+        raw[read_header(path).entries[0].start] ^= 1
+        path.write_bytes(raw)
+    if change in ("source", "masks"):
+        with pytest.raises(ChangedError, match="must not have changed since the unfinished run read it"):
+            export_checkpoint(src, out, format_, masks=masks, resume=True)
+        return
+    export_checkpoint(src, out, format_, masks=masks, resume=True)
+    export_checkpoint(src, tmp_path / "whole", format_, masks=masks)
+    assert (out / "src").read_bytes() == (tmp_path / "whole" / "src").read_bytes()
+    assert not leftovers(tmp_path)
+
+
+def test_an_export_resumes_only_what_was_asked_for(tmp_path: Path) -> None:
+    values = {f"{name}.weight": np.ones((8, 8), "f4") for name in "ab"}
+    src = write(tmp_path / "src", values)
+    masks = [write(tmp_path / f"masks{k}", {name: np.ones((8, 8), bool) for name in values}) for k in range(2)]
+    with pytest.raises(Stop):
+        export_checkpoint(src, tmp_path / "out", "dense", masks=masks[0], executor=Stopping(1))
+    with pytest.raises(CheckpointError, match=r"masks was .*masks0"):
+        export_checkpoint(src, tmp_path / "out", "dense", masks=masks[1], resume=True)
+    with pytest.raises(Stop):
+        export_checkpoint(src, tmp_path / "other", "dense", executor=Stopping(1))
+    with pytest.raises(CheckpointError, match=r"'b.weight' was packed, and is not now"):
+        export_checkpoint(src, tmp_path / "other", "dense", exclude=["b.weight"], resume=True)

@@ -14,6 +14,7 @@ from test_torch_training import advance, plain
 from torch import nn
 
 import nmflow.torch as nt
+from nmflow.checkpoint import journal
 from nmflow.torch.feed import Draws
 from nmflow.torch.resume import Store
 
@@ -181,3 +182,23 @@ def test_mappings_of_other_keys_are_told_apart_and_nobody_else_may_look(tmp_path
         names.add(store._place("weight").name)
     assert len(names) == 2
     assert (tmp_path / "layers").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("version", ["9.9", journal.version()])
+def test_layers_of_another_version_are_not_resumed(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if done and name.endswith(".weight"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nt.adaprune_(network(), images(), 2, 4, sequential=False, resume=tmp_path, progress=stop)
+    monkeypatch.setattr(journal, "version", lambda: version)
+    treated: list[str] = []
+
+    def told(name: str, done: int, total: int) -> None:
+        treated.append(name)
+
+    nt.adaprune_(network(), images(), 2, 4, sequential=False, resume=tmp_path, progress=told)
+    assert ("0.weight" in treated) == (version == "9.9")

@@ -93,7 +93,10 @@ def run(
     inner = unwrapped(model)
     _check(data, options)
     selection, chosen = _chosen(inner, patterns, options)
-    common = {"method": method, **key, "patterns": {layer.name: str(pattern) for layer, pattern in chosen.items()}}
+    from nmflow.checkpoint.journal import version
+
+    said = {layer.name: str(pattern) for layer, pattern in chosen.items()}
+    common = {"version": version(), "method": method, **key, "patterns": said}
     store = Store.open(options.resume, common | _plain(options))
     # what one layer becomes depends on all before it, so everything is signed while all of the model is as it was
     store.sign(

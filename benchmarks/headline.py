@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.families import GAUSSIAN
+from benchmarks.plots import HALVES, gaussian
 
 __all__ = ["headline"]
 
 Row = dict[str, Any]
 LARGE = 8192
-PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 SHOWN = {
     "dual": "**`dual`: exact, every block proven**",
     "greedy": "`greedy`",
@@ -36,24 +35,20 @@ def headline(rows: Sequence[Row], figure: Callable[[float], str]) -> str:
     chosen = {
         (row["solver"], row["pattern"]): row
         for row in rows
-        if row["group"] == "solvers" and row["pattern"] in PATTERNS and row["status"] == "ok"
+        if row["group"] == "solvers" and row["pattern"] in HALVES and row["status"] == "ok"
     }
-    lines = ["| | " + " | ".join(PATTERNS) + " |", "|---|" + "---|" * len(PATTERNS)]
+    lines = ["| | " + " | ".join(HALVES) + " |", "|---|" + "---|" * len(HALVES)]
     for solver, name in SHOWN.items():
-        cells = [_cell(chosen.get((solver, pattern)), figure) for pattern in PATTERNS]
+        cells = [_cell(chosen.get((solver, pattern)), figure) for pattern in HALVES]
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    large = [row for row in rows if row["solver"] == "dual" and _is_theirs(row)]
+    wanted = "8:16", LARGE, LARGE, "ok"  # for which others have reported a time
+    names = "pattern", "rows", "cols", "status"
+    large = [row for row in gaussian(rows) if tuple(row[name] for name in names) == wanted]
     if large:
         ours = _time(large[0]["ns_per_entry"] * LARGE * LARGE, figure)
         lines += ["", f"8192×8192 at 8:16 takes `dual` {ours}; TSENOR's authors report .12 s for that, on an H100."]
     return "\n".join(lines)
-
-
-def _is_theirs(row: Row) -> bool:
-    """Whether it is of the size and pattern for which others have reported a time, and of plain weights."""
-    kind = row["pattern"], row["rows"], row["cols"], row["family"], row["dtype"], row["status"]
-    return kind == ("8:16", LARGE, LARGE, GAUSSIAN, "float32", "ok")
 
 
 def _cell(row: Row | None, figure: Callable[[float], str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.families import GAUSSIAN
 
-__all__ = ["gaussian", "plots"]
+__all__ = ["HALVES", "gaussian", "plots"]
 
 Row = dict[str, Any]
 Results = dict[str, Any]

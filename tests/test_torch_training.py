@@ -1120,3 +1120,17 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     advance(model, optimizer, 0, 7)
     for name, mask in training.masks.items():
         assert float((mask == state["masks"][name]).float().mean()) > 0.98
+
+
+def test_a_snapshot_of_a_sharded_model_is_refused() -> None:
+    model, _, _ = plain()
+
+    def shard(module: nn.Module, state: dict[str, Any], *args: Any) -> None:
+        for name, value in state.items():
+            if name.endswith("original"):
+                value.full_tensor = lambda: None  # as a DTensor has
+                state[name] = value
+
+    model.register_state_dict_post_hook(shard)
+    with pytest.raises(InputValueError, match=r"must hold whole tensors, and a rank has a part of 0.weight; shard no"):
+        nt.sparse_state_dict(model)

@@ -43,6 +43,15 @@ def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
     assert solution.objective == pytest.approx(best.objective, rel=1e-12)
 
 
+def cut_in_parts(monkeypatch: pytest.MonkeyPatch, entries: int) -> list[int]:
+    """Solve parts of so many entries; what is returned grows by one for each."""
+    parts: list[int] = []
+    rows_of = in_parts._rows_of
+    monkeypatch.setattr(in_parts, "MOST_ENTRIES", entries)
+    monkeypatch.setattr(in_parts, "_rows_of", lambda chunk, *ends: parts.append(1) or rows_of(chunk, *ends))
+    return parts
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 @pytest.mark.parametrize("kind", ["code", "lattice", "gaussian after"])
 def test_large_chunks_are_solved_in_parts(pattern: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,14 +62,10 @@ def test_large_chunks_are_solved_in_parts(pattern: str, kind: str, monkeypatch: 
     if kind == "gaussian after":
         weights[120:] = np.random.default_rng(1).standard_normal((80, 64))
     whole = nmflow.solve(weights, pattern=pattern)
-    monkeypatch.setattr(in_parts, "MOST_ENTRIES", 40 * 64)
-    parts: list[int] = []
-    rows_of = in_parts._rows_of
-    monkeypatch.setattr(in_parts, "_rows_of", lambda chunk, *ends: parts.append(1) or rows_of(chunk, *ends))
+    parts = cut_in_parts(monkeypatch, 40 * 64)
     once = nmflow.solve(weights, pattern=pattern)
     assert once.certificate.proven
     assert parts == [1] * 5
-    monkeypatch.setattr(in_parts, "_rows_of", rows_of)
     assert once.objective == pytest.approx(whole.objective, rel=1e-12)
     assert check(weights, pattern).objective == pytest.approx(whole.objective, rel=1e-12)
     weights[150, 3] = np.inf
@@ -208,10 +213,7 @@ def test_parts_whose_blocks_need_integers_are_proven_in_them(monkeypatch: pytest
     weights = families.no_float_duals((48, 48), 0)
     pattern = nmflow.Pattern(1, 3)
     whole = nmflow.solve(weights, pattern=pattern)
-    monkeypatch.setattr(in_parts, "MOST_ENTRIES", 12 * 48)
-    parts: list[int] = []
-    rows_of = in_parts._rows_of
-    monkeypatch.setattr(in_parts, "_rows_of", lambda chunk, *ends: parts.append(1) or rows_of(chunk, *ends))
+    parts = cut_in_parts(monkeypatch, 12 * 48)
     solution = nmflow.solve(weights, pattern=pattern)
     assert parts == [1] * 4
     assert solution.stats["integers"] == whole.stats["integers"] > 0

@@ -12,6 +12,7 @@ from torch import nn
 
 from nmflow.asked import check_functions
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.torch.memory import ran_out_of_memory
 
 __all__ = ["Draws", "Forward", "check_batches", "evaluating", "feed", "wanted_rows"]
 
@@ -132,7 +133,7 @@ def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> 
             else:
                 model(moved)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
         raise InputValueError(
             f"batches must fit in memory with the model's activations, and batch {number} of {_size(batch)} does not; "
@@ -163,11 +164,6 @@ def wanted_rows(model: nn.Module, batch: Any) -> tuple[torch.Tensor, ...]:
     if masks[1] is None and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         masks[1] = torch.ones_like(texts) if isinstance(texts, torch.Tensor) else None
     return tuple(mask.bool() for mask in masks if isinstance(mask, torch.Tensor) and mask.ndim == 2)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch's allocator of the CPU raises a plain RuntimeError
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _to(value: Any, device: torch.device) -> Any:

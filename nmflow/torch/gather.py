@@ -13,6 +13,7 @@ from torch import nn
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.torch.experts import may_be_idle
 from nmflow.torch.feed import Draws, Forward, check_batches, evaluating, feed, wanted_rows
+from nmflow.torch.memory import ran_out_of_memory
 from nmflow.torch.moments import Moments, matrices, rows_of
 from nmflow.torch.own_forward import called_with, has_own_forward, multiplies
 from nmflow.torch.select import Layer
@@ -105,7 +106,7 @@ def add(
             error.first,
         ) from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+        if not ran_out_of_memory(error):
             raise
         raise InputValueError(
             f"batches must fit in memory with the inputs of {layer.name}, and batch {number} does not; "

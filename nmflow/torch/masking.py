@@ -87,7 +87,7 @@ class Masked(nn.Module):
 
 def attach(layer: Layer, masked: Masked) -> None:
     """Put a mask on every place that holds the layer's parameter; the parameter itself stays the same object."""
-    for slot in {(id(slot.module), slot.attribute): slot for slot in layer.slots}.values():
+    for slot in _places(layer.slots):
         parametrize.register_parametrization(slot.module, slot.attribute, masked)
 
 
@@ -100,11 +100,16 @@ def bake(layer: Layer, masked: Masked) -> None:
 
 
 def take_off(slots: Iterable[Slot]) -> None:
-    """Give parameters under masks back to their modules, each place once: a module that has two names has two slots."""
-    for slot in {(id(slot.module), slot.attribute): slot for slot in slots}.values():
+    """Give parameters under masks back to their modules."""
+    for slot in _places(slots):
         dense = original(slot)
         assert dense is not None
         _give_back(slot.module, slot.attribute, dense)
+
+
+def _places(slots: Iterable[Slot]) -> Iterable[Slot]:
+    """Each place once: a module that has two names has two slots."""
+    return {(id(slot.module), slot.attribute): slot for slot in slots}.values()
 
 
 def is_under(slot: Slot, masked: Masked) -> bool:

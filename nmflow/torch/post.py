@@ -89,12 +89,12 @@ def run(
     scores : callable (layer), optional
         The same for each layer.
     """
+    from nmflow.checkpoint.journal import version  # a Python made for a card may lack what files need
+
     started = time.perf_counter()
     inner = unwrapped(model)
     _check(data, options)
     selection, chosen = _chosen(inner, patterns, options)
-    from nmflow.checkpoint.journal import version
-
     said = {layer.name: str(pattern) for layer, pattern in chosen.items()}
     common = {"version": version(), "method": method, **key, "patterns": said}
     store = Store.open(options.resume, common | _plain(options))

@@ -21,10 +21,11 @@ from nmflow.torch.aside import aside
 from nmflow.torch.convert import checked
 from nmflow.torch.device.cpu import finish, solve_on_cpu
 from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
-from nmflow.torch.device.engine import MOST_BLOCKS, engine_for, ran_out_of_memory
+from nmflow.torch.device.engine import MOST_BLOCKS, engine_for
 from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.outcome import Pair
 from nmflow.torch.device.plain import SLICE
+from nmflow.torch.memory import ran_out_of_memory
 
 __all__ = ["on_device", "solve_on_device"]
 

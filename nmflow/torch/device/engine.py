@@ -15,8 +15,9 @@ from nmflow.pattern import Pattern
 from nmflow.torch.device import plain
 from nmflow.torch.device.duals import space_for_duals
 from nmflow.torch.device.grid import BlockGrid
+from nmflow.torch.memory import ran_out_of_memory
 
-__all__ = ["MOST_BLOCKS", "engine_for", "missing_triton", "ran_out_of_memory", "untrusted_triton"]
+__all__ = ["MOST_BLOCKS", "engine_for", "missing_triton", "untrusted_triton"]
 
 MOST_BLOCKS = 1 << 30
 """Blocks of a band; the kernels number them in 32 bits, and step beyond the last."""
@@ -91,13 +92,6 @@ def untrusted_triton(device: torch.device, pattern: Pattern, dtype: torch.dtype,
         return f"Triton's kernels for {pattern} of {dtype} do not do what they should on {device}; please report that"
 
     return _tried(compare)
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left: torch says so by a type, Triton by words where it loads a kernel."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error)
-    )
 
 
 def _settled(engine: ModuleType, grid: BlockGrid, absolute: bool, duals: bool) -> list[torch.Tensor]:

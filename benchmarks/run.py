@@ -18,8 +18,9 @@ from benchmarks.families import FAMILIES, GAUSSIAN, make
 from benchmarks.peers import peers
 from benchmarks.progress import showing, tell
 from benchmarks.store import Store
-from nmflow.bench.contest import Contestant, TableSolver, blank_row, measure, table_solvers
+from nmflow.bench.contest import Contestant, TableSolver, table_solvers
 from nmflow.bench.machine import cores
+from nmflow.bench.rows import blank_row, measure
 from nmflow.bench.stream import Stream
 from nmflow.bench.timing import REPEATS
 from nmflow.errors import NmflowError

@@ -17,9 +17,9 @@ from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
 from benchmarks.targets import growth, other_programs, speed, turns
-from nmflow.bench import contest
-from nmflow.bench.contest import TableSolver, measure
+from nmflow.bench.contest import Contestant, TableSolver
 from nmflow.bench.quick import parse_shape
+from nmflow.bench.rows import Row, measure
 from nmflow.bench.stream import Stream
 from nmflow.bench.timing import in_turn
 from nmflow.cli import app
@@ -44,7 +44,7 @@ def weights() -> np.ndarray[Any, Any]:
     return families.make(families.GAUSSIAN, SIZE)
 
 
-def row_of(contestant: contest.Contestant, weights: np.ndarray[Any, Any], pattern: str = "2:4") -> contest.Row:
+def row_of(contestant: Contestant, weights: np.ndarray[Any, Any], pattern: str = "2:4") -> Row:
     with Stream(weights, 2) as stream:
         return measure(contestant, weights, nmflow.Pattern.parse(pattern), stream, repeats=2, seconds=0.01)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from nmflow.arrays import Array, Matrix
-from nmflow.bench.contest import Row, TableSolver, measure
+from nmflow.bench.contest import TableSolver
 from nmflow.bench.machine import available_memory, cores
+from nmflow.bench.rows import Row, measure
 from nmflow.bench.stream import Stream
 from nmflow.errors import InputValueError, SourceNotFoundError
 from nmflow.given import as_array

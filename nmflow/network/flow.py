@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from nmflow.arrays import Array
 from nmflow.errors import InputValueError, MissingLibraryError
+from nmflow.network import dimacs
 from nmflow.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -212,30 +213,21 @@ class FlowNetwork:
         graph: networkx.DiGraph[int] = networkx.DiGraph()
         for node, name in enumerate(self.names):
             graph.add_node(node, demand=-int(self.supply[node]), name=name)
-        for tail, head, capacity, cost in self._arcs():
+        for tail, head, capacity, cost in self.arcs():
             graph.add_edge(tail, head, capacity=capacity, weight=cost)
         return graph
 
     def flow_from_networkx(self, flow: Mapping[int, Mapping[int, int]]) -> npt.NDArray[np.int64]:
         """Turn the flow dictionary of a networkx algorithm into a flow by arc."""
-        return np.array([flow[tail][head] for tail, head, _, _ in self._arcs()], np.int64)
+        return np.array([flow[tail][head] for tail, head, _, _ in self.arcs()], np.int64)
 
     def to_dimacs(self) -> str:
         """Write the network in the DIMACS format for minimum-cost flow, ``.min``.
 
         Nodes count from 1. Costs are whole and may exceed 64 bits; a comment gives the exponent.
-
-        References
-        ----------
-        First DIMACS Implementation Challenge, "The DIMACS challenge format: network flows", 1990/1991: problem line
-        ``p min NODES ARCS``, ``n ID SUPPLY`` for nodes with supply, ``a TAIL HEAD LOW CAPACITY COST`` for arcs.
         """
-        lines = [f"c nmflow {self.pattern}, one block; cost = COST * 2**({self.exponent})"]
-        lines += [f"c node {node} = {name}" for node, name in enumerate(self.names, 1)]
-        lines.append(f"p min {self.n_nodes} {self.n_arcs}")
-        lines += [f"n {node} {supply}" for node, supply in enumerate(self.supply.tolist(), 1) if supply]
-        lines += [f"a {tail + 1} {head + 1} 0 {capacity} {cost}" for tail, head, capacity, cost in self._arcs()]
-        return "\n".join(lines) + "\n"
+        title = f"nmflow {self.pattern}, one block; cost = COST * 2**({self.exponent})"
+        return dimacs.write(title, self.names, self.supply.tolist(), self.arcs())
 
     def flow_from_dimacs(self, text: str) -> npt.NDArray[np.int64]:
         """Read the ``f TAIL HEAD FLOW`` lines of a DIMACS solution into a flow by arc; arcs not named carry 0.
@@ -245,27 +237,10 @@ class FlowNetwork:
         InputValueError
             If such a line is not three whole numbers, or names an arc that this network has not.
         """
-        number = {(tail + 1, head + 1): arc for arc, (tail, head, _, _) in enumerate(self._arcs())}
-        flow = np.zeros(self.n_arcs, np.int64)
-        for line in text.splitlines():
-            if line.startswith("f "):
-                try:
-                    tail, head, amount = map(int, line.split()[1:])
-                    flow[number[tail, head]] = amount
-                except (ValueError, KeyError, OverflowError):
-                    raise InputValueError(
-                        f"text must hold lines 'f TAIL HEAD FLOW' of arcs of this network, not {line!r}"
-                    ) from None
-        return flow
+        return dimacs.read(text, self.arcs())
 
-    def _arcs(self) -> list[tuple[int, int, int, int]]:
+    def arcs(self) -> list[dimacs.Arc]:
         """Tail, head, capacity and unit cost of each arc, as Python integers."""
-        return list(
-            zip(
-                self.tail.tolist(),
-                self.head.tolist(),
-                self.capacity.tolist(),
-                (int(cost) for cost in self.unit_cost),
-                strict=True,
-            )
-        )
+        parts = self.tail, self.head, self.capacity, self.unit_cost
+        tail, head, capacity, cost = (part.tolist() for part in parts)
+        return list(zip(tail, head, capacity, cost, strict=True))

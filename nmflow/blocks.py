@@ -15,20 +15,12 @@ import numpy as np
 from nmflow.arrays import Array, Matrix
 from nmflow.cutting import Place
 from nmflow.earlier import duals_of
+from nmflow.integers import integers_of
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.reading import Kind, readable, turned, with_bonus, work_dtype
 
-__all__ = [
-    "DROP",
-    "FREE",
-    "KEEP",
-    "Chunk",
-    "integers_of",
-    "load",
-    "pad",
-    "store",
-]
+__all__ = ["DROP", "FREE", "KEEP", "Chunk", "load", "pad", "store"]
 
 FREE, KEEP, DROP = 0, 1, -1
 
@@ -161,37 +153,6 @@ class Chunk:
     def block_state(self, block: int) -> Array | None:
         """KEEP, DROP or FREE for each entry of one block; None if all are free."""
         return None if self.state is None else self.state[self.corner(block)]
-
-
-def integers_of(values: Array) -> tuple[Array, int]:
-    """Write finite numbers as Python integers times one power of two.
-
-    Returns
-    -------
-    numbers : ndarray of object
-        Python integers.
-    exponent : int
-        values = numbers * 2**exponent, exactly.
-
-    Examples
-    --------
-    >>> integers_of(np.array([0.5, 3.0]))
-    (array([1, 6], dtype=object), -1)
-    """
-    if values.dtype.kind in "iu":
-        return values.astype(object), 0
-    fraction, powers = np.frexp(values.astype(np.float64))
-    nonzero = fraction != 0
-    if not nonzero.any():
-        return np.zeros(values.shape, object), 0
-    lowest = int(powers[nonzero].min())
-    shift = np.where(nonzero, powers - lowest, 0)
-    # A float64 has 53 bits, so fraction * 2**53 is whole.
-    numbers = (fraction * 2.0**53).astype(np.int64).astype(object) << shift.astype(object)
-    # Drop the zero bits that all of them end with: small integers are what the reference solvers can hold.
-    bits = int(np.bitwise_or.reduce(numbers, axis=None))
-    trailing = (bits & -bits).bit_length() - 1
-    return numbers >> trailing, lowest - 53 + trailing
 
 
 def pad(part: Array, pattern: Pattern) -> Array:

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.arrays import Array
-from nmflow.blocks import FREE, KEEP, Chunk, integers_of
+from nmflow.blocks import FREE, KEEP, Chunk
 from nmflow.crew import call_on_threads
 from nmflow.duals import BlockDuals, Duals, ldexp
+from nmflow.integers import integers_of
 from nmflow.pattern import Pattern
 from nmflow.sums import added
 

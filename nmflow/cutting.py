@@ -15,17 +15,7 @@ import numpy.typing as npt
 
 from nmflow.problem import Problem
 
-__all__ = [
-    "SIZES",
-    "Grid",
-    "Place",
-    "Places",
-    "Sizes",
-    "block_numbers",
-    "grids",
-    "places",
-    "shapes",
-]
+__all__ = ["SIZES", "Grid", "Place", "Places", "Sizes", "block_numbers", "grids", "places", "shapes"]
 
 MOST_KNOWN = 64
 """Problems of which it is remembered how they are cut."""

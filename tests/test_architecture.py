@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "pattern": {"errors"},
     "solution": {"errors", "given", "pattern"},
     "sums": set(),
+    "integers": {"arrays"},
     "asked": {"errors"},
     "given": {"arrays", "errors"},
     "problem": BASE | {"given"},
@@ -33,16 +34,16 @@ ALLOWED: dict[str, set[str]] = {
     "switching": BASE | {"arithmetic", "given", "problem", "reading", "kernels", "crew"},
     "cutting": BASE | {"problem"},
     "earlier": BASE | {"problem", "cutting"},
-    "blocks": BASE | {"problem", "reading", "cutting", "earlier"},
-    "network": BASE | {"given", "blocks"},
+    "blocks": BASE | {"problem", "reading", "cutting", "earlier", "integers"},
+    "network": BASE | {"given", "integers"},
     "duals": BASE | {"blocks", "kernels"},
-    "certificate": BASE | {"blocks", "duals", "kernels", "crew"},
+    "certificate": BASE | {"blocks", "duals", "kernels", "crew", "integers"},
     "formats": BASE | {"asked", "crew", "given", "kernels"},
     "diversity": BASE | {"asked", "given", "problem", "cutting", "kernels"},
     # A certificate knows no solver; a solver may hand it duals in the certificate's own terms.
     "solvers": BASE
     | {"asked", "problem", "reading", "blocks", "kernels", "network", "duals", "certificate", "crew"}
-    | {"workspace"},
+    | {"workspace", "integers"},
     "workspace": {"arrays"},
     "crew": {"arithmetic", "kernels", "workspace"},
     "dual_arrays": BASE | {"problem", "reading", "cutting", "blocks", "duals"},

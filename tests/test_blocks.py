@@ -17,9 +17,10 @@ from hypothesis.extra import numpy as hnp
 
 import nmflow
 from nmflow import cutting
-from nmflow.blocks import DROP, FREE, KEEP, Chunk, integers_of, load, store
+from nmflow.blocks import DROP, FREE, KEEP, Chunk, load, store
 from nmflow.certificate import block_scores
 from nmflow.cutting import Sizes, block_numbers, grids, places
+from nmflow.integers import integers_of
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.reading import turned

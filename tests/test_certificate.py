@@ -23,11 +23,12 @@ from hypothesis.extra import numpy as hnp
 
 import nmflow
 from nmflow import solvers
-from nmflow.blocks import Chunk, integers_of, load
+from nmflow.blocks import Chunk, load
 from nmflow.certificate import Proven, grade, grade_exactly
 from nmflow.cutting import Place, places
 from nmflow.duals import BlockDuals, Duals
 from nmflow.errors import InputTypeError, InputValueError, SolverLimitError
+from nmflow.integers import integers_of
 from nmflow.pattern import Pattern
 from nmflow.problem import Problem
 from nmflow.solution import Status

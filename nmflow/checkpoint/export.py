@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nmflow.asked import as_globs, as_path, check_flags, check_functions
-from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
+from nmflow.checkpoint.arrays import DTYPES
 from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.engine import Executor, Progress, check_executor, run
 from nmflow.checkpoint.export_choice import reasons_of
+from nmflow.checkpoint.export_layout import Layout, array_name, check_names, known_metadata, lay_out_shard, write_index
 from nmflow.checkpoint.export_report import ExportedTensor, ExportReport
 from nmflow.checkpoint.finished import check_finished
-from nmflow.checkpoint.header import Entry, Header, load_json
+from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.inspection import check_unpacked
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, given_masks
@@ -28,7 +26,7 @@ from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.stage import staged, start_file, start_folder
 from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.unit import Done, Unit
-from nmflow.errors import CheckpointError, NmflowError
+from nmflow.errors import CheckpointError
 from nmflow.formats import Format, get
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredFile, StoredTensor
 
@@ -101,9 +99,10 @@ def export_checkpoint(
     reasons = reasons_of(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
         raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
-    layouts = {shard.path: _layout(shard, chosen, reasons, pad) for shard in source.shards}  # all checked, none written
-    _check_names(layouts)
-    known = _known_metadata(source)
+    # all checked, none written
+    layouts = {shard.path: lay_out_shard(shard, chosen, reasons, pad) for shard in source.shards}
+    check_names(layouts)
+    known = known_metadata(source)
     asked = {
         "command": "export",
         "version": version(),
@@ -132,7 +131,7 @@ def export_checkpoint(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
             check_unchanged([*source.shards, *(given or {}).values()])
-            index = _write_index(source, layouts, known, stage.new)
+            index = write_index(source, layouts, known, stage.new)
         left = {name: reason for name, reason in reasons.items() if reason}
         packed = [done for done in results if not reasons[done.name]]
         if not stage.finished:
@@ -160,7 +159,7 @@ def _units(
     format: Format,
     masks: Mapping[str, KeepMask] | None,
     reasons: Mapping[str, str],
-    layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]],
+    layouts: Mapping[Path, Layout],
     threads: int | None,
 ) -> list[Unit]:
     """A unit of work for each tensor."""
@@ -179,7 +178,7 @@ def _units(
                 continue
             dtype = DTYPES[entry.dtype]
             specs = format.specs(format.requirement(dtype).padded(entry.shape), dtype)
-            starts = tuple((key, places[_array_name(entry.name, key, format)].start) for key in specs)
+            starts = tuple((key, places[array_name(entry.name, key, format)].start) for key in specs)
             mask = None if masks is None else masks[entry.name]
             units.append(
                 PackUnit(**what, start=starts[0][1], starts=starts, format=format.name, mask=mask, threads=threads)
@@ -191,7 +190,7 @@ def _stored(done: Done, format: Format) -> StoredTensor:
     """What the side file says of a tensor."""
     report = ExportedTensor.from_dict(_row(done)["report"])
     arrays = {
-        key: StoredArray(_array_name(done.name, key, format), digest) for key, digest in _row(done)["sha256"].items()
+        key: StoredArray(array_name(done.name, key, format), digest) for key, digest in _row(done)["sha256"].items()
     }
     return StoredTensor(report.shard, report.dtype, report.shape, report.stored_shape, report.pattern, arrays)
 
@@ -205,69 +204,3 @@ def _file(head: bytes, shard: Header, results: Iterable[Done], left: Mapping[str
 def _row(done: Done) -> Mapping[str, Any]:
     assert done.row is not None  # each unit of an export gives one
     return done.row
-
-
-def _layout(shard: Header, format: Format, reasons: Mapping[str, str], pad: bool) -> tuple[bytes, dict[str, Entry]]:
-    """Lay out the file for a shard; every dtype, shape and name is checked here."""
-    tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    for entry in shard.entries:
-        parts = {entry.name: (entry.dtype, entry.shape, entry.n_bytes)}
-        if not reasons[entry.name]:
-            dtype = DTYPES.get(entry.dtype)
-            try:
-                if dtype is None:
-                    raise CheckpointError(f"dtype {entry.dtype} cannot be stored as {format.name}")
-                specs = format.specs(format.check_shape(entry.shape, dtype, pad=pad), dtype)
-            except NmflowError as error:
-                raise CheckpointError(
-                    f"{shard.path}: tensor {entry.name!r}: {error}; or leave it alone with exclude (--exclude)"
-                ) from error
-            parts = {
-                _array_name(entry.name, key, format): (
-                    NAMES[spec.dtype.name], spec.shape, int(np.prod(spec.shape, dtype=object)) * spec.dtype.itemsize
-                )
-                for key, spec in specs.items()
-            }  # fmt: skip
-        for name, part in parts.items():
-            if name in tensors:
-                raise CheckpointError(f"{shard.path}: two tensors would be named {name!r}; rename one of them")
-            tensors[name] = part
-    return lay_out(tensors, {**shard.metadata, "nmflow_format": f"{format.name} {format.version}"}, shard.path)
-
-
-def _check_names(layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]]) -> None:
-    """Raise CheckpointError if tensors of two files would have one name."""
-    places: dict[str, Path] = {}
-    for path, (_, entries) in layouts.items():
-        for name in entries:
-            if places.setdefault(name, path) != path:
-                raise CheckpointError(
-                    f"{path} and {places[name]}: two tensors would be named {name!r}; rename one of them"
-                )
-
-
-def _array_name(tensor: str, key: str, format: Format) -> str:
-    return tensor if format.name == "dense" else f"{tensor}.{key}"
-
-
-def _known_metadata(source: Source) -> dict[str, Any]:
-    """What the index of a source says beside where tensors are, read before any work."""
-    if source.index is None:
-        return {}
-    path = source.path / source.index
-    known = load_json(path, path.read_bytes(), "index").get("metadata")
-    return known if isinstance(known, dict) else {}
-
-
-def _write_index(
-    source: Source, layouts: Mapping[Path, tuple[bytes, dict[str, Entry]]], known: Mapping[str, Any], folder: Path
-) -> dict[str, str]:
-    """An index of the new names where there was one of the old, with what that says beside; its digest by its name."""
-    if source.index is None:
-        return {}
-    weight_map = {name: path.name for path, (_, entries) in layouts.items() for name in entries}
-    total = sum(entry.n_bytes for _, entries in layouts.values() for entry in entries.values())
-    metadata = {**known, "total_size": total}
-    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    write_new(folder / source.index, text + "\n", [source.path / source.index])
-    return {source.index: hashlib.sha256((folder / source.index).read_bytes()).hexdigest()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nmflow.asked import thread_count
-from nmflow.checkpoint.header import load_json, read_header
+from nmflow.checkpoint.header import read_header
 from nmflow.checkpoint.journal import difference, fingerprint
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import stage_of
@@ -16,6 +16,7 @@ from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import REPORT, Report
 from nmflow.checkpoint.report_file import read_report
 from nmflow.checkpoint.stage import JOURNAL
+from nmflow.checkpoint.strict_json import load_json
 from nmflow.checkpoint.unit import Done, Unit, check
 from nmflow.errors import CheckpointError, DestinationExistsError, NmflowError
 

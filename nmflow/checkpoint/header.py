@@ -6,20 +6,20 @@ hole between them. We read it ourselves because the reference reader accepts a h
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import TypeGuard
 
 from nmflow.asked import as_path
 from nmflow.checkpoint.stamp import Stamp
+from nmflow.checkpoint.strict_json import load_json, short
 from nmflow.errors import CheckpointError, SourceNotFoundError
 
-__all__ = ["DTYPE_BITS", "MAX_HEADER", "Entry", "Header", "load_json", "read_header"]
+__all__ = ["DTYPE_BITS", "MAX_HEADER", "Entry", "Header", "read_header"]
 
 MAX_HEADER = 100_000_000
 """Longest header in bytes: the limit of the reference reader. Headers of the largest models take a few megabytes."""
@@ -151,44 +151,13 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return _parse(path, raw, 8 + length, Stamp.of(info))
 
 
-def load_json(path: Path, raw: bytes, what: str) -> dict[str, Any]:
-    """Read a JSON object strictly: UTF-8, no key twice, no NaN.
-
-    Raises
-    ------
-    CheckpointError
-        Naming `path` and `what`.
-    """
-
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise CheckpointError(f"{path}: {what} must name each key once, not {_short(key)} twice")
-            found[key] = value
-        return found
-
-    def no_constant(text: str) -> NoReturn:
-        raise ValueError(f"{text} is not JSON")
-
-    try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=object_of, parse_constant=no_constant)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {what} must be JSON, not text that cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: {what} must be a JSON object, not {type(value).__name__}")
-    return value
-
-
 def _parse(path: Path, raw: bytes, size: int, stamp: Stamp) -> Header:
     found = load_json(path, raw, "header")
     metadata = found.pop("__metadata__", None)
     if metadata is None:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ must map text to text, not {_short(metadata)}")
+        raise CheckpointError(f"{path}: __metadata__ must map text to text, not {short(metadata)}")
     entries = sorted((_entry(path, name, info, size) for name, info in found.items()), key=_place)
     _check_cover(path, entries, size, stamp.size)
     return Header(path, size, stamp.size, tuple(entries), stamp, metadata)
@@ -200,25 +169,24 @@ def _place(entry: Entry) -> tuple[int, int]:
 
 
 def _entry(path: Path, name: str, info: object, size: int) -> Entry:
-    where = f"{path}: tensor {_short(name)}"
+    where = f"{path}: tensor {short(name)}"
     if not isinstance(info, dict):
-        raise CheckpointError(f"{where} must have dtype, shape and data_offsets, not {_short(info)}")
+        raise CheckpointError(f"{where} must have dtype, shape and data_offsets, not {short(info)}")
     dtype, shape, offsets = (info.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str):
-        raise CheckpointError(f"{where}: dtype must be text, not {_short(dtype)}")
+        raise CheckpointError(f"{where}: dtype must be text, not {short(dtype)}")
     if not _naturals(shape) or len(shape) > MAX_AXES:
         raise CheckpointError(
-            f"{where}: shape must be a list of at most {MAX_AXES} whole numbers from 0 to 2**63 - 1, "
-            f"not {_short(shape)}"
+            f"{where}: shape must be a list of at most {MAX_AXES} whole numbers from 0 to 2**63 - 1, not {short(shape)}"
         )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets must be two ascending whole numbers, not {_short(offsets)}")
+        raise CheckpointError(f"{where}: data_offsets must be two ascending whole numbers, not {short(offsets)}")
     bits = DTYPE_BITS.get(dtype)
     if bits is not None:
         needed, given = math.prod(shape) * bits, 8 * (offsets[1] - offsets[0])
         if needed != given:
             raise CheckpointError(
-                f"{where}: data_offsets must span the {_short(needed)} bits of {dtype} of shape {_short(shape)}, "
+                f"{where}: data_offsets must span the {short(needed)} bits of {dtype} of shape {short(shape)}, "
                 f"not {given}"
             )
     return Entry(name, dtype, tuple(shape), size + offsets[0], size + offsets[1])
@@ -228,7 +196,7 @@ def _check_cover(path: Path, entries: list[Entry], size: int, file_size: int) ->
     """Raise unless the tensors cover the data exactly: no overlap, no hole, no end beyond the file or before it."""
     reached = size
     for entry in entries:
-        where = f"{path}: tensor {_short(entry.name)}"
+        where = f"{path}: tensor {short(entry.name)}"
         if entry.stop > file_size:
             raise CheckpointError(
                 f"{where} must end within the file, not at byte {entry.stop} of {file_size}; "
@@ -250,12 +218,3 @@ def _check_cover(path: Path, entries: list[Entry], size: int, file_size: int) ->
 def _naturals(value: object) -> TypeGuard[list[int]]:
     """Whether `value` is a list of whole numbers that 63 bits hold; JSON's true and 2.0 are not."""
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
-
-
-def _short(value: object) -> str:
-    """A value for a message, cut so that a hostile header cannot flood a terminal."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -11,8 +11,8 @@ from typing import Any
 
 from nmflow.asked import as_path
 from nmflow.checkpoint.disk import write_new
-from nmflow.checkpoint.header import load_json
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
+from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 

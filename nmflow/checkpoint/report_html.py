@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import os
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from nmflow.checkpoint.report_card import model_card, pattern_in_words, proof_in
 from nmflow.checkpoint.report_counts import mask_digits
 from nmflow.checkpoint.report_file import pattern_of, read_report, report_path, write_text
 from nmflow.checkpoint.report_mask import MaskPicture, picture_mask
+from nmflow.checkpoint.report_page import PAGE, text_of
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 
@@ -113,8 +113,8 @@ def html_page(report: Report, picture: MaskPicture) -> str:
     pattern = pattern_of(report)
     title = f"{Path(report.destination).name} at {report.pattern}"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p>{_text(pattern_in_words(report))}. Pruned from <code>{_text(report.source)}</code>.</p>",
+        f"<h1>{text_of(title)}</h1>",
+        f"<p>{text_of(pattern_in_words(report))}. Pruned from <code>{text_of(report.source)}</code>.</p>",
         _facts(report),
         '<div class="plots">',
         *_figures(report, pattern, picture),
@@ -122,7 +122,7 @@ def html_page(report: Report, picture: MaskPicture) -> str:
         _table(report, mask_digits(pattern, report.tensors)),
         _left(report),
     ]
-    return PAGE.format(title=_text(title), body="\n".join(parts))
+    return PAGE.format(title=text_of(title), body="\n".join(parts))
 
 
 def _facts(report: Report) -> str:
@@ -134,9 +134,9 @@ def _facts(report: Report) -> str:
         (f"{len(report.tensors):,}", f"weights, {total.shape[0]:,} entries"),
         (f"{report.seconds:,.1f} s", f"with solver {report.solver}"),
     ]
-    cells = "".join(f"<div><dt>{_text(value)}</dt><dd>{_text(what)}</dd></div>" for value, what in facts)
+    cells = "".join(f"<div><dt>{text_of(value)}</dt><dd>{text_of(what)}</dd></div>" for value, what in facts)
     proof = proof_in_words(report)
-    return f'<dl class="facts">{cells}</dl>\n<p>{_text(proof[0].upper() + proof[1:])}.</p>'
+    return f'<dl class="facts">{cells}</dl>\n<p>{text_of(proof[0].upper() + proof[1:])}.</p>'
 
 
 def _figures(report: Report, pattern: Pattern, picture: MaskPicture) -> list[str]:
@@ -178,8 +178,8 @@ def _figures(report: Report, pattern: Pattern, picture: MaskPicture) -> list[str
 def _figure(svg: str, title: str, text: str) -> str:
     data = base64.b64encode(svg.encode()).decode()
     return (
-        f'<figure><h2>{_text(title)}</h2><img alt="{_text(title)}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{_text(text)}</figcaption></figure>"
+        f'<figure><h2>{text_of(title)}</h2><img alt="{text_of(title)}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{text_of(text)}</figcaption></figure>"
     )
 
 
@@ -202,9 +202,9 @@ def _table(report: Report, digits: list[float] | None) -> str:
     for number, (tensor, count) in numbered:
         cells = (
             str(number),
-            f"<code>{_text(tensor.name)}</code>",
+            f"<code>{text_of(tensor.name)}</code>",
             " × ".join(map(str, tensor.shape)),
-            _text(tensor.dtype),
+            text_of(tensor.dtype),
             f"{tensor.kept_percent:.3f}",
             f"{tensor.loss_percent:.3f}",
             "–" if tensor.gap is None else f"{100.0 * tensor.gap / tensor.kept if tensor.kept else 0.0:.3g}",
@@ -224,45 +224,4 @@ def _left(report: Report) -> str:
     items += [f"{path} may hold weights too, and is not pruned" for path in report.unpruned_files]
     if not items:
         return ""
-    return "<h2>Copied as it was</h2>\n<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>"
-
-
-def _text(text: str) -> str:
-    """Text from anywhere as nothing but text; what cannot be seen is spelled out."""
-    return html.escape("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --card: #8881; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem; }}
-h1, h2, p, li, dd {{ overflow-wrap: anywhere; }}
-h1 {{ font-size: 1.6rem; line-height: 1.2; }}
-h2 {{ font-size: 1.1rem; margin: 1.5rem 0 .5rem; }}
-.facts {{ display: grid; gap: .5rem; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); }}
-.facts div {{ background: var(--card); border-radius: 6px; padding: .75rem; }}
-dt {{ font-size: 1.4rem; font-weight: 600; }}
-dd {{ margin: 0; }}
-.plots {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
-figure {{ margin: 0; min-width: 0; }}
-img {{ background: #fff; border-radius: 6px; display: block; height: auto; max-width: 36rem; width: 100%; }}
-figcaption {{ font-size: .9rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
-th, td {{ border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; white-space: nowrap; }}
-th {{ white-space: normal; }}
-th:nth-child(2), td:nth-child(2) {{ text-align: left; }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+    return "<h2>Copied as it was</h2>\n<ul>" + "".join(f"<li>{text_of(item)}</li>" for item in items) + "</ul>"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from nmflow.asked import as_path
-from nmflow.checkpoint.header import Header, load_json, read_header
+from nmflow.checkpoint.header import Header, read_header
 from nmflow.checkpoint.report import RECORDS
+from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, SourceNotFoundError
 
 __all__ = ["Source", "open_source"]

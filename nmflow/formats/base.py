@@ -11,8 +11,8 @@ import numpy as np
 from nmflow.arrays import Array
 from nmflow.asked import check_flags, thread_count
 from nmflow.errors import FormatError, InputTypeError, InputValueError
-from nmflow.formats.given import listed, padded_to, plain, shape_of
-from nmflow.formats.layout import Area, Place, Requirement, Spec
+from nmflow.formats.given import check_mask, listed, padded_to, plain, shape_of
+from nmflow.formats.layout import Area, Place, Requirement, Spec, check_arrays
 from nmflow.formats.room import room
 from nmflow.given import viewed
 
@@ -173,10 +173,7 @@ class Format(ABC):
         """
         values, kept = viewed(weight, "weight"), viewed(mask, "mask")
         padded = self.check_shape(values.shape, values.dtype, pad=pad)
-        if kept.dtype != np.bool_:
-            raise InputTypeError(f"mask must be boolean, not {kept.dtype}; write mask != 0 if that is meant")
-        if kept.shape != values.shape:
-            raise InputValueError(f"mask must have the shape of weight, {values.shape}, not {kept.shape}")
+        check_mask(kept, values.shape)
         count = thread_count(threads)
         arrays = room(self.specs(padded, values.dtype.newbyteorder("=")), out, (values, kept))
         if not values.dtype.isnative:
@@ -237,9 +234,7 @@ class Format(ABC):
         self._decode({name: plain(array) for name, array in held.items()}, weight, mask, count)
         if part == source.shape:
             return weight, mask
-        outside = np.ones(mask.shape, np.bool_)
-        outside[: part[0], : part[1]] = False
-        if (mask & outside).any():
+        if mask[part[0] :].any() or mask[:, part[1] :].any():
             raise FormatError(f"{self.name}: padding beyond {part} must be dropped, and some of it is kept")
         return weight[: part[0], : part[1]], mask[: part[0], : part[1]]
 
@@ -256,15 +251,5 @@ class Format(ABC):
             self.check_shape(source.shape, source.dtype)
         except (InputTypeError, InputValueError) as error:
             raise FormatError(f"{self.name}: stored arrays must be of a matrix that it can hold: {error}") from error
-        expected = self.specs(source.shape, source.dtype)
-        if given.keys() != expected.keys():
-            raise FormatError(
-                f"{self.name}: arrays must be {', '.join(expected)}, not {', '.join(sorted(map(str, given))) or 'none'}"
-            )
-        for name, spec in expected.items():
-            if given[name] != spec:
-                raise FormatError(
-                    f"{self.name}: array {name!r} must be {spec.dtype} of shape {spec.shape}, "
-                    f"not {given[name].dtype} of shape {given[name].shape}"
-                )
+        check_arrays(self.name, given, self.specs(source.shape, source.dtype))
         return source

@@ -10,7 +10,7 @@ from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Budget
 
-__all__ = ["bits_of", "first_violation", "listed", "padded_to", "plain", "shape_of"]
+__all__ = ["bits_of", "check_mask", "first_violation", "listed", "padded_to", "plain", "shape_of"]
 
 
 def bits_of(array: Array) -> Array:
@@ -39,6 +39,14 @@ def first_violation(mask: Array, pattern: str) -> str:
                 f"{counts[line, group]} in {direction} {line}, {across} {first} to {first + budget.m - 1}"
             )
     return ""
+
+
+def check_mask(mask: Array, shape: tuple[int, ...]) -> None:
+    """Raise InputTypeError or InputValueError unless a mask is boolean and of the weight's shape."""
+    if mask.dtype != np.bool_:
+        raise InputTypeError(f"mask must be boolean, not {mask.dtype}; write mask != 0 if that is meant")
+    if mask.shape != shape:
+        raise InputValueError(f"mask must have the shape of weight, {shape}, not {mask.shape}")
 
 
 def plain(array: Array) -> Array:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["PART", "Area", "Place", "Requirement", "Spec"]
+from nmflow.errors import FormatError
+
+__all__ = ["PART", "Area", "Place", "Requirement", "Spec", "check_arrays"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +60,17 @@ class Place:
 
     shape: tuple[int, ...]
     area: Area
+
+
+def check_arrays(format: str, given: Mapping[str, Spec], expected: Mapping[str, Spec]) -> None:
+    """Raise FormatError, naming the array, unless stored arrays are the expected ones."""
+    if given.keys() != expected.keys():
+        raise FormatError(
+            f"{format}: arrays must be {', '.join(expected)}, not {', '.join(sorted(map(str, given))) or 'none'}"
+        )
+    for name, spec in expected.items():
+        if given[name] != spec:
+            raise FormatError(
+                f"{format}: array {name!r} must be {spec.dtype} of shape {spec.shape}, "
+                f"not {given[name].dtype} of shape {given[name].shape}"
+            )

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from nmflow.kernels.bits import read_bits
 from nmflow.kernels.block_proof import copy_numbers, prove_block
 from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.memory import count_ones
 from nmflow.kernels.transport import IN, OUT, centre
-from nmflow.kernels.words import read_bits
 
 __all__ = ["between_kernel"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from nmflow.kernels.bits import WIDTH
 from nmflow.kernels.compile import part
 from nmflow.kernels.memory import count_ones
-from nmflow.kernels.words import WIDTH, prove_line
+from nmflow.kernels.words import prove_line
 
 __all__ = ["copy_numbers", "prove_block"]
 

@@ -28,6 +28,7 @@ import numpy as np
 from numba import types
 
 from nmflow.kernels.compile import compiled, once, part
+from nmflow.kernels.sorting import sort
 
 __all__ = ["GREEDY", "LIGHTEST", "REFILLED", "ROUNDED", "choose_kernel"]
 
@@ -36,43 +37,6 @@ GREEDY, ROUNDED, LIGHTEST, REFILLED = 0, 1, 2, 3
 
 MARGIN = 1.0 + 1e-9
 """Far above the rounding of sums of 4096 float64, far below what a check could miss for its sake."""
-RUN = 8
-"""Entries that are sorted by insertion before runs are merged."""
-
-
-@part
-def _sort(keys, values, order, other):  # type: ignore[no-untyped-def]
-    """Write to `order` the entries of a block by falling key; ties by falling value, then in C order (merge sort)."""
-    size = keys.size
-    for low in range(0, size, RUN):
-        for k in range(low, min(low + RUN, size)):
-            place = k
-            while place > low:
-                before = order[place - 1]
-                if not (keys[k] > keys[before] or (keys[k] == keys[before] and values[k] > values[before])):
-                    break
-                order[place] = before
-                place -= 1
-            order[place] = k
-    width = RUN
-    while width < size:
-        for low in range(0, size, 2 * width):
-            middle, high = min(low + width, size), min(low + 2 * width, size)
-            a, b = low, middle
-            for place in range(low, high):
-                take = b >= high
-                if not take and a < middle:
-                    x, y = order[a], order[b]
-                    take = not (keys[y] > keys[x] or (keys[y] == keys[x] and values[y] > values[x]))
-                if take:
-                    other[place] = order[a]
-                    a += 1
-                else:
-                    other[place] = order[b]
-                    b += 1
-        for k in range(size):  # not order[:] = other: Numba takes seconds to compile what that says of shapes
-            order[k] = other[k]
-        width *= 2
 
 
 @part
@@ -204,7 +168,7 @@ def choose_kernel() -> Any:
         for k in range(len(values)):
             value, kept = values[k].ravel(), mask[k].ravel()
             left[k] = 1
-            _sort(keys[k].ravel(), value, order, other)
+            sort(keys[k].ravel(), value, order, other)
             row_room[:] = r - cols if lightest else r
             col_room[:] = c - rows if lightest else c
             kept[:] = 1 if lightest else 0

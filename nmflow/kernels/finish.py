@@ -10,6 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from nmflow.kernels.bits import WIDTH, read_bits, write_bits
 from nmflow.kernels.block_proof import copy_numbers, prove_block
 from nmflow.kernels.carry import SOON, ask_block, block_at, fill
 from nmflow.kernels.compile import call, lasting, once, operation, part
@@ -26,7 +27,6 @@ from nmflow.kernels.memory import (
 )
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest
 from nmflow.kernels.scores import KINDS
-from nmflow.kernels.words import WIDTH, read_bits, write_bits
 
 __all__ = ["finish_list", "finish_plan", "finish_room", "finish_scratch"]
 

@@ -9,17 +9,17 @@ columns from the number of rows, padded to whole vectors, on; then the slack nod
 
 References
 ----------
-R. Ahuja, T. Magnanti, J. Orlin, "Network Flows", 1993, section 6.5 (augmenting paths), section 9.7 (successive
-shortest paths), section 9.8 (primal-dual).
+Ahuja, Magnanti, Orlin, "Network Flows", 1993: 6.5 (augmenting paths), 9.7 (successive shortest), 9.8 (primal-dual).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from nmflow.kernels.bits import WIDTH
 from nmflow.kernels.compile import part
 from nmflow.kernels.memory import count_ones, trailing_zeros
-from nmflow.kernels.words import WIDTH, compare_line, move_line, nearest_node, relax_line
+from nmflow.kernels.words import compare_line, move_line, nearest_node, relax_line
 
 __all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest"]
 

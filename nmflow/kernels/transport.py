@@ -19,16 +19,7 @@ import numpy as np
 
 from nmflow.kernels.compile import part
 
-__all__ = [
-    "FIXED_IN",
-    "FIXED_OUT",
-    "IN",
-    "OUT",
-    "augment_block",
-    "centre",
-    "paths_compiled",
-    "start_compiled",
-]
+__all__ = ["FIXED_IN", "FIXED_OUT", "IN", "OUT", "augment_block", "centre", "paths_compiled", "start_compiled"]
 
 OUT, IN, FIXED_OUT, FIXED_IN = 0, 1, 2, 3
 """State of an arc: whether it carries a unit is its last bit; one that is fixed never changes."""

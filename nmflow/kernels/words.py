@@ -6,39 +6,18 @@ is its own dual (`base`) and those across it (`across`): S - u - v is always rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from nmflow.kernels.bits import WIDTH, bits_of, each_vector, truths_of
 from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal, vector
 
-__all__ = ["WIDTH", "compare_line", "move_line", "nearest_node", "prove_line", "read_bits", "relax_line", "write_bits"]
+__all__ = ["compare_line", "move_line", "nearest_node", "prove_line", "relax_line"]
 
-WIDTH = 8
-"""float64 of a vector."""
 SHAPE = vector(F64, WIDTH)
-
-
-def _each_vector(builder: Any, chunks: Any, body: Callable[[Any, Any], None]) -> None:
-    """A loop over the vectors of a line: their number, and their place in bytes."""
-    with cgutils.for_range(builder, chunks) as turn:
-        body(turn.index, builder.mul(turn.index, ir.Constant(I64, 8 * WIDTH)))
-
-
-def _bits_of(builder: Any, truths: Any, number: Any) -> Any:
-    """Truths of one vector as their bits of the line's word."""
-    bits = builder.zext(builder.bitcast(truths, I8), I64)
-    return builder.shl(bits, builder.mul(number, ir.Constant(I64, WIDTH)))
-
-
-def _truths_of(builder: Any, word: Any, number: Any) -> Any:
-    """The bits of a line's word that belong to one vector."""
-    part = builder.lshr(word, builder.mul(number, ir.Constant(I64, WIDTH)))
-    return builder.bitcast(builder.trunc(part, I8), vector(ir.IntType(1), WIDTH))
 
 
 def _reduced(emit: Emitter, line: Any, base: Any, across: Any, place: Any, by_row: bool) -> Any:
@@ -64,10 +43,10 @@ def compare_line(typing, line, base, across, chunks, by_row):  # type: ignore[no
         def compare(number: Any, place: Any) -> None:
             reduced = _reduced(emit, line, base, across, place, by_row_)
             for word, order in zip(words, (">", "=="), strict=True):
-                bits = _bits_of(builder, builder.fcmp_ordered(order, reduced, zero), number)
+                bits = bits_of(builder, builder.fcmp_ordered(order, reduced, zero), number)
                 builder.store(builder.or_(builder.load(word), bits), word)
 
-        _each_vector(builder, chunks, compare)
+        each_vector(builder, chunks, compare)
         return context.make_tuple(builder, signature.return_type, [builder.load(word) for word in words])
 
     result = types.UniTuple(types.int64, 2)
@@ -101,11 +80,11 @@ def relax_line(  # type: ignore[no-untyped-def]
             length = builder.select(positive, builder.fadd(start, cost), start)
             at, to = builder.add(keys, place), builder.add(previous, place)
             old, before = emit.load(at, SHAPE), emit.load(to, vector(I64, WIDTH))
-            better = builder.and_(builder.fcmp_ordered("<", length, old), _truths_of(builder, ahead, number))
+            better = builder.and_(builder.fcmp_ordered("<", length, old), truths_of(builder, ahead, number))
             emit.store(builder.select(better, length, old), at)
             emit.store(builder.select(better, node, before), to)
 
-        _each_vector(builder, chunks, relax)
+        each_vector(builder, chunks, relax)
         return context.get_dummy_value()
 
     i8, f8 = types.int64, types.float64
@@ -124,7 +103,7 @@ def nearest_node(typing, keys, chunks):  # type: ignore[no-untyped-def]
         def fold(number: Any, place: Any) -> None:
             builder.store(emit.better(emit.load(builder.add(keys, place), SHAPE), builder.load(least), "<"), least)
 
-        _each_vector(builder, chunks, fold)
+        each_vector(builder, chunks, fold)
         every = builder.load(least)
         for step in (4, 2, 1):
             every = emit.better(every, emit.pick(every, [t ^ step for t in range(WIDTH)]), "<")
@@ -139,7 +118,7 @@ def nearest_node(typing, keys, chunks):  # type: ignore[no-untyped-def]
             some = builder.icmp_signed("!=", bits, ir.Constant(I64, 0))
             builder.store(builder.select(some, first, builder.load(node)), node)
 
-        _each_vector(builder, chunks, find)
+        each_vector(builder, chunks, find)
         value = builder.extract_element(every, ir.Constant(I32, 0))
         return context.make_tuple(builder, signature.return_type, [value, builder.load(node)])
 
@@ -161,9 +140,9 @@ def move_line(typing, duals, dist, chunks, settled, final, by_row):  # type: ign
             old = emit.load(at, SHAPE)
             step = builder.fsub(emit.load(builder.add(dist, place), SHAPE), final)
             moved = builder.fadd(old, step) if by_row_ else builder.fsub(old, step)
-            emit.store(builder.select(_truths_of(builder, settled, number), moved, old), at)
+            emit.store(builder.select(truths_of(builder, settled, number), moved, old), at)
 
-        _each_vector(builder, chunks, move)
+        each_vector(builder, chunks, move)
         return context.get_dummy_value()
 
     i8, f8 = types.int64, types.float64
@@ -201,67 +180,16 @@ def prove_line(typing, line, base, across, chunks, kept, ties, sums):  # type: i
                 for order in (">", "<")
             )
             tied = builder.and_(on, builder.fcmp_ordered("==", low, zero))
-            chosen = _truths_of(builder, kept, number)
+            chosen = truths_of(builder, kept, number)
             right = builder.or_(builder.select(chosen, above, below), tied)
-            bits = _bits_of(builder, builder.not_(right), number)
+            bits = bits_of(builder, builder.not_(right), number)
             builder.store(builder.or_(builder.load(wrong), bits), wrong)
             at = builder.add(sums, place)
             share = builder.select(chosen, score, zero)
             emit.store(builder.fadd(emit.load(at, SHAPE), share), at)
 
-        _each_vector(builder, chunks, prove)
+        each_vector(builder, chunks, prove)
         return builder.load(wrong)
 
     i8, f8 = types.int64, types.float64
     return i8(i8, f8, i8, i8, i8, types.boolean, i8), codegen
-
-
-@intrinsic
-def write_bits(typing, word, address, count):  # type: ignore[no-untyped-def]
-    """Store the lowest bits of a word as so many bytes of 0 and 1."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        word, address, count = args
-        whole = builder.udiv(count, ir.Constant(I64, WIDTH))
-
-        def write(number: Any, _: Any) -> None:
-            truths = builder.zext(_truths_of(builder, word, number), vector(I8, WIDTH))
-            emit.store(truths, emit.beyond(address, number, WIDTH))
-
-        _each_vector(builder, whole, write)
-        with cgutils.for_range(builder, builder.urem(count, ir.Constant(I64, WIDTH))) as turn:
-            place = builder.add(builder.mul(whole, ir.Constant(I64, WIDTH)), turn.index)
-            bit = builder.and_(builder.lshr(word, place), ir.Constant(I64, 1))
-            emit.store(builder.trunc(bit, I8), builder.add(address, place))
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def read_bits(typing, address, count):  # type: ignore[no-untyped-def]
-    """The lowest bits of so many bytes as a word."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder)
-        address, count = args
-        whole = builder.udiv(count, ir.Constant(I64, WIDTH))
-        word = emit.variable(ir.Constant(I64, 0))
-
-        def add(bits: Any) -> None:
-            builder.store(builder.or_(builder.load(word), bits), word)
-
-        def read(number: Any, _: Any) -> None:
-            at = emit.beyond(address, number, WIDTH)
-            truths = builder.trunc(emit.load(at, vector(I8, WIDTH)), vector(ir.IntType(1), WIDTH))
-            add(_bits_of(builder, truths, number))
-
-        _each_vector(builder, whole, read)
-        with cgutils.for_range(builder, builder.urem(count, ir.Constant(I64, WIDTH))) as turn:
-            place = builder.add(builder.mul(whole, ir.Constant(I64, WIDTH)), turn.index)
-            bit = builder.and_(emit.load(builder.add(address, place), I8), ir.Constant(I8, 1))
-            add(builder.shl(builder.zext(bit, I64), place))
-        return builder.load(word)
-
-    return types.int64(types.int64, types.int64), codegen

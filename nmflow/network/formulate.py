@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.arrays import Array
-from nmflow.blocks import integers_of
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, NonFiniteError
 from nmflow.given import as_array, as_mask
+from nmflow.integers import integers_of
 from nmflow.network.flow import FlowNetwork
 from nmflow.pattern import Pattern
 

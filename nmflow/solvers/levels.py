@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nmflow.arrays import Array
-from nmflow.blocks import integers_of
+from nmflow.integers import integers_of
 
 __all__ = ["Lattice", "lattice_of"]
 

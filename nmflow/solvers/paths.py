@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nmflow.arrays import Array
-from nmflow.blocks import DROP, KEEP, Chunk, integers_of
+from nmflow.blocks import DROP, KEEP, Chunk
 from nmflow.certificate import Proven, block_scores, fills
 from nmflow.crew import call_on_threads, map_on_threads
 from nmflow.duals import BlockDuals, Duals
+from nmflow.integers import integers_of
 from nmflow.pattern import Pattern
 from nmflow.sums import added
 from nmflow.workspace import kept_for

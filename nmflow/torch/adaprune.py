@@ -12,13 +12,13 @@ from torch import nn
 from nmflow.asked import amount, check_choice
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Fill, Pattern
+from nmflow.torch.by_name import Counts, Scores, check_names, patterns_of
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
 from nmflow.torch.obs_pass import Pruned, solve_mask
-from nmflow.torch.post import Counts, Data, patterns_of, run
+from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.prune import Scores, check_names
 from nmflow.torch.refit import METHODS, refit
 from nmflow.torch.scores import score_named
 from nmflow.torch.select import Filter, Layer

@@ -15,9 +15,10 @@ from nmflow.asked import amount
 from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, NmflowError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
+from nmflow.torch.by_name import Scores, check_values
+from nmflow.torch.by_name import scores_of as given_scores
 from nmflow.torch.convert import to_array
-from nmflow.torch.prune import Scores, check_values, named_error
-from nmflow.torch.prune import scores_of as given_scores
+from nmflow.torch.prune import named_error
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.watch import OnStep, watching
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from nmflow.asked import check_choice, check_flags
 from nmflow.errors import InputValueError
-from nmflow.pattern import Fill, Pattern
-from nmflow.pipeline import as_pattern
+from nmflow.pattern import Pattern
 from nmflow.torch.calibrate import Calibration, with_known_inputs
 from nmflow.torch.feed import Draws, Forward, check_batches, evaluating, feed
 from nmflow.torch.gather import check_called, gather, hooked
@@ -27,40 +26,9 @@ from nmflow.torch.resume import Store
 from nmflow.torch.select import Layer, Selection, select, unwrapped
 from nmflow.torch.watch import watching
 
-__all__ = ["Counts", "Data", "patterns_of", "run"]
+__all__ = ["Data", "run"]
 
 Data: TypeAlias = Iterable[Any] | Calibration
-Counts: TypeAlias = int | Mapping[str, int] | None
-"""n for all layers, or for each by the name of its parameter."""
-
-
-def patterns_of(
-    n: Counts, m: int | None, pattern: str | Pattern | None, fill: Fill
-) -> tuple[Pattern, Callable[[Layer], Pattern | None]]:
-    """A pattern whose blocks are those of all layers, and the pattern of each (None: it stays dense).
-
-    Raises
-    ------
-    InputValueError
-        If n is a mapping and m is missing or not that of an allocation, or there is a pattern too.
-    """
-    if not isinstance(n, Mapping):
-        chosen = as_pattern(n, m, pattern, fill=fill)
-        return chosen, lambda layer: chosen
-    if m is None or pattern is not None:
-        raise InputValueError("m must be given beside n for each layer, and no pattern; write n={...}, m=16")
-    if getattr(n, "m", m) != m:  # of allocate or choose_n
-        raise InputValueError(f"m must be {n.m}, for which n was chosen, not {m}")  # type: ignore[attr-defined]
-    transposable = getattr(n, "transposable", True)
-    table = {name: Pattern(count, m, fill=fill, transposable=transposable) for name, count in n.items()}
-    if not table:
-        raise InputValueError("n must name at least one parameter, not none")
-
-    def of(layer: Layer) -> Pattern | None:
-        found = next((table[slot.name] for slot in layer.slots if slot.name in table), None)
-        return None if found is None or found.n == m else found
-
-    return next(iter(table.values())), of
 
 
 def run(

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from nmflow.arrays import Array
-from nmflow.errors import InputTypeError, InputValueError, NmflowError, NonFiniteError
+from nmflow.errors import NmflowError, NonFiniteError
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern, solve
 from nmflow.solution import Certificate
 from nmflow.torch.aside import aside
+from nmflow.torch.by_name import Scores, check_values, scores_of
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.device import on_device, solve_on_device
 from nmflow.torch.device.plain import magnitude
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 
-__all__ = ["Scores", "check_names", "check_values", "layer_report", "mask_for", "named_error", "prune_", "scores_of"]
-
-Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
+__all__ = ["layer_report", "mask_for", "named_error", "prune_"]
 
 
 @aside
@@ -219,33 +218,3 @@ def named_error(error: NmflowError, name: str) -> NmflowError:
     if isinstance(error, NonFiniteError):
         return NonFiniteError(text, error.count, error.first)
     return type(error)(text)
-
-
-def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
-    """The scores given for a layer, under any of its names."""
-    if scores is None:
-        return None
-    for slot in layer.slots:
-        tensor = scores.get(slot.name) if isinstance(scores, Mapping) else scores(slot.name, slot.module)
-        if tensor is not None:
-            return to_array(tensor, f"scores of {slot.name}")
-    return None
-
-
-def check_values(model: nn.Module, values: object, argument: str) -> None:
-    """Raise InputTypeError unless tensors are given by name, by a function or not at all; InputValueError as below."""
-    if not (values is None or isinstance(values, Mapping) or callable(values)):
-        advice = "; calibrate(...).scores(name) makes one of a name" if argument == "scores" else ""
-        raise InputTypeError(
-            f"{argument} must be a mapping from parameter names to tensors, or a callable, not {values!r}{advice}"
-        )
-    check_names(model, values, argument)
-
-
-def check_names(model: nn.Module, values: object, argument: str) -> None:
-    """Raise InputValueError if a mapping names what is no parameter of the model."""
-    if isinstance(values, Mapping):
-        known = {name for name, _ in unwrapped(model).named_parameters(remove_duplicate=False)}
-        unknown = next((name for name in values if name not in known), None)
-        if unknown is not None:
-            raise InputValueError(f"{argument} must be named like parameters of the model, not {unknown!r}")

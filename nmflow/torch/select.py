@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,32 +12,21 @@ from torch.nn.utils import parametrize
 
 from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
-from nmflow.names import left_alone
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
 from nmflow.torch.slots import (
     Layer,
     Slot,
-    depthwise,
     identity,
     impossible,
-    is_fused,
-    is_turned,
     layout_of,
-    router,
     too_small,
 )
+from nmflow.torch.verdicts import ELIGIBLE, OUTSIDE, Filter, is_named, is_sized, verdict
 
 __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
-Filter = Callable[[str, nn.Module], bool | None]
-"""(module name, module) -> True to take it, False to leave it, None to let the other rules decide."""
 
-ELIGIBLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
-"""Types whose weight gets a mask unless it is told otherwise."""
-
-
-OUTSIDE = "not in include"
 UNDER = "under a mask of a SparseTraining already; finish() or release() that first"
 
 
@@ -110,20 +99,20 @@ def select(
     _check_globs(model, wanted, unwanted)
     layers: list[Layer] = []
     for shared in slots.values():
-        verdicts = [_verdict(slot, answer, wanted, unwanted) for slot, answer in shared]
+        verdicts = [verdict(slot, answer, wanted, unwanted) for slot, answer in shared]
         refused = next((hard for hard, _ in verdicts if hard), "")
         soft = [reason for _, reason in verdicts]
         # asked for under one of its names, it is asked for
         left = next((reason for reason in soft if reason and reason != OUTSIDE), "") or (
             OUTSIDE if all(reason == OUTSIDE for reason in soft) else ""
         )
-        named = any(_named(slot, answer, wanted) for slot, answer in shared)
+        named = any(is_named(slot, answer, wanted) for slot, answer in shared)
         places = tuple(slot for slot, _ in shared)
         reason = refused or ("" if named else left)
         if not reason:
             layout, groups = layout_of(places[0])
             reason = impossible(places[0], layout, groups, pattern, strict, trainable)
-            if not reason and not any(_sized(slot, wanted) for slot in places):
+            if not reason and not any(is_sized(slot, wanted) for slot in places):
                 reason = too_small(places[0], layout, groups, pattern)
             layer = Layer(places, layout, groups)
             reason = reason or _overlapping(layer, layers)
@@ -198,64 +187,6 @@ def _is_mask(module: nn.Module) -> bool:
 def _wide(attribute: str, parameter: nn.Parameter) -> bool:
     """Whether it has two axes or more; before a model has run, names must tell."""
     return attribute == "weight" if nn.parameter.is_lazy(parameter) else parameter.ndim > 1
-
-
-def _verdict(
-    slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]
-) -> tuple[str, str]:
-    """Why a parameter must not be taken, and why it is not unless it is named; each empty if there is no reason."""
-    glob = next((glob for glob in unwanted if _matches(slot, glob)), None)
-    if glob is not None:
-        return f"excluded by {glob!r}", ""
-    if answer is False:
-        return "left out by filter_fn", ""
-    if wanted is not None and not any(_matches(slot, glob) for glob in wanted):
-        return "", OUTSIDE
-    if answer:
-        return "", ""
-    kind = type(slot.module).__name__
-    if is_fused(slot.module):
-        return "", "of all experts at once; take them apart with experts_apart, or give its plain name in include"
-    if not (isinstance(slot.module, ELIGIBLE) or is_turned(slot.module)):
-        return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
-    if slot.attribute != "weight":
-        return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
-    if depthwise(slot):
-        return "", "depthwise convolution; name it in include to prune it"
-    if kind := left_alone(slot.name):
-        return "", f"{kind}; name it in include to prune it"
-    if router(slot):
-        return "", "router of experts; give its plain name in include, or a filter_fn"
-    return "", ""
-
-
-def _named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
-    """Whether a parameter is asked for by itself, so that its type does not matter."""
-    inside = wanted is None or any(_matches(slot, glob) for glob in wanted)
-    return bool(answer and inside) or _plain(slot, wanted) or (_unusual(slot) and _globbed(slot, wanted))
-
-
-def _sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
-    """Whether size does not matter either: a depthwise convolution never has more than a row or two for a group."""
-    return _plain(slot, wanted) or depthwise(slot)
-
-
-def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
-    return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
-
-
-def _unusual(slot: Slot) -> bool:
-    """Whether any glob of more than stars must ask for it."""
-    return depthwise(slot) or bool(left_alone(slot.name))
-
-
-def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
-    """A glob of nothing but stars names nobody."""
-    return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
-
-
-def _matches(slot: Slot, glob: str) -> bool:
-    return fnmatchcase(slot.name, glob) or fnmatchcase(slot.module_name, glob)
 
 
 def _check_globs(model: nn.Module, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]) -> None:

@@ -10,12 +10,12 @@ from torch import nn
 
 from nmflow.asked import amount, check_flags
 from nmflow.pattern import Fill, Pattern
+from nmflow.torch.by_name import Counts, check_names, patterns_of
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
-from nmflow.torch.post import Counts, Data, patterns_of, run
+from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.prune import check_names
 from nmflow.torch.refit import refit as refitted
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep

@@ -17,11 +17,11 @@ from nmflow.errors import InputValueError, NmflowError
 from nmflow.given import as_mask
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import solve
+from nmflow.torch.by_name import Counts, Scores, check_names, check_values, patterns_of
+from nmflow.torch.by_name import scores_of as given_scores
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
-from nmflow.torch.post import Counts, patterns_of
-from nmflow.torch.prune import Scores, check_names, check_values, layer_report, named_error
-from nmflow.torch.prune import scores_of as given_scores
+from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 

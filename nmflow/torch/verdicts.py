@@ -1,0 +1,79 @@
+"""What speaks for or against a mask of one parameter: its kind, its name, and what the caller asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from nmflow.names import left_alone
+from nmflow.torch.slots import Slot, depthwise, is_fused, is_turned, router
+
+__all__ = ["ELIGIBLE", "OUTSIDE", "Filter", "is_named", "is_sized", "verdict"]
+
+Filter = Callable[[str, nn.Module], bool | None]
+"""(module name, module) -> True to take it, False to leave it, None to let the other rules decide."""
+
+ELIGIBLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Types whose weight gets a mask unless it is told otherwise."""
+
+OUTSIDE = "not in include"
+
+
+def verdict(
+    slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]
+) -> tuple[str, str]:
+    """Why a parameter must not be taken, and why it is not unless it is named; each empty if there is no reason."""
+    glob = next((glob for glob in unwanted if _matches(slot, glob)), None)
+    if glob is not None:
+        return f"excluded by {glob!r}", ""
+    if answer is False:
+        return "left out by filter_fn", ""
+    if wanted is not None and not any(_matches(slot, glob) for glob in wanted):
+        return "", OUTSIDE
+    if answer:
+        return "", ""
+    kind = type(slot.module).__name__
+    if is_fused(slot.module):
+        return "", "of all experts at once; take them apart with experts_apart, or give its plain name in include"
+    if not (isinstance(slot.module, ELIGIBLE) or is_turned(slot.module)):
+        return "", f"in a {kind}, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
+    if slot.attribute != "weight":
+        return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
+    if depthwise(slot):
+        return "", "depthwise convolution; name it in include to prune it"
+    if kind := left_alone(slot.name):
+        return "", f"{kind}; name it in include to prune it"
+    if router(slot):
+        return "", "router of experts; give its plain name in include, or a filter_fn"
+    return "", ""
+
+
+def is_named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
+    """Whether a parameter is asked for by itself, so that its type does not matter."""
+    inside = wanted is None or any(_matches(slot, glob) for glob in wanted)
+    return bool(answer and inside) or _plain(slot, wanted) or (_unusual(slot) and _globbed(slot, wanted))
+
+
+def is_sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+    """Whether size does not matter either: a depthwise convolution never has more than a row or two for a group."""
+    return _plain(slot, wanted) or depthwise(slot)
+
+
+def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+    return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
+
+
+def _unusual(slot: Slot) -> bool:
+    """Whether any glob of more than stars must ask for it."""
+    return depthwise(slot) or bool(left_alone(slot.name))
+
+
+def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
+    """A glob of nothing but stars names nobody."""
+    return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
+
+
+def _matches(slot: Slot, glob: str) -> bool:
+    return fnmatchcase(slot.name, glob) or fnmatchcase(slot.module_name, glob)

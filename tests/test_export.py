@@ -16,7 +16,14 @@ from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow import formats
-from nmflow.checkpoint import export_checkpoint, inspect_path, pack, read_header, verify_packed
+from nmflow.checkpoint import (
+    export_checkpoint,
+    exported_format,
+    inspect_path,
+    pack,
+    read_header,
+    verify_packed,
+)
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.support import find_support
@@ -288,8 +295,9 @@ def test_bad_input_writes_nothing(tmp_path: Path, model: Path) -> None:
     )
     src = write(tmp_path / "f64.safetensors", {"d.weight": np.zeros((64, 64))})
     assert_refused(tmp_path, CheckpointError, "'d.weight': weight must be .* not float64", src, out, "cutlass-24")
-    src = write(tmp_path / "none.safetensors", {"bias": np.zeros(3, "f4")})
-    assert_refused(tmp_path, CheckpointError, "must hold a weight to be stored as nibble", src, out, "nibble")
+    seen = r"as nibble, and all 2 tensors are left alone \(1 x 1-D, 1 x dtype I8\); masks"
+    src = write(tmp_path / "none.safetensors", {"bias": np.zeros(3, "f4"), "a.weight": np.zeros((8, 8), "i1")})
+    assert_refused(tmp_path, CheckpointError, seen, src, out, "nibble")
     clash = {"a.weight": whole["a.weight"], "a.weight.meta": np.zeros(3, "f4")}
     src = write(tmp_path / "clash.safetensors", clash)
     assert_refused(tmp_path, CheckpointError, "two tensors would be named 'a.weight.meta'", src, out, "nibble")
@@ -579,6 +587,41 @@ def test_options_of_verify(tmp_path: Path, model: Path) -> None:
     assert result.exit_code == 2
     assert "nothere must exist; check the path" in result.stderr
     assert json.loads(run("verify", tmp_path / "out", "--json").stdout)["ok"] is True
+
+
+def test_a_file_of_an_export_means_all_of_it(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    export_checkpoint(model, out, "nibble")
+    (file,) = out.glob("*.safetensors")
+    for name in ("verify", "inspect"):
+        assert run(name, file, "--json").stdout == run(name, out, "--json").stdout
+    edit_record(out, lambda side: side["left_dense"].pop("a.bias"))
+    assert run("verify", file).exit_code == 1
+    result = run("prune", file, tmp_path / "pruned", "--pattern", "2:4")
+    assert result.exit_code == 2
+    assert f"{file} must not be of an export as nibble, whose weights are packed" in result.stderr
+    other = write(out / "other.safetensors", {"a.weight": np.zeros((8, 8), "f4")})
+    assert json.loads(run("inspect", other, "--json").stdout)["format"] is None
+
+
+def test_dense_is_the_default_and_says_where_zeros_are_negative(tmp_path: Path) -> None:
+    weight = weights()["a.weight"].copy()
+    src = write(tmp_path / "x.safetensors", {"a.weight": weight})
+    result = run("export", src, tmp_path / "clean")
+    assert result.exit_code == 0, result.stderr
+    assert "-0.0" not in result.stdout
+    assert exported_format(tmp_path / "clean") == "dense"
+    dropped = weight == 0
+    weight[dropped] = -0.0  # as left behind by weight * mask
+    src = write(tmp_path / "x.safetensors", {"a.weight": weight})
+    result = run("export", src, tmp_path / "out")
+    assert (
+        f"{dropped.sum():,} of the kept entries are -0.0, as weight * mask leaves them where it drops" in result.stdout
+    )
+    masks = write(tmp_path / "masks.safetensors", {"a.weight": ~dropped})
+    report = export_checkpoint(src, tmp_path / "again", masks=masks)
+    assert [(tensor.kept, tensor.negative_zeros) for tensor in report.tensors] == [((~dropped).sum(), 0)]
+    np.testing.assert_array_equal(bits(decoded(tmp_path / "again", "a.weight")[0])[dropped], 0)
 
 
 def test_inspect_a_checkpoint(model: Path) -> None:

@@ -290,6 +290,49 @@ def test_selection(options: dict[str, Any], taken: list[str]) -> None:
     assert [layer.name for layer in nt.prune_(network(), 2, 4, **options).layers] == taken
 
 
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        ({"exclude": ["a"]}, ["b.weight"]),
+        ({"exclude": ["a.inner", "b"]}, ["a.fc.weight"]),
+        ({"exclude": ["?.inner"]}, ["a.fc.weight", "b.weight"]),
+        ({"include": ["a"]}, ["a.fc.weight", "a.inner.0.weight"]),
+        ({"include": ["a.inner", "b"]}, ["a.inner.0.weight", "b.weight"]),
+        ({"include": ["a"], "exclude": ["a.inner"]}, ["a.fc.weight"]),
+        ({"include": ["a", "a.inner.lm_head"]}, ["a.fc.weight", "a.inner.0.weight", "a.inner.lm_head.weight"]),
+        ({"filter_fn": lambda name, module: isinstance(module, nn.Linear), "exclude": ["a.inner"]},
+         ["a.fc.weight", "b.weight"]),
+    ],
+)  # fmt: skip
+def test_a_module_stands_for_all_that_is_in_it(options: dict[str, Any], taken: list[str]) -> None:
+    inner = nn.Sequential(nn.Linear(8, 8))
+    inner.add_module("lm_head", nn.Linear(8, 8))
+    model = nn.ModuleDict({"a": nn.ModuleDict({"fc": nn.Linear(8, 8), "inner": inner}), "b": nn.Linear(8, 8)})
+    assert sorted(layer.name for layer in nt.prune_(model, 2, 4, **options).layers) == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("1", "it has no parameter of two axes or more"),
+        ("0.bias", "it has no parameter of two axes or more"),
+        ("2.weight", "on the meta device, without data"),
+        ("2", "on the meta device, without data"),
+        ("3", "computed, not a parameter of the module"),
+        ("4", "in a Embedding, not a Linear, Conv1d or Conv2d"),
+    ],
+)
+def test_what_is_named_is_pruned_or_nothing_is(name: str, reason: str) -> None:
+    inner = nn.Sequential(nn.Embedding(8, 8))
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8, device="meta"), normed, inner)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(InputValueError, match=f"include must name what 2:4 can prune, and '{name}' is not: {reason}"):
+        nt.prune_(model, 2, 4, include=["0.weight", name])
+    assert torch.equal(model[0].weight, before)
+    assert len(nt.prune_(model, 2, 4, include=["0.weight", name], exclude=["[1-9]*", "0.bias"]).layers) == 1
+
+
 def test_parts_of_sharded_weights_are_listed() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].weight = nn.Parameter(torch.ones(32))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from nmflow.checkpoint import export_checkpoint
 from nmflow.errors import FormatError, InputValueError, SourceNotFoundError
 
 torch = pytest.importorskip("torch")
+import safetensors.torch  # noqa: E402
 from torch.sparse import SparseSemiStructuredTensorCUTLASS  # noqa: E402
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass  # noqa: E402
 
@@ -111,12 +115,20 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_checkpoint(src, out, "cutlass-24")
     raw = (out / "model.safetensors").read_bytes()
-    changed = bytearray(raw)
-    changed[-1] ^= 1  # a bit of the last array, a mask
-    (out / "model.safetensors").write_bytes(changed)
-    with pytest.raises(FormatError, match="the data was changed"):
-        load_semi_structured(out)
-    assert load_semi_structured(out, verify=False)
+    header = 8 + int.from_bytes(raw[:8], "little")
+    names = json.loads(raw[8:header])
+    at = {name: header + info["data_offsets"][0] for name, info in names.items() if name != "__metadata__"}
+    for place, bit, match in (
+        (at["bias"], 1, "tensor 'bias' must have the digest of nmflow.json; it was changed, export again"),
+        (at["float16.weight.meta"], 1, "tensor 'float16.weight.meta' must have the digest"),
+        (raw.index(b"nmflow_format"), 32, "header must have the digest of nmflow.json"),
+    ):
+        changed = bytearray(raw)
+        changed[place] ^= bit
+        (out / "model.safetensors").write_bytes(changed)
+        with pytest.raises(FormatError, match=match):
+            load_semi_structured(out)
+        assert load_semi_structured(out, verify=False)
     (out / "model.safetensors").write_bytes(raw[:-1])
     with pytest.raises(FormatError, match="must be a sound safetensors file"):
         load_semi_structured(out)
@@ -124,6 +136,35 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     edit_record(out, lambda side: side["tensors"]["float16.weight"]["arrays"]["meta"].update(name="gone"))
     with pytest.raises(FormatError, match="must have its array 'gone' in the file"):
         load_semi_structured(out)
+    with pytest.raises(SourceNotFoundError, match="nowhere must exist; check the path"):
+        load_semi_structured(tmp_path / "nowhere")
+    for device in ("foo", None if torch.cuda.is_available() else "cuda"):
+        if device:
+            with pytest.raises(InputValueError, match=r"device must be one that torch can use here, not '(foo|cuda)' "):
+                load_semi_structured(out, device=device)
+
+
+def test_a_weight_and_its_transpose_are_compared(tmp_path: Path) -> None:
+    """Also where the digest is that of what was changed; an earlier nmflow wrote no others."""
+    src, _ = checkpoint(tmp_path)
+    out = tmp_path / "out"
+    export_checkpoint(src, out, "cutlass-24")
+    raw = bytearray((out / "model.safetensors").read_bytes())
+    raw[-1] ^= 1  # a bit of the last array, a mask
+    (out / "model.safetensors").write_bytes(raw)
+    held = safetensors.torch.load_file(out / "model.safetensors")
+
+    def renew(side: dict[str, Any]) -> None:
+        for key in ("files", "others", "index"):
+            del side[key]
+        for tensor in side["tensors"].values():
+            for array in tensor["arrays"].values():
+                array["sha256"] = hashlib.sha256(held[array["name"]].view(torch.uint8).numpy().tobytes()).hexdigest()
+
+    edit_record(out, renew)
+    with pytest.raises(FormatError, match="the data was changed"):
+        load_semi_structured(out)
+    assert "bias" in load_semi_structured(out, verify=False)
 
 
 def can_multiply() -> bool:

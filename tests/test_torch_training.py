@@ -495,9 +495,12 @@ def test_names_that_torch_cannot_parametrize_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Module())
     model[1].keys = nn.Parameter(torch.randn(16, 16))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    training = nt.SparseTraining(model, optimizer, 2, 4, include=["0", "1.keys"])
+    why = "of a name, keys, that torch cannot parametrize; rename the attribute"
+    with pytest.raises(InputValueError, match=f"include must name what 2:4 can prune, and '1.keys' is not: {why}"):
+        nt.SparseTraining(model, optimizer, 2, 4, include=["0", "1.keys"])
+    training = nt.SparseTraining(model, optimizer, 2, 4, filter_fn=lambda name, module: True)
     assert list(training.masks) == ["0.weight"]
-    assert ("1.keys", "of a name, keys, that torch cannot parametrize; rename the attribute") in training.skipped
+    assert ("1.keys", why) in training.skipped
     assert "1.keys" in nt.prune_(nn.ModuleList([nn.Linear(4, 4), model[1]]), 2, 4, include=["1.keys"]).layers[0].name
 
 

@@ -22,12 +22,14 @@ from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, given_masks
 from nmflow.checkpoint.pack import DenseUnit, PackUnit
 from nmflow.checkpoint.place import check_place
+from nmflow.checkpoint.plan import counted
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.checkpoint.stage import staged, start_file, start_folder
 from nmflow.checkpoint.stamp import check_unchanged, stamps_of
 from nmflow.checkpoint.unit import Done, Unit
 from nmflow.errors import CheckpointError
 from nmflow.formats import Format, get
+from nmflow.formats.dense import Dense
 from nmflow.formats.side_file import NAME, SideFile, StoredArray, StoredFile, StoredTensor
 
 __all__ = ["export_checkpoint"]
@@ -36,7 +38,7 @@ __all__ = ["export_checkpoint"]
 def export_checkpoint(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
-    format: str,
+    format: str = Dense.name,
     *,
     masks: str | os.PathLike[str] | None = None,
     include: Iterable[str] = (),
@@ -58,7 +60,7 @@ def export_checkpoint(
         A folder to write: a safetensors file for each of `src`, ``nmflow.json``, and the other files of a folder.
         It appears whole or not at all.
     format : str
-        Name in the table of formats.
+        Name in the table of formats. Default: the matrices themselves, with exact zeros.
     masks : path, optional
         A safetensors file or folder with a tensor for each weight to be packed, under the weight's name and of its
         shape: BOOL, or U8 of 0 and 1; 1 = kept. Default: the mask is the two-way support of each weight that
@@ -98,7 +100,10 @@ def export_checkpoint(
     given = None if marks is None else given_masks(marks, source, include + exclude)
     reasons = reasons_of(source, chosen, given, include, exclude)
     if not any(reason == "" for reason in reasons.values()):
-        raise CheckpointError(f"{source.path} must hold a weight to be stored as {chosen.name}, and it holds none")
+        raise CheckpointError(
+            f"{source.path} must hold a weight to be stored as {chosen.name}, and all {len(reasons)} tensors are left "
+            f"alone ({counted(reasons.values())}); masks (--masks) name those that dtypes or names leave alone"
+        )
     # all checked, none written
     layouts = {shard.path: lay_out_shard(shard, chosen, reasons, pad) for shard in source.shards}
     check_names(layouts)

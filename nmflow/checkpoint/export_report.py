@@ -27,6 +27,8 @@ class ExportedTensor:
     seconds : float
     dropped : int
         Entries that are not zero and that a given mask drops.
+    negative_zeros : int
+        Kept entries that are -0.0, where no mask was given and the format takes any.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ExportedTensor:
     stored_bytes: int
     seconds: float
     dropped: int = 0
+    negative_zeros: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExportedTensor:

@@ -15,7 +15,7 @@ from nmflow.formats import Format, get
 from nmflow.formats.dense import Dense
 from nmflow.formats.side_file import NAME, SideFile, read_side_file
 
-__all__ = ["Held", "Inspection", "check_unpacked", "exported_format", "inspect_path", "open_export"]
+__all__ = ["Held", "Inspection", "check_unpacked", "export_of", "exported_format", "inspect_path", "open_export"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,20 @@ class Inspection:
         return asdict(self)
 
 
+def export_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
+    """The folder that export wrote and its format, if `path` is that or one of its safetensors files; else None."""
+    path = as_path(path, "path")
+    folder = path.parent if path.is_file() else path
+    if not (folder / NAME).is_file():
+        return None
+    side = read_side_file(folder)
+    return (folder, side.format) if path == folder or path.name in side.named else None
+
+
 def exported_format(path: str | os.PathLike[str]) -> str | None:
-    """Name of the format in which export wrote the folder `path`; None if it did not."""
-    return read_side_file(path).format if (as_path(path, "path") / NAME).is_file() else None
+    """Name of the format in which export wrote the folder `path`, or a file in it; None if it did not."""
+    found = export_of(path)
+    return None if found is None else found[1]
 
 
 def inspect_path(path: str | os.PathLike[str]) -> Inspection:
@@ -58,11 +69,16 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
     ------
     CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
         If it is none of these, or a header or the side file is not valid.
+
+    Notes
+    -----
+    A file of an export means all of it: what is stored in it the side file says, which is beside it.
     """
-    path = as_path(path, "path")
-    if not (path / NAME).is_file():
+    path, found = as_path(path, "path"), export_of(path)
+    if found is None:
         shards = open_source(path).shards
         return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
+    path = found[0]
     side, _, headers = open_export(path)
     named = {file: header.by_name() for file, header in headers.items()}
     held = []
@@ -77,12 +93,12 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
 
 
 def check_unpacked(source: Source) -> None:
-    """Raise InputValueError if a folder is an export with packed weights: it is nothing without the record of them."""
-    found = exported_format(source.path) if source.is_folder else None
-    if found not in (None, Dense.name):
+    """Raise InputValueError if it is of an export with packed weights: these are nothing without the record of them."""
+    found = export_of(source.path)
+    if found is not None and found[1] != Dense.name:
         raise InputValueError(
-            f"{source.path} must not be an export as {found}, whose weights are packed; take the checkpoint that was "
-            f"exported, or export it as dense"
+            f"{source.path} must not be {'' if source.is_folder else 'of '}an export as {found[1]}, whose weights are "
+            f"packed; take the checkpoint that was exported, or export it as dense"
         )
 
 

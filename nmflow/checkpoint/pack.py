@@ -22,6 +22,7 @@ from nmflow.checkpoint.tiles import (
     digest,
     inside,
     is_whole,
+    named,
     read_tile,
     sha256_of,
     squares,
@@ -32,7 +33,7 @@ from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import PART, Format, Place, Spec, get
 from nmflow.formats.given import bits_of
 
-__all__ = ["DenseUnit", "PackUnit", "Stored", "named"]
+__all__ = ["DenseUnit", "PackUnit", "Stored"]
 
 SIDE = 16 * PART
 """Rows and columns of a rectangle of entries up to 16 bits, and twice those of a rectangle of wider ones: each stretch
@@ -152,6 +153,7 @@ class PackUnit(Unit):
                     int(np.count_nonzero(support.mask)), support.n_blocks, support.completed, support.unfilled,
                     time.perf_counter() - started,
                     int(np.count_nonzero(weight[~support.mask])) if given else 0,
+                    0 if given or need.pattern else int(np.count_nonzero(support.mask) - np.count_nonzero(weight)),
                 )  # fmt: skip
 
             flusher, pieces = Flusher(target), []
@@ -176,6 +178,7 @@ class PackUnit(Unit):
             stored_bytes=sum(n_bytes for _, n_bytes in spans),
             seconds=math.fsum(each.seconds for each in pieces),
             dropped=sum(each.dropped for each in pieces),
+            negative_zeros=sum(each.negative_zeros for each in pieces),
         )
         return Done(
             self.source.name,
@@ -237,14 +240,9 @@ class _Piece:
     unfilled: int
     seconds: float
     dropped: int
+    negative_zeros: int
 
 
 def _bytes_of(spec: Spec) -> int:
     """Bytes of a stored array."""
     return math.prod(spec.shape) * spec.dtype.itemsize
-
-
-def named(tile: Tile) -> str:
-    """A rectangle in words."""
-    names = ("rows", "columns") if len(tile) == 2 else ("entries",)
-    return " and ".join(f"{name} {axis.start} to {axis.stop - 1}" for name, axis in zip(names, tile, strict=True))

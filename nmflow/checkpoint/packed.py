@@ -16,10 +16,10 @@ from nmflow.asked import as_path, check_functions, thread_count
 from nmflow.checkpoint.arrays import DTYPES, NAMES
 from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.header import Entry, Header
-from nmflow.checkpoint.inspection import open_export
-from nmflow.checkpoint.pack import Stored, named
+from nmflow.checkpoint.inspection import export_of, open_export
+from nmflow.checkpoint.pack import Stored
 from nmflow.checkpoint.pool import Pool
-from nmflow.checkpoint.tiles import Tile, inside, is_whole, sha256_of
+from nmflow.checkpoint.tiles import Tile, inside, is_whole, named, sha256_of
 from nmflow.errors import ChangedError, CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec
 from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor
@@ -75,7 +75,7 @@ class PackedVerification:
 def verify_packed(
     path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
 ) -> PackedVerification:
-    """Check an exported folder: that it holds what was written, and that both sides decode to one matrix and mask.
+    """Check an exported folder, or that of a file: it holds what was written, both sides decode to one matrix and mask.
 
     Raises
     ------
@@ -87,8 +87,10 @@ def verify_packed(
     -----
     Arrays are read in rectangles: memory does not grow with them.
     """
-    path = as_path(path, "path")
+    path, found = as_path(path, "path"), export_of(path)
     check_functions(progress=progress)
+    if found is not None:
+        path = found[0]
     side, chosen, headers = open_export(path)
     checks, faults = [], [*_name_faults(path, side, headers), *_index_faults(path, side)]
     named = {file: header.by_name() for file, header in headers.items()}

@@ -112,8 +112,7 @@ class Plan:
                 f"pattern must fit at least one weight of {self.source.path}, not {self.pattern}: the largest, "
                 f"{largest.name!r}, has shape {largest.shape}; choose smaller groups"
             )
-        reasons = Counter(tensor.reason for tensor in self.tensors).most_common()
-        seen = ", ".join(f"{count} x {reason}" for reason, count in reasons[:4]) or "there is none"
+        seen = counted(tensor.reason for tensor in self.tensors)
         raise PatternError(
             f"{self.source.path} must hold a weight that {self.pattern} can prune, and all {len(self.tensors)} tensors "
             f"are left alone ({seen}); nmflow prune --dry-run says more. Include globs bring back what names leave "
@@ -129,6 +128,12 @@ class Plan:
             "copied_files": [str(path) for path in self.source.others],
             "default_exclusions": [{"glob": glob, "reason": reason} for glob, reason in EXCLUDED],
         }
+
+
+def counted(reasons: Iterable[str]) -> str:
+    """How often which reason was found, the most frequent four."""
+    found = Counter(reasons).most_common(4)
+    return ", ".join(f"{count} x {reason}" for reason, count in found) or "there is none"
 
 
 def make_plan(

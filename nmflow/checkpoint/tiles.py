@@ -214,3 +214,9 @@ def sha256_of(file: int, start: int, n_bytes: int) -> str:
         state.update(memoryview(buffer)[:count])
         start += count
     return state.hexdigest()
+
+
+def named(tile: Tile) -> str:
+    """A rectangle in words."""
+    names = ("rows", "columns") if len(tile) == 2 else ("entries",)
+    return " and ".join(f"{name} {axis.start} to {axis.stop - 1}" for name, axis in zip(names, tile, strict=True))

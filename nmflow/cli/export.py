@@ -18,7 +18,7 @@ def export(
     dst: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     format: Annotated[
         str, typer.Option("--format", metavar="NAME", help="dense, nibble or cutlass-24; see docs/formats.md.")
-    ],
+    ] = "dense",
     masks: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Masks in safetensors (BOOL, or U8 of 0 and 1) by the names of the weights."),

@@ -47,6 +47,13 @@ def report(done: ExportReport) -> None:
     dropped = sum(tensor.dropped for tensor in done.tensors)
     if dropped:
         console.print(f"{dropped:,} entries that are not zero were dropped, as the masks say.")
+    negative = sum(tensor.negative_zeros for tensor in done.tensors)
+    if negative:
+        console.print(
+            f"{negative:,} of the kept entries are -0.0, as weight * mask leaves them where it drops; --masks says "
+            f"which are kept.",
+            soft_wrap=True,
+        )
     for reason, count in sorted(Counter(reason for _, reason in done.left_dense).items()):
         console.print(f"left as it is: {count} x {_text(reason)}", soft_wrap=True)
     console.print(f"wrote {_text(done.destination)}", soft_wrap=True)

@@ -250,6 +250,7 @@ class Format(ABC):
         try:
             self.check_shape(source.shape, source.dtype)
         except (InputTypeError, InputValueError) as error:
-            raise FormatError(f"{self.name}: stored arrays must be of a matrix that it can hold: {error}") from error
+            fault = str(error).partition(";")[0]  # what follows is for who encodes
+            raise FormatError(f"{self.name}: stored arrays must be of a matrix that it can hold: {fault}") from error
         check_arrays(self.name, given, self.specs(source.shape, source.dtype))
         return source

@@ -1,4 +1,4 @@
-"""dense: the matrix itself with exact zeros. The default: every tool starts from it."""
+"""dense: the matrix itself with exact zeros. What export makes by default: every tool starts from it."""
 
 from __future__ import annotations
 

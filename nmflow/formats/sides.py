@@ -123,8 +123,10 @@ def compress(weight: Array, mask: Array, sides: Sides, threads: int) -> None:
 
     kernel = compress_kernel(weight.itemsize, tile_bits(weight.dtype), sides.swizzled)
     if _any_stripe(kernel, weight, mask, sides, threads):
+        pattern = pattern_of(weight.dtype)
         raise InputValueError(
-            f"{first_violation(mask, pattern_of(weight.dtype))}; solve for a transposable mask of this pattern first"
+            f"{first_violation(mask, pattern)}; {weight.dtype} is stored at {pattern}, solve for a transposable mask "
+            f"of that first"
         )
 
 

@@ -14,15 +14,8 @@ from nmflow.asked import as_globs, check_flags, check_functions
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.overlap import overlap
-from nmflow.torch.slots import (
-    Layer,
-    Slot,
-    identity,
-    impossible,
-    layout_of,
-    too_small,
-)
-from nmflow.torch.verdicts import ELIGIBLE, OUTSIDE, Filter, is_named, is_sized, verdict
+from nmflow.torch.slots import Layer, Slot, identity, impossible, layout_of, too_small
+from nmflow.torch.verdicts import ELIGIBLE, OUTSIDE, Filter, is_named, is_sized, matches, verdict
 
 __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
@@ -71,10 +64,10 @@ def select(
     model : Module
     pattern : Pattern
     include, exclude : iterable of str, optional
-        Globs over names of parameters or modules (``*`` also matches dots). With `include`, nothing else is taken;
-        `exclude` wins over all else. An entry of `include` that is a plain name, without wildcards, also takes what
-        would be left alone for its type or size, or as a router of experts; any glob of more than stars takes a
-        depthwise convolution, adapter or output head.
+        Globs over names of parameters or modules (``*`` also matches dots); a module stands for all that is in it.
+        With `include`, nothing else is taken; `exclude` wins over all else. An entry of `include` that is the plain
+        name, without wildcards, of a parameter or its module also takes what would be left alone for its type or size,
+        or as a router of experts; any glob of more than stars takes a depthwise convolution, adapter or output head.
     filter_fn : callable (module name, module) -> bool or None, optional
         True takes a module of any type, with all its parameters of two axes or more that `include` names; False leaves
         it; None lets the other rules decide.
@@ -86,7 +79,8 @@ def select(
     Raises
     ------
     InputValueError
-        If no layer is eligible, a glob matches nothing, or a layer is ragged under `strict`.
+        If no layer is eligible, a glob matches nothing, a plain name of `include` nothing that can be pruned, or a
+        layer is ragged under `strict`.
     InputTypeError
         If globs are no list of text, the filter is no function or answers neither bool nor None, or `strict` is no
         bool.
@@ -98,17 +92,18 @@ def select(
     slots, skipped = _slots(model, filter_fn)
     _check_globs(model, wanted, unwanted)
     layers: list[Layer] = []
+    left: list[tuple[Slot, str]] = []
     for shared in slots.values():
         verdicts = [verdict(slot, answer, wanted, unwanted) for slot, answer in shared]
         refused = next((hard for hard, _ in verdicts if hard), "")
         soft = [reason for _, reason in verdicts]
         # asked for under one of its names, it is asked for
-        left = next((reason for reason in soft if reason and reason != OUTSIDE), "") or (
+        mild = next((reason for reason in soft if reason and reason != OUTSIDE), "") or (
             OUTSIDE if all(reason == OUTSIDE for reason in soft) else ""
         )
         named = any(is_named(slot, answer, wanted) for slot, answer in shared)
         places = tuple(slot for slot, _ in shared)
-        reason = refused or ("" if named else left)
+        reason = refused or ("" if named else mild)
         if not reason:
             layout, groups = layout_of(places[0])
             reason = impossible(places[0], layout, groups, pattern, strict, trainable)
@@ -120,11 +115,34 @@ def select(
                 layers.append(layer)
         if reason:
             skipped.append((places[0].name, reason))
+            left += [(slot, "" if refused else reason) for slot in places]
     if not layers:
         seen = "; ".join(f"{name}: {reason}" for name, reason in skipped[:12]) or "no parameter of two axes or more"
         more = f"; and {len(skipped) - 12} more" if len(skipped) > 12 else ""
         raise InputValueError(f"model must have a layer that {pattern} can prune; seen: {seen}{more}")
+    taken = [slot for layer in layers for slot in layer.slots]
+    for name in wanted or ():
+        if not any(fnmatchcase(name, glob) for glob in unwanted):
+            _check_named(name, taken, left, skipped, pattern)
     return Selection(tuple(layers), tuple(skipped))
+
+
+def _check_named(
+    name: str, taken: Iterable[Slot], left: Iterable[tuple[Slot, str]], skipped: Iterable[tuple[str, str]],
+    pattern: Pattern,
+) -> None:  # fmt: skip
+    """Raise InputValueError if a plain name names nothing that is taken: what is named is pruned, or nothing is.
+
+    left : others, and why; without a reason where the caller left them out.
+    """
+    if any(char in name for char in "*?[") or any(matches(slot, name) for slot in taken):
+        return
+    reasons = [reason for plain, reason in skipped if plain in (name, f"{name}.weight")]
+    reasons += [reason for slot, reason in left if matches(slot, name)]
+    if reasons and not all(reasons):
+        return
+    reason = reasons[0] if reasons else "it has no parameter of two axes or more"
+    raise InputValueError(f"include must name what {pattern} can prune, and {name!r} is not: {reason}")
 
 
 def _overlapping(layer: Layer, taken: Iterable[Layer]) -> str:

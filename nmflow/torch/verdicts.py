@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from nmflow.names import left_alone
 from nmflow.torch.slots import Slot, depthwise, is_fused, is_turned, router
 
-__all__ = ["ELIGIBLE", "OUTSIDE", "Filter", "is_named", "is_sized", "verdict"]
+__all__ = ["ELIGIBLE", "OUTSIDE", "Filter", "is_named", "is_sized", "matches", "verdict"]
 
 Filter = Callable[[str, nn.Module], bool | None]
 """(module name, module) -> True to take it, False to leave it, None to let the other rules decide."""
@@ -25,12 +25,12 @@ def verdict(
     slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]
 ) -> tuple[str, str]:
     """Why a parameter must not be taken, and why it is not unless it is named; each empty if there is no reason."""
-    glob = next((glob for glob in unwanted if _matches(slot, glob)), None)
+    glob = next((glob for glob in unwanted if matches(slot, glob)), None)
     if glob is not None:
         return f"excluded by {glob!r}", ""
     if answer is False:
         return "left out by filter_fn", ""
-    if wanted is not None and not any(_matches(slot, glob) for glob in wanted):
+    if wanted is not None and not any(matches(slot, glob) for glob in wanted):
         return "", OUTSIDE
     if answer:
         return "", ""
@@ -52,7 +52,7 @@ def verdict(
 
 def is_named(slot: Slot, answer: bool | None, wanted: tuple[str, ...] | None) -> bool:
     """Whether a parameter is asked for by itself, so that its type does not matter."""
-    inside = wanted is None or any(_matches(slot, glob) for glob in wanted)
+    inside = wanted is None or any(matches(slot, glob) for glob in wanted)
     return bool(answer and inside) or _plain(slot, wanted) or (_unusual(slot) and _globbed(slot, wanted))
 
 
@@ -71,9 +71,20 @@ def _unusual(slot: Slot) -> bool:
 
 
 def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
-    """A glob of nothing but stars names nobody."""
-    return any(glob.strip("*") and _matches(slot, glob) for glob in wanted or ())
+    """A glob of nothing but stars names nobody, nor does the name of what it is part of."""
+    return any(glob.strip("*") and _matches_itself(slot, glob) for glob in wanted or ())
 
 
-def _matches(slot: Slot, glob: str) -> bool:
+def matches(slot: Slot, glob: str) -> bool:
+    """Whether a glob matches a parameter, its module, or one that this is part of, which stands for all in it."""
+    return _matches_itself(slot, glob) or any(fnmatchcase(name, glob) for name in _around(slot.module_name))
+
+
+def _matches_itself(slot: Slot, glob: str) -> bool:
     return fnmatchcase(slot.name, glob) or fnmatchcase(slot.module_name, glob)
+
+
+def _around(name: str) -> Iterator[str]:
+    """Names of the modules that a module is part of; the model itself has none."""
+    while name := name.rpartition(".")[0]:
+        yield name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-__all__ = ["ADAPTERS", "HEADS", "ROUTERS", "SPARES", "counts", "is_router", "left_alone"]
+__all__ = ["ADAPTERS", "GATES", "HEADS", "ROUTERS", "SPARES", "counts", "is_router", "left_alone"]
 
 ADAPTERS = ("*lora_*", "*.oft_R.*", "prompt_encoder.*.mlp_head.*", "prompt_encoder.*.transform.*")
 """Globs of PEFT's adapters: what a weight becomes with one is a sum or product, and keeps no pattern."""
@@ -14,8 +14,9 @@ SPARES = ("*.original_module.*",)
 HEADS = ("lm_head.*", "*.lm_head.*", "embed_out.*", "*.embed_out.*")
 """Globs of what a language model gives a score to each word by: methods of pruning leave it alone."""
 GATES = ("gate.weight", "*.gate.weight")
-ROUTERS = (*GATES, "router.*", "*.router.*", "*_router.*")
-"""Globs of what sends tokens to experts; gates as far as they count."""
+"""Globs of what sends tokens to experts, as far as they count."""
+ROUTERS = ("router.*", "*.router.*", "*_router.*")
+"""The same, whatever their shape."""
 
 
 def left_alone(name: str) -> str:
@@ -26,13 +27,13 @@ def left_alone(name: str) -> str:
 
 def is_router(name: str, shape: Sequence[int]) -> bool:
     """Whether a parameter of this name and shape sends tokens to experts: a few rows that decide over all else."""
-    return any(fnmatchcase(name, glob) and counts(glob, shape) for glob in ROUTERS)
+    return any(fnmatchcase(name, glob) and counts(glob, shape) for glob in (*GATES, *ROUTERS))
 
 
 def counts(glob: str, shape: Sequence[int]) -> bool:
     """Whether a glob speaks of parameters of this shape, too.
 
-    One of `ROUTERS` for gates does so of matrices with fewer rows than columns, one for each expert: a square gate
+    One of `GATES` does so of matrices with fewer rows than columns, one for each expert: a square gate
     scales what a layer puts out, as in RetNet and RWKV.
     """
     return glob not in GATES or (len(shape) == 2 and shape[0] < shape[1])

@@ -143,7 +143,8 @@ def test_bad_input() -> None:
         count_masks(Pattern(2, 4, fill="at-most"))
     with pytest.raises(PatternError, match='pattern must be "n:m", for example "2:4", not \'half\''):
         count_masks("half")
-    for shape, message in (((6, 4), "multiple of 4 x 4, not 6 x 4"), ((4,), "two numbers"), ((0, 4), "two numbers")):
+    two = "two numbers"
+    for shape, message in (((6, 4), "multiple of 4 x 4 for 2:4, not 6 x 4"), ((4,), two), ((0, 4), two)):
         with pytest.raises(InputValueError, match=f"shape must be .*{message}"):
             mask_diversity(shape, "2:4")
     with pytest.raises(InputTypeError, match="shape must be two whole numbers, not"):

@@ -133,7 +133,8 @@ def test_diversity_table() -> None:
     assert "~1e" in run("diversity", "16:32").stdout
     assert "2,040" in run("diversity", "2:5").stdout
     for args, message in (
-        (("2:4", "--shape", "6x4"), "shape must be a multiple of 4 x 4, not 6 x 4"),
+        (("2:4", "--shape", "6x4"), "shape must be a multiple of 4 x 4 for 2:4, not 6 x 4; give that of whole"),
+        (("2:4", "--shape", "6x6"), "shape must be a multiple of 4 x 4 for 2:4, not 6 x 6"),
         (("2:4", "--shape", "six"), 'shape must be "ROWSxCOLS", for example 64x64'),
         (("9:4",), "n must be between 1 and m=4"),
     ):

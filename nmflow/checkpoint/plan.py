@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -80,11 +80,14 @@ class Plan:
     pattern : Pattern
     tensors : tuple of PlannedTensor
         Every tensor, by shard and then in the order of their data.
+    include : tuple of str
+        Globs of what was asked for.
     """
 
     source: Source
     pattern: Pattern
     tensors: tuple[PlannedTensor, ...]
+    include: tuple[str, ...] = ()
 
     @property
     def pruned(self) -> tuple[PlannedTensor, ...]:
@@ -97,7 +100,14 @@ class Plan:
         return tuple(tensor for tensor in self.tensors if not tensor.pruned)
 
     def check(self) -> None:
-        """Raise PatternError if no tensor is to be pruned."""
+        """Raise PatternError if no tensor is to be pruned, InputValueError if none of those that a glob asked for."""
+        for glob in self.include:
+            asked = [tensor for tensor in self.tensors if fnmatchcase(tensor.entry.name, glob)]
+            if not any(tensor.pruned or tensor.reason.startswith("excluded") for tensor in asked):
+                seen = counted(tensor.reason for tensor in asked)
+                raise InputValueError(
+                    f"include must match a tensor that {self.pattern} can prune, and {glob!r} matches none ({seen})"
+                )
         if self.pruned:
             return
         # what names or dtypes leave alone would be left alone at any size
@@ -106,7 +116,7 @@ class Plan:
             for tensor in self.tensors
             if tensor.reason == too_small(self.pattern) and not unwanted(tensor.entry, (), ())
         ]
-        if small:
+        if small and not any(self._fits(tensor.entry) for tensor in self.tensors):
             largest = max(small, key=lambda entry: math.prod(entry.shape))
             raise PatternError(
                 f"pattern must fit at least one weight of {self.source.path}, not {self.pattern}: the largest, "
@@ -118,6 +128,10 @@ class Plan:
             f"are left alone ({seen}); nmflow prune --dry-run says more. Include globs bring back what names leave "
             f"alone, not other dtypes: prune before quantising, and the model rather than an adapter"
         )
+
+    def _fits(self, entry: Entry) -> bool:
+        """Whether a tensor is large enough, whatever its dtype."""
+        return not impossible(replace(entry, dtype="F32"), layout_of(entry), self.pattern)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON, with the default exclusions."""
@@ -181,4 +195,4 @@ def make_plan(
             layout = layout_of(entry)
             reason = impossible(entry, layout, pattern) or unwanted(entry, taken, left)
             tensors.append(PlannedTensor(shard, entry, reason, None if reason else layout))
-    return Plan(source, pattern, tuple(tensors))
+    return Plan(source, pattern, tuple(tensors), taken)

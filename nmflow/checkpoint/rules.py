@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from nmflow.arrays import Layout
 from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.tensor import FLOATS
-from nmflow.names import ADAPTERS, HEADS, ROUTERS, SPARES, counts
+from nmflow.names import ADAPTERS, GATES, HEADS, ROUTERS, SPARES, counts
 from nmflow.pattern import Pattern
 
 __all__ = ["EXCLUDED", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
@@ -56,7 +56,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("head.*", "output head"),
     ("*.head.*", "output head"),
     ("heads.*", "output head"),
-    ("*_head.*", "output head"),
+    ("*_head.*", "output head, conv_head aside"),
     ("*head_linear.*", "output head"),
     ("qa_outputs.*", "output head"),
     ("cls.*", "output head"),
@@ -65,9 +65,9 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     *((glob, "adapter") for glob in ADAPTERS),
     *((glob, "kept aside by PEFT") for glob in SPARES),
     *((glob, "router of experts") for glob in ROUTERS),
+    *((glob, "router of experts, with fewer rows than columns") for glob in GATES),
 )
-"""Name globs that are left alone unless an include glob asks for them, each with what it stands for. A gate is a router
-where it has fewer rows than columns."""
+"""Name globs that are left alone unless an include glob asks for them, each with what it stands for."""
 
 
 INSIDE = ("conv_head.*", "*.conv_head.*")

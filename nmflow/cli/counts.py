@@ -19,10 +19,11 @@ def diversity_rows(text: str, shape: str | None) -> list[dict[str, Any]]:
     pattern = Pattern.parse(text)
     size = pattern.block_shape if shape is None else _shape(shape)
     rows_only = Pattern.parse(text, transposable=False)
+    both = mask_diversity(size, pattern)  # what fits it fits the others
     counted = [
         ("unstructured", mask_diversity(size, pattern.n / pattern.m)),
         (f"{pattern} rows only", mask_diversity(size, rows_only)),
-        (f"{pattern} transposable", mask_diversity(size, pattern)),
+        (f"{pattern} transposable", both),
         (f"{pattern} transposable, formula of the 2021 paper", mask_diversity(size, pattern, bound="paper")),
     ]
     return [_row(name, found) for name, found in counted]

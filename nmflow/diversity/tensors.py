@@ -101,7 +101,9 @@ def mask_diversity(
     pattern = exact_pattern(constraint)
     tall, wide = pattern.block_shape if pattern.col else (1, pattern.m)
     if rows % tall or cols % wide:
-        raise InputValueError(f"shape must be a multiple of {tall} x {wide}, not {rows} x {cols}")
+        raise InputValueError(
+            f"shape must be a multiple of {tall} x {wide} for {pattern}, not {rows} x {cols}; give that of whole blocks"
+        )
     blocks = rows // tall * (cols // wide)
     count: int | None
     method: str = bound

@@ -130,6 +130,16 @@ def test_shared_and_repeated_layers_sum_all_their_calls() -> None:
     assert torch.allclose(gram[0], rows.T @ rows, rtol=1e-5)
 
 
+def test_too_few_rows_for_obs_are_told(recwarn: pytest.WarningsRecorder) -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(64, 8))
+    seen = nt.calibrate(model, [random(12, 64)])
+    with pytest.warns(UserWarning, match="^only 12 rows for 64 inputs of 0.weight, and in 1 more layers: damped"):
+        seen.scores("obs")
+    seen.scores("wanda")
+    nt.calibrate(model, [random(64, 64)]).scores("obs")
+    assert not recwarn.list
+
+
 def test_several_passes_where_memory_is_short() -> None:
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
     batches, seen = [random(4, 8), random(4, 8, seed=1)], []
@@ -159,6 +169,7 @@ def test_batches_of_every_kind() -> None:
     assert all(torch.equal(count, counts[0]) for count in [*counts, given.moments["layer.weight"].total])
 
 
+@pytest.mark.filterwarnings("ignore:only .* rows for")
 def test_scores_for_prune() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8, 8))
     calibration = nt.calibrate(model, [random(16, 4, 3, 3)])
@@ -279,6 +290,7 @@ def test_other_errors_of_the_model_pass() -> None:
         nt.calibrate(nn.Linear(4, 4), [random(2, 5)])
 
 
+@pytest.mark.filterwarnings("ignore:only .* rows for")
 def test_unknown_score_and_missing_gram() -> None:
     calibration = nt.calibrate(nn.Linear(4, 4), [random(2, 4)], gram=False)
     with pytest.raises(InputValueError, match="scores must be one of magnitude, wanda, obs, or your own, not 'taylor'"):

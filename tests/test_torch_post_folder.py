@@ -17,10 +17,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 import nmflow
+from nmflow.checkpoint.lock import locked
 from nmflow.cli import app
 from nmflow.errors import DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch import model_folder, model_load
+from nmflow.torch.resume import Store
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402  comes with it
@@ -229,6 +231,64 @@ def test_an_interrupted_run_leaves_the_source_and_resumes(
     assert run(*asked[:-1], "--overwrite").exit_code == 0
     assert (out / "model.safetensors").read_bytes() == resumed
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_full_disk_says_what_is_kept(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = Store.save, 0
+
+    def full(store: Store, name: str, layer: Any) -> None:
+        nonlocal saved
+        if saved == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.new")
+        saved += 1
+        save(store, name, layer)
+
+    asked = ["prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "adaprune", "--calibration", text]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", full)
+        result = run(*asked)
+    assert result.exit_code == 2
+    assert "No space left on device: 'x.new'; 3 layers are done and kept in " in result.stderr
+    assert "(--resume) goes on there" in result.stderr
+    assert run(*asked, "--resume").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_one_process_at_a_time(method: str, folder: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["prune", folder, out, "--pattern", "2:4", "--method", method, "--calibration", text]
+    layers = tmp_path / ".out.nmflow-layers"
+    with locked(layers, out):
+        (layers / "0.layer").touch()  # another's
+        for options in ((), ("--overwrite",), ("--resume",)):
+            result = run(*asked, *options)
+            assert result.exit_code == 2
+            assert f"another is at work on {out}; wait until it is done" in result.stderr
+            assert (layers / "0.layer").exists()
+    assert run(*asked).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("method", ["wanda", "adaprune"])
+def test_a_weight_that_is_not_finite_is_named_before_any_work(
+    method: str, folder: Path, text: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    held = load_file(folder / "model.safetensors")
+    name = "encoder.layer.1.attention.self.query.weight"
+    held[name][3, 5] = float("nan")
+    save_file(held, source / "model.safetensors", {"format": "pt"})
+    result = run("prune", source, tmp_path / "out", "--pattern", "2:4", "--method", method, "--calibration", text)
+    assert result.exit_code == 2
+    assert (
+        f"tensor {name!r}: weights must be finite, not NaN or infinite at 1 of 1024 entries, the first at (3, 5)"
+        in (result.stderr)
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize(

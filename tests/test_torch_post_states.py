@@ -304,6 +304,7 @@ def test_an_interrupt_while_a_pass_is_started_leaves_nothing(monkeypatch: pytest
     assert not any(type(each) is Net for each in gc.get_objects())  # others may be proxies of what is gone
 
 
+@pytest.mark.filterwarnings("ignore:only .* rows for")
 def test_inputs_near_the_end_of_float64() -> None:
     """The mean of the diagonal overflowed, and the damping never ended."""
     model = nn.Linear(8, 8, bias=False).double()

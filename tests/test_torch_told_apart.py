@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 import nmflow.torch as nt
 from nmflow.checkpoint import journal
 from nmflow.torch.feed import Draws
-from nmflow.torch.resume import Store
+from nmflow.torch.resume import Saved, Store
 
 
 def test_biases_of_modules_that_share_a_weight_absorb_nothing() -> None:
@@ -182,6 +183,47 @@ def test_mappings_of_other_keys_are_told_apart_and_nobody_else_may_look(tmp_path
         names.add(store._place("weight").name)
     assert len(names) == 2
     assert (tmp_path / "layers").stat().st_mode & 0o777 == 0o700
+
+
+def kept(folder: Path) -> tuple[Store, Saved, Path]:
+    """A store with one layer, and its file."""
+    store = Store.open(folder, {})
+    saved = Saved(torch.randn(64, 64), torch.randn(64), {"name": "weight"})
+    store.save("weight", saved)
+    (file,) = folder.iterdir()
+    return store, saved, file
+
+
+def test_a_kept_layer_that_was_changed_is_none(tmp_path: Path) -> None:
+    store, saved, file = kept(tmp_path)
+    found, raw = store.load("weight"), file.read_bytes()
+    assert found is not None
+    assert torch.equal(found.weight, saved.weight)
+    assert found.report == saved.report
+    for place in (0, len(raw) // 4, len(raw) // 2, len(raw) - 1):
+        changed = bytearray(raw)
+        changed[place] ^= 0x40
+        file.write_bytes(changed)
+        assert store.load("weight") is None
+    file.write_bytes(raw[:-1])
+    assert store.load("weight") is None
+
+
+def test_a_layer_that_cannot_be_kept_names_its_file_and_leaves_nothing(tmp_path: Path) -> None:
+    store, saved, file = kept(tmp_path)
+    raw, old = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(raw) // 2, old[1]))  # as a full disk
+    try:
+        with pytest.raises(OSError, match=str(file.with_suffix(".new"))) as caught:
+            store.save("weight", saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert caught.value.__notes__ == ["layer 'weight' could not be kept"]
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_bytes() == raw
+    (tmp_path / "killed.new").touch()
+    store.clear()
+    assert not tmp_path.exists()
 
 
 @pytest.mark.parametrize("version", ["9.9", journal.version()])

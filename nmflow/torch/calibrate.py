@@ -43,7 +43,8 @@ class Calibration:
     def scores(self, name: str) -> Callable[[str, nn.Module], torch.Tensor | None]:
         """Scores for `prune_(model, ..., scores=calibration.scores("wanda"))`; "magnitude", "wanda" or "obs".
 
-        Weights are those of the module that is asked about, a copy's for one; inputs those of the calibrated model.
+        Weights are those of the module that is asked about, a copy's for one; inputs those of the calibrated model. A
+        warning says where "obs" has fewer rows than inputs to go by.
 
         Raises
         ------
@@ -52,6 +53,8 @@ class Calibration:
             inputs as its layer had.
         """
         score = score_named(name)
+        if name == "obs":
+            self._warn_of_few()
 
         def scored(parameter: str, module: nn.Module) -> torch.Tensor | None:
             layer = self.layers.get(parameter)
@@ -68,6 +71,18 @@ class Calibration:
             return from_matrices(layer, found, weight.shape)
 
         return scored
+
+    def _warn_of_few(self) -> None:
+        """Warn where inputs have more dimensions than there are rows: damping decides then."""
+        widths = {name: moments.total.shape[1] for name, moments in self.moments.items()}
+        few = [name for name, moments in self.moments.items() if 0 < moments.count < widths[name]]
+        if few:
+            more = f", and in {len(few) - 1} more layers" if len(few) > 1 else ""
+            warnings.warn(
+                f"only {self.moments[few[0]].count} rows for {widths[few[0]]} inputs of {few[0]}{more}: damped by "
+                f"{self.damping:g}, give more samples",
+                stacklevel=3,
+            )
 
     def __repr__(self) -> str:
         counts = [moments.count for moments in self.moments.values()]

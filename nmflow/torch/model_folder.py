@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,10 @@ from torch import nn
 
 from nmflow.asked import as_path, check_choice, check_flags
 from nmflow.checkpoint import Plan, make_plan
-from nmflow.checkpoint.disk import remove
+from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.replace import replace_tensors
-from nmflow.errors import (
-    CheckpointError,
-    InputValueError,
-    SourceNotFoundError,
-)
+from nmflow.errors import CheckpointError, InputValueError, NonFiniteError, SourceNotFoundError
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.calibrate import calibrate
@@ -28,9 +25,9 @@ from nmflow.torch.convert import to_array
 from nmflow.torch.experts import experts_apart
 from nmflow.torch.model_load import load_model
 from nmflow.torch.model_names import DTYPES, fused_names, stored_names
-from nmflow.torch.prune import prune_
+from nmflow.torch.prune import named_error, prune_
 from nmflow.torch.report import PruneReport
-from nmflow.torch.resume import keeping
+from nmflow.torch.resume import keeping, layers_in, remove_layers
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.watch import OnStep
 
@@ -88,6 +85,10 @@ def prune_folder(
         If the text is missing, empty or not UTF-8; or the method is unknown.
     CheckpointError
         If the folder holds no model that transformers can load, or a planned weight is in no Linear or convolution.
+    NonFiniteError
+        If a weight is NaN or infinite: the tensor is named.
+    DestinationBusyError
+        If another process works on `dst`.
     """
     check_choice(method, ("magnitude", *METHODS), "method")
     check_flags(overwrite=overwrite, resume=resume)
@@ -105,11 +106,12 @@ def prune_folder(
     model, batches = load_model(plan.source.path, texts)
     fused = fused_names(plan, model)
     work = dst.absolute().parent / f".{dst.name}.nmflow-layers"
-    if not resume:
-        remove(work)
-    with keeping():
+    with locked(work, dst), _telling(work), keeping():
+        if not resume:
+            remove_layers(work)
         with experts_apart(model, joined=fused.values()):
             names = stored_names(plan, model, fused)
+            _check_finite(model, names)
             layers: dict[str, Any] = {
                 "include": [name for parameters in names.values() for name in parameters],
                 "solver": solver,
@@ -131,6 +133,31 @@ def prune_folder(
     # the plan knows why; to what pruned, the others were not in its list
     skipped = tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped if len(tensor.entry.shape) > 1)
     return replace(report, skipped=skipped)
+
+
+@contextlib.contextmanager
+def _telling(work: Path) -> Iterator[None]:
+    """Note on any error how to go on with what was done."""
+    try:
+        yield
+    except BaseException as error:
+        if kept := layers_in(work):
+            error.add_note(
+                f"{len(kept)} layers are done and kept in {work}; the same with resume=True (--resume) goes on there"
+            )
+        raise
+
+
+def _check_finite(model: nn.Module, names: Mapping[str, Sequence[str]]) -> None:
+    """Raise NonFiniteError, naming the tensor, if a weight is not finite; later the inputs of another would not be."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    for stored, parameters in names.items():
+        for name in parameters:
+            bad = ~held[name].detach().isfinite()
+            if bad.any():
+                first = tuple(bad.nonzero()[0].tolist())
+                found = NonFiniteError.among("weights", int(bad.sum()), bad.numel(), first, "repair them")
+                raise named_error(found, f"tensor {stored!r}")
 
 
 def read_texts(path: Path) -> list[str]:

@@ -21,7 +21,10 @@ from torch import nn
 from nmflow.asked import as_path
 from nmflow.errors import InputValueError
 
-__all__ = ["Saved", "Store", "keeping"]
+__all__ = ["Saved", "Store", "keeping", "layers_in", "remove_layers"]
+
+DIGEST = 32
+"""Bytes of the SHA-256 that a file begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,17 @@ def keeping() -> Iterator[None]:
         _kept.reset(token)
     for store in stores:
         store.clear()
+
+
+def layers_in(folder: Path) -> list[Path]:
+    """Files of finished layers."""
+    return sorted(folder.glob("*.layer"))
+
+
+def remove_layers(folder: Path) -> None:
+    """Remove them, and what a run left that was killed as it wrote one."""
+    for path in (*layers_in(folder), *folder.glob("*.new")):
+        path.unlink(missing_ok=True)
 
 
 class Store:
@@ -85,27 +99,49 @@ class Store:
                 _digest(value, self._signature)
 
     def load(self, name: str) -> Saved | None:
-        """A finished layer, or None; a file that was broken off is none."""
+        """A finished layer, or None; a file that was broken off or changed is none."""
         if self.folder is None or not (place := self._place(name)).exists():
             return None
         try:
-            found = torch.load(place, weights_only=True)
+            raw = place.read_bytes()
+            if hashlib.sha256(raw[DIGEST:]).digest() != raw[:DIGEST]:
+                return None
+            found = torch.load(io.BytesIO(raw[DIGEST:]), weights_only=True)
             return Saved(found["weight"], found["bias"], json.loads(found["report"]))
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
             return None
 
     def save(self, name: str, saved: Saved) -> None:
-        """Write a finished layer; it appears whole or not at all."""
+        """Write a finished layer; it appears whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, as on a full disk; it names the file and notes the layer.
+        """
         if self.folder is None:
             return
-        place = self._place(name)
-        values = {"weight": saved.weight, "bias": saved.bias, "report": json.dumps(dict(saved.report))}
+        from nmflow.checkpoint.disk import named
+        from nmflow.checkpoint.publish import sync_folder
+
+        place, stored = self._place(name), io.BytesIO()
+        torch.save({"weight": saved.weight, "bias": saved.bias, "report": json.dumps(dict(saved.report))}, stored)
         new = place.with_suffix(".new")
-        with new.open("wb") as file:
-            torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, place)
+        try:
+            # not by torch, whose own error hides that of a full disk
+            with named(new), new.open("wb") as file:
+                file.write(hashlib.sha256(stored.getbuffer()).digest())
+                file.write(stored.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, place)
+            sync_folder(self.folder)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.add_note(f"layer {name!r} could not be kept")
+            raise
 
     def clear(self) -> None:
         """Remove what is kept, as the run is complete; within `keeping`, at its end."""
@@ -115,8 +151,7 @@ class Store:
             return
         if self.folder is None or not self.folder.is_dir():
             return
-        for path in self.folder.glob("*.layer"):
-            path.unlink(missing_ok=True)
+        remove_layers(self.folder)
         with contextlib.suppress(OSError):  # other files are the user's
             self.folder.rmdir()
 

@@ -251,7 +251,14 @@ def test_a_full_disk_says_what_is_kept(
         result = run(*asked)
     assert result.exit_code == 2
     assert "No space left on device: 'x.new'; 3 layers are done and kept in " in result.stderr
-    assert "(--resume) goes on there" in result.stderr
+    assert "(--resume) goes on from there" in result.stderr
+    other = run(*("1:4" if word == "2:4" else word for word in asked), "--resume")
+    assert other.exit_code == 2
+    assert other.stderr == (
+        'nmflow: resume must be asked for what the unfinished run was asked for, and pattern was "2:4", not "1:4"; ask '
+        "for the same, or leave resume (--resume) out to begin anew\n"
+    )
+    assert len(list((tmp_path / ".out.nmflow-layers").glob("*.layer"))) == 3
     assert run(*asked, "--resume").exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

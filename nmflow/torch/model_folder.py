@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from torch import nn
 
 from nmflow.asked import as_path, check_choice, check_flags
 from nmflow.checkpoint import Plan, make_plan
-from nmflow.checkpoint.lock import locked
+from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.errors import CheckpointError, InputValueError, NonFiniteError, SourceNotFoundError
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
+from nmflow.torch.beside import layers_beside
 from nmflow.torch.calibrate import calibrate
 from nmflow.torch.convert import to_array
 from nmflow.torch.experts import experts_apart
@@ -27,7 +28,6 @@ from nmflow.torch.model_load import load_model
 from nmflow.torch.model_names import DTYPES, fused_names, stored_names
 from nmflow.torch.prune import named_error, prune_
 from nmflow.torch.report import PruneReport
-from nmflow.torch.resume import keeping, layers_in, remove_layers
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.watch import OnStep
 
@@ -84,7 +84,8 @@ def prune_folder(
     SourceNotFoundError, InputValueError
         If the text is missing, empty or not UTF-8; or the method is unknown.
     CheckpointError
-        If the folder holds no model that transformers can load, or a planned weight is in no Linear or convolution.
+        If the folder holds no model that transformers can load, a planned weight is in no Linear or convolution, or the
+        run that was broken off was asked for something else.
     NonFiniteError
         If a weight is NaN or infinite: the tensor is named.
     DestinationBusyError
@@ -105,10 +106,17 @@ def prune_folder(
     texts = read_texts(text)
     model, batches = load_model(plan.source.path, texts)
     fused = fused_names(plan, model)
-    work = dst.absolute().parent / f".{dst.name}.nmflow-layers"
-    with locked(work, dst), _telling(work), keeping():
-        if not resume:
-            remove_layers(work)
+    asked = {
+        "command": "prune",
+        "version": version(),
+        "source": identity(plan.source),
+        "pattern": str(pattern),
+        "method": method,
+        "solver": solver,
+        "calibration": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        "pruned": [tensor.entry.name for tensor in plan.pruned],
+    }
+    with layers_beside(dst, asked, resume=resume) as work:
         with experts_apart(model, joined=fused.values()):
             names = stored_names(plan, model, fused)
             _check_finite(model, names)
@@ -133,19 +141,6 @@ def prune_folder(
     # the plan knows why; to what pruned, the others were not in its list
     skipped = tuple((tensor.entry.name, tensor.reason) for tensor in plan.skipped if len(tensor.entry.shape) > 1)
     return replace(report, skipped=skipped)
-
-
-@contextlib.contextmanager
-def _telling(work: Path) -> Iterator[None]:
-    """Note on any error how to go on with what was done."""
-    try:
-        yield
-    except BaseException as error:
-        if kept := layers_in(work):
-            error.add_note(
-                f"{len(kept)} layers are done and kept in {work}; the same with resume=True (--resume) goes on there"
-            )
-        raise
 
 
 def _check_finite(model: nn.Module, names: Mapping[str, Sequence[str]]) -> None:

@@ -1,0 +1,53 @@
+"""Layers that a run from folder to folder has finished, kept beside its destination: held alone, and no other run's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nmflow.checkpoint.journal import Journal
+from nmflow.checkpoint.lock import locked
+from nmflow.torch.resume import keeping, layers_in, remove_layers
+
+__all__ = ["layers_beside"]
+
+JOURNAL = "journal"
+
+
+@contextlib.contextmanager
+def layers_beside(dst: Path, asked: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+    """Give a folder for finished layers; it is removed when the block ends well, or nothing is in it.
+
+    asked : what the run was asked for, as JSON holds it. resume : go on with the layers of a run that was broken off.
+
+    Raises
+    ------
+    DestinationBusyError
+        If another process works on `dst`.
+    CheckpointError
+        If the run that was broken off was asked for something else.
+    InputValueError
+        If the folder cannot be made.
+    """
+    dst = dst.absolute()
+    work = dst.parent / f".{dst.name}.nmflow-layers"
+    with locked(work, dst):
+        if not resume:
+            remove_layers(work)
+        try:
+            with Journal(work / JOURNAL, asked, resume=resume and bool(layers_in(work))):
+                try:
+                    with keeping():
+                        yield work
+                except BaseException as error:
+                    if kept := layers_in(work):
+                        error.add_note(
+                            f"{len(kept)} layers are done and kept in {work}; the same with resume=True (--resume) "
+                            f"goes on from there"
+                        )
+                    raise
+        finally:
+            if not layers_in(work):
+                (work / JOURNAL).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from benchmarks.gpu_code import all_counts, code_section
 from benchmarks.gpu_peers import by_product, entropic, first_line, ninety, perceptron, timed
 from benchmarks.gpu_report import card_section, shares_section
 from benchmarks.page import fill_page
-from benchmarks.store import Store, load
+from benchmarks.store import INTERRUPTED, Store, load
 from nmflow.bench.machine import source_digest, versions
 from nmflow.torch import solve_on_device
 from nmflow.torch.device import ascent, launch, plain
@@ -334,20 +334,27 @@ def main(arguments: list[str] | None = None) -> int:
         fill_page(PAGE, {"code": f"Triton {found['triton']}.\n\n{code_section(found['rows'])}"})
         return 0
     if args.report:
-        fill_page(PAGE, {"card": card_section(load(args.out))})
+        try:
+            fill_page(PAGE, {"card": card_section(load(args.out))})
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
         return 0
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu --quick rehearses the program")
     size, repeats = (256, 4) if args.quick else (8192, 20)
     options = {"quick": args.quick, "device": device.type}
-    store = Store(args.out, options, resume=not args.fresh, also={"card": card(device), "options": options})
+    store = Store(args.out, options, resume=not args.fresh, also={"card": card(device)})
     rows = plan(Bench(device, size, repeats), args.quick)
     if args.test:
         first = itertools.islice(rows, len(TARGETS))  # what is asked for comes before what may take all the time
         rows = itertools.chain(first, [("tests", partial(run_tests, until))], rows)
-    with _on(device):
-        whole = measure(store, rows, until)
+    try:
+        with _on(device):
+            whole = measure(store, rows, until)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished rows are in {args.out}: the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
     if whole:
         store.finish()
     if args.out == RESULTS and not args.quick and device.type == "cuda":

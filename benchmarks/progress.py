@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,11 +12,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["Report", "showing", "tell"]
+__all__ = ["Report", "counted", "positive", "showing", "tell"]
 
 Report = Callable[[str, int], None]
 LINE_SECONDS = 10.0
 """Without a terminal: a line no more often than this."""
+
+
+def counted(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text!r}")
+    return value
 
 
 def tell(text: str) -> None:

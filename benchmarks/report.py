@@ -48,9 +48,9 @@ def tables(bench: Results | None, targets: Results | None) -> dict[str, str]:
 
 
 def pages(bench: Results | None, targets: Results | None) -> dict[str, dict[str, str]]:
-    """The sections that the results can fill, by the page that they stand in."""
+    """The sections that the results can fill, by the page that they stand in: the README by a whole run alone."""
     out = {"docs/performance.md": tables(bench, targets)}
-    if bench is not None:
+    if bench is not None and bench["complete"] and not bench["options"].get("quick"):
         out["README.md"] = {"speed": headline(bench["rows"], _figure)}
     return out
 
@@ -224,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         tell(str(error))
         return 2
+    if options.readme not in new:
+        tell(f"{options.readme} is left as it is: it shows a complete run of full size")
     for page, text in new.items():
         page.write_text(text, encoding="utf-8")
         tell(f"{page}: tables are {'new' if text != old[page] else 'as they were'}")

@@ -7,17 +7,17 @@ goes on where it was when it is started again. Sampled rows say on how many bloc
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from benchmarks.families import FAMILIES, GAUSSIAN, make
 from benchmarks.peers import peers
-from benchmarks.progress import showing, tell
-from benchmarks.store import Store
+from benchmarks.progress import counted, positive, showing, tell
+from benchmarks.store import INTERRUPTED, Store
 from nmflow.bench.contest import Contestant, TableSolver, table_solvers
 from nmflow.bench.machine import cores
 from nmflow.bench.rows import blank_row, measure
@@ -36,7 +36,6 @@ DIVISIBLE = 3840
 """A multiple of 3, 5, 12, 24, 40, 48 and 64: no block of these sizes is cut at an edge."""
 WHOLE = 10.0
 """Seconds that our own solver may take for a matrix before it, too, is measured on a part."""
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,11 @@ def run(
     seconds: float = 0.5,
     report: Callable[[str, int], None] = lambda name, done: None,
 ) -> None:
-    """Measure what is not in the store yet; each row is stored as soon as it is there."""
-    left = [case for case in todo if case.key not in store]
+    """Measure what the store has no result of yet; each row is stored as soon as it is there.
+
+    A row without a result is tried again, but for what a contestant cannot do: there may be memory or a library now.
+    """
+    left = [case for case in todo if not store.has(case.key, "ok", "not possible")]
     done = len(todo) - len(left)
     for (family, shape, dtype), group in groupby(left, key=lambda case: case.instance):
         together = list(group)
@@ -137,26 +139,26 @@ def run(
                 store.add(case.key, {**row, "group": case.group})
                 done += 1
         del weights
-    store.finish()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit status."""
     options = _parser().parse_args(arguments)
-    todo = cases(options.quick, options.threads)
+    options.out = options.out or HERE / "results" / ("bench-quick.json" if options.quick else "bench.json")
+    todo = whole = cases(options.quick, options.threads)
     if options.only:
-        todo = [case for case in todo if any(text in (case.group, *_words(case)) for text in options.only)]
+        todo = [case for case in whole if any(text in (case.group, *_words(case)) for text in options.only)]
         if not todo:
             tell(f"--only must name a group, pattern, size, family, dtype or solver, not {', '.join(options.only)}")
             return 2
-    kept: dict[str, Any] = {"quick": options.quick, "threads": options.threads, "repeats": options.repeats}
+    kept = {name: getattr(options, name) for name in ("quick", "threads", "repeats", "seconds")}
     try:
-        store = Store(options.out, kept, resume=not options.fresh)
+        store = Store(options.out, kept, resume=not options.fresh, also={"instances": _digest()})
     except ValueError as error:
         tell(str(error))
         return 2
     if store.moved:
-        why = "--fresh was given" if options.fresh else "they were measured with other code, versions or machine"
+        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
         tell(f"earlier results are in {store.moved} now: {why}")
     if store.resumed:
         tell(f"{store.resumed} rows are there already")
@@ -166,8 +168,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell(f"interrupted; {len(store.rows)} finished rows are in {options.out}: the same command goes on from there")
         return INTERRUPTED
+    if all(case.key in store for case in whole):
+        store.finish()
     tell(f"{len(store.rows)} rows are in {options.out}")
     return 0
+
+
+def _digest() -> str:
+    """What instances and peers are, in a few characters: rows of others are not theirs."""
+    digest = hashlib.sha256()
+    for name in ("families", "peer", "library_peers", "peers"):
+        digest.update((HERE / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _words(case: Case) -> tuple[str, ...]:
@@ -177,19 +189,19 @@ def _words(case: Case) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small matrices: about a minute")
+    parser.add_argument("--quick", action="store_true", help="small matrices: about a minute, and a file of its own")
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="a group, pattern, size, family, dtype or solver; repeatable"
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the rows in --out (the default)")
     again.add_argument("--fresh", action="store_true", help="measure everything anew; earlier results are moved aside")
-    parser.add_argument("--threads", type=int, default=cores(), help="default: the cores this process may use")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="turns with the stream (default %(default)s)")
+    parser.add_argument("--threads", type=counted, default=cores(), help="default: the cores this process may use")
+    parser.add_argument("--repeats", type=counted, default=REPEATS, help="turns with the stream (default %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=0.5, help="a solver slower than this is measured on its first blocks"
+        "--seconds", type=positive, default=0.5, help="a solver slower than this is measured on its first blocks"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "bench.json", metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: results/bench.json, or bench-quick.json")
     return parser
 
 

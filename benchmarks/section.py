@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.page import fill_page
+from benchmarks.progress import counted, tell
 from benchmarks.report import DOCS, HERE
+from benchmarks.store import INTERRUPTED
 
 __all__ = ["section"]
 
@@ -21,14 +23,19 @@ def section(
 ) -> int:  # fmt: skip
     """Measure a matrix whose side is a multiple of `multiple`, over some turns, as the arguments say; exit status."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
-    parser.add_argument("--side", type=int, default=side)
-    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--side", type=counted, default=side)
+    parser.add_argument("--repeats", type=counted, default=repeats)
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"{name}.json")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     options = parser.parse_args(arguments)
-    if options.side < 1 or options.side % multiple:
+    if options.side % multiple:
         parser.error(f"--side must be a multiple of {multiple}, not {options.side}")
-    results = measure(options.side, options.repeats)
+    tell(f"measuring {name}: a minute or two")
+    try:
+        results = measure(options.side, options.repeats)
+    except KeyboardInterrupt:
+        tell("interrupted; nothing was written")
+        return INTERRUPTED
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     fill_page(options.page, {name: table(results)})
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -10,9 +11,11 @@ from typing import Any
 
 from nmflow.bench.machine import machine, source_digest, versions
 
-__all__ = ["SCHEMA", "Store", "load"]
+__all__ = ["INTERRUPTED", "SCHEMA", "Store", "load"]
 
 SCHEMA = 1
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell reports it."""
 Row = dict[str, Any]
 
 
@@ -27,7 +30,9 @@ def load(path: Path) -> dict[str, Any]:
         If it is not a file of results.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} must exist; `make bench` writes it")
+        raise FileNotFoundError(f"{path} must exist; `make bench` writes it, or `make gpu` that of a card")
+    if path.is_dir():
+        raise ValueError(f"{path} must be a file of results, and is a folder")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -46,10 +51,11 @@ class Store:
     options : dict
         Of the run; kept in the file.
     also : dict, optional
-        What beside source, machine and versions must be the same to go on; kept in the file.
+        What beside source, machine, versions and options must be the same to go on; kept in the file.
     resume : bool
-        Keep the rows that are there, if they come from the same source, machine and versions. In any other case an
-        existing file is moved aside, to ``*.previous.json``, and not lost.
+        Keep the rows that are there, if they come from the same source, machine, versions and options; a library that
+        was not there, or is not now, makes no difference. In any other case an existing file is moved aside, to
+        ``*.previous.json`` or the first such name that is free, and not lost.
 
     Attributes
     ----------
@@ -65,21 +71,26 @@ class Store:
         self.path = path
         self.rows: dict[str, Row] = {}
         self.moved: Path | None = None
-        head = {"schema": SCHEMA, "machine": machine(), "versions": versions(), "source": source_digest()}
+        head = {"schema": SCHEMA, "machine": machine(), "source": source_digest(), "options": options}
         head |= also or {}
-        self.head = {**head, "options": options, "complete": False, "started": _now()}
+        self.head = {**head, "versions": versions(), "complete": False, "started": _now()}
         if path.exists():
             found = load(path)
-            if resume and all(found.get(name) == value for name, value in head.items()):
+            both = _together(found.get("versions") or {}, self.head["versions"])
+            if resume and both is not None and all(found.get(name) == value for name, value in head.items()):
                 self.rows = {row["key"]: row for row in found["rows"]}
-                self.head["started"] = found.get("started", self.head["started"])
+                self.head |= {"versions": both, "started": found.get("started", self.head["started"])}
             else:
-                self.moved = path.with_suffix(".previous.json")
+                self.moved = _free(path)
                 os.replace(path, self.moved)
         self.resumed = len(self.rows)
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows
+
+    def has(self, key: str, *statuses: str) -> bool:
+        """Whether a row is there that ended in one of these ways."""
+        return key in self.rows and self.rows[key]["status"] in statuses
 
     def add(self, key: str, row: Row) -> None:
         """Add a row, and write the file."""
@@ -98,6 +109,18 @@ class Store:
         new = self.path.with_name(f".{self.path.name}.new")
         new.write_text(text + "\n", encoding="utf-8")
         os.replace(new, self.path)
+
+
+def _together(old: dict[str, str | None], new: dict[str, str | None]) -> dict[str, str | None] | None:
+    """Versions of the libraries of two runs; None if one changed."""
+    both = {name: new.get(name) or old.get(name) for name in {**old, **new}}
+    return None if any(old.get(name) not in (None, held) for name, held in both.items()) else both
+
+
+def _free(path: Path) -> Path:
+    """A name beside a file for what it held."""
+    names = (path.with_suffix(f".previous{number}.json") for number in itertools.chain([""], itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def _now() -> str:

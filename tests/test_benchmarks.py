@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nmflow
-from benchmarks import families, peers, plots, report, rounds, store
+from benchmarks import families, headline, peers, plots, report, rounds, store
 from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
@@ -136,7 +136,7 @@ def test_peers_are_right_or_say_why_not(peer: type[peers.Peer], pattern: str, we
 
 
 def test_peer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch, weights: np.ndarray[Any, Any]) -> None:
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr("benchmarks.peer.find_spec", lambda name: None)
     row = row_of(peers.OptimalTransport(), weights)
     assert (row["status"], row["seconds"]) == ("not installed", None)
     assert row["note"] == "POT ot.emd needs ot, which is not installed; pip install POT"
@@ -176,16 +176,71 @@ def test_run_resumes_after_an_interruption(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(bench, "measure", interrupted)
     arguments = ["--out", str(out), "--repeats", "2", "--seconds", "0.01"]
-    assert bench.main(arguments) == bench.INTERRUPTED
+    assert bench.main(arguments) == store.INTERRUPTED
     partial = store.load(out)
     assert (len(partial["rows"]), partial["complete"]) == (2, False)
     assert bench.main(arguments) == 0
     whole = store.load(out)
     assert (len(whole["rows"]), whole["complete"]) == (4, True)
+    assert bench.main([*arguments, "--only", "enumerate"]) == 0
+    assert store.load(out) == whole | {"finished": store.load(out)["finished"]}
     assert whole["rows"][:2] == partial["rows"]
     assert len(seen) == 5  # the two that were finished are not measured again
-    assert bench.main([*arguments, "--fresh"]) == 0
-    assert store.load(tmp_path / "bench.previous.json") == whole
+    kept = store.load(out)
+    assert bench.main([*arguments, "--fresh", "--only", "enumerate"]) == 0
+    assert store.load(tmp_path / "bench.previous.json") == kept
+    part = store.load(out)
+    assert (len(part["rows"]), part["complete"]) == (2, False)
+    assert bench.main([*arguments, "--repeats", "3"]) == 0  # those of two turns are not among them
+    assert store.load(tmp_path / "bench.previous2.json") == part
+    assert {row["repeats"] for row in store.load(out)["rows"]} == {3}
+
+
+def test_rows_without_a_result_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "bench.json"
+    monkeypatch.setattr(bench, "cases", lambda quick, threads: small_cases("dual", "enumerate"))
+    arguments = ["--out", str(out), "--repeats", "2", "--seconds", "0.01"]
+    real = bench.measure
+    with monkeypatch.context() as patch:
+        patch.setattr(families, "available_memory", lambda: 1 << 20)
+        assert bench.main(arguments) == 0
+    assert {row["status"] for row in store.load(out)["rows"]} == {"too large"}
+    monkeypatch.setattr(bench, "measure", lambda *args, **options: real(*args, **options) | {"status": "failed"})
+    assert bench.main(arguments) == 0
+    monkeypatch.setattr(bench, "measure", real)
+    assert bench.main(arguments) == 0
+    assert {row["status"] for row in store.load(out)["rows"]} == {"ok"}
+    assert not list(tmp_path.glob("*previous*"))
+
+
+def test_a_library_that_comes_later_costs_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "bench.json"
+    held = store.versions()
+    for found, resumed in (({"POT": None}, 0), ({}, 1), ({"POT": None}, 2), ({"POT": "9.9"}, 0)):
+        monkeypatch.setattr(store, "versions", lambda found=found: held | {"POT": "1.0"} | found)
+        made = store.Store(out, {})
+        assert made.resumed == resumed
+        made.add(str(resumed), {"x": 1})
+    assert store.load(tmp_path / "bench.previous.json")["versions"]["POT"] == "1.0"
+
+
+@pytest.mark.parametrize("option", ["--threads=-3", "--repeats=0", "--seconds=0", "--seconds=nan", "--threads=two"])
+def test_options_that_are_no_numbers(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main([option, "--out", str(tmp_path / "x.json")])
+    assert "error: argument" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_an_interrupt_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def interrupted(*args: object, **options: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "measure", interrupted)
+    page = tmp_path / "page.md"
+    assert rounds.main(["--out", str(tmp_path / "x.json"), "--page", str(page)]) == store.INTERRUPTED
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_other_code_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +265,8 @@ def test_results_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
         store.load(out)
     with pytest.raises(FileNotFoundError, match="must exist"):
         store.load(tmp_path / "none.json")
+    assert bench.main(["--out", str(tmp_path)]) == 2
+    assert "must be a file of results, and is a folder" in capsys.readouterr().err
 
 
 def test_size_that_does_not_fit_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +330,9 @@ def test_a_process_that_ends_early_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def results(folder: Path) -> tuple[Path, Path]:
-    made = store.Store(folder / "bench.json", {"quick": True})
+    made = store.Store(folder / "bench.json", {"quick": False})
     bench.run(small_cases("dual", "enumerate"), made, threads=2, repeats=2, seconds=0.01)
+    made.finish()
     held = store.Store(folder / "targets.json", {})
     held.add("a", turns.row("a is fast", "<=", 3, 2.5, {"solve": [1.0]}, 10) | {"group": "stream"})
     held.add("b", turns.unavailable("b is faster", ">=", 2, "there is no b") | {"group": "warm start"})
@@ -282,7 +340,10 @@ def results(folder: Path) -> tuple[Path, Path]:
     return folder / "bench.json", folder / "targets.json"
 
 
-def test_report_is_made_from_the_results_and_keeps_the_prose(tmp_path: Path) -> None:
+def test_report_is_made_from_the_results_and_keeps_the_prose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(headline, "USUAL", SIZE[0])
     bench_file, targets_file = results(tmp_path)
     page, readme = tmp_path / "performance.md", tmp_path / "README.md"
     root = Path(__file__).parent.parent
@@ -303,6 +364,13 @@ def test_report_is_made_from_the_results_and_keeps_the_prose(tmp_path: Path) -> 
     assert re.search(r"\| 2:4 \| `enumerate` \| 1 \| [\d,.]+ \| [\d,.]+ \| 0 \| all \|", text)
     assert report.main(arguments) == 0
     assert page.read_text(encoding="utf-8") == text
+    shown, held = readme.read_text(encoding="utf-8"), store.load(bench_file)
+    for change in ({"complete": False}, {"options": {"quick": True}}):
+        bench_file.write_text(json.dumps(held | change | {"rows": held["rows"][:1]}), encoding="utf-8")
+        capsys.readouterr()
+        assert report.main(arguments) == 0
+        assert f"{readme} is left as it is: it shows a complete run" in capsys.readouterr().err
+        assert readme.read_text(encoding="utf-8") == shown
 
 
 def test_pages_hold_what_the_results_say() -> None:

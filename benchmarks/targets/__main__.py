@@ -9,8 +9,7 @@ from pathlib import Path
 
 from benchmarks import targets
 from benchmarks.progress import showing, tell
-from benchmarks.run import INTERRUPTED
-from benchmarks.store import Store
+from benchmarks.store import INTERRUPTED, Store
 from benchmarks.targets import growth, other_programs, processes, speed
 from benchmarks.targets.turns import Bench, Row
 from nmflow.bench.timing import REPEATS

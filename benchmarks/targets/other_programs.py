@@ -8,7 +8,8 @@ import numpy as np
 
 import nmflow
 from benchmarks.families import Array
-from benchmarks.peers import Greedy, OrTools
+from benchmarks.library_peers import OrTools
+from benchmarks.peers import Greedy
 from benchmarks.targets.turns import HALVES, PROBE, Bench, Row, row, unavailable
 from nmflow.bench.timing import ratio
 from nmflow.errors import NmflowError

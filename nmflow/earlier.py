@@ -10,6 +10,7 @@ import numpy.typing as npt
 from nmflow.arrays import Array
 from nmflow.cutting import Place, shapes
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.given import viewed
 from nmflow.problem import Problem
 from nmflow.solution import Solution
 
@@ -27,10 +28,12 @@ def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...]:
         raise InputValueError("warm_start must hold duals, not None; call solve with duals=True for it")
     if earlier.pattern != problem.pattern:
         raise InputValueError(f"warm_start must have pattern {problem.pattern}, not {earlier.pattern}; solve anew")
-    sides = tuple(side if isinstance(side, tuple) else (side,) for side in (earlier.row_duals, earlier.col_duals))
-    for one in chain(*sides):
-        if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
-            raise InputTypeError("warm_start must hold duals as solve gives them, arrays of floats; solve anew")
+    sides = tuple(
+        tuple(viewed(one, "duals of warm_start") for one in (side if isinstance(side, tuple) else (side,)))
+        for side in (earlier.row_duals, earlier.col_duals)
+    )
+    if any(one.dtype.kind != "f" for one in chain(*sides)):
+        raise InputTypeError("warm_start must hold duals as solve gives them, arrays of floats; solve anew")
     rows, cols = problem.pattern.block_shape
     grids = shapes(problem)
     fitting = [[(tall * rows, wide) for tall, wide in grids], [(tall, wide * cols) for tall, wide in grids]]

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "reading": BASE | {"problem", "kernels"},
     "switching": BASE | {"arithmetic", "given", "problem", "reading", "kernels", "crew"},
     "cutting": BASE | {"problem"},
-    "earlier": BASE | {"problem", "cutting"},
+    "earlier": BASE | {"problem", "cutting", "given"},
     "blocks": BASE | {"problem", "reading", "cutting", "earlier", "integers"},
     "network": BASE | {"given", "integers"},
     "duals": BASE | {"blocks", "kernels"},

@@ -107,6 +107,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
     assert f"{len(PRUNED)} of {len(tensors())} tensors would be pruned." in result.stdout
     assert "groups=1" in result.stdout
     assert "output head: lm_head.*" in result.stdout
+    assert "Taken by name: weight *.weight *_weight" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
@@ -115,6 +116,7 @@ def test_dry_run_as_json(tmp_path: Path, model: Path) -> None:
     plan = json.loads(result.stdout)
     assert {tensor["name"] for tensor in plan["tensors"] if tensor["pruned"]} == set(PRUNED)
     assert plan["default_exclusions"]
+    assert "*.weight" in plan["weights"]
 
 
 def test_dry_run_of_a_pattern_that_nothing_can_take(tmp_path: Path, model: Path) -> None:

@@ -23,7 +23,8 @@ import nmflow  # noqa: E402
 import nmflow.torch as nt  # noqa: E402
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError  # noqa: E402
 from nmflow.torch import SparseTraining, solve_on_device  # noqa: E402
-from nmflow.torch.device import driver, engine, plain  # noqa: E402
+from nmflow.torch import prune as prune_module  # noqa: E402
+from nmflow.torch.device import cpu, driver, engine, plain  # noqa: E402
 from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers  # noqa: E402
 from nmflow.torch.device.paths import augment, proven  # noqa: E402
 
@@ -153,8 +154,40 @@ def test_bad_input() -> None:
             solve_on_device(tensor, 2, 4, **options)
     with pytest.raises(InputValueError, match="warm_start must have pattern 1:4, not 2:4"):
         solve_on_device(weights, 1, 4, warm_start=first)
+    with pytest.raises(InputValueError, match="warm_start must have pattern 2:4 at-most, not 2:4"):
+        solve_on_device(weights, 2, 4, fill="at-most", warm_start=first)
     with pytest.raises(InputValueError, match='not "triton"'):
         solve_on_device(weights, 3, 5, engine="triton")
+    for threads in (0, "a"):
+        with pytest.raises(InputValueError, match="threads must be a whole number of at least 1"):
+            solve_on_device(weights, 2, 4, threads=threads)
+
+
+def test_solutions_of_the_cpu_and_of_a_device_start_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = families.gaussian((32, 40), 0)
+    for weights in (torch.from_numpy(array), torch.from_numpy(array.astype(float))):  # the second goes to the CPU
+        first = solve_on_device(weights, 4, 8, duals=True)
+        same(solve_on_device(weights, 4, 8, warm_start=first), array, 4, 8)
+        assert nmflow.solve(weights, 4, 8, warm_start=first).objective == first.objective
+    seen, real = list[Any](), cpu.solve
+
+    def noted(*args: Any, **options: Any) -> Any:
+        seen.append(options["warm_start"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(cpu, "solve", noted)
+    solve_on_device(weights, 4, 8, warm_start=first)
+    assert np.array_equal(seen[0].col_duals, first.col_duals)
+
+
+def test_a_mask_on_its_device_starts_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.from_numpy(families.gaussian((64, 64), 0))
+    monkeypatch.setattr(prune_module, "on_device", lambda *args, **options: True)
+    other = nmflow.solve(np.ones((32, 32)), 2, 4, duals=True)
+    with pytest.raises(InputValueError, match="warm_start must have pattern 4:8, not 2:4"):
+        nt.mask_for(weights, 4, 8, warm_start=other)
+    right = solve_on_device(weights, 4, 8, duals=True)
+    assert torch.equal(nt.mask_for(weights, 4, 8, warm_start=right), right.mask)
 
 
 def test_warm_starts_of_any_duals_are_exact() -> None:
@@ -448,7 +481,7 @@ def test_the_adapter_solves_on_the_device_by_itself(monkeypatch: pytest.MonkeyPa
     twin.load_state_dict(model.state_dict())
     report = nt.prune_(model, 2, 4)
     assert len(calls) == 3
-    monkeypatch.setattr(prune, "on_device", lambda *args, **options: False)
+    monkeypatch.setattr(prune_module, "on_device", lambda *args, **options: False)
     other = nt.prune_(twin, 2, 4)
     for mine, theirs in zip(report.layers, other.layers, strict=True):
         assert (mine.name, mine.density, mine.n_proven) == (theirs.name, theirs.density, theirs.n_proven)

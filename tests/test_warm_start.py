@@ -96,10 +96,10 @@ def test_earlier_duals_of_a_stack_are_not_copied() -> None:
     first = nmflow.solve(stack, 4, 8, layout="batch", duals=True)
     problem = Problem.build(stack, first.pattern, layout="batch")
     assert problem.stack == 3
-    assert earlier_duals(problem, first) is first.col_duals
+    assert all(one is other for one, other in zip(earlier_duals(problem, first), first.col_duals, strict=True))
 
 
-@pytest.mark.parametrize("change", [lambda duals: duals.tolist(), lambda duals: duals.astype(complex)])
+@pytest.mark.parametrize("change", [lambda duals: duals.astype(str), lambda duals: duals.astype(complex)])
 def test_duals_are_arrays_of_floats(change: Any) -> None:
     first = nmflow.solve(families.gaussian((8, 8), 0), 4, 8, duals=True)
     other = replace(first, col_duals=change(first.col_duals))

@@ -14,7 +14,7 @@ from nmflow.arrays import Layout
 from nmflow.asked import as_globs
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import check_unpacked
-from nmflow.checkpoint.rules import EXCLUDED, impossible, layout_of, too_small, unwanted
+from nmflow.checkpoint.rules import EXCLUDED, WEIGHTS, impossible, layout_of, too_small, unwanted
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
 from nmflow.pattern import Pattern
@@ -140,6 +140,7 @@ class Plan:
             "pattern": str(self.pattern),
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "copied_files": [str(path) for path in self.source.others],
+            "weights": list(WEIGHTS),
             "default_exclusions": [{"glob": glob, "reason": reason} for glob, reason in EXCLUDED],
         }
 

@@ -53,7 +53,7 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
     path = as_path(dst, "dst") / REPORT
     if not path.is_file():
         raise SourceNotFoundError(
-            f"{path} must exist, and it does not; pruning writes it into a folder; "
+            f"{path} must exist, and it does not; pruning writes it into a folder, but not with --method; "
             f"for a single file say --report when it is pruned"
         )
     if path.stat().st_size > MAX_BYTES:

@@ -60,7 +60,7 @@ def prune(
         bool, typer.Option("--dry-run", help="Print what would be done with each tensor, and what would stop the run.")
     ] = False,
     as_json: AsJson = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is a checkpoint or empty.")] = False,
     resume: Resume = False,
     on_nonfinite: Annotated[
         OnNonFinite, typer.Option(help="Weights with NaN or infinity: an error, or copied as they are.")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nmflow.checkpoint import EXCLUDED
+from nmflow.checkpoint import EXCLUDED, WEIGHTS
 from nmflow.cli.text import printable
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def plan(found: Plan) -> None:
     globs: dict[str, list[str]] = {}
     for glob, reason in EXCLUDED:
         globs.setdefault(reason, []).append(glob)
+    console.print(f"Taken by name: {_text(' '.join(WEIGHTS))}; others where --include matches.")
     console.print("Left alone by default, unless --include matches:")
     for reason, names in globs.items():
         console.print(f"  {reason}: {_text(' '.join(names))}")

@@ -64,7 +64,7 @@ def mask_for(
     others = {name: value for name, value in options.items() if name not in names}
     together = scores is None or (isinstance(scores, torch.Tensor) and scores.is_cuda)
     if together and on_device(tensor, chosen, **others):
-        told = {name: others[name] for name in ("layout", "groups", "threads") if name in others}
+        told = {name: others[name] for name in ("layout", "groups", "threads", "warm_start") if name in others}
         found: Any = solve_on_device(tensor, pattern=chosen, scores=scores, **told).mask
         return cast("torch.Tensor", found)
     array = to_array(tensor)

@@ -55,12 +55,13 @@ def solve_on_cpu(
     groups: int,
     threads: int | None,
     duals: bool,
+    warm_start: Solution | None,
 ) -> Solution:
     """What no engine can do: solved on the CPU, and brought back."""
     array = to_array(values)
     solution = solve(
         array, pattern=pattern, scores=None if absolute else array, layout=layout, groups=groups, threads=threads,
-        duals=duals,
+        duals=duals, warm_start=None if warm_start is None else _on_cpu(warm_start),
     )  # fmt: skip
 
     def back(side: Any) -> Any:
@@ -72,3 +73,14 @@ def solve_on_cpu(
 
     mask: Any = to_mask(solution.mask, values.device)
     return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))
+
+
+def _on_cpu(solution: Solution) -> Solution:
+    """A solution whose duals are where `solve` can view them."""
+
+    def moved(side: Any) -> Any:
+        if isinstance(side, tuple):
+            return tuple(moved(part) for part in side)
+        return side.cpu() if isinstance(side, torch.Tensor) else side
+
+    return replace(solution, row_duals=moved(solution.row_duals), col_duals=moved(solution.col_duals))

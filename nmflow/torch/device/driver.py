@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nmflow.arrays import Layout
-from nmflow.asked import check_choice, check_flags
+from nmflow.asked import check_choice, check_flags, thread_count
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import as_pattern
@@ -81,8 +81,8 @@ def solve_on_device(
         these become float64: of some blocks that paths were sent through, and of those that went to the CPU, what is
         returned is rounded and proves nothing by itself.
     warm_start : Solution, optional
-        Of this function, for the same shape and pattern, with duals: where the search starts. They are candidates
-        and no more, so values that are not finite do no harm.
+        Of this function on the same device, for the same shape and pattern, with duals: where the search starts. They
+        are candidates and no more, so values that are not finite do no harm.
     engine : {"auto", "triton", "torch"}
         "auto": Triton for square blocks of side 4, 8, 16 and 32 on a CUDA device, where it can be used, else plain
         torch operations. "triton" takes a CPU only under its interpreter (TRITON_INTERPRET=1).
@@ -118,6 +118,7 @@ def solve_on_device(
     """
     started = time.perf_counter()
     check_flags(duals=duals)
+    thread_count(threads)
     chosen = as_pattern(n, m, pattern, fill=fill, transposable=transposable)
     values = checked(tensor, "tensor")
     absolute = scores is None
@@ -145,7 +146,7 @@ def solve_on_device(
             raise InputValueError(
                 f'engine must be "auto" for {values.dtype} under {chosen}, which is solved on the CPU, not "triton"'
             )
-        return solve_on_cpu(values, chosen, absolute, layout, groups, threads, duals)
+        return solve_on_cpu(values, chosen, absolute, layout, groups, threads, duals, warm_start)
     grid = BlockGrid.of(values, chosen, layout, groups)
     start = None if warm_start is None else earlier_duals(warm_start, grid)
     chosen_engine = engine_for(engine, grid, absolute=absolute, duals=duals)

@@ -35,7 +35,7 @@ def card_section(found: Row) -> str:
         lines += [f"Tests on this card: {counts or 'none ended'}.", ""]
         if "error" in row:
             lines += ["```", row["error"], "```", ""]
-    if any(row.get("stats", {}).get("engine", "launch") != "launch" for row in kinds.get("mask", [])):
+    if any(row.get("stats", {}).get("engine", "triton") != "triton" for row in kinds.get("mask", [])):
         lines += ["**Some of these ran as plain torch operations, not in Triton.**", ""]
     lines += _masks(kinds.get("mask", []))
     lines += _lines(

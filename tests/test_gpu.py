@@ -39,7 +39,7 @@ def check(weight: Any, found: Any, *pattern: int) -> None:
 
 def test_triton_can_be_used() -> None:
     assert engine.missing_triton(torch.device("cuda", torch.cuda.current_device())) == ""
-    assert solve_on_device(torch.ones(8, 8, device="cuda"), 2, 4).stats["engine"] == "launch"
+    assert solve_on_device(torch.ones(8, 8, device="cuda"), 2, 4).stats["engine"] == "triton"
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -79,7 +79,7 @@ def test_the_report_says_what_is_there() -> None:
         "versions": {"torch": "2.11.0"}, "started": "2000-01-01T00:00:00Z", "complete": False,
         "rows": [
             {"kind": "tests", "key": "tests", "passed": 90, "skipped": 1},
-            {"kind": "mask", "key": "mask 2:4 bfloat16", **row, "first_seconds": 3.0, "stats": {"engine": "launch"}},
+            {"kind": "mask", "key": "mask 2:4 bfloat16", **row, "first_seconds": 3.0, "stats": {"engine": "triton"}},
             {"kind": "mask", "key": "mask 4:8 bfloat16", "error": "RuntimeError: out"},
             {"kind": "parts", "key": "parts 2:4", "error": "RuntimeError: out"},
             {"kind": "beside", "key": "beside 2:4 x", "name": "x", "pattern": "2:4", "ms": 1.5},
@@ -99,7 +99,7 @@ def test_the_report_says_what_is_there() -> None:
     ):  # fmt: skip
         assert words in text
     assert "plain torch operations" not in text
-    found["rows"][1]["stats"]["engine"] = "plain"
+    found["rows"][1]["stats"]["engine"] = "torch"
     assert "plain torch operations" in gpu_report.card_section(found)
 
 

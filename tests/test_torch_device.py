@@ -158,6 +158,10 @@ def test_bad_input() -> None:
         solve_on_device(weights, 2, 4, fill="at-most", warm_start=first)
     with pytest.raises(InputValueError, match='not "triton"'):
         solve_on_device(weights, 3, 5, engine="triton")
+    with pytest.raises(InputValueError, match=r'engine must be "auto" for torch.float64 under 2:4, .*, not "torch"'):
+        solve_on_device(weights.double(), 2, 4, engine="torch")
+    stats = solve_on_device(weights.double(), 2, 4).stats
+    assert (stats["engine"], stats["on_cpu"], stats["blocks"]) == ("cpu", 4, 4)
     for threads in (0, "a"):
         with pytest.raises(InputValueError, match="threads must be a whole number of at least 1"):
             solve_on_device(weights, 2, 4, threads=threads)
@@ -269,8 +273,8 @@ def test_triton_that_cannot_run_is_said_once(monkeypatch: pytest.MonkeyPatch) ->
     pass_for_cuda(monkeypatch)
     weight = torch.from_numpy(families.gaussian((16, 24), 0))
     with pytest.warns(UserWarning, match="nmflow solves with plain torch operations, which are slower: "):
-        assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"
-    assert solve_on_device(weight, 2, 4).stats["engine"] == "plain"  # warnings are errors
+        assert solve_on_device(weight, 2, 4).stats["engine"] == "torch"
+    assert solve_on_device(weight, 2, 4).stats["engine"] == "torch"  # warnings are errors
     forget()
 
 
@@ -298,12 +302,12 @@ def test_kernels_that_do_something_else_are_not_trusted(monkeypatch: pytest.Monk
     pretend(monkeypatch, settle=settle)
     with pytest.warns(UserWarning, match=r"kernels for 2:4 of torch.float32 do not do what they should on cpu; please"):
         found = solve_on_device(torch.from_numpy(weight), 2, 4)
-    assert found.stats["engine"] == "plain"
+    assert found.stats["engine"] == "torch"
     same(found, weight, 2, 4)
-    assert solve_on_device(torch.from_numpy(weight), 1, 4).stats["engine"] == "launch"  # whose kernels are others
+    assert solve_on_device(torch.from_numpy(weight), 1, 4).stats["engine"] == "triton"  # whose kernels are others
     pretend(monkeypatch, kept_score=lambda *args, **options: plain.kept_score(*args, **options) * 1.001)
     with pytest.warns(UserWarning, match="do not do what they should"):
-        assert solve_on_device(torch.from_numpy(weight), 1, 4).stats["engine"] == "plain"
+        assert solve_on_device(torch.from_numpy(weight), 1, 4).stats["engine"] == "torch"
     forget()
 
 
@@ -321,7 +325,7 @@ def test_memory_that_triton_lacks_is_memory_that_runs_out(monkeypatch: pytest.Mo
     pretend(monkeypatch, settle=settle)
     found = solve_on_device(torch.from_numpy(weight), 2, 4)
     same(found, weight, 2, 4)
-    assert (found.stats["engine"], found.stats["bands"], tried) == ("launch", 4, [16, 16, 64, 16, 16, 16, 16])
+    assert (found.stats["engine"], found.stats["bands"], tried) == ("triton", 4, [16, 16, 64, 16, 16, 16, 16])
     full: Any = RuntimeError("Triton Error [CUDA]: out of memory"), RuntimeError("CUDA error: an illegal memory access")
     for error in full:
 
@@ -332,7 +336,7 @@ def test_memory_that_triton_lacks_is_memory_that_runs_out(monkeypatch: pytest.Mo
         with pytest.raises(RuntimeError, match=re.escape(str(error))):
             solve_on_device(torch.from_numpy(weight), 2, 4)
         pretend(monkeypatch)
-        assert solve_on_device(torch.from_numpy(weight), 2, 4).stats["engine"] == "launch"
+        assert solve_on_device(torch.from_numpy(weight), 2, 4).stats["engine"] == "triton"
     forget()
 
 

@@ -72,7 +72,12 @@ def solve_on_cpu(
         return torch.from_numpy(side).to(values.device, torch.float64)
 
     mask: Any = to_mask(solution.mask, values.device)
-    return replace(solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals))
+    blocks = solution.stats["blocks"]
+    all_here = dict.fromkeys(("ascended", "augmented", "on_cpu"), blocks) | {"engine": "cpu", "bands": 1}
+    return replace(
+        solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals),
+        stats={**solution.stats, **all_here},
+    )  # fmt: skip
 
 
 def _on_cpu(solution: Solution) -> Solution:

@@ -19,6 +19,7 @@ from nmflow.problem import Problem
 from nmflow.solution import Certificate, Solution
 from nmflow.torch.aside import aside
 from nmflow.torch.convert import checked
+from nmflow.torch.device import plain
 from nmflow.torch.device.cpu import finish, solve_on_cpu
 from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
 from nmflow.torch.device.engine import MOST_BLOCKS, engine_for
@@ -92,7 +93,7 @@ def solve_on_device(
     Solution
         As `nmflow.solve` returns it; `mask` is a boolean tensor and the duals are tensors of float64, all on the device
         of `tensor`. `stats` counts the blocks that were open after the first ascent, after the second, and those that
-        went to the CPU.
+        went to the CPU; its engine is "triton", "torch" or, where all went there, "cpu".
 
     Raises
     ------
@@ -142,9 +143,9 @@ def solve_on_device(
     if warm_start is not None and not isinstance(warm_start, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(warm_start).__name__}")
     if not _fits(values, chosen):
-        if engine == "triton":
+        if engine != "auto":
             raise InputValueError(
-                f'engine must be "auto" for {values.dtype} under {chosen}, which is solved on the CPU, not "triton"'
+                f'engine must be "auto" for {values.dtype} under {chosen}, which is solved on the CPU, not "{engine}"'
             )
         return solve_on_cpu(values, chosen, absolute, layout, groups, threads, duals, warm_start)
     grid = BlockGrid.of(values, chosen, layout, groups)
@@ -184,7 +185,7 @@ def solve_on_device(
     first, more, rest = (sum(part[k] for part in counts) for k in range(3))
     stats = {
         "blocks": tall * wide, "ascended": first, "augmented": more, "on_cpu": rest, "bands": bands,
-        "engine": chosen_engine.__name__.rpartition(".")[2], "seconds": time.perf_counter() - started,
+        "engine": "torch" if chosen_engine is plain else "triton", "seconds": time.perf_counter() - started,
     }  # fmt: skip
     mask = grid.mask(flat)
     return Solution(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors_files import entry, raw_file, tensors, write
 
 from nmflow.checkpoint import read_header
+from nmflow.checkpoint.strict_json import short
 from nmflow.errors import CheckpointError, NmflowError, SourceNotFoundError
 
 
@@ -231,3 +232,7 @@ def test_a_mutated_file_is_refused_or_read_as_the_reference_reads_it(
         # The reference knows fewer dtypes than it may meet; an unknown one is copied here.
         known = {"F32", "F16"}
         assert any(item.dtype not in known for item in found.entries)
+
+
+def test_a_number_that_python_does_not_print_is_described() -> None:
+    assert short(10**5000) == "a number of thousands of digits"

@@ -108,3 +108,61 @@ def test_errors(tmp_path: Path) -> None:
 def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
     a, b = (write(tmp_path / f"{n}.safetensors", {"\x1b[31m": np.full(3, n)}) for n in (1, 2))
     assert "\x1b" not in run("diff", a, b).stdout
+
+
+@pytest.mark.parametrize("kind", ["more in a", "more in b", "another shape"])
+def test_what_only_one_has_is_a_difference_too(tmp_path: Path, kind: str) -> None:
+    a = {"x": np.ones(4, "f4")} | ({"y": np.ones(4, "f4")} if kind != "more in b" else {})
+    b = {"x": np.ones(4, "f4")} | ({"y": np.ones((2, 2), "f4")} if kind != "more in a" else {})
+    one, other = write(tmp_path / "a.safetensors", a), write(tmp_path / "b.safetensors", b)
+    assert not diff_checkpoints(one, other).same
+    assert run("diff", one, other).exit_code == 1
+
+
+def test_a_file_that_is_another_by_then_is_an_error(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.safetensors"), write(tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors must not change while it is read"):
+        diff_checkpoints(a, b, progress=lambda *_: write(b, tensors(1)) and None)
+
+
+def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = write(tmp_path / "a.safetensors")
+
+    def cut(*args: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("nmflow.checkpoint.diff.read_tile", cut)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: tensor .* its file became shorter"):
+        diff_checkpoints(a, a)
+
+
+def test_progress_and_files_that_are_closed(tmp_path: Path) -> None:
+    src, told = write(tmp_path / "a.safetensors"), []
+    total = sum(np.asarray(value).nbytes for value in read(src).values())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    diff_checkpoints(src, src, progress=lambda *step: told.append(step))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [name for name, _, _ in told] == [*(t.name for t in diff_checkpoints(src, src).tensors), ""]
+    assert (told[0][1], told[-1][1:]) == (0, (total, total))
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+def test_nothing_flips_in_nothing(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.safetensors", {"x": np.zeros((0, 4), "f4")})
+    assert diff_checkpoints(a, a).to_dict()["tensors"][0]["flip_rate"] == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_a_negative_zero_of_one_byte_is_a_zero(tmp_path: Path, dtype: str) -> None:
+    files = [raw_file(tmp_path / f"{k}.safetensors", {"x": entry(dtype, [2], 0, 2)}, raw)
+             for k, raw in enumerate((b"\x00\x38", b"\x80\x39"))]  # fmt: skip
+    tensor = diff_checkpoints(*files).tensors[0]
+    assert (tensor.changed, tensor.sad) == (2, 0)
+
+
+def test_a_file_that_is_gone_by_then_leaves_none_open(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.safetensors"), write(tmp_path / "b.safetensors")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
+        diff_checkpoints(a, b, progress=lambda *_: b.unlink(missing_ok=True))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

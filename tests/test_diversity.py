@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 import nmflow
 from nmflow import count_masks, divergence, mask_diversity
+from nmflow.cli.counts import _power
 from nmflow.diversity import asymptotic_log_count
 from nmflow.errors import InputTypeError, InputValueError, PatternError, SolverLimitError
 from nmflow.pattern import Pattern
@@ -224,3 +225,7 @@ def test_divergence_of_bad_masks() -> None:
     for first, second, name in ((mask, mask.astype(int), "mask_b"), (mask.astype(int), mask, "mask_a")):
         with pytest.raises(InputTypeError, match=f"{name} must be boolean, not int64"):
             divergence(first, second)
+
+
+def test_powers_are_written_with_a_digit_before_the_point() -> None:
+    assert [_power(math.log10(number)) for number in (999_999, 1e6, 9_999_999)] == ["999,999", "1.000e6", "1.000e7"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors_files import BF16, bits, edit_record, leftovers, raw_file, read, write
+from safetensors_files import BF16, bits, edit_record, entry, leftovers, raw_file, read, write
 from typer.testing import CliRunner, Result
 
 import nmflow
@@ -695,3 +695,28 @@ def test_what_a_side_file_cannot_say(tmp_path: Path, field: str, value: object) 
     (tmp_path / "nmflow.json").write_text(json.dumps(record))
     with pytest.raises(FormatError, match="must describe exported tensors"):
         read_side_file(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", [None, [1], "x"])
+def test_an_index_whose_metadata_says_nothing(tmp_path: Path, metadata: object) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    write(src / "model-1.safetensors", weights())
+    weight_map = dict.fromkeys(weights(), "model-1.safetensors")
+    (src / "model.safetensors.index.json").write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+    export_checkpoint(src, tmp_path / "out", "nibble")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["metadata"]) == {"total_size"}
+
+
+def test_an_export_of_an_export_says_its_own_format(tmp_path: Path, model: Path) -> None:
+    export_checkpoint(model, tmp_path / "dense", "dense")
+    export_checkpoint(tmp_path / "dense", tmp_path / "nibble", "nibble")
+    header = read_header(tmp_path / "nibble" / model.name)
+    assert header.metadata["nmflow_format"].partition(" ")[0] == "nibble"
+
+
+def test_a_mask_of_a_dtype_that_numpy_has_not(tmp_path: Path) -> None:
+    src = raw_file(tmp_path / "w.safetensors", {"w": entry("F8_E8M0", [4, 4], 0, 16)}, bytes(16))
+    masks, out = write(tmp_path / "m.safetensors", {"w": np.ones((4, 4), bool)}), tmp_path / "out"
+    assert_refused(tmp_path, CheckpointError, "'w': dtype F8_E8M0 cannot be stored", src, out, "dense", masks=masks)

@@ -408,3 +408,34 @@ def test_a_fault_is_named_where_it_is(dtype: str) -> None:
     where = "rows 8 to 11, columns 12 to 15" if dtype == "float32" else "rows 8 to 11, columns 8 to 11"
     with pytest.raises(FormatError, match=f"{where} hold an index in values and meta that hardware"):
         format_.decode(arrays)
+
+
+def test_what_is_written_may_not_be_the_mask() -> None:
+    weight, mask = np.zeros((128, 128), np.float16), np.zeros((128, 128), bool)
+    out = dict(formats.get("dense").encode(weight, mask))
+    name = next(iter(out))
+    both = np.zeros(128 * 128 * 2, np.uint8)
+    out[name] = both.view(np.float16).reshape(128, 128)
+    shared = both[: 128 * 128].view(bool).reshape(128, 128)
+    with pytest.raises(InputValueError, match="must have memory of its own, not that of what is read"):
+        formats.get("dense").encode(weight, shared, out=out)
+
+
+def test_what_is_decoded_may_not_lie_where_it_is_read() -> None:
+    weight = np.ones((128, 128), np.float16)
+    arrays = formats.get("dense").encode(weight, weight != 0)
+    stored = next(iter(arrays.values()))
+    out = {"weight": stored, "mask": np.empty((128, 128), bool)}
+    with pytest.raises(InputValueError, match="must have memory of its own, not that of what is read"):
+        formats.get("dense").decode(arrays, out=out)
+
+
+@pytest.mark.parametrize("kind", ["C-contiguous", "aligned"])
+def test_memory_that_kernels_cannot_write_is_refused(kind: str) -> None:
+    weight = np.ones((128, 128), np.float16)
+    out = dict(formats.get("dense").encode(weight, weight != 0))
+    raw = np.zeros(2 * 128 * 128 + 1, np.uint8)
+    bad = np.zeros((128, 128), np.float16, order="F") if kind == "C-contiguous" else raw[1:].view(np.float16)
+    out[next(iter(out))] = bad.reshape(128, 128, order="A")
+    with pytest.raises(InputValueError, match=f"an array that is not {kind}"):
+        formats.get("dense").encode(weight, weight != 0, out=out)

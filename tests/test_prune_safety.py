@@ -724,3 +724,28 @@ def test_infinity_in_a_tensor_of_many_axes(tmp_path: Path) -> None:
 def test_reports_of_files_whose_names_differ_at_the_end() -> None:
     paths = {report_file.report_path(f"model.{pattern}", "html").name for pattern in ("2x4", "4x8")}
     assert len(paths) == 2
+
+
+def test_replacing_tensors_spares_what_is_there(tmp_path: Path, folder: Path) -> None:
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "thesis.txt").write_text("x")
+    before = snapshot(tmp_path)
+    for dst, overwrite in ((other, False), (other, True), (folder, True), (folder / "new", False)):
+        with pytest.raises(DestinationExistsError if dst == other else InputValueError):
+            replace_tensors(open_source(folder), dst, {}, {"command": "x"}, overwrite=overwrite)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("encoder.none.weight", 8, "named like tensors of .*'encoder.none.weight'"),
+     ("encoder.steps", 7, "8 bytes, not 7"), ("encoder.steps", 16, "8 bytes, not 16")],
+)  # fmt: skip
+def test_replacing_tensors_takes_data_that_fits(
+    tmp_path: Path, folder: Path, name: str, size: int, message: str
+) -> None:
+    """Longer data would run into the tensor behind it."""
+    with pytest.raises(InputValueError, match=message):
+        replace_tensors(open_source(folder), tmp_path / "out", {name: bytes(size)}, {"command": "x"})
+    assert not (tmp_path / "out").exists()

@@ -459,3 +459,37 @@ def test_a_browser_shows_the_page(browser: Any, pruned: Path, width: int) -> Non
     page.wait_for_timeout(50)
     assert complaints == ["heard"]
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("encoder.f64.weight", (2, 0)), ("encoder.f64.weight", (0, 2)), ("encoder.experts.up_proj", (-1, 0, 0)),
+     ("encoder.experts.up_proj", (3, 0, 0))],
+)  # fmt: skip
+def test_a_block_just_beyond_the_last_is_an_error(pruned: Path, name: str, block: tuple[int, ...]) -> None:
+    row = next(row for row in read_report(pruned).tensors if row.name == name)
+    with pytest.raises(InputValueError, match="block must "):
+        picture_mask(pruned, row, (4, 4), block=block)
+
+
+@pytest.mark.parametrize("other", [np.ones((4, 16)), np.ones((8, 8), "f4"), np.ones((8, 16))])
+def test_a_tensor_of_another_kind_is_not_pictured(pruned: Path, tmp_path: Path, other: np.ndarray) -> None:
+    row = next(row for row in read_report(pruned).tensors if row.name == "encoder.f64.weight")
+    path = write(tmp_path / "x.safetensors", {row.name: other})
+    with pytest.raises(CheckpointError, match=r"must hold the tensor 'encoder.f64.weight', F64 of shape"):
+        picture_mask(path, row, (4, 4))
+
+
+def test_a_picture_is_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a cell without any score keeps all of it."""
+    weights = np.random.default_rng(0).standard_normal((16, 8))
+    weights[4:8, 4:] = 0.0
+    weights[12:] = np.where(nmflow.solve(weights[12:], 2, 4).mask, weights[12:], 0.0)  # pruning changes nothing here
+    (tmp_path / "src").mkdir()
+    write(tmp_path / "src" / "model.safetensors", {"a.weight": weights})
+    (row,) = prune_checkpoint(tmp_path / "src", tmp_path / "dst", "2:4").tensors
+    options = {"source": tmp_path / "src", "strict": True}
+    whole = picture_mask(tmp_path / "dst", row, (4, 4), **options)
+    assert whole.grid[1, 1] == whole.grid[3, 0] == 1.0 > whole.grid[0, 0]
+    monkeypatch.setattr("nmflow.checkpoint.report_mask.PART_ENTRIES", 8)
+    assert np.allclose(picture_mask(tmp_path / "dst", row, (4, 4), **options).grid, whole.grid)

@@ -839,3 +839,47 @@ def test_a_folder_that_was_finished_with_weights_skipped_is_not_one_without(tmp_
     assert prune_checkpoint(tmp_path / "hf", out, "2:4", on_nonfinite="skip", resume=True) == report
     with pytest.raises(DestinationExistsError, match='on_nonfinite was "skip", not "error"'):
         prune_checkpoint(tmp_path / "hf", out, "2:4", resume=True)
+
+
+def test_a_folder_that_was_published_before_a_kill_leaves_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report says that it is finished; so does the journal, which is what `resume` must go by."""
+    src, out = sharded(tmp_path / "hf"), tmp_path / "out"
+
+    def killed(path: Path) -> None:
+        raise Stop
+
+    monkeypatch.setattr(stage, "sync_folder", killed)
+    with pytest.raises(Stop):
+        prune_checkpoint(src, out, "2:4")
+    monkeypatch.undo()
+    assert (out / "nmflow-report.json").is_file()
+    prune_checkpoint(src, out, "2:4", resume=True)
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sums": ...}, {"sums": None}, {"sums": [["x"]]}, {"sums": []}, {"asked": ...}, {"asked": ["pattern"]}],
+    ids=str,
+)
+def test_a_report_without_sums_is_of_no_finished_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    src, out = sharded(tmp_path / "hf"), tmp_path / "out"
+    prune_checkpoint(src, out, "2:4")
+    path = out / "nmflow-report.json"
+    found = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
+    with pytest.raises(DestinationExistsError, match="resume must find an unfinished run, and there is none"):
+        prune_checkpoint(src, out, "2:4", resume=True)
+
+
+def test_a_copied_file_that_changed_at_the_same_size_and_time_is_found(tmp_path: Path) -> None:
+    """Copies have the times of what they are copies of: only their bytes tell."""
+    src, out = sharded(tmp_path / "hf"), tmp_path / "out"
+    prune_checkpoint(src, out, "2:4")
+    path, original = out / "model.safetensors.index.json", src / "model.safetensors.index.json"
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    os.utime(path, ns=(original.stat().st_atime_ns, original.stat().st_mtime_ns))
+    with pytest.raises(CheckpointError, match=r"is not what .*hf/model.safetensors.index.json is"):
+        prune_checkpoint(src, out, "2:4", resume=True)

@@ -15,6 +15,7 @@ from torch import nn
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
+from nmflow.torch.feed import Draws, wanted_rows
 from nmflow.torch.moments import from_matrices, matrices, rows_of
 from nmflow.torch.scores import damped
 from nmflow.torch.select import select
@@ -459,3 +460,49 @@ def test_random_numbers_of_the_callers_go_on() -> None:
     for _ in range(2):
         list(drawn())
     assert torch.equal(after, torch.randn(3))
+
+
+def test_draws_go_on_from_where_they_were() -> None:
+    draws, parts = Draws(7), []
+    torch.manual_seed(3)
+    for _ in range(2):
+        with draws.apart():
+            parts.append(torch.rand(2))
+    outside = torch.rand(2)
+    torch.manual_seed(7)
+    assert torch.equal(torch.cat(parts), torch.cat([torch.rand(2), torch.rand(2)]))
+    torch.manual_seed(3)
+    assert torch.equal(outside, torch.rand(2))
+
+
+def test_masks_that_are_no_padding_and_a_batch_that_is_no_list() -> None:
+    """A mask of more axes says who may look at whom, not which tokens count."""
+    model = nn.Linear(4, 4)
+    assert wanted_rows(model, {"attention_mask": torch.ones(2, 1, 3, 3)}) == ()
+    (rows,) = wanted_rows(model, {"attention_mask": torch.tensor([[1, 0]])})
+    assert rows.tolist() == [[True, False]]
+    with pytest.raises(InputTypeError, match="batches must be a list or loader of batches, not one dict"):
+        nt.calibrate(model, {"input": torch.ones(2, 4)})
+
+
+def test_passes_keep_no_graph_and_no_casts() -> None:
+    class Looking(nn.Linear):
+        seen: Any = ()
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            self.seen = torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
+            return super().forward(input)
+
+    model = Looking(4, 4)
+    assert torch.is_autocast_cache_enabled()
+    reached = nt.reestimate_batch_norm_(nn.Sequential(model, nn.BatchNorm1d(4)), [torch.randn(8, 4)])
+    assert (reached, model.seen) == (1, (False, False))
+    assert torch.is_autocast_cache_enabled()
+
+
+def test_a_buffer_made_for_inference_stays() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with torch.inference_mode():
+        model.register_buffer("table", torch.ones(2))
+    nt.calibrate(model, [torch.randn(8, 4)])
+    assert model.table.tolist() == [1.0, 1.0]

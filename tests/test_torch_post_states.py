@@ -342,3 +342,29 @@ def test_a_calibration_of_another_model_is_refused() -> None:
     for method in METHODS:
         with pytest.raises(InputValueError, match=r"must hold 1 x 16 inputs of 0.weight, not 1 x 8; calibrate this"):
             method(nn.Sequential(nn.Linear(16, 16)), seen, 2, 4, sequential=False)
+
+
+def test_what_a_model_does_between_batches_is_no_statistic() -> None:
+    norm, twin = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    parts = [random(16, 4), random(16, 4, seed=1)]
+
+    def made_by_the_model() -> Any:
+        for part in parts:
+            norm(100 * part)
+            yield part
+
+    assert nt.reestimate_batch_norm_(norm, made_by_the_model()) == nt.reestimate_batch_norm_(twin, parts) == 1
+    for one, other in zip(norm.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_random_numbers_of_the_caller_go_on_after_batch_norm() -> None:
+    class Noisy(nn.BatchNorm1d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input + torch.rand_like(input))
+
+    torch.manual_seed(3)
+    nt.reestimate_batch_norm_(Noisy(4), [random(16, 4)])
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))

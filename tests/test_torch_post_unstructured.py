@@ -14,7 +14,7 @@ from torch import nn
 
 import nmflow
 import nmflow.torch as nt
-from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, NonFiniteError
+from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, NonFiniteError, SolverLimitError
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -278,3 +278,33 @@ def test_batch_normalisation_is_estimated_anew() -> None:
         nt.reestimate_batch_norm_(model, [*batches, random(2, 5)])
     assert all(torch.equal(one, two) for one, two in zip(before, model.buffers(), strict=True))
     assert model[1].momentum == 0.1
+
+
+def test_allocation_keeps_no_more_than_was_asked_for() -> None:
+    pytest.importorskip("ortools", reason="allocate needs OR-Tools")
+    assert dict(nt.allocate(nn.Linear(8, 8), 4, 0.7499)) == {"weight": 2}
+
+
+def test_an_allocation_by_rows_loses_what_rows_lose() -> None:
+    pytest.importorskip("ortools", reason="allocate needs OR-Tools")
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    weight = layer.weight.detach().double().numpy()
+    rows = nmflow.solve(weight, pattern=nmflow.Pattern(2, 4, transposable=False)).objective
+    found = nt.allocate(layer, 4, 0.5, transposable=False)
+    assert found.lost == pytest.approx(np.abs(weight).sum() - rows, abs=1e-12)
+
+
+def test_an_allocation_of_nothing_but_zeros() -> None:
+    pytest.importorskip("ortools", reason="allocate needs OR-Tools")
+    layer = nn.Linear(8, 8)
+    nn.init.zeros_(layer.weight)
+    assert nt.allocate(layer, 4, 0.5).lost == 0.0
+
+
+def test_a_choice_that_is_not_proven_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cp_model = pytest.importorskip("ortools.sat.python.cp_model", reason="allocate needs OR-Tools")
+    monkeypatch.setattr(cp_model.CpSolver, "solve", lambda self, model: cp_model.FEASIBLE)
+    monkeypatch.setattr(cp_model.CpSolver, "status_name", lambda self, status: "FEASIBLE")
+    with pytest.raises(SolverLimitError, match="allocate must prove its choice, and OR-Tools says FEASIBLE"):
+        nt.allocate(nn.Linear(8, 8), 4, 0.5)

@@ -674,3 +674,40 @@ def test_what_torch_masked_itself_is_told_how_to_free() -> None:
     assert dict(report.skipped)["0.weight"].startswith("computed by torch.nn.utils.prune; call its remove(module, 'w")
     prune.remove(model[0], "weight")
     assert len(nt.prune_(model, 2, 4).layers) == 2
+
+
+def test_what_is_said_of_any_name_of_a_shared_weight_counts() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    assert [layer.name for layer in select(model, nmflow.Pattern(2, 4), exclude=["1.weight"]).layers] == ["2.weight"]
+    for rows in (8, 2):
+        tied = nn.Sequential(nn.Embedding(rows, 8), nn.Linear(8, rows))
+        tied[1].weight = tied[0].weight
+        assert [layer.name for layer in select(tied, nmflow.Pattern(2, 4), include=["1.weight"]).layers] == ["0.weight"]
+
+
+def test_scores_by_the_second_name_of_a_shared_weight() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    scores = torch.rand(8, 8, generator=torch.Generator().manual_seed(1))
+    wanted = torch.from_numpy(nmflow.solve(scores.numpy(), 2, 4).mask)
+    nt.prune_(model, 2, 4, scores={"1.weight": scores})
+    assert torch.equal(model[0].weight != 0, wanted)
+
+
+def test_an_axis_of_one_may_have_any_stride() -> None:
+    model = nn.Conv2d(8, 8, 1)
+    model.weight = nn.Parameter(torch.randn(64).as_strided((8, 8, 1, 1), (8, 1, 0, 0)))
+    assert [layer.name for layer in select(model, nmflow.Pattern(2, 4)).layers] == ["weight"]
+
+
+def test_a_weight_asked_for_under_its_second_name_is_taken_whatever_holds_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Embedding(8, 8))
+    model[1].weight = model[0].weight
+    assert [layer.name for layer in select(model, nmflow.Pattern(2, 4), include=["1.weight"]).layers] == ["0.weight"]
+
+
+def test_what_is_named_and_left_out_by_the_caller_is_no_error() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    options = {"include": ["0.weight", "1.weight"], "filter_fn": lambda name, module: False if name == "0" else None}
+    assert [layer.name for layer in select(model, nmflow.Pattern(2, 4), **options).layers] == ["1.weight"]

@@ -165,7 +165,7 @@ def _compare(one: tuple[Header, Entry], other: tuple[Header, Entry], pool: Pool)
     bits = DTYPE_BITS.get(entry.dtype, 0)
     kind = np.dtype(f"u{bits // 8}" if bits >= 8 else "u1")  # what is packed below a byte is compared as bytes
     magnitude = kind.type((1 << (8 * kind.itemsize - (entry.dtype in SIGNED))) - 1)
-    files = [os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC) for shard, _ in (one, other)]
+    files: list[int] = []
 
     def piece(tile: Tile) -> tuple[int, int]:
         x, y = (_read(file, place, tile).view(kind) for file, place in zip(files, (one, other), strict=True))
@@ -175,8 +175,9 @@ def _compare(one: tuple[Header, Entry], other: tuple[Header, Entry], pool: Pool)
         return changed, int(np.count_nonzero(((x & magnitude) == 0) != ((y & magnitude) == 0)))
 
     try:
-        for file, (shard, _) in zip(files, (one, other), strict=True):
-            shard.stamp.check(shard.path, os.fstat(file))
+        for shard, _ in (one, other):
+            files.append(os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC))
+            shard.stamp.check(shard.path, os.fstat(files[-1]))
         parts = list(pool.map(piece, cut_bytes(entry.n_bytes)))
     finally:
         for file in files:

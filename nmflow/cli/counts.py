@@ -69,4 +69,5 @@ def _power(log10: float) -> str:
     if log10 < 6:
         return f"{round(10**log10):,}"
     exponent = int(log10)
-    return f"{10 ** (log10 - exponent):.3f}e{exponent}"
+    digits = f"{10 ** (log10 - exponent):.3f}"
+    return f"1.000e{exponent + 1}" if digits == "10.000" else f"{digits}e{exponent}"

@@ -16,7 +16,7 @@ from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import TensorReport, total
 from nmflow.checkpoint.tensor import FLOATS, row_sums
 from nmflow.checkpoint.tiles import Tile, as_blocks, combine, cut, digest, is_whole, read_tile, write_tile
-from nmflow.checkpoint.unit import Done, Flusher, Unit, check_copy, copy, opened, read
+from nmflow.checkpoint.unit import Done, Unit, check_copy, copy, flushed, opened, read
 from nmflow.errors import CheckpointError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
@@ -82,7 +82,7 @@ class PruneUnit(Unit):
         with opened(self, write=True, also=self.keep) as (source, target, masks):
             view = _View(self, source, masks)
 
-            def piece(tile: Tile) -> _Piece:
+            def piece(tile: Tile) -> tuple[int, _Piece]:
                 started = time.perf_counter()
                 weights, *keep = view.read(tile)
                 read_digest = digest(weights, *keep)
@@ -95,16 +95,13 @@ class PruneUnit(Unit):
                 gap, proven = None, 0
                 if solution.certificate is not None:
                     gap, proven = solution.gap, solution.certificate.n_proven
-                return _Piece(
-                    bits.nbytes, read_digest, digest(bits), dense, solution.objective,
+                return bits.nbytes, _Piece(
+                    read_digest, digest(bits), dense, solution.objective,
                     rows_only if self.pattern.transposable else solution.objective, gap,
                     solution.stats["blocks"], proven, time.perf_counter() - started,
                 )  # fmt: skip
 
-            flusher, pieces = Flusher(target), []
-            for each in pool.map(piece, view.tiles()):
-                flusher.wrote(each.n_bytes)
-                pieces.append(each)
+            pieces = flushed(target, pool.map(piece, view.tiles()))
         return self._done(pieces)
 
     def _solve(self, weights: Array, view: _View, tile: Tile, keep: Array | None) -> Solution:
@@ -198,7 +195,6 @@ class _View:
 class _Piece:
     """What was done to a piece."""
 
-    n_bytes: int
     read: bytes
     written: bytes
     dense: float

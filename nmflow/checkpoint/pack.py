@@ -28,7 +28,7 @@ from nmflow.checkpoint.tiles import (
     squares,
     write_tile,
 )
-from nmflow.checkpoint.unit import CopyUnit, Done, Flusher, Unit, copy, opened, read
+from nmflow.checkpoint.unit import CopyUnit, Done, Unit, copy, flushed, opened, read
 from nmflow.errors import CheckpointError, NmflowError
 from nmflow.formats import PART, Format, Place, Spec, get
 from nmflow.formats.given import bits_of
@@ -131,7 +131,7 @@ class PackUnit(Unit):
         need = stored.format.requirement(DTYPES[self.entry.dtype])
         with opened(self, write=True, also=self.mask) as (source, target, masks):
 
-            def piece(tile: Tile) -> _Piece:
+            def piece(tile: Tile) -> tuple[int, _Piece]:
                 started = time.perf_counter()
                 weight, *given = self._read(source, masks, stored, tile)
                 read_digest = digest(weight, *given)
@@ -148,18 +148,15 @@ class PackUnit(Unit):
                         advice += "; for 2:4, convert the checkpoint to float16 or bfloat16 and prune that"
                     raise CheckpointError(f"{self.where}: {error}{place}{'' if given else advice}") from error
                 parts = stored.write(target, tile, arrays)
-                return _Piece(
-                    sum(part.nbytes for part in parts), read_digest, digest(*parts),
+                return sum(part.nbytes for part in parts), _Piece(
+                    read_digest, digest(*parts),
                     int(np.count_nonzero(support.mask)), support.n_blocks, support.completed, support.unfilled,
                     time.perf_counter() - started,
                     int(np.count_nonzero(weight[~support.mask])) if given else 0,
                     0 if given or need.pattern else int(np.count_nonzero(support.mask) - np.count_nonzero(weight)),
                 )  # fmt: skip
 
-            flusher, pieces = Flusher(target), []
-            for each in pool.map(piece, stored.tiles()):
-                flusher.wrote(each.n_bytes)
-                pieces.append(each)
+            pieces = flushed(target, pool.map(piece, stored.tiles()))
         spans = [(start, _bytes_of(stored.specs[key])) for key, start in self.starts]
         with opened(self, write=False) as (_, target, _):
             sums = list(pool.map(lambda span: sha256_of(target, *span), spans))
@@ -231,7 +228,6 @@ class DenseUnit(CopyUnit):
 class _Piece:
     """What was done to a rectangle."""
 
-    n_bytes: int
     read: bytes
     written: bytes
     kept: int

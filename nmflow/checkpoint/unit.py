@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
 from nmflow.errors import ChangedError, SourceNotFoundError
 
-__all__ = ["CopyUnit", "Done", "Flusher", "Unit", "check", "check_copy", "copy", "opened", "read", "work"]
+__all__ = ["CopyUnit", "Done", "Unit", "check", "check_copy", "copy", "flushed", "opened", "read", "work"]
 
+Piece = TypeVar("Piece")
 FLUSH_BYTES = 64 << 20
 """Bytes after which a unit waits for the disk, while its next pieces are being solved: at the end little is left."""
 
@@ -198,18 +199,16 @@ def read(unit: Unit, file: int, shape: tuple[int, ...], tile: Tile, dtype: np.dt
         raise OSError(error.errno, error.strerror, str(unit.source)) from error
 
 
-class Flusher:
-    """Sends to the disk what is written, while more is being made."""
-
-    def __init__(self, file: int) -> None:
-        self._file, self._waiting = file, 0
-
-    def wrote(self, n_bytes: int) -> None:
-        """Count bytes; wait for the disk when there are many."""
-        self._waiting += n_bytes
-        if self._waiting >= FLUSH_BYTES:
-            getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has the second alone
-            self._waiting = 0
+def flushed(file: int, pieces: Iterable[tuple[int, Piece]]) -> list[Piece]:
+    """Pieces as they are written, with the bytes of each: the disk gets them while more are being made."""
+    out, waiting = [], 0
+    for n_bytes, piece in pieces:
+        out.append(piece)
+        waiting += n_bytes
+        if waiting >= FLUSH_BYTES:
+            getattr(os, "fdatasync", os.fsync)(file)  # macOS has the second alone
+            waiting = 0
+    return out
 
 
 _BYTE = np.dtype(np.uint8)
@@ -225,11 +224,7 @@ def copy(unit: Unit, pool: Pool, reason: str = "") -> Done:
             write_tile(target, unit.start, shape, tile, part)
             return part.nbytes, digest(part)
 
-        flusher, digests = Flusher(target), []
-        for n_bytes, each in pool.map(piece, cut_bytes(unit.entry.n_bytes)):
-            flusher.wrote(n_bytes)
-            digests.append(each)
-    checksum = combine(digests)
+        checksum = combine(flushed(target, pool.map(piece, cut_bytes(unit.entry.n_bytes))))
     return Done(unit.source.name, unit.entry.name, checksum, checksum, reason=reason)
 
 

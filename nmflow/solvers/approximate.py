@@ -66,6 +66,15 @@ class Blocks:
         """Whether lines are filled exactly, and whether columns are free."""
         return self.pattern.row_exact, self.pattern.col is None
 
+    def choose_by(self, method: int, keys: Array | None = None) -> None:
+        """Write `mask` and `left` by a method of `nmflow.kernels.choose`, in the order of `keys`, or of `values`."""
+        from nmflow.kernels.choose import choose_kernel
+
+        choose_kernel()(
+            self.values, self.values if keys is None else keys, self.state, self.start, *self.budgets, *self.fills,
+            method, self.trusted, self.mask, self.left,
+        )  # fmt: skip
+
 
 class Approximate(Solver):
     """A solver that is not exact: subclasses fill in masks of `Blocks`."""

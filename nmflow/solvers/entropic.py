@@ -62,14 +62,11 @@ class Entropic(Approximate):
 
     def choose(self, blocks: Blocks) -> dict[str, int]:
         """Regularise, round, swap."""
-        from nmflow.kernels.choose import ROUNDED, choose_kernel
+        from nmflow.kernels.choose import ROUNDED
         from nmflow.kernels.entropic import entropic_kernel
 
         keys = np.empty_like(blocks.values)
         temperature, rounds = float(self.temperature), min(self.iterations, sys.maxsize)
         entropic_kernel()(blocks.values, *blocks.budgets, *blocks.fills, temperature, rounds, keys)
-        choose_kernel()(
-            blocks.values, keys, blocks.state, blocks.start, *blocks.budgets, *blocks.fills, ROUNDED, blocks.trusted,
-            blocks.mask, blocks.left,
-        )  # fmt: skip
+        blocks.choose_by(ROUNDED, keys)
         return {"swaps": improve(blocks, self.sweeps)} if self.sweeps else {}

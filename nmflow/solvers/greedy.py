@@ -47,10 +47,7 @@ class Greedy(Approximate):
 
     def choose(self, blocks: Blocks) -> dict[str, int]:
         """Fill by falling score, repair, check."""
-        from nmflow.kernels.choose import GREEDY, choose_kernel
+        from nmflow.kernels.choose import GREEDY
 
-        choose_kernel()(
-            blocks.values, blocks.values, blocks.state, blocks.start, *blocks.budgets, *blocks.fills, GREEDY,
-            blocks.trusted, blocks.mask, blocks.left,
-        )  # fmt: skip
+        blocks.choose_by(GREEDY)
         return {}

@@ -51,12 +51,9 @@ class LocalSearch(Approximate):
         if not blocks.start.size:
             Greedy().choose(blocks)
         else:
-            from nmflow.kernels.choose import ROUNDED, choose_kernel
+            from nmflow.kernels.choose import ROUNDED
 
-            choose_kernel()(
-                blocks.values, blocks.values, blocks.state, blocks.start, *blocks.budgets, *blocks.fills, ROUNDED,
-                blocks.trusted, blocks.mask, blocks.left,
-            )  # fmt: skip
+            blocks.choose_by(ROUNDED)
         return {"swaps": improve(blocks, self.sweeps)}
 
 

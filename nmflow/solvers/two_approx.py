@@ -62,12 +62,9 @@ class TwoApprox(Approximate):
 
     def choose(self, blocks: Blocks) -> dict[str, int]:
         """Prune by rising score; then refill, repair, check."""
-        from nmflow.kernels.choose import LIGHTEST, REFILLED, choose_kernel
+        from nmflow.kernels.choose import LIGHTEST, REFILLED
 
-        choose_kernel()(
-            blocks.values, blocks.values, blocks.state, blocks.start, *blocks.budgets, *blocks.fills,
-            REFILLED if self.refill else LIGHTEST, blocks.trusted, blocks.mask, blocks.left,
-        )  # fmt: skip
+        blocks.choose_by(REFILLED if self.refill else LIGHTEST)
         return {}
 
 

@@ -108,6 +108,7 @@ def export_checkpoint(
     layouts = {shard.path: lay_out_shard(shard, chosen, reasons, pad) for shard in source.shards}
     check_names(layouts)
     known = known_metadata(source)
+    left = {name: reason for name, reason in reasons.items() if reason}
     asked = {
         "command": "export",
         "version": version(),
@@ -121,9 +122,9 @@ def export_checkpoint(
     with staged(
         dst, asked, is_folder=True, overwrite=overwrite, resume=resume, state=state, elsewhere=executor is not None
     ) as stage:
-        units = _units(source, stage.new, chosen, given, reasons, layouts, threads)
+        place = dst.absolute() if stage.finished else stage.new
+        units = _units(source, place, chosen, given, reasons, layouts, threads)
         if stage.finished:
-            units = _units(source, dst.absolute(), chosen, given, reasons, layouts, threads)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
             check_finished(dst, units, results, {Path(NAME): None}, threads)
         else:
@@ -137,10 +138,7 @@ def export_checkpoint(
             )
             check_unchanged([*source.shards, *(given or {}).values()])
             index = write_index(source, layouts, known, stage.new)
-        left = {name: reason for name, reason in reasons.items() if reason}
-        packed = [done for done in results if not reasons[done.name]]
-        if not stage.finished:
-            stored = {done.name: _stored(done, chosen) for done in packed}
+            stored = {done.name: _stored(done, chosen) for done in results if done.name not in left}
             files = {shard.path.name: _file(layouts[shard.path][0], shard, results, left) for shard in source.shards}
             others = tuple(path.as_posix() for path in source.others if str(path) != NAME)  # with the index
             side = SideFile(chosen.name, chosen.version, f"nmflow {version()}", stored, left, files, others, index)
@@ -153,7 +151,7 @@ def export_checkpoint(
         str(dst),
         chosen.name,
         None if masks is None else str(masks),
-        tuple(ExportedTensor.from_dict(_row(done)["report"]) for done in packed),
+        tuple(ExportedTensor.from_dict(_row(done)["report"]) for done in results if done.name not in left),
         tuple(left.items()),
     )
 

@@ -153,9 +153,8 @@ def prune_checkpoint(
         dst, same, is_folder=source.is_folder, overwrite=overwrite, resume=resume, state=state,
         elsewhere=executor is not None,
     ) as stage:  # fmt: skip
-        units = _units(plan, stage.new, keep, options)
+        units = _units(plan, dst.absolute() if stage.finished else stage.new, keep, options)
         if stage.finished:
-            units = _units(plan, dst.absolute(), keep, options)
             results = [stage.journal.done[unit.source.name, unit.entry.name] for unit in units]
             if on_nonfinite == "error" and any(done.reason for done in results):
                 raise CheckpointError(

@@ -165,23 +165,16 @@ def _compare(one: tuple[Header, Entry], other: tuple[Header, Entry], pool: Pool)
     bits = DTYPE_BITS.get(entry.dtype, 0)
     kind = np.dtype(f"u{bits // 8}" if bits >= 8 else "u1")  # what is packed below a byte is compared as bytes
     magnitude = kind.type((1 << (8 * kind.itemsize - (entry.dtype in SIGNED))) - 1)
-    files: list[int] = []
 
     def piece(tile: Tile) -> tuple[int, int]:
-        x, y = (_read(file, place, tile).view(kind) for file, place in zip(files, (one, other), strict=True))
+        x, y = _read(first, one, tile).view(kind), _read(second, other, tile).view(kind)
         changed = int(np.count_nonzero(x != y))
         if not changed:
             return 0, 0
         return changed, int(np.count_nonzero(((x & magnitude) == 0) != ((y & magnitude) == 0)))
 
-    try:
-        for shard, _ in (one, other):
-            files.append(os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC))
-            shard.stamp.check(shard.path, os.fstat(files[-1]))
+    with one[0].opened() as first, other[0].opened() as second:
         parts = list(pool.map(piece, cut_bytes(entry.n_bytes)))
-    finally:
-        for file in files:
-            os.close(file)
     changed, sad = (sum(part[k] for part in parts) for k in range(2))
     has_zero = entry.dtype in SIGNED or entry.dtype in UNSIGNED
     return TensorDifference(

@@ -6,10 +6,11 @@ hole between them. We read it ourselves because the reference reader accepts a h
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -100,6 +101,16 @@ class Header:
     def by_name(self) -> dict[str, Entry]:
         """Entries by their names, made anew each time."""
         return {entry.name: entry for entry in self.entries}
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """The file to read from, if it is what it was; else CheckpointError is raised."""
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            self.stamp.check(self.path, os.fstat(file))
+            yield file
+        finally:
+            os.close(file)
 
     def read_head(self) -> bytes:
         """The bytes before the data, if the file is what it was; else CheckpointError is raised."""

@@ -176,14 +176,11 @@ def _file_faults(header: Header, stored: StoredFile, pool: Pool) -> list[str]:
 @contextlib.contextmanager
 def _opened(header: Header) -> Iterator[int]:
     """Open a file to read what its header says is there."""
-    file = os.open(header.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        header.stamp.check(header.path, os.fstat(file))
-        yield file
+        with header.opened() as file:
+            yield file
     except EOFError as error:
         raise ChangedError(f"{header.path} must not change while it is read, and it became shorter") from error
-    finally:
-        os.close(file)
 
 
 def _check(header: Header, entries: Mapping[str, Entry], tensor: StoredTensor, format: Format, pool: Pool) -> int:

@@ -171,7 +171,6 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
     bits = np.dtype(f"u{dtype.itemsize}")
     magnitude = bits.type((1 << (8 * bits.itemsize - 1)) - 1)
     group_lengths = {"row": pattern.row.m, "column": pattern.block_shape[0]}
-    file = os.open(tensor.shard.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def piece(tile: Tile) -> tuple[int, int, Violation | None]:
         used = (read_tile(file, entry.start, shape, tile, bits) & magnitude) != 0
@@ -202,14 +201,12 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
         return nonzero, bad_groups, first
 
     try:
-        tensor.shard.stamp.check(tensor.shard.path, os.fstat(file))
-        parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
+        with tensor.shard.opened() as file:
+            parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
     except EOFError as error:
         raise ChangedError(
             f"{tensor.shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
         ) from error
-    finally:
-        os.close(file)
     return Checked(
         entry.name,
         entry.shape,

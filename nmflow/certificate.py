@@ -160,14 +160,13 @@ def _grade_one_by_one(chunk: Chunk, duals: Duals, blocks: Array, found: Array, g
             one_by_one.setdefault(int(blocks[k]), BlockDuals(u[k], v[k]))
         else:
             gaps[k] = math.inf
-    if one_by_one:
-        for k, block in enumerate(int(b) for b in blocks):
-            special = one_by_one.get(block)
-            if special is not None and found[k] != 0:
-                numbers, exponent = chunk.block_integers(block)
-                found[k], gaps[k] = grade_exactly(
-                    numbers, exponent, chunk.mask[chunk.corner(block)], special, pattern, chunk.block_state(block)
-                )
+    for k in np.flatnonzero(found).tolist() if one_by_one else ():
+        block = int(blocks[k])
+        if block in one_by_one:
+            found[k], gaps[k] = grade_exactly(
+                *chunk.block_integers(block), chunk.mask[chunk.corner(block)], one_by_one[block], pattern,
+                chunk.block_state(block),
+            )  # fmt: skip
     return kept
 
 

@@ -19,6 +19,7 @@ from nmflow.asked import as_path, check_flags
 from nmflow.errors import FormatError, InputValueError, NmflowError, SourceNotFoundError
 from nmflow.formats import get
 from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
+from nmflow.torch.convert import to_array
 
 __all__ = ["load_semi_structured", "semi_structured"]
 
@@ -135,11 +136,9 @@ def _load(
     if missing:
         raise FormatError(f"{where} must have its array {missing[0]!r} in the file; export again")
     parts = {key: held.pop(array.name) for key, array in stored.arrays.items()}
-    format_ = get("cutlass-24")
-    arrays = {key: _to_numpy(part) for key, part in parts.items()}
     try:
         if verify:
-            format_.decode(arrays, shape=stored.shape)
+            get("cutlass-24").decode({key: to_array(part, key) for key, part in parts.items()}, shape=stored.shape)
     except NmflowError as error:
         raise FormatError(f"{where}: {error}") from error
     return _tensor(parts, device)
@@ -202,13 +201,3 @@ def _to_torch(array: Array) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        bits: Array = tensor.view(torch.int16).numpy()
-        return bits.view(np.dtype(ml_dtypes.bfloat16))
-    array: Array = tensor.numpy()
-    return array

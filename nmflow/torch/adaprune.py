@@ -12,7 +12,7 @@ from torch import nn
 from nmflow.asked import amount, check_choice
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Fill, Pattern
-from nmflow.torch.by_name import Counts, Scores, check_names, patterns_of
+from nmflow.torch.by_name import Counts, Scores, check_names, given_for, patterns_of
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
 from nmflow.torch.obs_pass import Pruned, solve_mask
@@ -165,8 +165,7 @@ def _values(job: Job, scores: str | Scores, damping: float) -> torch.Tensor:
 
 def _given(layer: Layer, scores: Scores) -> torch.Tensor | None:
     """What a mapping or a callable has for a layer, under any of its names."""
-    values = (scores(slot.name, slot.module) if callable(scores) else scores.get(slot.name) for slot in layer.slots)
-    given = next((found for found in values if found is not None), None)
+    _, given = given_for(layer, scores)
     if not isinstance(given, torch.Tensor | None):
         raise InputTypeError(f"scores of {layer.name} must be a tensor, not {type(given).__name__}")
     return given

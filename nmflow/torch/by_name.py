@@ -15,22 +15,26 @@ from nmflow.pipeline import as_pattern
 from nmflow.torch.convert import to_array
 from nmflow.torch.select import Layer, unwrapped
 
-__all__ = ["Counts", "Scores", "check_names", "check_values", "patterns_of", "scores_of"]
+__all__ = ["Counts", "Scores", "check_names", "check_values", "given_for", "patterns_of", "scores_of"]
 
 Scores: TypeAlias = Mapping[str, torch.Tensor] | Callable[[str, nn.Module], torch.Tensor | None]
 Counts: TypeAlias = int | Mapping[str, int] | None
 """n for all layers, or for each by the name of its parameter."""
 
 
+def given_for(layer: Layer, values: Scores | None) -> tuple[str, torch.Tensor | None]:
+    """What is given for a layer under any of its names, and under which; None if nothing is."""
+    for slot in layer.slots if values is not None else ():
+        found = values.get(slot.name) if isinstance(values, Mapping) else values(slot.name, slot.module)  # type: ignore[misc]
+        if found is not None:
+            return slot.name, found
+    return layer.name, None
+
+
 def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
-    """The scores given for a layer, under any of its names."""
-    if scores is None:
-        return None
-    for slot in layer.slots:
-        tensor = scores.get(slot.name) if isinstance(scores, Mapping) else scores(slot.name, slot.module)
-        if tensor is not None:
-            return to_array(tensor, f"scores of {slot.name}")
-    return None
+    """The scores given for a layer."""
+    name, found = given_for(layer, scores)
+    return None if found is None else to_array(found, f"scores of {name}")
 
 
 def check_values(model: nn.Module, values: object, argument: str) -> None:

@@ -17,7 +17,7 @@ from nmflow.errors import InputValueError, NmflowError
 from nmflow.given import as_mask
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import solve
-from nmflow.torch.by_name import Counts, Scores, check_names, check_values, patterns_of
+from nmflow.torch.by_name import Counts, Scores, check_names, check_values, given_for, patterns_of
 from nmflow.torch.by_name import scores_of as given_scores
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
@@ -227,10 +227,9 @@ def _zeros(layer: Layer, zeros: Zeros | None) -> Array:
     """Entries of a layer that count as zero, under any of its names."""
     parameter = layer.parameters[0]
     weight = to_array(parameter, layer.name)
-    for slot in layer.slots if zeros is not None else ():
-        found = zeros.get(slot.name) if isinstance(zeros, Mapping) else zeros(slot.name, slot.module)  # type: ignore[misc]
-        if found is not None:
-            name = f"zeros of {slot.name}"
-            given: Array = as_mask(to_array(found, name), weight.shape, name) | (weight == 0)
-            return given
-    return np.asarray(weight == 0)
+    empty: Array = weight == 0
+    name, found = given_for(layer, zeros)
+    if found is None:
+        return empty
+    name = f"zeros of {name}"
+    return empty | as_mask(to_array(found, name), weight.shape, name)

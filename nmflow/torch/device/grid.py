@@ -94,11 +94,7 @@ class BlockGrid:
 
     def blocks(self, numbers: torch.Tensor) -> torch.Tensor:
         """Copy the scores of some blocks: shape (k, R, C)."""
-        return self.cut(self.scores, numbers)
-
-    def cut(self, flat: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """Copy some blocks of a matrix like `scores`."""
-        return flat[self._index(numbers)]
+        return self.scores[self._index(numbers)]
 
     def put(self, flat: torch.Tensor, numbers: torch.Tensor, blocks: torch.Tensor) -> None:
         """Write some blocks of a matrix like `scores`."""

@@ -12,6 +12,7 @@ import torch
 from nmflow.kernels.networks import selection_network
 from nmflow.pattern import Pattern
 from nmflow.torch.device.ascent import rounds_for
+from nmflow.torch.device.duals import space_for_duals
 from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.outcome import Outcome, Pair
 from nmflow.torch.device.paths import paths_for
@@ -42,8 +43,7 @@ def settle(grid: BlockGrid, mask: torch.Tensor, duals: Pair | None, *, absolute:
     tall, wide = grid.size
     device = scores.device
     # between launches, the duals of blocks that are open
-    shapes = (tall * side, wide), (tall, wide * side)
-    u, v = duals or (torch.empty(shape, dtype=torch.float64, device=device) for shape in shapes)
+    u, v = duals or space_for_duals(grid)
     old_u, old_v = (u, v) if start is None else (side.contiguous() for side in start)
     counts = torch.zeros(4, dtype=torch.int32, device=device)
     lists = torch.empty((2, tall * wide), dtype=torch.int32, device=device)

@@ -54,11 +54,7 @@ def find(
     if warm and last is not None and last.duals:
         options["warm_start"] = _solution(last, pattern)
     with advising(weight.size, begun=last is not None):
-        solution = solve(weight, pattern=pattern, **options)
-    row, col = solution.row_duals, solution.col_duals
-    if row is None:
-        return Found(solution.mask)
-    return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
+        return _found(solve(weight, pattern=pattern, **options))
 
 
 def find_on_device(
@@ -79,13 +75,12 @@ def find_on_device(
         )
         start = _solution(Found(last.mask, moved), pattern)
     with advising(weight.numel(), begun=last is not None):
-        solution = solve_on_device(
-            weight, pattern=pattern, layout=layout, groups=groups, threads=threads, duals=warm_start, warm_start=start
-        )
-    row, col = solution.row_duals, solution.col_duals
-    if row is None:
-        return Found(solution.mask)
-    return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
+        return _found(
+            solve_on_device(
+                weight, pattern=pattern, layout=layout, groups=groups, threads=threads, duals=warm_start,
+                warm_start=start,
+            )
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -96,6 +91,14 @@ def advising(size: int, *, begun: bool) -> Iterator[None]:
     except NonFiniteError as error:
         advice = "repair them, or go back to a checkpoint from before" if begun else "repair them"
         raise NonFiniteError.among("weights", error.count, size, error.first, advice) from None
+
+
+def _found(solution: Solution) -> Found:
+    """Mask and duals of a solve, a pair for each matrix."""
+    row, col = solution.row_duals, solution.col_duals
+    if row is None:
+        return Found(solution.mask)
+    return Found(solution.mask, tuple(zip(row, col, strict=True)) if isinstance(row, tuple) else ((row, col),))
 
 
 def _solution(found: Found, pattern: Pattern) -> Solution:

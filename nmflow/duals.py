@@ -63,8 +63,6 @@ class Duals(NamedTuple):
 
     def updated(self, other: Duals) -> Duals:
         """These duals, but for the blocks that stand apart in `other`."""
-        if other is self:
-            return self
         if self.blocks is None or self.block_row is None or self.block_col is None:
             return self._replace(blocks=other.blocks, block_row=other.block_row, block_col=other.block_col)
         if other.blocks is None or other.block_row is None or other.block_col is None:

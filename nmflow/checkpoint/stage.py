@@ -183,7 +183,6 @@ def start_file(path: Path, shard: Header, head: bytes, size: int) -> None:
     with named(path), path.open("r+b") as file:
         file.truncate(size)
         file.write(head)
-        file.flush()
 
 
 def start_folder(source: Source, others: Iterable[Path], target: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
+from nmflow.arrays import Array
 from nmflow.solvers.base import Solver
 from nmflow.solvers.entropic import Entropic
 
@@ -25,7 +26,6 @@ PAGE = HERE.parent / "docs" / "solvers.md"
 PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 NAMES = ("two-approx", "greedy", "two-approx-refill", "local-search", "entropic")
 SIDE = 1024
-Array = np.ndarray
 
 
 def families() -> dict[str, Array]:

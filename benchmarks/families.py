@@ -6,16 +6,15 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.bench.machine import available_memory
 from nmflow.errors import InputValueError, SourceNotFoundError
 
 __all__ = ["FAMILIES", "GAUSSIAN", "REAL", "checkpoint", "make"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, int]
 GAUSSIAN, REAL = "gaussian", "all-MiniLM-L6-v2"
 TILE = 384

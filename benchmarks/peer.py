@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
+from nmflow.arrays import Array
 from nmflow.bench.contest import Contestant, missing
 from nmflow.errors import SolverLimitError
 from nmflow.pattern import Pattern
 
 __all__ = ["Array", "BlockPeer", "Peer", "block_by_block", "grid"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 GRID_BITS = 30
 """Integer costs are scores as multiples of 2**-30 of the largest: far below float32's own precision of 24 bits."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "check_dtype",
     "check_out",
     "check_rank",
+    "count_marked",
     "viewed",
 ]
 
@@ -126,17 +127,23 @@ def _overlaps_itself(array: Array) -> bool:
 
 def check_disjoint(keep: Array, drop: Array) -> None:
     """Raise InfeasibleError if an entry is marked in both: how many are, and where the first is."""
-    count, first = 0, None
-    for lead in range(len(keep)):  # one leading slice at a time keeps memory small
-        both = keep[lead] & drop[lead]
-        found = int(np.count_nonzero(both))
-        if found and first is None:
-            first = (lead, *(int(i) for i in np.argwhere(both)[0]))
-        count += found
-    if first is not None:
+    count, first = count_marked(here & there for here, there in zip(keep, drop, strict=True))
+    if count:
         raise InfeasibleError(
             f"keep and drop must not mark the same entry, as they do at {first} and at {count} in all; clear one"
         )
+
+
+def count_marked(parts: Iterable[Array]) -> tuple[int, tuple[int, ...]]:
+    """How many entries are True, and where the first is, of an array that comes one leading slice at a time."""
+    count = 0
+    first: tuple[int, ...] = ()
+    for lead, part in enumerate(parts):
+        found = int(np.count_nonzero(part))
+        if found and not count:
+            first = (lead, *(int(i) for i in np.argwhere(part)[0]))
+        count += found
+    return count, first
 
 
 def check_rank(shape: tuple[int, ...], layout: str | None, name: str) -> None:

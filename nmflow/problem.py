@@ -10,7 +10,7 @@ import numpy as np
 
 from nmflow.arrays import Array, Layout, Matrix, follow_one_another
 from nmflow.errors import InputValueError, NonFiniteError
-from nmflow.given import as_array, as_groups, as_mask, check_disjoint, check_out, check_rank
+from nmflow.given import as_array, as_groups, as_mask, check_disjoint, check_out, check_rank, count_marked
 from nmflow.pattern import Pattern
 
 __all__ = ["Problem"]
@@ -181,11 +181,5 @@ class Problem:
 
     def non_finite_error(self) -> NonFiniteError:
         """The error for scores that are NaN or infinite: how many, and where the first is."""
-        count, first = 0, None
-        for lead in range(self.shape[0]):  # one leading slice at a time keeps memory small
-            bad = ~np.isfinite(self.scores[lead])
-            found = int(np.count_nonzero(bad))
-            if found and first is None:
-                first = (lead, *(int(i) for i in np.argwhere(bad)[0]))
-            count += found
-        return NonFiniteError.among(self.name, count, self.scores.size, first or ())
+        count, first = count_marked(~np.isfinite(part) for part in self.scores)
+        return NonFiniteError.among(self.name, count, self.scores.size, first)

@@ -95,12 +95,13 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     files = _files(path)
     top = [file.name for file in files if file.parent == Path()]
     index = _index(path, top)
-    names = [SINGLE] if SINGLE in top else _indexed(path / index) if index else [_alone(path, top, files)]
+    weight_map = _weight_map(path / index) if index and SINGLE not in top else {}
+    names = [SINGLE] if SINGLE in top else _indexed(path / index, weight_map) if index else [_alone(path, top, files)]
     for name in names:
         _refuse_record(path / name)
     shards = tuple(read_header(path / name) for name in names)
-    if index and names != [SINGLE]:
-        _check_index(path / index, shards)
+    if index and weight_map:
+        _check_index(path / index, weight_map, shards)
     chosen = {PurePath(name) for name in names}
     return Source(path, True, shards, tuple(file for file in files if file not in chosen), index)
 
@@ -182,9 +183,9 @@ def _alone(root: Path, top: list[str], files: list[Path]) -> str:
     raise CheckpointError(f"{root} must hold safetensors, for example {SINGLE}, and it holds none")
 
 
-def _indexed(index: Path) -> list[str]:
+def _indexed(index: Path, weight_map: dict[str, str]) -> list[str]:
     """The shards that an index names, checked to be files beside it."""
-    names = sorted(set(_weight_map(index).values()))
+    names = sorted(set(weight_map.values()))
     for name in names:
         # A name with a folder in it could lead out of the checkpoint; no tool writes one.
         if PurePath(name).name != name or name in ("", "..") or "\\" in name:
@@ -201,9 +202,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(index: Path, shards: tuple[Header, ...]) -> None:
+def _check_index(index: Path, weight_map: dict[str, str], shards: tuple[Header, ...]) -> None:
     """Raise unless each tensor is in one shard, and the index names none that is missing."""
-    named = _weight_map(index)
     held: dict[str, str] = {}
     for shard in shards:
         for entry in shard.entries:
@@ -212,7 +212,7 @@ def _check_index(index: Path, shards: tuple[Header, ...]) -> None:
                     f"{shard.path}: tensor {entry.name!r} must be in one shard, not in {held[entry.name]!r} as well"
                 )
             held[entry.name] = shard.path.name
-    for name, file in named.items():
+    for name, file in weight_map.items():
         if held.get(name) != file:
             raise CheckpointError(f"{index}: weight_map must name tensors that exist, not {name!r} in {file!r}")
 

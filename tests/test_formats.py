@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign import OverDLPack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors_files import bits
@@ -238,19 +238,6 @@ def test_bad_arguments() -> None:
             nibble.decode(arrays, shape=shape)
     with pytest.raises(InputValueError, match="shape must have 1 axes, not 2"):
         formats.get("dense").decode({"weight": weight[0]}, shape=(1, 64))
-
-
-class OverDLPack:
-    """Something that speaks DLPack only."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.array.__dlpack_device__()
 
 
 @pytest.mark.parametrize("name", formats.names())

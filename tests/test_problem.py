@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign import OverDLPack, Viewed
 
 from nmflow import pipeline
 from nmflow.arrays import is_bfloat16
@@ -27,29 +28,6 @@ from nmflow.problem import Problem
 
 P24 = Pattern(2, 4)
 ONES = np.ones((4, 4), np.float32)
-
-
-class Viewed:
-    """Something that NumPy can view, as a tensor of another library would be."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return self.array
-
-
-class OverDLPack:
-    """Something that speaks DLPack only."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.array.__dlpack_device__()
 
 
 class Broken:

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 import oracles
 import pytest
+from foreign import OverDLPack, Viewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -566,29 +567,6 @@ def test_only_numbers_are_pruned(dtype: Any) -> None:
     solution = nmflow.solve(np.ones((4, 4)), 2, 4)
     with pytest.raises(InputTypeError, match="weights must be numbers"):
         solution.prune(np.zeros((4, 4), dtype))
-
-
-class Viewed:
-    """An array of another library, by ``__array__``."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> Array:
-        return self.array
-
-
-class OverDLPack:
-    """An array of another library, by DLPack on the CPU."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> Any:
-        return self.array.__dlpack_device__()
 
 
 @pytest.mark.parametrize("wrap", [Viewed, OverDLPack, lambda array: array.tolist()], ids=["array", "dlpack", "list"])

@@ -22,11 +22,6 @@ from nmflow.cli import app, methods
 from nmflow.errors import InputValueError
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "model.safetensors")
-
-
 def run(*args: object) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
 

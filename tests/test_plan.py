@@ -18,11 +18,6 @@ from nmflow.errors import CheckpointError, InputTypeError, InputValueError, Patt
 from nmflow.pattern import Pattern
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "model.safetensors")
-
-
 def reasons(path: Path, **options: object) -> dict[str, str]:
     return {tensor.entry.name: tensor.reason for tensor in make_plan(path, "2:4", **options).tensors}  # type: ignore[arg-type]
 

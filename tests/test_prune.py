@@ -53,11 +53,6 @@ from nmflow.pattern import Budget, Pattern
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "model.safetensors")
-
-
-@pytest.fixture
 def folder(tmp_path: Path, model: Path) -> Path:
     """A checkpoint in a folder, with files beside the weights."""
     root = tmp_path / "hf"

@@ -46,11 +46,6 @@ from nmflow.formats import get
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "model.safetensors")
-
-
-@pytest.fixture
 def folder(tmp_path: Path, model: Path) -> Path:
     """A checkpoint in a folder, with a file and a folder beside the weights."""
     root = tmp_path / "hf"

@@ -53,11 +53,6 @@ class Stop(RuntimeError):
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "model.safetensors")
-
-
-@pytest.fixture
 def stopped(tmp_path: Path, model: Path) -> Path:
     """A stage that a stopped run left."""
     stop(model, tmp_path / "out")

@@ -131,7 +131,7 @@ def _load_npy(path: Path) -> Array:
 
 def _load_checkpoint(path: Path, tensors: Sequence[str], pattern: Pattern) -> dict[str, Array]:
     from nmflow.checkpoint import make_plan
-    from nmflow.checkpoint.tensor import map_tensor
+    from nmflow.checkpoint.arrays import map_array
 
     plan = make_plan(path, pattern)
     plan.check()
@@ -144,7 +144,7 @@ def _load_checkpoint(path: Path, tensors: Sequence[str], pattern: Pattern) -> di
         found = [max(pruned, key=lambda tensor: tensor.entry.n_bytes)]
     out = {}
     for tensor in found:
-        array = np.array(map_tensor(tensor.shard.path, tensor.entry))
+        array = np.array(map_array(tensor.shard.path, tensor.entry))
         if tensor.layout == "batch":  # of a stack of matrices, the first
             array = array.reshape(-1, *array.shape[-2:])[0]
         out[tensor.entry.name] = Matrix(array).rows(0, len(array))  # a convolution as the matrix that solvers see

@@ -1,40 +1,20 @@
-"""Weights of checkpoints: their dtypes, mapped from a file, and their sums."""
+"""Weights of checkpoints: their dtypes, and their sums."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from nmflow.arrays import Array, Layout, Matrix
-from nmflow.checkpoint.header import Entry
+from nmflow.checkpoint.arrays import DTYPES
 from nmflow.pattern import Budget
 
-__all__ = ["FLOATS", "map_tensor", "row_sums"]
+__all__ = ["FLOATS", "row_sums"]
 
-FLOATS: Mapping[str, np.dtype[Any]] = {
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-}
+FLOATS: Mapping[str, np.dtype[Any]] = {name: DTYPES[name] for name in ("F16", "BF16", "F32", "F64")}
 """Dtypes that are pruned, by their names in the format; integers, booleans, 8-bit floats and packed numbers are not."""
-
-
-def map_tensor(path: os.PathLike[str], entry: Entry) -> Array:
-    """Map a float tensor read-only; no byte is read before it is used.
-
-    Returns
-    -------
-    ndarray, shape of the entry, C-contiguous
-        A map of the file, or a copy where its data is not aligned in the file.
-    """
-    raw = np.memmap(path, np.uint8, "r", entry.start, (entry.n_bytes,))
-    array = np.asarray(raw).view(FLOATS[entry.dtype]).reshape(entry.shape)
-    return array if array.flags.aligned else array.copy()
 
 
 def row_sums(weights: Array, layout: Layout | None, budget: Budget) -> tuple[float, float]:

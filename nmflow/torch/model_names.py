@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nmflow.checkpoint import Plan, PlannedTensor
-from nmflow.checkpoint.tensor import map_tensor
+from nmflow.checkpoint.arrays import map_array
 from nmflow.errors import CheckpointError
 from nmflow.torch.convert import to_array
 from nmflow.torch.slots import is_fused, is_turned
@@ -122,7 +122,7 @@ def _print_of(weight: torch.Tensor) -> tuple[object, ...]:
 
 
 def _read(tensor: PlannedTensor) -> torch.Tensor:
-    raw = bytearray(map_tensor(tensor.shard.path, tensor.entry).tobytes())
+    raw = bytearray(map_array(tensor.shard.path, tensor.entry).tobytes())
     return torch.frombuffer(raw, dtype=DTYPES[tensor.entry.dtype]).reshape(tensor.entry.shape)
 
 

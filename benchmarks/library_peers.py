@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.peer import Array, BlockPeer, Peer, block_by_block, grid
+from benchmarks.peer import Array, BlockPeer, ManyBlocksPeer, grid
 from nmflow.errors import SolverLimitError
 from nmflow.pattern import Pattern
 
 __all__ = ["Assignment", "Highs", "Networkx", "OptimalTransport", "OrTools"]
 
 
-class OrTools(Peer):
+class OrTools(ManyBlocksPeer):
     """OR-Tools' flow solver. Its costs cannot be changed, so a network holds many blocks to be worth building."""
 
     name = "OR-Tools SimpleMinCostFlow"
@@ -21,13 +21,9 @@ class OrTools(Peer):
     entries = 1 << 13
     """Entries of the blocks of a network: one block each took two to three times as long."""
 
-    def __init__(self, threads: int = 1) -> None:
-        super().__init__(1)
-
-    def ready(self, n: int, m: int) -> Callable[[Array], Array]:
+    def many(self, n: int, m: int, most: int) -> Callable[[Array], Array]:
         from ortools.graph.python import min_cost_flow
 
-        most = max(1, self.entries // (m * m))
         tail, head = np.divmod(np.arange(m * m), m)
         first = np.arange(most)[:, None] * 2 * m
         tails, heads = (tail + first).ravel(), (head + m + first).ravel()
@@ -46,10 +42,10 @@ class OrTools(Peer):
             kept: Array = np.asarray(solver.flows(added)).reshape(scores.shape) > 0
             return kept
 
-        return lambda weights: block_by_block(weights, m, most, solve)
+        return solve
 
 
-class Highs(Peer):
+class Highs(ManyBlocksPeer):
     """HiGHS, through SciPy: one linear program holds many blocks, since to set one up takes milliseconds.
 
     Vertices of these programs are whole, and HiGHS ends at one.
@@ -59,14 +55,10 @@ class Highs(Peer):
     library, package = "scipy", "scipy"
     entries = 1 << 12
 
-    def __init__(self, threads: int = 1) -> None:
-        super().__init__(1)
-
-    def ready(self, n: int, m: int) -> Callable[[Array], Array]:
+    def many(self, n: int, m: int, most: int) -> Callable[[Array], Array]:
         from scipy.optimize import linprog
         from scipy.sparse import csr_matrix
 
-        most = max(1, self.entries // (m * m))
         entry = np.arange(most * m * m)
         block, row, col = entry // (m * m), entry // m % m, entry % m
         lines = np.concatenate([block * 2 * m + row, block * 2 * m + m + col])
@@ -83,7 +75,7 @@ class Highs(Peer):
             kept: Array = found.x.reshape(scores.shape) > 0.5
             return kept
 
-        return lambda weights: block_by_block(weights, m, most, solve)
+        return solve
 
 
 class Networkx(BlockPeer):

@@ -12,7 +12,7 @@ from nmflow.bench.contest import Contestant, missing
 from nmflow.errors import SolverLimitError
 from nmflow.pattern import Pattern
 
-__all__ = ["Array", "BlockPeer", "Peer", "block_by_block", "grid"]
+__all__ = ["Array", "BlockPeer", "ManyBlocksPeer", "Peer", "grid"]
 
 GRID_BITS = 30
 """Integer costs are scores as multiples of 2**-30 of the largest: far below float32's own precision of 24 bits."""
@@ -45,11 +45,36 @@ class Peer(Contestant):
         raise NotImplementedError
 
 
-class BlockPeer(Peer):
-    """A peer that takes one block at a time, on one thread."""
+class OneThread(Peer):
+    """A peer that has no use for more."""
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__(1)
+
+
+class ManyBlocksPeer(OneThread):
+    """A peer whose problems hold many blocks, since to set one up takes long.
+
+    Attributes
+    ----------
+    entries : int
+        Of the blocks of a problem.
+    """
+
+    entries: int
+
+    def ready(self, n: int, m: int) -> Callable[[Array], Array]:
+        most = max(1, self.entries // (m * m))
+        solve = self.many(n, m, most)
+        return lambda weights: _block_by_block(weights, m, most, solve)
+
+    def many(self, n: int, m: int, most: int) -> Callable[[Array], Array]:
+        """From the scores of up to so many blocks, float64, a row each, to their masks."""
+        raise NotImplementedError
+
+
+class BlockPeer(OneThread):
+    """A peer that takes one block at a time."""
 
     def ready(self, n: int, m: int) -> Callable[[Array], Array]:
         one = self.one(n, m)
@@ -68,7 +93,7 @@ class BlockPeer(Peer):
         raise NotImplementedError
 
 
-def block_by_block(weights: Array, m: int, most: int, solve: Callable[[Array], Array]) -> Array:
+def _block_by_block(weights: Array, m: int, most: int, solve: Callable[[Array], Array]) -> Array:
     """The mask of a matrix from those of so many blocks at a time, each a row of scores."""
     tall, wide = weights.shape[0] // m, weights.shape[1] // m
     whole = np.abs(weights[: tall * m, : wide * m].astype(np.float64))

@@ -7,7 +7,6 @@ goes on where it was when it is started again. Sampled rows say on how many bloc
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from benchmarks.peers import peers
 from benchmarks.progress import counted, positive, showing, tell
 from benchmarks.store import INTERRUPTED, Store
 from nmflow.bench.contest import Contestant, TableSolver, table_solvers
-from nmflow.bench.machine import cores
+from nmflow.bench.machine import cores, digest_of
 from nmflow.bench.rows import blank_row, measure
 from nmflow.bench.stream import Stream
 from nmflow.bench.timing import REPEATS
@@ -29,6 +28,8 @@ from nmflow.pattern import Pattern
 __all__ = ["Case", "cases", "main", "run"]
 
 HERE = Path(__file__).resolve().parent
+INSTANCES = [HERE / f"{name}.py" for name in ("families", "peer", "library_peers", "peers")]
+"""What rows are of, beside nmflow: others are not theirs."""
 PATTERNS = ("1:4", "2:4", "2:8", "4:8", "4:16", "8:16", "8:32", "16:32")
 HALVES = ("2:4", "4:8", "8:16", "16:32")
 OTHERS = ("1:2", "1:3", "2:5", "3:6", "5:10", "6:12", "10:20", "12:24", "20:40", "24:48", "32:64")
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     kept = {name: getattr(options, name) for name in ("quick", "threads", "repeats", "seconds")}
     try:
-        store = Store(options.out, kept, resume=not options.fresh, also={"instances": _digest()})
+        store = Store(options.out, kept, resume=not options.fresh, also={"instances": digest_of(HERE, INSTANCES)})
     except ValueError as error:
         tell(str(error))
         return 2
@@ -172,14 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store.finish()
     tell(f"{len(store.rows)} rows are in {options.out}")
     return 0
-
-
-def _digest() -> str:
-    """What instances and peers are, in a few characters: rows of others are not theirs."""
-    digest = hashlib.sha256()
-    for name in ("families", "peer", "library_peers", "peers"):
-        digest.update((HERE / f"{name}.py").read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _words(case: Case) -> tuple[str, ...]:

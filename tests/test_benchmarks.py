@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nmflow
-from benchmarks import families, headline, peers, plots, report, rounds, store
+from benchmarks import families, headline, library_peers, peers, plots, report, rounds, store
 from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
@@ -133,6 +133,14 @@ def test_peers_are_right_or_say_why_not(peer: type[peers.Peer], pattern: str, we
         assert row["status"] == "ok", row["note"]
         assert row["infeasible"] == 0
         assert row["loss"] < 1e-6
+
+
+def test_a_peer_without_an_optimum_says_so(monkeypatch: pytest.MonkeyPatch, weights: np.ndarray[Any, Any]) -> None:
+    optimize = pytest.importorskip("scipy.optimize", reason="HiGHS comes with SciPy")
+    lost = optimize.OptimizeResult(success=False, message="lost")
+    monkeypatch.setattr(optimize, "linprog", lambda *args, **options: lost)
+    row = row_of(library_peers.Highs(), weights)
+    assert (row["status"], row["note"]) == ("not possible", "HiGHS did not end with an optimum: lost")
 
 
 def test_peer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch, weights: np.ndarray[Any, Any]) -> None:

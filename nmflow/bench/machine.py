@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_memory", "cores", "machine", "source_digest", "versions"]
+__all__ = ["available_memory", "cores", "digest_of", "machine", "source_digest", "versions"]
 
 LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "ortools", "networkx", "scipy", "POT", "torch")
 
@@ -61,8 +62,13 @@ def versions() -> dict[str, str | None]:
 def source_digest() -> str:
     """A short digest of nmflow's source: rows of two different ones were not measured side by side."""
     root = Path(__file__).parent.parent
+    return digest_of(root, root.rglob("*.py"))
+
+
+def digest_of(root: Path, files: Iterable[Path]) -> str:
+    """A short digest of files by their names below a folder."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(files):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

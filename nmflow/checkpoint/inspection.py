@@ -46,20 +46,20 @@ class Inspection:
         return asdict(self)
 
 
-def export_of(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
-    """The folder that export wrote and its format, if `path` is that or one of its safetensors files; else None."""
+def export_of(path: str | os.PathLike[str]) -> tuple[Path, SideFile] | None:
+    """The folder that export wrote and its record, if `path` is that or one of its safetensors files; else None."""
     path = as_path(path, "path")
     folder = path.parent if path.is_file() else path
     if not (folder / NAME).is_file():
         return None
     side = read_side_file(folder)
-    return (folder, side.format) if path == folder or path.name in side.named else None
+    return (folder, side) if path == folder or path.name in side.named else None
 
 
 def exported_format(path: str | os.PathLike[str]) -> str | None:
     """Name of the format in which export wrote the folder `path`, or a file in it; None if it did not."""
     found = export_of(path)
-    return None if found is None else found[1]
+    return None if found is None else found[1].format
 
 
 def inspect_path(path: str | os.PathLike[str]) -> Inspection:
@@ -78,8 +78,8 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
     if found is None:
         shards = open_source(path).shards
         return Inspection(str(path), None, None, None, tuple(_plain(shards, frozenset())))
-    path = found[0]
-    side, _, headers = open_export(path)
+    path, side = found
+    _, headers = open_export(path, side)
     named = {file: header.by_name() for file, header in headers.items()}
     held = []
     for name, tensor in side.tensors.items():
@@ -94,29 +94,28 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
 
 def check_unpacked(source: Source) -> None:
     """Raise InputValueError if it is of an export with packed weights: these are nothing without the record of them."""
-    found = export_of(source.path)
-    if found is not None and found[1] != Dense.name:
+    found = exported_format(source.path)
+    if found not in (None, Dense.name):
         raise InputValueError(
-            f"{source.path} must not be {'' if source.is_folder else 'of '}an export as {found[1]}, whose weights are "
+            f"{source.path} must not be {'' if source.is_folder else 'of '}an export as {found}, whose weights are "
             f"packed; take the checkpoint that was exported, or export it as dense"
         )
 
 
-def open_export(path: Path) -> tuple[SideFile, Format, dict[str, Header]]:
-    """Read the side file of an exported folder, and the headers of its files.
+def open_export(path: Path, side: SideFile) -> tuple[Format, dict[str, Header]]:
+    """Find the format of an exported folder, and read the headers of its files.
 
     Raises
     ------
     CheckpointError, FormatError, SourceNotFoundError, UnknownFormatError
         If one of them is missing or not valid, or the format is of another version.
     """
-    side = read_side_file(path)
     chosen = get(side.format)
     if side.version != chosen.version:
         raise FormatError(
             f"{path / NAME}: version of {side.format} must be {chosen.version}, not {side.version}; update nmflow"
         )
-    return side, chosen, {shard.path.name: shard for shard in _shards(path, side)}
+    return chosen, {shard.path.name: shard for shard in _shards(path, side)}
 
 
 def _shards(path: Path, side: SideFile) -> list[Header]:

@@ -22,7 +22,7 @@ from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.tiles import Tile, inside, is_whole, named, sha256_of
 from nmflow.errors import ChangedError, CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec
-from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor
+from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor, read_side_file
 
 __all__ = ["PackedCheck", "PackedVerification", "verify_packed"]
 
@@ -87,11 +87,9 @@ def verify_packed(
     -----
     Arrays are read in rectangles: memory does not grow with them.
     """
-    path, found = as_path(path, "path"), export_of(path)
     check_functions(progress=progress)
-    if found is not None:
-        path = found[0]
-    side, chosen, headers = open_export(path)
+    path, side = export_of(path) or (as_path(path, "path"), read_side_file(path))
+    chosen, headers = open_export(path, side)
     checks, faults = [], [*_name_faults(path, side, headers), *_index_faults(path, side)]
     named = {file: header.by_name() for file, header in headers.items()}
     total = len(side.tensors) + len(side.files)

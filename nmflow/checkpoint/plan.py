@@ -14,7 +14,7 @@ from nmflow.arrays import Layout
 from nmflow.asked import as_globs
 from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import check_unpacked
-from nmflow.checkpoint.rules import EXCLUDED, WEIGHTS, impossible, layout_of, too_small, unwanted
+from nmflow.checkpoint.rules import EXCLUDED, LEFT_OUT, WEIGHTS, impossible, layout_of, too_small, unwanted
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import InputValueError, PatternError
 from nmflow.pattern import Pattern
@@ -103,7 +103,7 @@ class Plan:
         """Raise PatternError if no tensor is to be pruned, InputValueError if none of those that a glob asked for."""
         for glob in self.include:
             asked = [tensor for tensor in self.tensors if fnmatchcase(tensor.entry.name, glob)]
-            if not any(tensor.pruned or tensor.reason.startswith("excluded") for tensor in asked):
+            if not any(tensor.pruned or tensor.reason.startswith(LEFT_OUT) for tensor in asked):
                 seen = counted(tensor.reason for tensor in asked)
                 raise InputValueError(
                     f"include must match a tensor that {self.pattern} can prune, and {glob!r} matches none ({seen})"

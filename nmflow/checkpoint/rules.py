@@ -11,7 +11,7 @@ from nmflow.checkpoint.tensor import FLOATS
 from nmflow.names import ADAPTERS, GATES, HEADS, ROUTERS, SPARES, counts
 from nmflow.pattern import Pattern
 
-__all__ = ["EXCLUDED", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
+__all__ = ["EXCLUDED", "LEFT_OUT", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
 
 WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*experts.*_proj")
 """Names of what a linear or convolution layer multiplies by (weight_v: the direction under weight normalisation)."""
@@ -70,6 +70,9 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
 """Name globs that are left alone unless an include glob asks for them, each with what it stands for."""
 
 
+LEFT_OUT = "excluded by"
+"""How the reason begins where the caller asked for a tensor to be left alone."""
+
 INSIDE = ("conv_head.*", "*.conv_head.*")
 """Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier."""
 
@@ -108,7 +111,7 @@ def unwanted(entry: Entry, include: tuple[str, ...], exclude: tuple[str, ...]) -
     """Why a tensor that could be pruned is not; empty if it is."""
     for glob in exclude:
         if fnmatchcase(entry.name, glob):
-            return f"excluded by {glob!r}"
+            return f"{LEFT_OUT} {glob!r}"
     if any(fnmatchcase(entry.name, glob) for glob in include):
         return ""
     for glob, meaning in () if any(fnmatchcase(entry.name, glob) for glob in INSIDE) else EXCLUDED:

@@ -17,13 +17,14 @@ from nmflow.checkpoint import Plan, make_plan
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.replace import replace_tensors
-from nmflow.errors import CheckpointError, InputValueError, NonFiniteError, SourceNotFoundError
+from nmflow.errors import CheckpointError, InputValueError, SourceNotFoundError
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.beside import layers_beside
 from nmflow.torch.calibrate import calibrate
 from nmflow.torch.convert import to_array
 from nmflow.torch.experts import experts_apart
+from nmflow.torch.finite import non_finite_error
 from nmflow.torch.model_load import load_model
 from nmflow.torch.model_names import DTYPES, fused_names, stored_names
 from nmflow.torch.prune import named_error, prune_
@@ -148,11 +149,9 @@ def _check_finite(model: nn.Module, names: Mapping[str, Sequence[str]]) -> None:
     held = dict(model.named_parameters(remove_duplicate=False))
     for stored, parameters in names.items():
         for name in parameters:
-            bad = ~held[name].detach().isfinite()
-            if bad.any():
-                first = tuple(bad.nonzero()[0].tolist())
-                found = NonFiniteError.among("weights", int(bad.sum()), bad.numel(), first, "repair them")
-                raise named_error(found, f"tensor {stored!r}")
+            weight = held[name].detach()
+            if not weight.isfinite().all():
+                raise named_error(non_finite_error(weight, "weights", "repair them"), f"tensor {stored!r}")
 
 
 def read_texts(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -61,31 +62,26 @@ def solve_on_cpu(
     array = to_array(values)
     solution = solve(
         array, pattern=pattern, scores=None if absolute else array, layout=layout, groups=groups, threads=threads,
-        duals=duals, warm_start=None if warm_start is None else _on_cpu(warm_start),
+        duals=duals, warm_start=None if warm_start is None else _with_duals(warm_start, _on_cpu),
     )  # fmt: skip
-
-    def back(side: Any) -> Any:
-        if side is None:
-            return None
-        if isinstance(side, tuple):
-            return tuple(back(part) for part in side)
-        return torch.from_numpy(side).to(values.device, torch.float64)
-
+    back = _with_duals(solution, lambda side: torch.from_numpy(side).to(values.device, torch.float64))
     mask: Any = to_mask(solution.mask, values.device)
     blocks = solution.stats["blocks"]
     all_here = dict.fromkeys(("ascended", "augmented", "on_cpu"), blocks) | {"engine": "cpu", "bands": 1}
-    return replace(
-        solution, mask=mask, row_duals=back(solution.row_duals), col_duals=back(solution.col_duals),
-        stats={**solution.stats, **all_here},
-    )  # fmt: skip
+    return replace(back, mask=mask, stats={**solution.stats, **all_here})
 
 
-def _on_cpu(solution: Solution) -> Solution:
-    """A solution whose duals are where `solve` can view them."""
+def _on_cpu(side: Any) -> Any:
+    """Duals where `solve` can view them."""
+    return side.cpu() if isinstance(side, torch.Tensor) else side
+
+
+def _with_duals(solution: Solution, move: Callable[[Any], Any]) -> Solution:
+    """The same solution, with each array of its duals moved."""
 
     def moved(side: Any) -> Any:
         if isinstance(side, tuple):
-            return tuple(moved(part) for part in side)
-        return side.cpu() if isinstance(side, torch.Tensor) else side
+            return tuple(map(move, side))
+        return None if side is None else move(side)
 
     return replace(solution, row_duals=moved(solution.row_duals), col_duals=moved(solution.col_duals))

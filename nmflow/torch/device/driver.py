@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from types import ModuleType
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from nmflow.torch.device.duals import cut_duals, earlier_duals, space_for_duals
 from nmflow.torch.device.engine import MOST_BLOCKS, engine_for
 from nmflow.torch.device.grid import BlockGrid
 from nmflow.torch.device.outcome import Pair
-from nmflow.torch.device.plain import SLICE
+from nmflow.torch.finite import non_finite_error
 from nmflow.torch.memory import ran_out_of_memory
 
 __all__ = ["on_device", "solve_on_device"]
@@ -167,7 +167,7 @@ def solve_on_device(
             ]  # fmt: skip
             break
         except NonFiniteError:
-            _raise_non_finite(values, "weights" if absolute else "scores")
+            raise non_finite_error(values, "weights" if absolute else "scores") from None
         except RuntimeError as error:
             if bands >= tall or not ran_out_of_memory(error):
                 raise
@@ -225,19 +225,3 @@ def _solve_band(
         finish(grid, mask, duals, blocks, absolute, threads)
         objective = float(engine.kept_score(grid.scores, mask, absolute=absolute))
     return objective, counts
-
-
-def _raise_non_finite(values: torch.Tensor, name: str) -> NoReturn:
-    """The error for scores that are NaN or infinite: how many, and where the first is."""
-    step = max(1, SLICE // values[0].numel())  # a device may be full
-    count = 0
-    first: tuple[int, ...] = ()
-    for start in range(0, len(values), step):
-        bad = ~torch.isfinite(values[start : start + step]).flatten(1)
-        here = int(bad.sum())
-        if here and not count:
-            row = int(bad.any(dim=1).nonzero()[0])
-            rest = np.unravel_index(int(bad[row].nonzero()[0]), values.shape[1:])
-            first = (start + row, *(int(i) for i in rest))
-        count += here
-    raise NonFiniteError.among(name, count, values.numel(), first) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.plots import HALVES, gaussian
+from benchmarks.table import figure
 
 __all__ = ["headline"]
 
@@ -22,15 +23,13 @@ SHOWN = {
 """Solvers and peers in the table, and what they are called there."""
 
 
-def headline(rows: Sequence[Row], figure: Callable[[float], str]) -> str:
+def headline(rows: Sequence[Row]) -> str:
     """Time for the matrix of the table of solvers, and the loss of those that lose something.
 
     Parameters
     ----------
     rows : sequence of dict
         Of the results.
-    figure : function
-        How a number is written.
     """
     chosen = {
         (row["solver"], row["pattern"]): row
@@ -39,25 +38,25 @@ def headline(rows: Sequence[Row], figure: Callable[[float], str]) -> str:
     }
     lines = ["| | " + " | ".join(HALVES) + " |", "|---|" + "---|" * len(HALVES)]
     for solver, name in SHOWN.items():
-        cells = [_cell(chosen.get((solver, pattern)), figure) for pattern in HALVES]
+        cells = [_cell(chosen.get((solver, pattern))) for pattern in HALVES]
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     wanted = "8:16", LARGE, LARGE, "ok"  # for which others have reported a time
     names = "pattern", "rows", "cols", "status"
     large = [row for row in gaussian(rows) if tuple(row[name] for name in names) == wanted]
     if large:
-        ours = _time(large[0]["ns_per_entry"] * LARGE * LARGE, figure)
+        ours = _time(large[0]["ns_per_entry"] * LARGE * LARGE)
         lines += ["", f"8192×8192 at 8:16 takes `dual` {ours}; TSENOR's authors report .12 s for that, on an H100."]
     return "\n".join(lines)
 
 
-def _cell(row: Row | None, figure: Callable[[float], str]) -> str:
+def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    text = _time(row["ns_per_entry"] * row["rows"] * row["cols"], figure)
+    text = _time(row["ns_per_entry"] * row["rows"] * row["cols"])
     return f"{text}, loses {figure(100 * row['loss'])}%" if row["loss"] else text
 
 
-def _time(nanoseconds: float, figure: Callable[[float], str]) -> str:
+def _time(nanoseconds: float) -> str:
     ms = nanoseconds * 1e-6
     return f"{figure(ms)} ms" if ms < 1000 else f"{figure(ms / 1000)} s"

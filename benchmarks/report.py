@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.families import FAMILIES
+from benchmarks.families import FAMILIES, GAUSSIAN
 from benchmarks.headline import headline
 from benchmarks.page import fill
-from benchmarks.plots import gaussian, plots
+from benchmarks.plots import HALVES, gaussian, plots
 from benchmarks.progress import tell
 from benchmarks.store import load
+from benchmarks.table import figure, head, line, named, side_by_side
 
 __all__ = ["main", "pages", "tables"]
 
@@ -51,7 +52,7 @@ def pages(bench: Results | None, targets: Results | None) -> dict[str, dict[str,
     """The sections that the results can fill, by the page that they stand in: the README by a whole run alone."""
     out = {"docs/performance.md": tables(bench, targets)}
     if bench is not None and bench["complete"] and not bench["options"].get("quick"):
-        out["README.md"] = {"speed": headline(bench["rows"], _figure)}
+        out["README.md"] = {"speed": headline(bench["rows"])}
     return out
 
 
@@ -75,11 +76,11 @@ def _busy(results: Results) -> str:
 
 def _targets(results: Results) -> str:
     rows = [row for row in results["rows"] if row["target"] is not None]
-    lines = _head("group", "target", "bound", "measured", "met")
+    lines = head("group", "target", "bound", "measured", "met")
     for row in rows:
         met = ", ".join(filter(None, ({True: "yes", False: "**no**", None: ""}[row["met"]], row["note"])))
         sign = {"<=": "≤", ">=": "≥"}[row["sign"]]
-        lines.append(_line(row["group"], row["target"], f"{sign} {row['bound']:g}", _figure(row["measured"]), met))
+        lines.append(line(row["group"], row["target"], f"{sign} {row['bound']:g}", figure(row["measured"]), met))
     counts = [sum(row["met"] is value for row in rows) for value in (True, False, None)]
     summary = f"{counts[0]} of {len(rows)} met, {counts[1]} not met, {counts[2]} not available{_busy(results)}."
     return "\n".join([summary, "", *lines])
@@ -87,9 +88,9 @@ def _targets(results: Results) -> str:
 
 def _solvers(rows: Sequence[Row]) -> str:
     chosen = [row for row in rows if row["group"] == "solvers"]
-    lines = _head("pattern", "solver", "threads", "ns per entry", "× stream", "loss %", "proven", "note")
+    lines = head("pattern", "solver", "threads", "ns per entry", "× stream", "loss %", "proven", "note")
     lines += [
-        _line(row["pattern"], _name(row), row["threads"], *_cells(row))
+        line(row["pattern"], named(row), row["threads"], *_cells(row))
         for row in sorted(chosen, key=lambda row: (row["m"], row["n"]))
     ]
     return "\n".join([_instance(chosen), "", *lines]) if chosen else NOTHING
@@ -104,7 +105,19 @@ def _group_lengths(rows: Sequence[Row]) -> str:
 
 def _sizes(rows: Sequence[Row]) -> str:
     square = [row for row in gaussian(rows) if row["rows"] == row["cols"] and row["group"] in ("sizes", "solvers")]
-    return _pivot(square, "size", lambda row: f"{row['rows']}×{row['cols']}", lambda row: row["rows"])
+    table = _pivot(square, "size", _size, lambda row: row["rows"])
+    others = [
+        row
+        for row in rows
+        if row["pattern"] in HALVES and (row["family"], row["dtype"]) == (GAUSSIAN, "float32") and row["group"] != "m"
+    ]
+    shared = {_size(row) for row in others if row["solver"] != "dual"}
+    others = [row for row in others if _size(row) in shared]
+    return "\n".join([table, *side_by_side(others, "size", _size, lambda row: row["rows"])])
+
+
+def _size(row: Row) -> str:
+    return f"{row['rows']}×{row['cols']}"
 
 
 def _families(rows: Sequence[Row]) -> str:
@@ -119,17 +132,9 @@ def _families(rows: Sequence[Row]) -> str:
         return NOTHING
     names = list(FAMILIES)
     table = _pivot(ours, "family", lambda row: row["family"], lambda row: names.index(row["family"]))
-    parts = [_instance(ours), "", table]
-    others = [row for row in rows if row["group"] == "families" and row["solver"] != "dual"]
-    if others:
-        lines = _head("family", "solver", "threads", "ns per entry", "× stream", "loss %", "proven", "note")
-        lines += [
-            _line(row["family"], _name(row), row["threads"], *_cells(row))
-            for row in sorted(others, key=lambda row: names.index(row["family"]))
-        ]
-        summary = f"All solvers and peers at {others[0]['pattern']}"
-        parts += ["", f"<details><summary>{summary}</summary>", "", *lines, "", "</details>"]
-    return "\n".join(parts)
+    others = [row for row in rows if row["group"] == "families" or row in ours]
+    everyone = side_by_side(others, "family", lambda row: row["family"], lambda row: names.index(row["family"]))
+    return "\n".join([_instance(ours), "", table, *everyone])
 
 
 def _dtypes(rows: Sequence[Row]) -> str:
@@ -139,23 +144,23 @@ def _dtypes(rows: Sequence[Row]) -> str:
     return _pivot(chosen, "dtype", lambda row: row["dtype"], lambda row: row["dtype"])
 
 
-def _ours(rows: Sequence[Row], head: str, name: Callable[[Row], str]) -> str:
-    lines = _head(head, "ns per entry", "× stream", "loss %", "proven", "note")
-    lines += [_line(name(row), *_cells(row)) for row in rows]
+def _ours(rows: Sequence[Row], what: str, name: Callable[[Row], str]) -> str:
+    lines = head(what, "ns per entry", "× stream", "loss %", "proven", "note")
+    lines += [line(name(row), *_cells(row)) for row in rows]
     return "\n".join([_instance(rows), "", *lines]) if rows else NOTHING
 
 
-def _pivot(rows: Sequence[Row], head: str, name: Callable[[Row], str], order: Callable[[Row], Any]) -> str:
+def _pivot(rows: Sequence[Row], what: str, name: Callable[[Row], str], order: Callable[[Row], Any]) -> str:
     """Nanoseconds per entry (and multiple of stream) of our solver, a column for each pattern."""
     rows = sorted(rows, key=order)
     patterns = list(dict.fromkeys(row["pattern"] for row in sorted(rows, key=lambda row: (row["m"], row["n"]))))
-    lines = _head(head, *patterns)
+    lines = head(what, *patterns)
     for label in dict.fromkeys(name(row) for row in rows):
         cells = []
         for pattern in patterns:
             found = next((row for row in rows if name(row) == label and row["pattern"] == pattern), None)
             cells.append("" if found is None else _cell(found))
-        lines.append(_line(label, *cells))
+        lines.append(line(label, *cells))
     legend = "ns per entry, and in brackets the multiple of stream."
     return "\n".join([legend, "", *lines]) if rows else NOTHING
 
@@ -163,7 +168,7 @@ def _pivot(rows: Sequence[Row], head: str, name: Callable[[Row], str], order: Ca
 def _cell(row: Row) -> str:
     if row["status"] != "ok":
         return str(row["status"])
-    text = f"{_figure(row['ns_per_entry'])} ({_figure(row['times_stream'])}×)"
+    text = f"{figure(row['ns_per_entry'])} ({figure(row['times_stream'])}×)"
     unproven = row["blocks_measured"] - row["proven"]
     return f"{text}, {unproven:,} unproven" if unproven else text
 
@@ -172,9 +177,9 @@ def _cells(row: Row) -> Iterator[str]:
     if row["status"] != "ok":
         yield from ("", "", "", "", f"{row['status']}: {row['note']}")
         return
-    yield _figure(row["ns_per_entry"])
-    yield _figure(row["times_stream"])
-    yield "" if row["loss"] is None else _figure(100 * row["loss"])
+    yield figure(row["ns_per_entry"])
+    yield figure(row["times_stream"])
+    yield "" if row["loss"] is None else figure(100 * row["loss"])
     yield "all" if row["proven"] == row["blocks_measured"] else f"{100 * row['proven'] / row['blocks_measured']:.1f}%"
     yield row["note"]
 
@@ -184,30 +189,6 @@ def _instance(rows: Sequence[Row]) -> str:
     listed = ", ".join(f"{height}×{width}" for height, width in shapes)
     families = {row["family"] for row in rows}
     return f"{next(iter(families)).capitalize()}, {listed}." if len(families) == 1 else f"{listed}."
-
-
-def _name(row: Row) -> str:
-    return f"{row['solver']} (peer)" if row["peer"] else f"`{row['solver']}`"
-
-
-def _figure(value: float | None) -> str:
-    """Three significant figures, without exponents."""
-    if value is None:
-        return ""
-    if value == 0 or abs(value) < 1e-12:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return text if "e" not in text else f"{value:.1e}"
-
-
-def _head(*names: str) -> list[str]:
-    return [_line(*names), _line(*("---" for _ in names))]
-
-
-def _line(*cells: object) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

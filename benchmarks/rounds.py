@@ -1,4 +1,4 @@
-"""What an earlier solution can save: how many blocks rounds of ascent leave open, and what a round costs.
+"""What an earlier solution can save, and what few bits cost: the blocks that rounds of ascent leave open.
 
 ``python -m benchmarks.rounds`` writes benchmarks/results/rounds.json and the section of docs/performance.md that shows
 it. A first pass over 32 blocks is called as `nmflow.kernels.settle` calls it, with any number of rounds.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numba import types
 
@@ -27,6 +28,7 @@ from nmflow.kernels.simd import LANES
 PATTERNS = ("4:8", "8:16", "16:32")
 NOISE = 0.01
 """Deviation of what is added to weights whose deviation is 1."""
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 STARTS = ("nothing", "the last duals", "its own duals")
 WHOLE = 32 * LANES
 """Columns of whole groups of the largest blocks."""
@@ -42,7 +44,7 @@ def _driver() -> Any:
     """Compile first passes over all blocks of a matrix, some times; how many blocks are open each time, in sum."""
     lanes = LANES
 
-    def passes(operation, room, scores, mask, duals, sums, ascent, rounds, tall, wide, side, times):  # type: ignore[no-untyped-def]
+    def passes(operation, room, scores, mask, duals, sums, ascent, rounds, tall, wide, side, item, times):  # type: ignore[no-untyped-def]
         left, step = 0, wide * side
         for _ in range(times):
             for s in range(tall):
@@ -52,8 +54,8 @@ def _driver() -> Any:
                     lanes_left = call(
                         operation,
                         (
-                            room, scores + place * 4, step * 4, mask + place, step, start, lanes, sums, ascent, rounds,
-                            0,
+                            room, scores + place * item, step * item, mask + place, step, start, lanes, sums, ascent,
+                            rounds, 0,
                         ),
                     )  # fmt: skip
                     while lanes_left:
@@ -61,17 +63,17 @@ def _driver() -> Any:
                         left += 1
         return left
 
-    return compiled(passes, types.int64(*[types.int64] * 12))
+    return compiled(passes, types.int64(*[types.int64] * 13))
 
 
 class Passes:
-    """First passes of one pattern over the blocks of a matrix."""
+    """First passes of one pattern over the blocks of a matrix of one dtype."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, kind: str = "float32") -> None:
         n, m = (int(number) for number in pattern.split(":"))
         self.side = m
-        self._operations = first_pass("float32", m, m, n, n, 2, 2, True), ascent_of(m, m, n, n, 0, 0, 0)
-        self._room = np.zeros(Room.of("float32", m, m).size + 64, np.uint8)
+        self._operations = first_pass(kind, m, m, n, n, 2, 2, True), ascent_of(m, m, n, n, 0, 0, 0)
+        self._room = np.zeros(Room.of(kind, m, m).size + 64, np.uint8)
         self._sums = np.zeros(SUMS)
         self._run = _driver()
 
@@ -83,7 +85,7 @@ class Passes:
         found: int = self._run(
             operation, (self._room.ctypes.data + 63) & ~63, weights.ctypes.data, mask.ctypes.data,
             0 if duals is None else duals.ctypes.data, self._sums.ctypes.data, ascent, rounds, rows // self.side,
-            cols // self.side, self.side, times,
+            cols // self.side, self.side, weights.itemsize, times,
         )  # fmt: skip
         return found
 
@@ -122,9 +124,19 @@ def measure(side: int, repeats: int) -> dict[str, Any]:
                     start: [passes.open_blocks(after, given, count) / blocks for count in range(1, known.first + 1)]
                     for start, given in zip(STARTS, (None, *duals), strict=True)
                 },
+                "dtypes": {name: _left(after.astype(dtype), pattern, name) for name, dtype in DTYPES.items()},
             }
         )
     return {"machine": machine(), "versions": versions(), "side": side, "rows": rows}
+
+
+def _left(weights: Any, pattern: str, kind: str) -> dict[str, float]:
+    """The share of the blocks that a first pass leaves open, and of those that go to paths in the end."""
+    passes = Passes(pattern, kind)
+    solution = nmflow.solve(weights, pattern=pattern)
+    blocks = solution.certificate.n_blocks
+    first = passes.open_blocks(weights, None, rounds_for(passes.side).first)
+    return {"open": first / blocks, "paths": solution.stats.get("augmented", 0) / blocks}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -147,6 +159,16 @@ def table(results: dict[str, Any]) -> str:
             f"| {shares[STARTS[1]][0]:.1%} | {warm}: {shares[STARTS[1]][warm - 1]:.1%} | {shares[STARTS[2]][0]:.1%} "
             f"| {most:.2f} |"
         )
+    lines += [
+        "",
+        "The same by the dtype of the weights: blocks that the first pass leaves open, and blocks that go to paths.",
+        "",
+        "| pattern | " + " | ".join(f"{name}, open | paths" for name in DTYPES) + " |",
+        "|" + "---|" * (1 + 2 * len(DTYPES)),
+    ]
+    for row in results["rows"]:
+        cells = [f"{left['open']:.1%} | {left['paths']:.2%}" for left in row["dtypes"].values()]
+        lines.append(f"| {row['pattern']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

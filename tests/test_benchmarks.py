@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nmflow
-from benchmarks import families, headline, library_peers, peers, plots, report, rounds, store
+from benchmarks import families, headline, library_peers, peers, plots, report, rounds, store, table
 from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
@@ -169,6 +170,13 @@ def test_every_solver_and_peer_is_in_the_run() -> None:
         assert names == {*nmflow.solvers.names(), *(peer.name for peer in peers.PEERS)}
         assert {case.family for case in todo} == set(families.FAMILIES)
     assert {case.pattern for case in todo if case.group == "solvers"} == set(bench.PATTERNS)
+    for pattern, family in itertools.product(bench.HALVES, families.FAMILIES):
+        here = [case for case in todo if (case.pattern, case.family, case.shape) == (pattern, family, (2048, 2048))]
+        assert {case.contestant.name for case in here} == names
+    for pattern, side in itertools.product(bench.HALVES, (512, 4096, 8192)):
+        wanted = pattern, families.GAUSSIAN, "float32", side
+        here = [case for case in todo if (case.pattern, case.family, case.dtype, case.shape[0]) == wanted]
+        assert {case.contestant.name for case in here} == names
 
 
 def test_run_resumes_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +332,11 @@ def test_rounds_are_measured(
     assert nothing[0] > nothing[-1] > 0.0
     assert nothing[0] > last[0] > own[0]
     assert np.isfinite([row["pass"], row["round"]]).all()
+    assert list(row["dtypes"]) == ["float32", "float16", "bfloat16"]
+    assert row["dtypes"]["float32"]["open"] == nothing[-1]
+    for left in row["dtypes"].values():
+        assert 0.0 < left["open"] < 0.1
+        assert 0.0 <= left["paths"] < left["open"]
     assert "| 4:8 |" in page.read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
         rounds.main(["--side", "1000", "--out", str(out), "--page", str(page)])
@@ -379,6 +392,46 @@ def test_report_is_made_from_the_results_and_keeps_the_prose(
         assert report.main(arguments) == 0
         assert f"{readme} is left as it is: it shows a complete run" in capsys.readouterr().err
         assert readme.read_text(encoding="utf-8") == shown
+
+
+def test_tables_that_unfold_say_what_is_lost_and_what_is_not_possible() -> None:
+    def row(solver: str, family: str, pattern: str = "2:4", **more: Any) -> dict[str, Any]:
+        n, m = map(int, pattern.split(":"))
+        usual = {"status": "ok", "note": "", "peer": False, "loss": 0.0, "proven": 8, "infeasible": 0}
+        return {
+            "solver": solver, "family": family, "pattern": pattern, "n": n, "m": m, "blocks_measured": 8,
+            "ns_per_entry": 1.5, **usual, **more,
+        }  # fmt: skip
+
+    names = ["flat", "steep"]
+    rows = [
+        row("dual", "flat", "4:8"),
+        row("dual", "steep"),
+        row("dual", "flat"),
+        row("greedy", "steep", loss=0.0125, proven=2),
+        row("greedy", "flat", proven=4, infeasible=3),
+        row("Emd", "steep", peer=True, loss=0.5),
+        row("Emd", "flat", peer=True, status="not possible", note="it cannot"),
+    ]
+    found = table.side_by_side(rows, "family", lambda row: row["family"], lambda row: names.index(row["family"]))
+    assert [text for text in found if text] == [
+        "<details><summary>All solvers and peers at 2:4, ns per entry</summary>",
+        "| solver, by family | flat | steep |",
+        "| --- | --- | --- |",
+        "| `dual` | 1.5 | 1.5 |",
+        "| `greedy` | 1.5 (0%, 50.0%)† | 1.5 (1.25%, 25.0%) |",
+        "| Emd (peer) | not possible | 1.5 (50%) |",
+        "- Emd (peer): it cannot",
+        "</details>",
+        "<details><summary>All solvers and peers at 4:8, ns per entry</summary>",
+        "| solver, by family | flat | steep |",
+        "| --- | --- | --- |",
+        "| `dual` | 1.5 |  |",
+        "| `greedy` |  |  |",
+        "| Emd (peer) |  |  |",
+        "</details>",
+    ]
+    assert table.side_by_side(rows[:3], "family", lambda row: row["family"], lambda row: 0) == []
 
 
 def test_pages_hold_what_the_results_say() -> None:

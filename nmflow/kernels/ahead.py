@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 
 from nmflow.kernels.carry import block_at
 from nmflow.kernels.compile import part
@@ -25,7 +26,8 @@ SMALL, FAR = 16, 2
 """Most entries of a block whose group is ascended so fast that memory is asked for earlier, which counts where rows of
 the matrix are short; and how many groups earlier."""
 STEPS = 8
-"""Steps of rows or columns in which it is asked for where scores have 32 bits: as many as four rounds have."""
+"""Parts in which it is asked for where scores have 32 bits: as many as four rounds have steps of rows or columns. Where
+there are fewer rounds a step asks for several parts."""
 
 
 @part
@@ -62,26 +64,33 @@ class Ahead:
         self._emit, self._wide = emit, emit.at(words, 48)
         self._parts = [(emit.at(words, 0), narrow, wide, False), (emit.at(words, 24), mask, mask, True)]
 
-    def row(self, index: Any) -> None:
-        """Ask for the part of a row that is due at this step."""
+    def row(self, index: Any, parts: Any) -> None:
+        """Ask for the parts of a row that are due at this step."""
         emit, builder = self._emit, self._emit.builder
         for words, few, lines, write in self._parts:
             at, end, step = (emit.load(emit.at(words, 8 * k), I64) for k in range(3))
             with builder.if_then(builder.icmp_signed("<", at, end)):
-                row = emit.beyond(at, index, step)
-                for k in range(few):
-                    emit.prefetch(emit.at(row, k * LINE), write)
-                if few < lines:
-                    with builder.if_then(self._is_wide()):
-                        for k in range(few, lines):
-                            emit.prefetch(emit.at(row, k * LINE), write)
+                row, size = emit.beyond(at, index, step), self._size(few, lines)
+                with cgutils.for_range(builder, parts) as turn:
+                    place = builder.add(row, builder.mul(turn.index, size))
+                    for k in range(few):
+                        emit.prefetch(emit.at(place, k * LINE), write)
+                    if few < lines:
+                        with builder.if_then(self._is_wide()):
+                            for k in range(few, lines):
+                                emit.prefetch(emit.at(place, k * LINE), write)
 
-    def next(self) -> None:
-        """Go on to the next part of each row."""
+    def next(self, parts: Any) -> None:
+        """Go on past these parts of each row."""
         emit, builder = self._emit, self._emit.builder
         for words, few, lines, _ in self._parts:
-            by = builder.select(self._is_wide(), ir.Constant(I64, lines * LINE), ir.Constant(I64, few * LINE))
+            by = builder.mul(parts, self._size(few, lines))
             emit.store(builder.add(emit.load(words, I64), by), words)
+
+    def _size(self, few: int, lines: int) -> Any:
+        """Bytes of a part."""
+        narrow, wide = (ir.Constant(I64, count * LINE) for count in (few, lines))
+        return self._emit.builder.select(self._is_wide(), wide, narrow)
 
     def _is_wide(self) -> Any:
         """Whether scores have 32 bits or more."""

@@ -100,18 +100,18 @@ def _ascend(
         _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None),
         _Side(cols, rows, c, VECTOR, cols * VECTOR, cols_at, rows_at, col_floors if clamp_cols else None),
     )
-    small = rows * cols <= IN_REGISTERS
+    small, one = rows * cols <= IN_REGISTERS, ir.Constant(I64, 1)
     if small:
         scores = [emit.load(emit.at(lanes, t * VECTOR), kind, VECTOR) for t in range(rows * cols)]
         errand = Ahead(emit, ahead, cols, 1)
         for i in range(rows):
-            errand.row(ir.Constant(I64, i))
+            errand.row(ir.Constant(I64, i), one)
         held = [
             [emit.variable(emit.load(emit.at(side.duals, t * VECTOR), kind, VECTOR)) for t in range(side.lines)]
             for side in sides
         ]
 
-        def half(side: int, past: Any) -> None:
+        def half(side: int, past: Any, parts: Any) -> None:
             across = [builder.load(slot) for slot in held[1 - side]]
             for i in range(sides[side].lines):
                 line = [scores[i * cols + j] if side == 0 else scores[j * cols + i] for j in range(len(across))]
@@ -122,18 +122,19 @@ def _ascend(
     else:
         errand = Ahead(emit, ahead, cols)
 
-        def half(side: int, past: Any) -> None:
-            _half_round(emit, sides[side], lanes, past, errand if sides[side].lines == rows else None)
+        def half(side: int, past: Any, parts: Any) -> None:
+            _half_round(emit, sides[side], lanes, past, errand if sides[side].lines == rows else None, parts)
 
-    half(0, None)
+    parts = _parts(builder, rounds)
+    half(0, None, parts)
     if not free:
-        half(1, None)
+        half(1, None, parts)
         with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))) as turn:
             late = builder.icmp_signed(">=", turn.index, ir.Constant(I64, EARLY))
             past = emit.broadcast(builder.select(late, ir.Constant(I16, 2), ir.Constant(I16, 3)), LANES)
-            half(0, past)
-            half(1, past)
-        half(0, None)
+            half(0, past, one)
+            half(1, past, one)
+        half(0, None, parts)
     if small:
         for side, slots in zip(sides, held, strict=True):
             for t, slot in enumerate(slots):
@@ -165,8 +166,15 @@ class _Side:
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
 
 
-def _half_round(emit: Emitter, side: _Side, lanes: Any, past: Any, errand: Ahead | None) -> None:
-    """A step of each line, whose scores are in memory; past : as `_moved` has it."""
+def _parts(builder: Any, rounds: Any) -> Any:
+    """Parts of a row to ask for in the first two half rounds and the last, so that all of it is asked for."""
+    one, two, three, four = (ir.Constant(I64, count) for count in (1, 2, 3, 4))
+    few, single = builder.icmp_signed("<", rounds, four), builder.icmp_signed("==", rounds, one)
+    return builder.select(single, three, builder.select(few, two, one))
+
+
+def _half_round(emit: Emitter, side: _Side, lanes: Any, past: Any, errand: Ahead | None, parts: Any) -> None:
+    """A step of each line, whose scores are in memory; past : as `_moved` has it. parts : as `Ahead` has it."""
     builder, kind = emit.builder, vector(I16, LANES)
 
     def duals_across() -> list[Any]:
@@ -175,7 +183,7 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, past: Any, errand: Ahead
     across = duals_across() if side.count <= HELD else None
     with loop(builder, side.lines) as turn:
         if errand:
-            errand.row(turn.index)
+            errand.row(turn.index, parts)
         line = emit.beyond(lanes, turn.index, side.line_step)
         ahead = builder.mul(turn.index, ir.Constant(I64, VECTOR))
         dual = builder.add(side.duals, ahead)
@@ -185,7 +193,7 @@ def _half_round(emit: Emitter, side: _Side, lanes: Any, past: Any, errand: Ahead
         fresh = _moved(emit, side, scores, across or duals_across(), floor, old, past)
         emit.store(fresh, dual, VECTOR)
     if errand:
-        errand.next()
+        errand.next(parts)
 
 
 def _moved(

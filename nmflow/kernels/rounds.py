@@ -11,22 +11,25 @@ class Rounds(NamedTuple):
     """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask.
 
     most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. So does all
-    where earlier duals save no round: blocks of up to four are settled too fast.
+    where earlier duals save no round: blocks of up to four are settled too fast. few_open, many_open : how many blocks
+    of a group of 32 that are then open halve these rounds for those that follow, and how many add one.
     """
 
     first: int
     again: int
     warm: int
     most_open: int
+    few_open: int
+    many_open: int
 
 
-NONE = Rounds(0, 0, 0, 0)
+NONE = Rounds(0, 0, 0, 0, 0, 0)
 ROUNDS = {
-    4: Rounds(4, 3, 4, 0),
-    8: Rounds(5, 6, 4, 4),
-    16: Rounds(7, 6, 4, 12),
-    32: Rounds(10, 7, 7, 40),
-    64: Rounds(12, 12, 11, 64),
+    4: Rounds(4, 3, 4, 0, 0, 0),
+    8: Rounds(5, 6, 4, 4, 0, 3),
+    16: Rounds(7, 6, 4, 12, 1, 4),
+    32: Rounds(10, 7, 7, 40, 3, 8),
+    64: Rounds(12, 12, 11, 64, 3, 10),
 }
 """By the longer side of a block; measured on Gaussian scores: more of the first cost more than they settle, and more of
 the second cost more than augmenting paths."""

@@ -10,7 +10,7 @@ from nmflow.kernels.simd import LANES
 
 __all__ = ["MOST_PARTS", "PART", "SUMS", "clear_sums", "cut_list", "fold_sums", "is_vain", "move_open", "settle_share"]
 
-PLAN = 30
+PLAN = 32
 """Operations and numbers of a plan (`nmflow.kernels.settle`)."""
 FEW_BLOCKS = 4 * LANES
 """So many blocks tell whether a warm start is worth it."""
@@ -31,7 +31,7 @@ def settle_share(  # type: ignore[no-untyped-def]
     (
         rows, cols, work, moved, first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v,
         put_masks, put_u, put_v, item, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, ahead_in,
-        clamped, fillable, first_rounds, again_rounds, warm_rounds, most_open,
+        clamped, fillable, first_rounds, again_rounds, warm_rounds, most_open, few_open, many_open,
     ) = read_words(plan, PLAN)  # fmt: skip
     room = (scratch + 63) & ~63
     gathered, room_u, room_v, masks, names, ahead = (
@@ -46,6 +46,7 @@ def settle_share(  # type: ignore[no-untyped-def]
         warm_v = 0  # nothing to gain
     # blocks[head:tail] wait to be settled once more; blocks[:left] were, and are still open
     first, left, head, tail = 0, 0, 0, count
+    warm, falling = warm_rounds, True  # rounds of a warm start, fewer while these do
     while True:
         again = tail - head >= LANES or (first >= total and head < tail and alone)
         if not again and first >= total:
@@ -74,7 +75,7 @@ def settle_share(  # type: ignore[no-untyped-def]
                 call(gather_v, (block_v, v_bytes, 1, 1, 0, start, here, room_v))
             elif warm_v:
                 call(gather_v, (warm_v, v_bytes, 1, 1, 0, start, here, room_v))
-        sure, rounds = 0, warm_rounds if start_v else first_rounds
+        sure, rounds = 0, warm if start_v else first_rounds
         if again:
             sure = call(next_at, (room, base, step, zoom, digits, offsets, ascent, again_rounds))
             if sure < 0:
@@ -115,7 +116,12 @@ def settle_share(  # type: ignore[no-untyped-def]
         if again:
             left, head = listed, head + here
         else:
+            opened = listed - tail
             tail, first = listed, first + here
+            if opened >= many_open:
+                warm, falling = warm_rounds if opened >= 2 * many_open else min(warm + 1, warm_rounds), False
+            elif falling and opened <= few_open:
+                warm = (warm + 1) // 2
             if first >= few and tail * 64 > first * most_open:
                 warm_v = 0  # scores have changed too much
     if not alone:

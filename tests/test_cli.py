@@ -274,12 +274,13 @@ def test_as_a_process(tmp_path: Path, model: Path) -> None:
 
 def test_reader_that_goes_away_is_no_violation(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {"w.weight": np.eye(8, dtype="f4")})
-    for option in ((), ("--json",)):
+    verify, diversity = ("verify", str(path), "--pattern", "2:4"), ("diversity", "2:4")
+    for arguments in (verify, (*verify, "--json"), diversity, (*diversity, "--json"), ("--help",), ("diff", "--help")):
         reader, writer = os.pipe()
         os.close(reader)
         with os.fdopen(writer, "w") as closed:
             done = subprocess.run(
-                [sys.executable, "-m", "nmflow.cli", "verify", str(path), "--pattern", "2:4", *option],
+                [sys.executable, "-m", "nmflow.cli", *arguments],
                 stdout=closed,
                 stderr=subprocess.PIPE,
                 check=False,
@@ -301,19 +302,26 @@ def test_streams_that_nobody_reads_change_no_exit_status(tmp_path: Path, model: 
 
 
 def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, model: Path) -> None:
-    for option in ((), ("--json",)):
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(
-                [sys.executable, "-m", "nmflow", "verify", str(model), "--pattern", "8:8", *option],
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-        assert (done.returncode, done.stderr) == (
-            2,
-            "nmflow: [Errno 28] No space left on device: 'standard output'\n",
+    np.save(matrix := tmp_path / "x.npy", np.eye(4))
+    bench = ("bench", str(matrix), "--pattern", "1:2", "--solver", "greedy", "--seconds", "0.01")
+    for arguments in (("verify", str(model), "--pattern", "8:8"), ("diversity", "2:4"), bench):
+        for option in ((), ("--json",)):
+            assert_full(*arguments, *option)
+
+
+def assert_full(*arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nmflow", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "nmflow: [Errno 28] No space left on device: 'standard output'\n",
+    )
 
 
 @pytest.mark.parametrize("arguments", [("prune", "", "OUT", "--pattern", "2:4"), ("verify", ""), ("diff", ".", "")])
@@ -354,6 +362,32 @@ def test_a_polite_kill_leaves_nothing_or_what_can_be_resumed(tmp_path: Path, num
     assert last.startswith("nmflow: interrupted")
     assert not out.exists()
     assert bool(leftovers(tmp_path)) == ("tensors are done and kept in" in last)
+
+
+INTERRUPTED_BEFORE_THE_COMMAND = """
+import os, signal, time
+import typer.core
+from nmflow.cli import main
+
+def stop(*_, **__):
+    exec("os.kill(os.getpid(), signal.{0}); time.sleep(60)")
+
+typer.core.{1} = stop
+main()
+"""
+"""Run as a module: there Python ends as of SIGINT if an interrupt went through text that it ran."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["TyperGroup.parse_args", "TyperCommand.parse_args", "TyperGroup.__init__"])
+def test_a_polite_kill_before_a_command_begins(tmp_path: Path, number: signal.Signals, place: str) -> None:
+    (tmp_path / "stopped.py").write_text(INTERRUPTED_BEFORE_THE_COMMAND.format(number.name, place))
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped", "verify", "x", "--pattern", "2:4"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(nmflow.__file__).parents[1])},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (128 + number, "nmflow: interrupted\n")
 
 
 @pytest.mark.parametrize("option", [("--certify",), ("--report",), ("--scheduler", "x"), ("--on-nonfinite", "skip")])

@@ -29,6 +29,16 @@ class _Commands(TyperGroup):
             ctx.fail('No argument must be empty. Is a variable not set? "." is the current folder.')
         return super().parse_args(ctx, args)
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Errors in one line and statuses of ours, with --help too; typer would say less, and end with others."""
+        with one_line_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """The same of what comes before a command begins, as reading its options."""
+        with one_line_errors():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="nmflow",
@@ -65,9 +75,10 @@ def main() -> None:
     catch_signals()
     open_streams()
     try:
-        with one_line_errors():  # also what comes before a command begins, or with --help
+        with one_line_errors():  # also what comes before the commands are known
             app()
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     finally:
         empty_streams()
+        exec("")  # an interrupt of text that Python runs, as it makes dataclasses, would make `-m` end as by SIGINT

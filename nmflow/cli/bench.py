@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nmflow.cli.options import AsJson, Fill, Threads
-from nmflow.cli.terminal import check_interrupts, one_line_errors, print_json, progress_of
+from nmflow.cli.terminal import check_interrupts, on_output, one_line_errors, print_json, progress_of
 from nmflow.errors import InputValueError
 
 __all__ = ["bench"]
@@ -69,6 +69,9 @@ def bench(
             if as_json:
                 from nmflow.bench.machine import machine, versions
 
-                print_json({"complete": complete, "machine": machine(), "versions": versions(), "rows": rows})
+                found = {"complete": complete, "machine": machine(), "versions": versions(), "rows": rows}
+                with on_output():
+                    print_json(found)
             elif rows:
-                show.bench(rows)
+                with on_output():
+                    show.bench(rows)

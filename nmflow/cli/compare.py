@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nmflow.cli.options import CHECKPOINT, AsJson, Threads
-from nmflow.cli.terminal import VIOLATION, one_line_errors, print_json, progress_of, say
+from nmflow.cli.terminal import VIOLATION, on_output, one_line_errors, print_json, progress_of, say
 
 __all__ = ["diff", "diversity"]
 
@@ -46,7 +46,8 @@ def diversity(
         from nmflow.cli.counts import diversity_rows, print_diversity
 
         rows = diversity_rows(pattern, shape)
-        if as_json:
-            print_json({"pattern": pattern, "rows": rows})
-        else:
-            print_diversity(rows)
+        with on_output():
+            if as_json:
+                print_json({"pattern": pattern, "rows": rows})
+            else:
+                print_diversity(rows)

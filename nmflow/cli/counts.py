@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from nmflow.cli.show import _console
 from nmflow.diversity import Diversity, mask_diversity
 from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
@@ -51,8 +51,7 @@ def _row(name: str, found: Diversity) -> dict[str, Any]:
 
 def print_diversity(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=120)
+    console = _console()
     shape = "x".join(str(length) for length in rows[0]["shape"])
     table = Table(title=f"masks of a {shape} tensor", title_justify="left")
     table.add_column("constraint", overflow="fold")

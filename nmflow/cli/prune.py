@@ -26,7 +26,7 @@ from nmflow.cli.options import (
     Threads,
 )
 from nmflow.cli.report import say_written
-from nmflow.cli.terminal import one_line_errors, print_json, progress_of, say
+from nmflow.cli.terminal import on_output, one_line_errors, print_json, progress_of, say
 from nmflow.errors import InputValueError
 
 if TYPE_CHECKING:
@@ -125,10 +125,11 @@ def prune(
                     overwrite=overwrite,
                     resume=resume,
                 )
-            if as_json:
-                print_json(values)
-            else:
-                typer.echo(text)
+            with on_output():
+                if as_json:
+                    print_json(values)
+                else:
+                    typer.echo(text)
             return
         if with_report:
             from nmflow.checkpoint.report_plots import check_library

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nmflow.cli.options import AsJson
-from nmflow.cli.terminal import one_line_errors, print_json
+from nmflow.cli.terminal import on_output, one_line_errors, print_json
 from nmflow.cli.text import printable
 
 __all__ = ["report", "say_written"]
@@ -39,10 +39,12 @@ def report(
         written = write_reports(dst, source=source, tensor=tensor, block=parse_block(block))
         say_written(written, as_json)
         if as_json:
-            print_json({"page": str(written[0]), "model_card": str(written[1])})
+            with on_output():
+                print_json({"page": str(written[0]), "model_card": str(written[1])})
 
 
 def say_written(paths: Iterable[Path], as_json: bool) -> None:
     """Name what was written, unless JSON is all that may be printed."""
-    for path in () if as_json else paths:
-        typer.echo(f"wrote {printable(str(path))}")
+    with on_output():
+        for path in () if as_json else paths:
+            typer.echo(f"wrote {printable(str(path))}")

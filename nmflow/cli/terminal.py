@@ -25,6 +25,7 @@ __all__ = [
     "catch_signals",
     "check_interrupts",
     "empty_streams",
+    "on_output",
     "one_line_errors",
     "open_streams",
     "print_json",
@@ -128,11 +129,18 @@ def progress_of(verb: str) -> Iterator[Progress]:
         yield update_or_stop
 
 
-def say(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    """Show what was found to people, or print it as JSON."""
+@contextlib.contextmanager
+def on_output() -> Iterator[None]:
+    """Name standard output in errors of the system: it may be a file on a full disk, which has no name here."""
     from nmflow.checkpoint.disk import named
 
-    with named(Path("standard output")):  # it may be a file on a full disk, which has no name here
+    with named(Path("standard output")):
+        yield
+
+
+def say(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Show what was found to people, or print it as JSON."""
+    with on_output():
         if as_json:
             print_json(found.to_dict())
         else:

@@ -137,6 +137,8 @@ def test_diversity_table() -> None:
         (("2:4", "--shape", "6x6"), "shape must be a multiple of 4 x 4 for 2:4, not 6 x 6"),
         (("2:4", "--shape", "six"), 'shape must be "ROWSxCOLS", for example 64x64'),
         (("9:4",), "n must be between 1 and m=4"),
+        (("2:4 at-most",), """pattern must be "n:m", for example "2:4", not '2:4 at-most'"""),
+        (("row 2:4 col 4:8",), """pattern must be "n:m", for example "2:4", not 'row 2:4 col 4:8'"""),
     ):
         result = run("diversity", *args)
         assert result.exit_code == 2

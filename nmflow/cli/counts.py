@@ -9,16 +9,16 @@ from rich.table import Table
 from nmflow.cli.show import _console
 from nmflow.diversity import Diversity, mask_diversity
 from nmflow.errors import InputValueError
-from nmflow.pattern import Pattern
+from nmflow.pattern import Budget, Pattern
 
 __all__ = ["diversity_rows", "print_diversity"]
 
 
 def diversity_rows(text: str, shape: str | None) -> list[dict[str, Any]]:
     """Count the masks of a tensor under each constraint of the same density."""
-    pattern = Pattern.parse(text)
+    budget = Budget.parse(text)  # a text that says more has no such table
+    pattern, rows_only = Pattern(row=budget, col=budget), Pattern(row=budget, transposable=False)
     size = pattern.block_shape if shape is None else _shape(shape)
-    rows_only = Pattern.parse(text, transposable=False)
     both = mask_diversity(size, pattern)  # what fits it fits the others
     counted = [
         ("unstructured", mask_diversity(size, pattern.n / pattern.m)),

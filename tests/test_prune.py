@@ -332,7 +332,7 @@ def test_overwrite_spares_a_folder_that_is_no_checkpoint(tmp_path: Path, model: 
 
 def test_overwrite_spares_a_file_where_a_folder_would_go(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(DestinationExistsError, match=r"dst must be a folder as src is, and .*notes is a file"):
+    with pytest.raises(DestinationExistsError, match=r"dst must be a folder, and .*notes is a file"):
         prune_checkpoint(folder, tmp_path / "notes", "2:4", overwrite=True)
     assert (tmp_path / "notes").read_text() == "mine"
 

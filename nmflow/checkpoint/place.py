@@ -86,7 +86,7 @@ def check_free(dst: Path, is_folder: bool, overwrite: bool, *, resume: bool = Fa
     if dst.is_symlink():  # only the link is replaced
         return
     if is_folder and not dst.is_dir():
-        raise DestinationExistsError(f"dst must be a folder as src is, and {dst} is a file; remove it yourself")
+        raise DestinationExistsError(f"dst must be a folder, and {dst} is a file; remove it yourself")
     if os.path.ismount(dst):
         raise DestinationExistsError(f"dst must be something that can be renamed, and {dst} is a mount; choose another")
     if dst.is_dir() and not os.access(dst, os.W_OK):  # it is moved to another folder, which asks for that

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -556,6 +557,8 @@ def test_files_that_are_no_matrix(tmp_path: Path) -> None:
     for content, text in (
         (np.ones(3), "must hold a matrix"),
         (np.array([{}], object), "NumPy refuses"),
+        (np.ones((4, 4), ml_dtypes.bfloat16), "not bare bytes (|V2), as bfloat16 is saved; save it as float32"),
+        (np.zeros((4, 4), [("a", "f4")]), "must be float16, bfloat16, float32, float64 or an integer"),
         (np.array([[1.0, np.inf, 3.0, np.nan]] * 4), "w.npy must be finite, not NaN or infinite at 8 of 16 entries"),
     ):
         np.save(path, content, allow_pickle=True)

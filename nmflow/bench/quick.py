@@ -123,6 +123,11 @@ def _load_npy(path: Path) -> Array:
         raise InputValueError(f"{path} must be a .npy file of numbers, not one that NumPy refuses ({error})") from None
     except MemoryError:
         raise InputValueError(f"{path} must fit memory; cut a part out of it and measure that") from None
+    if array.dtype.kind == "V" and array.dtype.names is None:
+        raise InputValueError(
+            f"{path} must be of a dtype that .npy files can name, not bare bytes ({array.dtype}), as bfloat16 is "
+            f"saved; save it as float32"
+        )
     matrix = as_array(array, str(path))
     if matrix.ndim != 2 or not matrix.size:
         raise InputValueError(f"{path} must hold a matrix, not an array of shape {matrix.shape}")

@@ -580,6 +580,11 @@ def test_options_of_verify(tmp_path: Path, model: Path) -> None:
     result = run("verify", tmp_path / "out", "--pattern", "2:4")
     assert result.exit_code == 2
     assert "which knows its own pattern" in result.stderr
+    export_checkpoint(model, tmp_path / "dense", "dense")  # a checkpoint too, of which any pattern can be asked
+    assert run("verify", tmp_path / "dense").exit_code == 0
+    assert run("verify", tmp_path / "dense", "--pattern", "2:4", "--rows-only").exit_code == 0
+    result = run("verify", tmp_path / "dense", "--rows-only")
+    assert (result.exit_code, "--pattern must be given" in result.stderr) == (2, True)
     result = run("verify", model)
     assert result.exit_code == 2
     assert "--pattern must be given for a checkpoint" in result.stderr

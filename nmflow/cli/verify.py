@@ -37,9 +37,10 @@ def verify(
         from nmflow.cli.pattern import pattern_of
 
         given = any(option is not None for option in (pattern, row, col))
+        has_options = given or rows_only or bool(include) or bool(exclude)
         exported = exported_format(path)
-        if exported is not None and (exported != "dense" or not given):
-            _verify_export(path, threads, as_json, given or rows_only or bool(include) or bool(exclude))
+        if exported is not None and (exported != "dense" or not has_options):
+            _verify_export(path, threads, as_json, has_options)
             return
         if not given:
             open_source(path)  # a path that leads to none is told first

@@ -130,6 +130,8 @@ def test_dry_run_says_what_would_stop_the_run(tmp_path: Path, model: Path) -> No
         (run(*dry, "--solver", "best"), "best"),
         (run(*dry, "--keep-from", tmp_path / "none.safetensors"), "none.safetensors"),
         (run(*dry, "--method", "wanda"), "--calibration must be given"),
+        (run(*dry, "--engine", "dask"), "--engine dask and --scheduler must be given together"),
+        (run(*dry, "--scheduler", "tcp://x:1"), "--engine dask and --scheduler must be given together"),
     ):
         assert result.exit_code == 2
         assert said in result.stderr

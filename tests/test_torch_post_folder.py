@@ -18,10 +18,11 @@ from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow.checkpoint.lock import locked
-from nmflow.cli import app
+from nmflow.cli import app, methods
 from nmflow.errors import DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch import model_folder, model_load
+from nmflow.torch.report import PruneReport
 from nmflow.torch.resume import Store
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -342,6 +343,28 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
     assert 'this method needs transformers, which is not installed; pip install "nmflow[transformers]"' in result.stderr
+
+
+def test_dry_run_says_what_would_stop_a_method(folder: Path, tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("a dog")
+    options = "--pattern", "2:4", "--method", "wanda", "--dry-run", "--calibration"
+    assert run("prune", folder, tmp_path / "out", *options, text).exit_code == 0
+    for src, calibration, said in (
+        (folder, tmp_path / "none.txt", "calibration must be a file of text"),
+        (folder / "model.safetensors", text, "src must be a Hugging Face folder"),
+    ):
+        result = run("prune", src, tmp_path / "out", *options, calibration)
+        assert result.exit_code == 2
+        assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_cannot_drive_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = PruneReport("2:4", "dual", (), (("embed\x1b[31m.weight", "embedding"),), 0.0)
+    monkeypatch.setattr(model_folder, "prune_folder", lambda *_, **__: report)
+    text, _ = methods.prune_by("wanda", tmp_path, tmp_path / "out\nx", Pattern(2, 4), tmp_path, lambda *_: None)
+    assert "embed\\x1b[31m.weight" in text
+    assert text.endswith(f"wrote {tmp_path}/out\\nx")
 
 
 def test_a_text_in_what_is_replaced_is_spared(folder: Path, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmflow.cli.text import printable
 from nmflow.errors import InputValueError, MissingLibraryError
 from nmflow.pattern import Pattern
 
 if TYPE_CHECKING:
-    from nmflow.checkpoint import Progress
+    from nmflow.checkpoint import Plan, Progress
 
-__all__ = ["check_options", "prune_by"]
+__all__ = ["check_by", "check_options", "prune_by"]
 
 
 def check_options(method: str, calibration: Path | None, others: dict[str, bool]) -> None:
@@ -28,6 +29,14 @@ def check_options(method: str, calibration: Path | None, others: dict[str, bool]
         raise InputValueError(f"{wrong} must be left out with --method {method}; it goes with magnitude")
 
 
+def check_by(method: str, plan: Plan, calibration: Path) -> None:
+    """Raise what pruning by a method would raise before it loads the model; libraries are seen only in a real run."""
+    if find_spec("torch") is not None:
+        from nmflow.torch.model_folder import check_folder
+
+        check_folder(plan, method, calibration)
+
+
 def prune_by(
     method: str, src: Path, dst: Path, pattern: Pattern, calibration: Path, progress: Progress, **options: Any
 ) -> tuple[str, dict[str, Any]]:
@@ -41,4 +50,5 @@ def prune_by(
 
     report = prune_folder(src, dst, pattern, method, calibration, progress=progress, **options)
     proof = "every block proven optimal for its score" if report.proven else "not every block proven"
-    return f"{report}\n{proof}; wrote {dst}", {**report.to_dict(), "source": str(src), "destination": str(dst)}
+    lines = *str(report).split("\n"), f"{proof}; wrote {dst}"
+    return "\n".join(map(printable, lines)), {**report.to_dict(), "source": str(src), "destination": str(dst)}

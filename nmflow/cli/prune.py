@@ -88,7 +88,7 @@ def prune(
         from nmflow.checkpoint import make_plan, prune_checkpoint
         from nmflow.checkpoint.prune import check_prune
         from nmflow.cli import show
-        from nmflow.cli.methods import check_options, prune_by
+        from nmflow.cli.methods import check_by, check_options, prune_by
         from nmflow.cli.pattern import pattern_of
 
         wanted = pattern_of(pattern, row, col, fill.value, rows_only)
@@ -101,6 +101,10 @@ def prune(
             "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
         }
         check_options(method.value, calibration, others)
+        if (engine is Engine.dask) != (scheduler is not None):
+            raise InputValueError(
+                "--engine dask and --scheduler must be given together: --engine dask --scheduler tcp://host:8786"
+            )
         if dry_run:
             plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
             say(plan, as_json, show.plan)
@@ -108,6 +112,8 @@ def prune(
                 plan, dst, solver=solver, certify=certify, keep_from=keep_from, threads=threads, overwrite=overwrite,
                 resume=resume,
             )  # fmt: skip
+            if calibration is not None:
+                check_by(method.value, plan, calibration)
             return
         if calibration is not None:
             with progress_of("pruning") as progress:
@@ -135,7 +141,7 @@ def prune(
             from nmflow.checkpoint.report_plots import check_library
 
             check_library()  # before hours of work
-        with _executor(engine, scheduler) as executor, progress_of("pruning") as progress:
+        with _executor(scheduler) as executor, progress_of("pruning") as progress:
             report = prune_checkpoint(
                 src,
                 dst,
@@ -160,12 +166,8 @@ def prune(
 
 
 @contextlib.contextmanager
-def _executor(engine: Engine, scheduler: str | None) -> Iterator[Executor | None]:
+def _executor(scheduler: str | None) -> Iterator[Executor | None]:
     """What does units of work; None for the threads of this process."""
-    if (engine is Engine.dask) != (scheduler is not None):
-        raise InputValueError(
-            "--engine dask and --scheduler must be given together: --engine dask --scheduler tcp://host:8786"
-        )
     if scheduler is None:
         yield None
         return

@@ -32,7 +32,7 @@ from nmflow.torch.report import PruneReport
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.watch import OnStep
 
-__all__ = ["METHODS", "prune_folder", "read_texts"]
+__all__ = ["METHODS", "check_folder", "prune_folder", "read_texts"]
 
 METHODS = ("wanda", "sparsegpt", "adaprune")
 
@@ -99,12 +99,7 @@ def prune_folder(
     plan.check()
     check_place(plan.source, dst, [text], overwrite=overwrite)
     check_free(dst, is_folder=True, overwrite=overwrite)  # before hours of work, and again after them
-    if not plan.source.is_folder or not (plan.source.path / "config.json").is_file():
-        raise CheckpointError(
-            f"src must be a Hugging Face folder with config.json for method {method}, and {plan.source.path} is not; "
-            f"for a file of weights alone use method magnitude"
-        )
-    texts = read_texts(text)
+    texts = check_folder(plan, method, text)
     model, batches = load_model(plan.source.path, texts)
     fused = fused_names(plan, model)
     asked = {
@@ -152,6 +147,16 @@ def _check_finite(model: nn.Module, names: Mapping[str, Sequence[str]]) -> None:
             weight = held[name].detach()
             if not weight.isfinite().all():
                 raise named_error(non_finite_error(weight, "weights", "repair them"), f"tensor {stored!r}")
+
+
+def check_folder(plan: Plan, method: str, calibration: Path) -> list[str]:
+    """The samples of a text; CheckpointError if `plan` is of no Hugging Face folder, and what `read_texts` raises."""
+    if not plan.source.is_folder or not (plan.source.path / "config.json").is_file():
+        raise CheckpointError(
+            f"src must be a Hugging Face folder with config.json for method {method}, and {plan.source.path} is not; "
+            f"for a file of weights alone use method magnitude"
+        )
+    return read_texts(calibration)
 
 
 def read_texts(path: Path) -> list[str]:

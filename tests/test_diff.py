@@ -166,3 +166,15 @@ def test_a_file_that_is_gone_by_then_leaves_none_open(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
         diff_checkpoints(a, b, progress=lambda *_: b.unlink(missing_ok=True))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_rates_are_shown_in_percent(tmp_path: Path) -> None:
+    weight = np.ones((4, 4), "f4")
+    a = write(tmp_path / "a.safetensors", {"w": weight})
+    weight[0, 0] = 0
+    b = write(tmp_path / "b.safetensors", {"w": weight})
+    result = run("diff", a, b)
+    assert result.exit_code == 1
+    (row,) = (line for line in result.stdout.splitlines() if "4x4" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["w", "F32", "4x4", "1", "1", "6.250"]
+    assert "of their 16 entries 1 are zero in one only (6.250 %)" in result.stdout

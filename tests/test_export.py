@@ -725,3 +725,11 @@ def test_a_mask_of_a_dtype_that_numpy_has_not(tmp_path: Path) -> None:
     src = raw_file(tmp_path / "w.safetensors", {"w": entry("F8_E8M0", [4, 4], 0, 16)}, bytes(16))
     masks, out = write(tmp_path / "m.safetensors", {"w": np.ones((4, 4), bool)}), tmp_path / "out"
     assert_refused(tmp_path, CheckpointError, "'w': dtype F8_E8M0 cannot be stored", src, out, "dense", masks=masks)
+
+
+def test_include_and_exclude_reach_the_library(tmp_path: Path, model: Path) -> None:
+    default = {tensor.name for tensor in export_checkpoint(model, tmp_path / "default").tensors}
+    options = "--include", "embed.*", "--exclude", min(default)
+    result = run("export", model, tmp_path / "out", *options, "--json")
+    names = {tensor["name"] for tensor in json.loads(result.stdout)["tensors"]}
+    assert names == default - {min(default)} | {"embed.weight"}

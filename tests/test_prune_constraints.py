@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 import nmflow
 from nmflow.checkpoint import prune_checkpoint
 from nmflow.cli import app
+from nmflow.cli.counts import _power
 from nmflow.errors import CheckpointError, InputValueError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
@@ -143,3 +145,8 @@ def test_diversity_table() -> None:
         result = run("diversity", *args)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_a_power_that_rounds_up_carries() -> None:
+    assert _power(math.log10(9.99999e7)) == "1.000e8"
+    assert _power(math.log10(9.994e7)) == "9.994e7"

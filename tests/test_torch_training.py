@@ -126,6 +126,21 @@ def test_decay_with_a_closure(by: str) -> None:
     assert same(model, twin)
 
 
+@pytest.mark.parametrize("idle", [None, 0, 1])
+def test_decay_pulls_once_where_two_parameters_are_one_memory(idle: int | None) -> None:
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = model[0].weight.detach().clone()
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=100, decay=0.5)
+    for number, module in enumerate(model):
+        if number != idle:
+            module.parametrizations.weight.original.grad = torch.zeros(8, 8)
+    optimizer.step()
+    mask = training.masks["0.weight"]
+    assert torch.equal(model[0].parametrizations.weight.original, torch.where(mask, before, before * 0.5))
+
+
 def test_decay_may_be_set_between_steps() -> None:
     model, optimizer, training = plain(decay=0.5)
     training.decay = 0

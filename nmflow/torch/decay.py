@@ -75,14 +75,15 @@ class Decay:
         scale = getattr(optimizer, "grad_scale", None)  # fused optimizers are handed scaled gradients
         rising = {id(one) for group in optimizer.param_groups if group.get("maximize") for one in group["params"]}
         for parameters, masked in zip(self._parameters, self.masked, strict=True):
-            for parameter in parameters:
-                if masked.fixed or not self.strength or parameter.grad is None:
-                    continue
-                value, dropped = self.strength * (-1.0 if id(parameter) in rising else 1.0), ~masked.mask
-                if scale is None:
-                    parameter.grad.addcmul_(parameter, dropped, value=value)
-                else:
-                    _add_scaled(parameter.grad, parameter * dropped, scale, value)
+            # the first that has a gradient: of several, the optimizer steps with each, but they are one weight
+            parameter = next((one for one in parameters if one.grad is not None), None)
+            if masked.fixed or not self.strength or parameter is None or parameter.grad is None:
+                continue
+            value, dropped = self.strength * (-1.0 if id(parameter) in rising else 1.0), ~masked.mask
+            if scale is None:
+                parameter.grad.addcmul_(parameter, dropped, value=value)
+            else:
+                _add_scaled(parameter.grad, parameter * dropped, scale, value)
 
 
 def _add_scaled(grad: torch.Tensor, pull: torch.Tensor, scale: torch.Tensor, value: float) -> None:

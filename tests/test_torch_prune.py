@@ -676,6 +676,12 @@ def test_what_torch_masked_itself_is_told_how_to_free() -> None:
     assert len(nt.prune_(model, 2, 4).layers) == 2
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_spectral_norm_is_not_taken_for_a_mask_of_torch() -> None:
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
+    assert dict(nt.prune_(model, 2, 4).skipped)["0.weight"] == "computed, not a parameter of the module"
+
+
 def test_what_is_said_of_any_name_of_a_shared_weight_counts() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight

@@ -189,7 +189,7 @@ def _missing(module: nn.Module) -> str:
         listed: Any = getattr(module, "parametrizations", {})
         if any(_is_mask(one) for some in listed.values() for one in some):
             return UNDER
-        if "weight_orig" in module._parameters:
+        if "weight_orig" in module._parameters and "weight_mask" in module._buffers:  # spectral_norm has the former
             return "computed by torch.nn.utils.prune; call its remove(module, 'weight') first"
         return "computed, not a parameter of the module"
     if not nn.parameter.is_lazy(weight) and weight.ndim < 2:

@@ -584,6 +584,23 @@ def test_parameters_that_left_the_model_are_not_solved_for(way: str) -> None:
             call()
 
 
+def test_a_module_with_another_class_on_top_is_left_whole() -> None:
+    model, optimizer, training = plain(every=100)
+    masked, inputs = type(model[3]), torch.randn(4, 128)
+    model[3].__class__ = type("Sharded", (type("Mixin", (), {}), masked), {})  # as fully_shard does
+    advance(model, optimizer, 0, 1)
+    training.refresh()
+    seen = model[3](inputs)
+    for call in (training.release, training.finish):
+        with pytest.raises(nt.TrainingStateError, match=r"3\.weight must be in .* and was made a Sharded since; give "):
+            call()
+        assert torch.equal(model[3](inputs), seen)
+        assert type(model[0]) is not nn.Conv2d
+    model[3].__class__ = masked
+    training.release()
+    assert type(model[3]) is nn.Linear
+
+
 def test_a_parametrization_beside_the_mask_is_not_lost() -> None:
     model, _, training = plain()
     nn.utils.parametrizations.spectral_norm(model[5])

@@ -128,6 +128,8 @@ class MaskedLayers:
 
     def bake(self) -> None:
         """Write zeros into the weights, which become plain parameters again, in the order that they had."""
+        for layer in self._layers:
+            _check_class(layer, layer.slots)
         for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
             bake(layer, masked)
         self._reorder()
@@ -140,6 +142,7 @@ class MaskedLayers:
         ]
         for layer, slots in zip(self._layers, still, strict=True):
             _check_alone(layer, slots)
+            _check_class(layer, slots)
         for slots in still:
             take_off(slots)
         self._reorder()
@@ -159,4 +162,18 @@ def _check_alone(layer: Layer, slots: Sequence[Slot]) -> None:
         raise TrainingStateError(
             f"{layer.name} must have its mask as the only parametrization, and has {', '.join(others)} too, "
             f"which would be lost with it; register it after finish()"
+        )
+
+
+def _check_class(layer: Layer, slots: Sequence[Slot]) -> None:
+    """Raise TrainingStateError if a module is of another class than its mask gave it: the mask could not be taken off.
+
+    As fully_shard does, which puts a class on top.
+    """
+    kinds = [type(slot.module) for slot in slots]
+    made = [kind.__name__ for kind, slot in zip(kinds, slots, strict=True) if slot.attribute not in vars(kind)]
+    if made:
+        raise TrainingStateError(
+            f"{layer.name} must be in a module of the class that its mask gave it, and was made a {made[0]} since; "
+            f"give the module its class back, or go on from a state dict, in a new model"
         )

@@ -226,7 +226,7 @@ class SparseTraining:
         Raises
         ------
         TrainingStateError
-            If it was called before, or the model has other parameters now.
+            If it was called before, the model has other parameters now, or a module was given another class since.
         """
         self._check_running()
         self._masked.check_held()
@@ -245,7 +245,8 @@ class SparseTraining:
         Raises
         ------
         TrainingStateError
-            If it or `finish` was called before, or a masked weight has another parametrization too.
+            If it or `finish` was called before, a masked weight has another parametrization too, or its module was
+            given another class since, as `fully_shard` does. Nothing is changed then.
         """
         self._check_running()
         self._masked.take_off()

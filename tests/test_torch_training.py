@@ -394,6 +394,21 @@ def test_a_module_that_left_the_model_is_missed() -> None:
             call()
 
 
+@pytest.mark.parametrize("which", [0, 2])
+@pytest.mark.parametrize("what", ["module", "parameter"])
+def test_one_place_of_a_shared_weight_that_left_is_missed(which: int, what: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    if what == "module":
+        model[which] = nn.Linear(8, 8)
+    else:
+        model[which].parametrizations.weight.original = nn.Parameter(torch.ones(8, 8))
+    for call in (training.refresh, training.finish):
+        with pytest.raises(nt.TrainingStateError, match=r"0\.weight must stay "):
+            call()
+
+
 def test_a_module_that_is_wrapped_stays() -> None:
     model, _, training = plain()
     model[3] = nn.Sequential(model[3])
@@ -1064,6 +1079,23 @@ def test_layers_are_shared_out_evenly() -> None:
     assert Ranks().owners([3, 2]) == [0, 0]
 
 
+def test_tensors_come_from_ranks_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in it count from zero; torch broadcasts by the ranks of all processes. Any strides may be sent."""
+    sources = []
+
+    def broadcast(sent: torch.Tensor, source: int, group: object) -> None:
+        assert sent.is_contiguous()
+        sources.append((source, group))
+        sent.fill_(source)
+
+    monkeypatch.setattr(torch.distributed, "get_global_rank", lambda group, rank: (4, 7)[rank])
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    for tensor in (torch.zeros(2, 3), torch.zeros(3, 2).T):
+        Ranks(0, 2, "some").send(tensor, 1)
+        assert tensor.tolist() == [[7.0] * 3] * 2
+    assert sources == [(7, "some")] * 2
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     too_early, early_optimizer, early = plain(every=1)
@@ -1105,6 +1137,9 @@ def worker(rank: int, port: int, folder: str) -> None:
     errors.append(failure(lambda: nt.SparseTraining(parallel, optimizer, 2, 4)))
     loss_of(too_early, 0).backward()
     errors += [failure(early_optimizer.step), failure(early.refresh), failure(early.finish)]
+    alone = [torch.distributed.new_group([number]) for number in range(2)][rank]
+    model, optimizer, _ = plain(process_group=alone, every=1)
+    errors.append(failure(lambda: advance(model, optimizer, 0, 1 + rank)))  # none waits for the other
     torch.save((weights, state, solved, errors), Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()  # else one can leave while the other still talks to it
     torch.distributed.destroy_process_group()
@@ -1148,7 +1183,8 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
         assert mine.startswith(told + message)
         assert theirs.startswith(message)
     late = "TrainingStateError: SparseTraining must be made after the processes have found each other, and was before"
-    assert [error.split(":")[:2] for error in errors[4:]] == [late.split(":")] * 2 + [[""]]
+    assert [error.split(":")[:2] for error in errors[4:]] == [late.split(":")] * 2 + [[""]] * 2
+    assert other_errors[-1] == ""
     assert errors[3].startswith("InputValueError: model must not be in a DistributedDataParallel yet; make Sparse")
     # and two processes do what one does
     model, optimizer, training = plain("4:8", every=3)

@@ -667,6 +667,17 @@ def test_cuda() -> None:
         assert torch.allclose(model(inputs), dense, atol=1e-2)
 
 
+def test_a_pattern_of_rows_alone_has_blocks_of_one_row() -> None:
+    rows = nmflow.Pattern(2, 4, transposable=False)
+    model = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 8), nn.Linear(8, 1))
+    report = nt.prune_(model, pattern=rows)
+    assert [layer.name for layer in report.layers] == ["0.weight", "2.weight"]
+    assert dict(report.skipped)["1.weight"] == "8 x 3, smaller than a block of 1 x 4"
+    nt.prune_(nn.Linear(8, 3), pattern=rows, strict=True)
+    with pytest.raises(InputValueError, match="strict=True needs whole blocks of 1 x 4, and 'weight' is 4 x 6"):
+        nt.prune_(nn.Linear(6, 4), pattern=rows, strict=True)
+
+
 def test_what_torch_masked_itself_is_told_how_to_free() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     prune.l1_unstructured(model[0], "weight", 0.5)

@@ -384,6 +384,16 @@ def test_parameters_have_their_order_back_in_modules_that_hold_several() -> None
     assert type(model[0]) is Pair
 
 
+@pytest.mark.parametrize("way", ["finish", "release"])
+def test_order_of_parameters_in_all_places_and_with_later_ones(way: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    model[0].register_parameter("later", nn.Parameter(torch.ones(8)))
+    getattr(training, way)()
+    assert [list(module._parameters) for module in model] == [["weight", "bias", "later"], ["weight", "bias"]]
+
+
 def test_a_module_that_left_the_model_is_missed() -> None:
     model, _, training = plain()
     model[3] = nn.Linear(128, 16)

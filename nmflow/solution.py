@@ -44,7 +44,7 @@ class Certificate:
         is infeasible.
     bound : float
         Upper bound on the score of any feasible mask, up to the rounding of sums in float64, which no `status` depends
-        on; NaN if the mask is infeasible, and infinite, of its sign, where it is beyond float64.
+        on; NaN if the mask is infeasible; infinite, of its sign, where it is beyond float64, and inf where the gap is.
     status : ndarray of uint8, shape (n_blocks,)
         A Status for each block: matrices in turn, each in C order of its blocks.
     unproven : ndarray of int64

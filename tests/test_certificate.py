@@ -171,6 +171,8 @@ def test_sums_beyond_float64_leave_bounds_that_hold(scores: list[list[float]]) -
     assert certificate.gap == math.inf
     assert certificate.bound == math.inf
     assert certificate.relative_gap == math.inf
+    poor = nmflow.certify(np.full((2, 2), -1e308), np.eye(2, dtype=bool), 1, 2, fill="at-most")
+    assert (poor.objective, poor.gap, poor.bound) == (-math.inf, math.inf, math.inf)  # the best mask keeps nothing
 
 
 def test_absolute_is_what_solve_maximises() -> None:

@@ -35,6 +35,8 @@ KNOWN = {
     "4:14": 12163525741347497524178307740904300,
     "1:32": math.factorial(32),
     "31:32": math.factorial(32),
+    "1:64": math.factorial(64),  # the most columns that a digit of a state holds
+    "63:64": math.factorial(64),
     "8:8": 1,
 }
 
@@ -42,6 +44,17 @@ KNOWN = {
 @pytest.mark.parametrize(("pattern", "count"), KNOWN.items())
 def test_known_counts(pattern: str, count: int) -> None:
     assert count_masks(pattern) == count
+
+
+def test_two_of_many_against_their_recurrence() -> None:
+    """a(m) = m (m-1) / 2 * (2 a(m-1) + (m-1) a(m-2)), OEIS A001499."""
+    before, count = 1, 0
+    for m in range(2, 65):
+        before, count = count, m * (m - 1) // 2 * (2 * count + (m - 1) * before)
+        if m in (2, 3, 9, 10, 33, 64):
+            assert count_masks(f"2:{m}") == count
+            formula = mask_diversity((m, m), f"2:{m}", bound="paper").block_count
+            assert (formula < count) == (m >= 10)  # as docs/diversity.md says
 
 
 def test_the_largest_patterns_of_hardware_are_counted_in_time() -> None:
@@ -114,6 +127,7 @@ def test_both_bounds_of_the_table() -> None:
         (Pattern(row="4:8", col="8:16"), 0.002),
         (Pattern(row="1:2", col="16:32"), 0.005),
         (Pattern(row="3:12", col="4:16"), 0.003),
+        (Pattern(row="4:8", col="32:64"), 0.001),  # too many steps by rows of 8, few by columns
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 import nmflow
 from nmflow import solvers
-from nmflow.blocks import Chunk, load
+from nmflow.blocks import KEEP, Chunk, load
 from nmflow.certificate import Proven, grade, grade_exactly
 from nmflow.cutting import Place, places
 from nmflow.duals import BlockDuals, Duals
@@ -528,6 +528,17 @@ def _chunk(pattern: nmflow.Pattern, wide: int, scores: Any = None) -> Chunk:
     scores = np.zeros((rows, wide * cols)) if scores is None else scores
     place = Place(0, slice(0, 1), slice(0, wide), (slice(0, rows), slice(0, wide * cols)), False)
     return Chunk(scores, scores, "float64", False, True, pattern, None, np.zeros(scores.shape, bool), place)
+
+
+def test_fixed_entries_are_graded_where_all_was_proven() -> None:
+    """What proved the others may not have known of entries that must be kept."""
+    chunk = _chunk(Pattern(1, 2), 2)
+    chunk.mask[...] = [[1, 0, 1, 0], [0, 1, 0, 1]]
+    state = np.zeros((2, 4), np.int8)
+    state[0, 3] = KEEP
+    graded = grade(replace(chunk, state=state), Duals(), Proven(0.0, np.empty(0, np.int64)))
+    assert graded.status is not None
+    assert graded.status.tolist() == [Status.PROVEN, Status.INFEASIBLE]
 
 
 def test_duals_that_stand_apart_go_before_others() -> None:

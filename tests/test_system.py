@@ -372,6 +372,32 @@ def test_damaged_files_in_the_cache_are_made_anew(tmp_path: Path) -> None:
         assert all(path.read_bytes() != damage for path in files)
 
 
+@pytest.mark.parametrize("place", ["compiling", "the cache"])
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError, ValueError])
+def test_what_a_signal_raises_while_kernels_are_made_is_raised(
+    place: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program's own time limit must not be taken for a cache that cannot be used."""
+    from numba import types
+    from numba.core import compiler
+    from numba.core.caching import IndexDataCacheFile
+
+    raised = []
+
+    def handler(*_: Any, **__: Any) -> None:
+        raised.append(place)
+        raise kind("too late")
+
+    def function(x):  # type: ignore[no-untyped-def]
+        return x + 1
+
+    owner, name = (compiler, "compile_extra") if place == "compiling" else (IndexDataCacheFile, "load")
+    monkeypatch.setattr(owner, name, handler)
+    with pytest.raises(kind, match="too late"):
+        compile.compiled(function, types.int64(types.int64))
+    assert len(raised) == 1
+
+
 def test_kernels_in_a_zip_are_told_apart_by_their_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, kernels = tmp_path / "lib.zip", Path(compile.__file__).parent
     with zipfile.ZipFile(archive, "w") as file:

@@ -6,10 +6,10 @@ pattern is compiled alone, and the loops around it once for all.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib.resources import files
@@ -105,13 +105,30 @@ def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signatur
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return decorate(signature, cache=True, **options)(function)
-    except (RuntimeError, OSError):  # read-only install and unwritable home: no place for a cache
-        pass
-    except Exception:  # a file there is damaged, as a power cut can leave it: Numba reads whatever it finds
-        with contextlib.suppress(Exception):
+    except Exception as error:
+        if not _is_of_the_cache(error):
+            raise
+        # OSError, RuntimeError: read-only install and unwritable home, no place for a cache; else a file there is
+        # damaged, as a power cut can leave it: Numba reads whatever it finds
+        damaged = not isinstance(error, RuntimeError | OSError)
+    if damaged:
+        try:
             FunctionCache(function).flush()
             return decorate(signature, cache=True, **options)(function)
+        except Exception as error:
+            if not _is_of_the_cache(error):
+                raise
     return decorate(signature, **options)(function)
+
+
+def _is_of_the_cache(error: Exception) -> bool:
+    """Whether an error is of Numba's cache, not of compiling, nor of a signal's handler, such as a timeout."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if "numba.core.caching" not in names:
+        return False
+    if isinstance(error, OSError) and error.errno is not None:  # the system's
+        return True
+    return names[-1].partition(".")[0] in ("numba", "llvmlite", "importlib")
 
 
 def compiled(function: Callable[..., Any], signature: Any) -> Any:

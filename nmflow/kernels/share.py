@@ -121,7 +121,7 @@ def settle_share(  # type: ignore[no-untyped-def]
             if opened >= many_open:
                 warm, falling = warm_rounds if opened >= 2 * many_open else min(warm + 1, warm_rounds), False
             elif falling and opened <= few_open:
-                warm = (warm + 1) // 2
+                warm -= (warm + 1) // 3
             if first >= few and tail * 64 > first * most_open:
                 warm_v = 0  # scores have changed too much
     if not alone:

@@ -18,7 +18,7 @@ from benchmarks.page import fill
 from benchmarks.plots import HALVES, gaussian, plots
 from benchmarks.progress import tell
 from benchmarks.store import load
-from benchmarks.table import figure, head, line, named, side_by_side
+from benchmarks.table import figure, head, line, named, proven_share, side_by_side
 
 __all__ = ["main", "pages", "tables"]
 
@@ -180,7 +180,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield figure(row["ns_per_entry"])
     yield figure(row["times_stream"])
     yield "" if row["loss"] is None else figure(100 * row["loss"])
-    yield "all" if row["proven"] == row["blocks_measured"] else f"{100 * row['proven'] / row['blocks_measured']:.1f}%"
+    yield "all" if row["proven"] == row["blocks_measured"] else proven_share(row)
     yield row["note"]
 
 

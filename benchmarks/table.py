@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["figure", "head", "line", "named", "side_by_side"]
+__all__ = ["figure", "head", "line", "named", "proven_share", "side_by_side"]
 
 Row = dict[str, Any]
 
@@ -35,6 +35,11 @@ def figure(value: float | None) -> str:
 def named(row: Row) -> str:
     """Who a row is of."""
     return f"{row['solver']} (peer)" if row["peer"] else f"`{row['solver']}`"
+
+
+def proven_share(row: Row) -> str:
+    """The share of the blocks that are proven, rounded down: 100% would be all of them."""
+    return f"{1000 * row['proven'] // row['blocks_measured'] / 10:.1f}%"
 
 
 def side_by_side(
@@ -77,7 +82,7 @@ def _brief(row: Row | None) -> str:
     text = figure(row["ns_per_entry"])
     lost, proven = row["loss"] or 0.0, row["proven"] == row["blocks_measured"]
     if not proven:
-        text += f" ({figure(100 * lost)}%, {100 * row['proven'] / row['blocks_measured']:.1f}%)"
+        text += f" ({figure(100 * lost)}%, {proven_share(row)})"
     elif lost:
         text += f" ({figure(100 * lost)}%)"
     return f"{text}†" if row["infeasible"] else text

@@ -432,6 +432,7 @@ def test_tables_that_unfold_say_what_is_lost_and_what_is_not_possible() -> None:
         "| Emd (peer) |  |  |",
         "</details>",
     ]
+    assert table.proven_share({"proven": 9999, "blocks_measured": 10000}) == "99.9%"
     assert table.side_by_side(rows[:3], "family", lambda row: row["family"], lambda row: 0) == []
 
 

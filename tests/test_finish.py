@@ -203,11 +203,13 @@ def test_duals_are_of_float32_where_a_mask_is_best_by_its_last_bit() -> None:
     assert np.count_nonzero(blocks) < 0.01 * blocks.size
 
 
+WIDE = ("gaussian", "few_values", "gaussian_float64")
+"""Of blocks whose rows take two words: their kernels take long to compile for each dtype."""
 FEW_OPEN = [
     (family, pattern, fill)
     for pattern, fill in (("2:4", "exact"), ("4:8", "exact"), ("5:7", "at-most"), ("20:40", "exact"))
     for family in families.FAMILIES
-    if family not in families.HALVES or pattern == "2:4"
+    if (family not in families.HALVES or pattern == "2:4") and (pattern != "20:40" or family in WIDE)
 ]
 
 

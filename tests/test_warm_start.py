@@ -217,21 +217,17 @@ def test_finite_duals_of_any_size_start_a_search() -> None:
 
 
 @pytest.mark.parametrize("pattern", [(4, 8), (8, 16), (16, 32)])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.03])
 def test_rounds_that_are_learned_on_the_way_depend_on_no_thread(pattern: tuple[int, int], share: float) -> None:
     """Few rounds where scores hardly change, more where a group of blocks needs them: in each share anew."""
     weights = families.gaussian((512, 2048), 0)
     first = nmflow.solve(weights, *pattern, duals=True)
     changed = perturbed(weights, share)
     changed[256:] = perturbed(weights, 10 * share, 2)[256:]
-    one, two, three = (
-        nmflow.solve(changed, *pattern, warm_start=first, duals=True, threads=threads) for threads in (1, 2, 3)
-    )
+    one, two = (nmflow.solve(changed, *pattern, warm_start=first, duals=True, threads=threads) for threads in (1, 2))
     cold = nmflow.solve(changed, *pattern)
     assert one.certificate.proven
     assert one.objective == pytest.approx(cold.objective, rel=1e-12)
     assert nmflow.certify(np.abs(changed), one.mask, *pattern).proven
-    for other in (two, three):
-        assert np.array_equal(other.mask, one.mask)
-        assert np.array_equal(other.row_duals, one.row_duals)
-        assert np.array_equal(other.col_duals, one.col_duals)
+    for side in ("mask", "row_duals", "col_duals"):
+        assert np.array_equal(getattr(two, side), getattr(one, side))

@@ -76,11 +76,13 @@ def _busy(results: Results) -> str:
 
 def _targets(results: Results) -> str:
     rows = [row for row in results["rows"] if row["target"] is not None]
-    lines = head("group", "target", "bound", "measured", "met")
+    lines = head("group", "target", "bound", "measured", "met", "passes")
     for row in rows:
         met = ", ".join(filter(None, ({True: "yes", False: "**no**", None: ""}[row["met"]], row["note"])))
         sign = {"<=": "≤", ">=": "≥"}[row["sign"]]
-        lines.append(line(row["group"], row["target"], f"{sign} {row['bound']:g}", figure(row["measured"]), met))
+        passes = " / ".join(figure(one["measured"]) for one in row.get("passes", ()))
+        bound = f"{sign} {row['bound']:g}"
+        lines.append(line(row["group"], row["target"], bound, figure(row["measured"]), met, passes))
     counts = [sum(row["met"] is value for row in rows) for value in (True, False, None)]
     summary = f"{counts[0]} of {len(rows)} met, {counts[1]} not met, {counts[2]} not available{_busy(results)}."
     return "\n".join([summary, "", *lines])

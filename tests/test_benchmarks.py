@@ -310,7 +310,8 @@ def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "HALVES", few)
     monkeypatch.setattr(speed, "STREAM", {pattern: speed.STREAM[pattern] for pattern in few})
     out = tmp_path / "targets.json"
-    assert targets.main(["--only", group, "--side", "256", "--repeats", "1", "--out", str(out)]) == 0
+    arguments = ["--only", group, "--side", "256", "--repeats", "1", "--passes", "1", "--out", str(out)]
+    assert targets.main(arguments) == 0
     rows = [row for row in store.load(out)["rows"] if row["target"] is not None]
     assert rows
     for row in rows:
@@ -319,6 +320,37 @@ def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.Mo
             assert row["note"].startswith("not available: ")
         else:
             assert row["met"] == turns.COMPARE[row["sign"]](round(row["measured"], 2), row["bound"])
+
+
+def test_the_median_of_the_passes_counts_and_an_interrupted_pass_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([5.0, 9.0, 1.0, 2.0, None, 7.0])
+
+    def group() -> Any:
+        found = next(figures)
+        times = {"solve": [1.0]}
+        absent = turns.unavailable("it is fast", "<=", 3, "no such thing")
+        yield turns.row("it is fast", "<=", 3, found, times, 10) if found is not None else absent
+        if found == 9.0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(targets, "GROUPS", {"some": lambda bench: group(), "memory": lambda bench: iter(())})
+    out = tmp_path / "targets.json"
+    arguments = ["--out", str(out), "--side", "256"]
+
+    def measured() -> tuple[Any, list[Any]]:
+        (row,) = (row for row in store.load(out)["rows"] if row["target"] is not None)
+        return (row["measured"], row["met"]), [one["measured"] for one in row["passes"]]
+
+    assert targets.main([*arguments, "--passes", "3"]) == store.INTERRUPTED
+    assert measured() == ((5.0, False), [5.0, 9.0])  # the second pass had not ended
+    assert targets.main([*arguments, "--passes", "3"]) == 0
+    assert measured() == ((2.0, True), [5.0, 1.0, 2.0])
+    names = [row["key"] for row in store.load(out)["rows"]]
+    assert names[1:] == ["some, pass 1: done", "memory, pass 1: done", "some, pass 2: done", "some, pass 3: done"]
+    assert targets.main([*arguments, "--passes", "2"]) == 0
+    assert measured() == ((7.0, False), [None, 7.0])
 
 
 def test_rounds_are_measured(

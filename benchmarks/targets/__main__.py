@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import targets
-from benchmarks.progress import showing, tell
+from benchmarks.progress import counted, showing, tell
 from benchmarks.store import INTERRUPTED, Store
 from benchmarks.targets import growth, other_programs, processes, speed
 from benchmarks.targets.turns import Bench, Row
@@ -32,6 +32,10 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "starting": processes.starting,
 }
 """Groups of targets by name, in the order in which they are measured."""
+ONCE = ("memory", "starting")
+"""Groups that one pass is enough for: of bytes, and of figures far below their bounds that take long."""
+PASSES = 3
+"""Times that all others are measured, minutes apart: a burst of other load outlasts the turns of one figure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"--only must name groups out of {', '.join(GROUPS)}, not {', '.join(unknown)}")
         return 2
     chosen = options.only or list(GROUPS)
-    kept = {"side": options.side, "threads": options.threads, "repeats": options.repeats}
+    kept = {name: getattr(options, name) for name in ("side", "threads", "repeats", "passes")}
+    todo = [(number, group) for number in range(options.passes) for group in chosen if not number or group not in ONCE]
     try:
         store = Store(options.out, kept, resume=not options.fresh)
     except ValueError as error:
@@ -52,15 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"earlier results are in {store.moved} now")
     bench = Bench(options.side, options.threads, options.repeats)
     try:
-        with showing("targets", len(chosen)) as report:
-            for done, group in enumerate(chosen):
-                report(group, done)
-                if f"{group}: done" in store:
+        with showing("targets", len(todo)) as report:
+            for done, (number, group) in enumerate(todo):
+                name = f"{group}, pass {number + 1}"
+                report(name, done)
+                if f"{name}: done" in store:
                     continue
                 for row in GROUPS[group](bench):
-                    store.add(row["target"], {"group": group, **row})
-                    report(f"{group}: {row['target']}", done)
-                store.add(f"{group}: done", {"group": group, "target": None})
+                    earlier = store.rows.get(row["target"], {}).get("passes", [])[:number]
+                    store.add(row["target"], {"group": group, **middle([*earlier, row])})
+                    report(f"{name}: {row['target']}", done)
+                store.add(f"{name}: done", {"group": group, "target": None})
     except KeyboardInterrupt:
         tell(f"interrupted; finished groups are in {options.out}: the same command goes on from there")
         return INTERRUPTED
@@ -68,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store.finish()
     _print(store)
     return 0
+
+
+def middle(passes: Sequence[Row]) -> Row:
+    """The row of the pass whose figure is the median, with all passes in it; the last one where there is no figure."""
+    measured = sorted((row for row in passes if row["measured"] is not None), key=lambda row: row["measured"])
+    return {**(measured[(len(measured) - 1) // 2] if measured else passes[-1]), "passes": [*passes]}
 
 
 def _print(store: Store) -> None:
@@ -86,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, default=4096, help="of most matrices (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default %(default)s")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="turns (default %(default)s)")
+    parser.add_argument("--passes", type=counted, default=PASSES, help="over all groups (default %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
     return parser
 

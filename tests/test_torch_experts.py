@@ -327,6 +327,16 @@ def test_a_gate_is_a_router_only_with_fewer_rows_than_columns() -> None:
     assert dict(report.skipped)["mixture.gate.weight"].startswith("router of experts")
 
 
+def test_a_module_is_a_router_by_the_end_of_its_class_s_name() -> None:
+    class TopKRouter(nn.Linear):
+        pass
+
+    model = nn.ModuleDict({"choice": TopKRouter(16, 8), "other": nn.Linear(16, 8)})
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["other.weight"]
+    assert dict(report.skipped)["choice.weight"].startswith("router of experts")
+
+
 def test_a_pattern_of_rows_alone_does_not_fit_what_is_kept_turned() -> None:
     model = mixture("gpt-oss")
     with nt.experts_apart(model):

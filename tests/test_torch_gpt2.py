@@ -13,6 +13,7 @@ from torch import nn
 
 import nmflow
 import nmflow.torch as nt
+from nmflow.torch.select import select
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 
@@ -76,6 +77,15 @@ def test_patterns_that_are_not_the_same_both_ways_leave_it_alone() -> None:
     assert dict(report.skipped)["0.weight"] == (
         "in a Conv1D, which keeps its weight the other way round: 2:4 rows only must be the same along both"
     )
+
+
+def test_a_weight_that_a_linear_shares_is_not_turned() -> None:
+    model = nn.ModuleDict({"turned": transformers.pytorch_utils.Conv1D(16, 16), "plain": nn.Linear(16, 16)})
+    assert [layer.turned for layer in select(model, nmflow.Pattern(2, 4)).layers] == [True, False]
+    model["plain"].weight = model["turned"].weight
+    (layer,) = select(model, nmflow.Pattern(2, 4)).layers
+    assert layer.also == ("plain.weight",)
+    assert not layer.turned
 
 
 def test_gpt2() -> None:

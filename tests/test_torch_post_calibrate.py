@@ -32,9 +32,12 @@ CONVOLUTIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(4, 4, 2, padding=1, padding_mode="circular", groups=4), (4, 5, 5)),
     (nn.Conv1d(4, 6, 3, stride=2, padding=2, groups=2), (2, 4, 9)),
     (nn.Conv1d(4, 6, 3, dilation=2), (4, 9)),
+    (nn.Conv1d(4, 6, 4, padding="same"), (4, 9)),  # of three zeros, two come after
+    (nn.Conv2d(4, 4, (2, 3), padding="same", dilation=(3, 2)), (2, 4, 5, 6)),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch copies its input there
 @pytest.mark.parametrize(("module", "shape"), CONVOLUTIONS, ids=str)
 def test_windows_times_weight_is_the_output(
     module: nn.Conv2d, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -246,6 +246,8 @@ def test_reasons() -> None:
     model.byte.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
     model.add_module("wide", nn.Linear(8, 8))
     model.wide.weight = nn.Parameter(torch.ones(1, 8).expand(8, 8))
+    with torch.inference_mode():
+        model.add_module("frozen", nn.Linear(8, 8))
     reasons = dict(nt.prune_(model, 2, 4).skipped)
     other = "in a Embedding, not a Linear, Conv1d or Conv2d; give its plain name in include, or a filter_fn"
     assert reasons == {
@@ -262,6 +264,7 @@ def test_reasons() -> None:
         "empty.weight": "empty",
         "byte.weight": "dtype torch.int8",
         "wide.weight": "cannot be written in place (an inference or expanded tensor)",
+        "frozen.weight": "cannot be written in place (an inference or expanded tensor)",
     }
 
 

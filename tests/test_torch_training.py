@@ -233,6 +233,13 @@ def test_masks_are_the_best_of_the_weights(warm_start: bool) -> None:
     assert bool(training.state_dict()["duals"]["3.weight"]) == warm_start
 
 
+def test_a_solver_that_cannot_start_from_duals_keeps_none() -> None:
+    model, optimizer, training = plain("4:8", warm_start=True, solver="greedy")
+    advance(model, optimizer, 0, 11)
+    assert [record.step for record in training.history] == [5, 10]
+    assert not training.state_dict()["duals"]["3.weight"]
+
+
 def test_switch_cost_keeps_masks() -> None:
     loose, tight, stuck = (plain(switch_cost=cost) for cost in (0.0, 0.5, 1e6))
     for model, optimizer, _ in (loose, tight, stuck):

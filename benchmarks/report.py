@@ -109,12 +109,8 @@ def _sizes(rows: Sequence[Row]) -> str:
     square = [row for row in gaussian(rows) if row["rows"] == row["cols"] and row["group"] in ("sizes", "solvers")]
     table = _pivot(square, "size", _size, lambda row: row["rows"])
     others = [
-        row
-        for row in rows
-        if row["pattern"] in HALVES and (row["family"], row["dtype"]) == (GAUSSIAN, "float32") and row["group"] != "m"
+        row for row in rows if row["pattern"] in HALVES and (row["family"], row["dtype"]) == (GAUSSIAN, "float32")
     ]
-    shared = {_size(row) for row in others if row["solver"] != "dual"}
-    others = [row for row in others if _size(row) in shared]
     return "\n".join([table, *side_by_side(others, "size", _size, lambda row: row["rows"])])
 
 

@@ -17,6 +17,7 @@ from numba import types
 
 import nmflow
 from benchmarks.section import section
+from benchmarks.table import head, line
 from nmflow.bench.machine import machine, versions
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled
@@ -166,27 +167,19 @@ def table(results: dict[str, Any]) -> str:
             f"| {shares[STARTS[1]][0]:.1%} | {warm}: {shares[STARTS[1]][warm - 1]:.1%} | {shares[STARTS[2]][0]:.1%} "
             f"| {most:.2f} |"
         )
-    lines += [
-        "",
-        "Open after one round from the last duals, by the noise:",
-        "",
-        "| pattern | " + " | ".join(f"{float(noise):.2%}" for noise in results["rows"][0]["after one"]) + " |",
-        "|" + "---|" * (2 + len(LESS)),
-    ]
-    for row in results["rows"]:
-        lines.append(
-            f"| {row['pattern']} | " + " | ".join(f"{share:.1%}" for share in row["after one"].values()) + " |"
-        )
+    noises = [f"{float(noise):.2%}" for noise in results["rows"][0]["after one"]]
+    lines += ["", "Open after one round from the last duals, by the noise:", "", *head("pattern", *noises)]
+    lines += [line(row["pattern"], *(f"{share:.1%}" for share in row["after one"].values())) for row in results["rows"]]
+    names = [name for kind in DTYPES for name in (f"{kind}, open", "paths")]
     lines += [
         "",
         "Open after the first pass from nothing, and left for paths in the end, by the dtype of the weights:",
         "",
-        "| pattern | " + " | ".join(f"{name}, open | paths" for name in DTYPES) + " |",
-        "|" + "---|" * (1 + 2 * len(DTYPES)),
+        *head("pattern", *names),
     ]
     for row in results["rows"]:
-        cells = [f"{left['open']:.1%} | {left['paths']:.2%}" for left in row["dtypes"].values()]
-        lines.append(f"| {row['pattern']} | " + " | ".join(cells) + " |")
+        cells = (cell for left in row["dtypes"].values() for cell in (f"{left['open']:.1%}", f"{left['paths']:.2%}"))
+        lines.append(line(row["pattern"], *cells))
     return "\n".join(lines)
 
 

@@ -53,15 +53,14 @@ def side_by_side(
     Parameters
     ----------
     rows : sequence of dict
-        Of the results. Nothing is made where none is of another solver than our own.
+        Of the results. Columns of our own solver alone are left out.
     what : str
         What the columns are, in a word.
     column, order : function
         The column that a row is in, and where that stands.
     """
-    if all(row["solver"] == "dual" for row in rows):
-        return []
-    rows = sorted(rows, key=order)
+    shared = {column(row) for row in rows if row["solver"] != "dual"}
+    rows = sorted((row for row in rows if column(row) in shared), key=order)
     columns, solvers = dict.fromkeys(map(column, rows)), dict.fromkeys(map(named, rows))
     out = []
     for pattern in dict.fromkeys(row["pattern"] for row in sorted(rows, key=lambda row: (row["m"], row["n"]))):

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     continue
                 for row in GROUPS[group](bench):
                     earlier = store.rows.get(row["target"], {}).get("passes", [])[:number]
-                    store.add(row["target"], {"group": group, **middle([*earlier, row])})
+                    store.add(row["target"], {"group": group, **_middle([*earlier, row])})
                     report(f"{name}: {row['target']}", done)
                 store.add(f"{name}: done", {"group": group, "target": None})
     except KeyboardInterrupt:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def middle(passes: Sequence[Row]) -> Row:
+def _middle(passes: Sequence[Row]) -> Row:
     """The row of the pass whose figure is the median, with all passes in it; the last one where there is no figure."""
     measured = sorted((row for row in passes if row["measured"] is not None), key=lambda row: row["measured"])
     return {**(measured[(len(measured) - 1) // 2] if measured else passes[-1]), "passes": [*passes]}

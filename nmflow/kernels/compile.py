@@ -103,21 +103,17 @@ def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signatur
     """Compile with a cache on the disk, if one can be written."""
     _own_name(function)
     options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        return decorate(signature, cache=True, **options)(function)
-    except Exception as error:
-        if not _is_of_the_cache(error):
-            raise
-        # OSError, RuntimeError: read-only install and unwritable home, no place for a cache; else a file there is
-        # damaged, as a power cut can leave it: Numba reads whatever it finds
-        damaged = not isinstance(error, RuntimeError | OSError)
-    if damaged:
+    for again in (False, True):
         try:
-            FunctionCache(function).flush()
+            if again:
+                FunctionCache(function).flush()
             return decorate(signature, cache=True, **options)(function)
         except Exception as error:
             if not _is_of_the_cache(error):
                 raise
+            if isinstance(error, RuntimeError | OSError):  # read-only install and unwritable home: no place for a cache
+                break
+            # else a file there is damaged, as a power cut can leave it: Numba reads whatever it finds
     return decorate(signature, **options)(function)
 
 

@@ -12,7 +12,7 @@ class Rounds(NamedTuple):
 
     most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. So does all
     where earlier duals save no round: blocks of up to four are settled too fast. few_open, many_open : how many blocks
-    of a group of 32 that are then open halve these rounds for those that follow, and how many add one.
+    of a group of 32 that are then open take a third of these rounds from those that follow, and how many add one.
     """
 
     first: int

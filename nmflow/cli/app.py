@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """The same of what comes before a command begins, as reading its options."""
+        """The same of all that a command does, and of reading its options."""
         with one_line_errors():
             return super().invoke(ctx)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nmflow.cli.options import AsJson, Fill, Threads
-from nmflow.cli.terminal import check_interrupts, on_output, one_line_errors, print_json, progress_of
+from nmflow.cli.terminal import check_interrupts, on_output, print_json, progress_of
 from nmflow.errors import InputValueError
 
 __all__ = ["bench"]
@@ -40,38 +40,37 @@ def bench(
 
     Times are also given as a multiple of "stream": reading the matrix and writing a byte for each entry.
     """
-    with one_line_errors():
-        from nmflow.bench.quick import matrices, parse_shape, quick
-        from nmflow.cli import show
-        from nmflow.cli.pattern import pattern_of
+    from nmflow.bench.quick import matrices, parse_shape, quick
+    from nmflow.cli import show
+    from nmflow.cli.pattern import pattern_of
 
-        wanted = [pattern_of(text, None, None, fill.value, False) for text in pattern or ("2:4", "4:8", "8:16")]
-        matrix = path is None or path.suffix == ".npy"
-        if path is not None and shape is not None:
-            raise InputValueError(f"--shape must be left out for {path}, which has its own")
-        if matrix and tensor:
-            raise InputValueError("--tensor must be left out where there is no checkpoint to take it from")
-        size = parse_shape(shape or "2048x2048")
-        weights: dict[str, Any] = {}
-        for each in wanted[:1] if matrix else wanted:
-            weights |= matrices(path, size, tensor or (), each)
-        rows: list[dict[str, Any]] = []
-        complete = False
-        try:
-            with progress_of("measuring") as progress:
-                for row in quick(
-                    weights, wanted, solvers=solver or (), threads=threads, seconds=seconds, progress=progress
-                ):
-                    rows.append(row)
-                    check_interrupts()
-            complete = True
-        finally:  # what is finished is printed, whatever ends the rest
-            if as_json:
-                from nmflow.bench.machine import machine, versions
+    wanted = [pattern_of(text, None, None, fill.value, False) for text in pattern or ("2:4", "4:8", "8:16")]
+    matrix = path is None or path.suffix == ".npy"
+    if path is not None and shape is not None:
+        raise InputValueError(f"--shape must be left out for {path}, which has its own")
+    if matrix and tensor:
+        raise InputValueError("--tensor must be left out where there is no checkpoint to take it from")
+    size = parse_shape(shape or "2048x2048")
+    weights: dict[str, Any] = {}
+    for each in wanted[:1] if matrix else wanted:
+        weights |= matrices(path, size, tensor or (), each)
+    rows: list[dict[str, Any]] = []
+    complete = False
+    try:
+        with progress_of("measuring") as progress:
+            for row in quick(
+                weights, wanted, solvers=solver or (), threads=threads, seconds=seconds, progress=progress
+            ):
+                rows.append(row)
+                check_interrupts()
+        complete = True
+    finally:  # what is finished is printed, whatever ends the rest
+        if as_json:
+            from nmflow.bench.machine import machine, versions
 
-                found = {"complete": complete, "machine": machine(), "versions": versions(), "rows": rows}
-                with on_output():
-                    print_json(found)
-            elif rows:
-                with on_output():
-                    show.bench(rows)
+            found = {"complete": complete, "machine": machine(), "versions": versions(), "rows": rows}
+            with on_output():
+                print_json(found)
+        elif rows:
+            with on_output():
+                show.bench(rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nmflow.cli.options import CHECKPOINT, AsJson, Threads
-from nmflow.cli.terminal import VIOLATION, on_output, one_line_errors, print_json, progress_of, say
+from nmflow.cli.terminal import VIOLATION, on_output, print_json, progress_of, say
 
 __all__ = ["diff", "diversity"]
 
@@ -23,15 +23,14 @@ def diff(
 
     The exit status is 0 if all bytes of all tensors are the same, 1 if not, 2 if that could not be found out.
     """
-    with one_line_errors():
-        from nmflow.checkpoint import diff_checkpoints
-        from nmflow.cli import show_diff
+    from nmflow.checkpoint import diff_checkpoints
+    from nmflow.cli import show_diff
 
-        with progress_of("comparing") as progress:
-            found = diff_checkpoints(a, b, threads=threads, progress=progress)
-        say(found, as_json, show_diff.difference)
-        if not found.same:
-            raise typer.Exit(VIOLATION)
+    with progress_of("comparing") as progress:
+        found = diff_checkpoints(a, b, threads=threads, progress=progress)
+    say(found, as_json, show_diff.difference)
+    if not found.same:
+        raise typer.Exit(VIOLATION)
 
 
 def diversity(
@@ -42,12 +41,11 @@ def diversity(
     as_json: AsJson = False,
 ) -> None:
     """Count the masks that a tensor admits at a pattern: unstructured, along rows only, and in both directions."""
-    with one_line_errors():
-        from nmflow.cli.counts import diversity_rows, print_diversity
+    from nmflow.cli.counts import diversity_rows, print_diversity
 
-        rows = diversity_rows(pattern, shape)
-        with on_output():
-            if as_json:
-                print_json({"pattern": pattern, "rows": rows})
-            else:
-                print_diversity(rows)
+    rows = diversity_rows(pattern, shape)
+    with on_output():
+        if as_json:
+            print_json({"pattern": pattern, "rows": rows})
+        else:
+            print_diversity(rows)

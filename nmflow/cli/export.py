@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nmflow.cli.options import CHECKPOINT, AsJson, Exclude, Include, Resume, Threads
-from nmflow.cli.terminal import one_line_errors, progress_of, say
+from nmflow.cli.terminal import progress_of, say
 
 __all__ = ["export", "inspect"]
 
@@ -36,25 +36,24 @@ def export(
     A weight's mask is its nonzero entries, which must keep to the pattern both ways; where zeros leave a choice, one
     is solved for, and said. Or masks are given.
     """
-    with one_line_errors():
-        from nmflow.checkpoint import export_checkpoint
-        from nmflow.cli import show_packed
+    from nmflow.checkpoint import export_checkpoint
+    from nmflow.cli import show_packed
 
-        with progress_of("exporting") as progress:
-            report = export_checkpoint(
-                src,
-                dst,
-                format,
-                masks=masks,
-                include=include or (),
-                exclude=exclude or (),
-                pad=pad,
-                threads=threads,
-                overwrite=overwrite,
-                resume=resume,
-                progress=progress,
-            )
-        say(report, as_json, show_packed.report)
+    with progress_of("exporting") as progress:
+        report = export_checkpoint(
+            src,
+            dst,
+            format,
+            masks=masks,
+            include=include or (),
+            exclude=exclude or (),
+            pad=pad,
+            threads=threads,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+        )
+    say(report, as_json, show_packed.report)
 
 
 def inspect(
@@ -62,9 +61,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a file holds: format, tensors, dtypes, shapes, sizes. Headers are read, no data."""
-    with one_line_errors():
-        from nmflow.checkpoint import inspect_path
-        from nmflow.cli import show_packed
+    from nmflow.checkpoint import inspect_path
+    from nmflow.cli import show_packed
 
-        found = inspect_path(path)
-        say(found, as_json, show_packed.inspection)
+    found = inspect_path(path)
+    say(found, as_json, show_packed.inspection)

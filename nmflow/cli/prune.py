@@ -26,7 +26,7 @@ from nmflow.cli.options import (
     Threads,
 )
 from nmflow.cli.report import say_written
-from nmflow.cli.terminal import on_output, one_line_errors, print_json, progress_of, say
+from nmflow.cli.terminal import on_output, print_json, progress_of, say
 from nmflow.errors import InputValueError
 
 if TYPE_CHECKING:
@@ -84,85 +84,84 @@ def prune(
 
     Embeddings, norms, biases and output heads are left alone; --dry-run shows the rules and what they mean for SRC.
     """
-    with one_line_errors():
-        from nmflow.checkpoint import make_plan, prune_checkpoint
-        from nmflow.checkpoint.prune import check_prune
-        from nmflow.cli import show
-        from nmflow.cli.methods import check_by, check_options, prune_by
-        from nmflow.cli.pattern import pattern_of
+    from nmflow.checkpoint import make_plan, prune_checkpoint
+    from nmflow.checkpoint.prune import check_prune
+    from nmflow.cli import show
+    from nmflow.cli.methods import check_by, check_options, prune_by
+    from nmflow.cli.pattern import pattern_of
 
-        wanted = pattern_of(pattern, row, col, fill.value, rows_only)
-        others = {
-            "--keep-from": keep_from is not None,
-            "--certify": certify,
-            "--report": with_report,
-            "--engine": engine is not Engine.local,
-            "--scheduler": scheduler is not None,
-            "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
-        }
-        check_options(method.value, calibration, others)
-        if (engine is Engine.dask) != (scheduler is not None):
-            raise InputValueError(
-                "--engine dask and --scheduler must be given together: --engine dask --scheduler tcp://host:8786"
-            )
-        if dry_run:
-            plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
-            say(plan, as_json, show.plan)
-            check_prune(
-                plan, dst, solver=solver, certify=certify, keep_from=keep_from, threads=threads, overwrite=overwrite,
-                resume=resume,
-            )  # fmt: skip
-            if calibration is not None:
-                check_by(method.value, plan, calibration)
-            return
+    wanted = pattern_of(pattern, row, col, fill.value, rows_only)
+    others = {
+        "--keep-from": keep_from is not None,
+        "--certify": certify,
+        "--report": with_report,
+        "--engine": engine is not Engine.local,
+        "--scheduler": scheduler is not None,
+        "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
+    }
+    check_options(method.value, calibration, others)
+    if (engine is Engine.dask) != (scheduler is not None):
+        raise InputValueError(
+            "--engine dask and --scheduler must be given together: --engine dask --scheduler tcp://host:8786"
+        )
+    if dry_run:
+        plan = make_plan(src, wanted, include=include or (), exclude=exclude or ())
+        say(plan, as_json, show.plan)
+        check_prune(
+            plan, dst, solver=solver, certify=certify, keep_from=keep_from, threads=threads, overwrite=overwrite,
+            resume=resume,
+        )  # fmt: skip
         if calibration is not None:
-            with progress_of("pruning") as progress:
-                text, values = prune_by(
-                    method.value,
-                    src,
-                    dst,
-                    wanted,
-                    calibration,
-                    progress,
-                    include=include or (),
-                    exclude=exclude or (),
-                    solver=solver,
-                    threads=threads,
-                    overwrite=overwrite,
-                    resume=resume,
-                )
-            with on_output():
-                if as_json:
-                    print_json(values)
-                else:
-                    typer.echo(text)
-            return
-        if with_report:
-            from nmflow.checkpoint.report_plots import check_library
-
-            check_library()  # before hours of work
-        with _executor(scheduler) as executor, progress_of("pruning") as progress:
-            report = prune_checkpoint(
+            check_by(method.value, plan, calibration)
+        return
+    if calibration is not None:
+        with progress_of("pruning") as progress:
+            text, values = prune_by(
+                method.value,
                 src,
                 dst,
                 wanted,
-                solver=solver,
-                certify=certify,
-                keep_from=keep_from,
+                calibration,
+                progress,
                 include=include or (),
                 exclude=exclude or (),
+                solver=solver,
                 threads=threads,
                 overwrite=overwrite,
                 resume=resume,
-                on_nonfinite=on_nonfinite.value,
-                executor=executor,
-                progress=progress,
             )
-        say(report, as_json, show.report)
-        if with_report and report.tensors:  # else there is nothing to picture, which was said
-            from nmflow.checkpoint.report_html import write_reports
+        with on_output():
+            if as_json:
+                print_json(values)
+            else:
+                typer.echo(text)
+        return
+    if with_report:
+        from nmflow.checkpoint.report_plots import check_library
 
-            say_written(write_reports(dst, report=report), as_json)
+        check_library()  # before hours of work
+    with _executor(scheduler) as executor, progress_of("pruning") as progress:
+        report = prune_checkpoint(
+            src,
+            dst,
+            wanted,
+            solver=solver,
+            certify=certify,
+            keep_from=keep_from,
+            include=include or (),
+            exclude=exclude or (),
+            threads=threads,
+            overwrite=overwrite,
+            resume=resume,
+            on_nonfinite=on_nonfinite.value,
+            executor=executor,
+            progress=progress,
+        )
+    say(report, as_json, show.report)
+    if with_report and report.tensors:  # else there is nothing to picture, which was said
+        from nmflow.checkpoint.report_html import write_reports
+
+        say_written(write_reports(dst, report=report), as_json)
 
 
 @contextlib.contextmanager

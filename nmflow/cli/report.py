@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nmflow.cli.options import AsJson
-from nmflow.cli.terminal import on_output, one_line_errors, print_json
+from nmflow.cli.terminal import on_output, print_json
 from nmflow.cli.text import printable
 
 __all__ = ["report", "say_written"]
@@ -33,14 +33,13 @@ def report(
 
     nmflow-report.html needs nothing but itself; nmflow-report.md is Markdown. --report on prune does the same.
     """
-    with one_line_errors():
-        from nmflow.checkpoint.report_html import parse_block, write_reports
+    from nmflow.checkpoint.report_html import parse_block, write_reports
 
-        written = write_reports(dst, source=source, tensor=tensor, block=parse_block(block))
-        say_written(written, as_json)
-        if as_json:
-            with on_output():
-                print_json({"page": str(written[0]), "model_card": str(written[1])})
+    written = write_reports(dst, source=source, tensor=tensor, block=parse_block(block))
+    say_written(written, as_json)
+    if as_json:
+        with on_output():
+            print_json({"page": str(written[0]), "model_card": str(written[1])})
 
 
 def say_written(paths: Iterable[Path], as_json: bool) -> None:

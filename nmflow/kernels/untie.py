@@ -25,7 +25,7 @@ from nmflow.kernels.segments import BIAS
 from nmflow.kernels.share import PART, SUMS, move_open
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.tied import Width
-from nmflow.kernels.untie_pass import Room, lane_out, untie_pass
+from nmflow.kernels.untie_pass import Room, lane_out, rounds_to_untie, untie_pass
 
 __all__ = ["untie_kernel", "untie_scratch"]
 
@@ -35,8 +35,10 @@ JOB = (
     "scratch", "scratch_size", "coarse", "fine", "step", "low", "largest", "next",
 )  # fmt: skip
 """What a job says; the last numbers but one are float64, and the last the next share to take."""
-PLAN = 20
+PLAN = 22
 """Operations and numbers of a plan."""
+MANY_OPEN = 4
+"""Where so many blocks of a group are open, those that follow ascend a round more."""
 
 
 @cache
@@ -75,6 +77,7 @@ def untie_kernel(
     plan = np.array([
         rows, cols, lattice, Width(int(wide)).item, *operations, kind.itemsize, 0 if wide else BIAS, room.u, room.v,
         room.words, room.lows, room.shifts, room.units, room.scores, room.masks, room.ahead,
+        *rounds_to_untie(rows, cols, wide),
     ], np.int64)  # fmt: skip
     return _driver(), lasting(plan)
 
@@ -87,7 +90,7 @@ def _untie_share(  # type: ignore[no-untyped-def]
     """Untie `count` blocks; how many stay open, or -1."""
     (
         rows, cols, lattice, number_bytes, pass_at, ascent, out_at, gather_scores, put_masks, item, lane_bias, u_in,
-        v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in,
+        v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in, rounds, most_rounds,
     ) = read_words(plan, PLAN)  # fmt: skip
     room = (scratch + 63) & ~63
     lows, shifts, units = room + lows_in, room + shifts_in, room + units_in
@@ -109,10 +112,11 @@ def _untie_share(  # type: ignore[no-untyped-def]
         )
         open_lanes = call(pass_at, (
             room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, spared, spare, zooms,
-            ascent, coarse, fine, step, low, largest,
+            ascent, rounds, coarse, fine, step, low, largest,
         ))  # fmt: skip
         if open_lanes < 0:
             return -1
+        before = left
         if not whole:
             call(put_masks, (masks, mask, mask_stride, rows, grid_cols, 0, first, here, ~open_lanes))
         for lane in range(here if open_lanes or keep else 0):
@@ -136,6 +140,8 @@ def _untie_share(  # type: ignore[no-untyped-def]
             if is_open:
                 write_word(blocks + left * 8, b)
                 left += 1
+        if left - before >= MANY_OPEN:
+            rounds = min(rounds + 1, most_rounds)
     return left
 
 

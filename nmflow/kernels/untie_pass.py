@@ -23,13 +23,16 @@ from nmflow.kernels.simd import LANES
 from nmflow.kernels.single import copy_duals, copy_lane, copy_words
 from nmflow.kernels.tied import Width, conclude_lanes, correct_lanes, round_lanes
 
-__all__ = ["Room", "lane_out", "untie_pass"]
+__all__ = ["Room", "lane_out", "rounds_to_untie", "untie_pass"]
 
 SWEEPS = 8
 """Most sweeps over the rows in search of duals."""
 MORE_ROUNDS = 4
 """Rounds of narrow lanes beside those of other scores: what is open then takes longer than to ascend, but in the
 smallest blocks. Wide ones are magnified in any case."""
+MOST_ROUNDS = 4
+"""More of these at most, one by one where groups leave many blocks open, as they do where scores are of very few values:
+in blocks of 9 to 16 a side, since smaller ones settle before and larger ones gain less than rounds take."""
 NEAR = 5
 """Bits by which duals can be larger than scores: where that is beyond float64, they could not be handed out."""
 
@@ -74,6 +77,15 @@ class Room(NamedTuple):
         return cls(*accumulate(sizes))
 
 
+def rounds_to_untie(rows: int, cols: int, wide: bool) -> tuple[int, int]:
+    """Rounds for the first groups of a share, and the most for later ones."""
+    side = max(rows, cols)
+    rounds = rounds_for(side).first
+    if side > 4 and not wide:
+        rounds += MORE_ROUNDS
+    return rounds, rounds + (MOST_ROUNDS if 8 < side <= 16 and not wide else 0)
+
+
 @once
 def untie_pass(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, absolute: bool, lattice: bool, wide: bool
@@ -83,14 +95,14 @@ def untie_pass(
     Returns
     -------
     operation (room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms, ascent,
-    coarse, fine, step, low, largest) -> bits of open blocks, or -1 if a score is off the lattice or not finite
+    rounds, coarse, fine, step, low, largest) -> bits of open blocks, or -1 if a score is off the lattice or not finite
         base, by, to, to_step: scores and mask, each with the bytes between rows. spare: the `room` of `conclude_lanes`.
+        rounds: before what is left is magnified.
         The others as the kernel has them.
     """
     kind = KINDS[kind_name]
     code, magnitude, broad = kind.code, int(absolute), int(wide)
-    first_rounds, again_rounds, *_ = rounds_for(max(rows, cols))
-    first_rounds += MORE_ROUNDS if max(rows, cols) > 4 and not wide else 0
+    again_rounds = rounds_for(max(rows, cols)).again
     width = Width(broad)
     beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits = ZOOM
@@ -106,7 +118,7 @@ def untie_pass(
 
     def group(  # type: ignore[no-untyped-def]
         room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms, ascent,
-        coarse, fine, step, low, largest,
+        rounds, coarse, fine, step, low, largest,
     ):  # fmt: skip
         moved, rows_at, cols_at, u, v = room + moved_in, room + rows_in, room + cols_in, room + u_in, room + v_in
         words, grains, faults, inexact = room + words_in, room + grains_in, room + faults_in, room + inexact_in
@@ -136,9 +148,8 @@ def untie_pass(
                     more = more_offsets + (zoom - 1) * more_bytes
                     magnify_lanes(room, moved, rows_at, cols_at, more, 0, rows, cols, broad)
                 set_lanes(rows_at, lines, 0)
-            rounds = again_rounds if zoom else first_rounds
             ascend(
-                ascent, moved, rows_at, cols_at, 0, 0, rounds, room + ahead_in,
+                ascent, moved, rows_at, cols_at, 0, 0, again_rounds if zoom else rounds, room + ahead_in,
                 rows, cols, row_budget, col_budget, 0, 0, 0,
             )  # fmt: skip
             add_duals(rows_at, u, up, 0 if zoom else moved_bias, rows, broad)
@@ -157,7 +168,7 @@ def untie_pass(
             code, rows, cols, magnitude, broad,
         )  # fmt: skip
 
-    return operation(group, 15, 5)
+    return operation(group, 16, 5)
 
 
 @once

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from nmflow.kernels.ahead import WORDS
 from nmflow.kernels.ascent import ascend
+from nmflow.kernels.carry import fill
 from nmflow.kernels.compile import once, operation
 from nmflow.kernels.cuts import read_segment
 from nmflow.kernels.floors import LOWEST, set_floors, set_lanes
@@ -213,6 +214,7 @@ def masks_out(
     code, magnitude, item, work = kind.code, int(absolute), kind.itemsize, kind.work_size
     many, u_stride = blocks_in_span(cols), LANES * kind.work_size
     spans_end, lane_count = LANES // many * many, LANES
+    even_spans = spans_end == LANES
     room_of = Room.of(kind_name, rows, cols)
     u_in, v_in, flags_in, words_in = room_of.u, room_of.v, room_of.flags, room_of.words
     faults_in, make = room_of.faults, 1
@@ -222,19 +224,24 @@ def masks_out(
     def grade(room, base, step, to, to_step, here, sums, exact):  # type: ignore[no-untyped-def]
         u, v, flags, open_lanes = room + u_in, room + v_in, room + flags_in, 0
         words, faults = room + words_in, room + faults_in
-        even = spans_end if here == lane_count else 0
+        if even_spans:  # where they are not full, what comes after `here` is in the room too: it must not be proven
+            even = -(-here // many) * many
+            fill(u + here * work, (even - here) * work, 255)
+        else:
+            even = spans_end if here == lane_count else 0
         for k in range(0, even, many):
             grade_span(
                 base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
                 flags + k, sums, exact, words + 2 * k, faults + 2 * k,
                 code, rows, cols, many, row_budget, col_budget, row_fill, col_fill, magnitude, make,
             )  # fmt: skip
-        for k in range(even, here):
-            grade_span(
-                base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
-                flags + k, sums + 512, exact, words + 2 * k, faults + 2 * k,
-                code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, make,
-            )  # fmt: skip
+        if not even_spans:
+            for k in range(even, here):
+                grade_span(
+                    base + k * cols * item, step, to + k * cols, to_step, u + k * work, u_stride, v + k * cols * work,
+                    flags + k, sums + 512, exact, words + 2 * k, faults + 2 * k,
+                    code, rows, cols, 1, row_budget, col_budget, row_fill, col_fill, magnitude, make,
+                )  # fmt: skip
         for k in range(here):
             open_lanes |= (read_byte(flags + k) != 0) << k
         return open_lanes

@@ -30,9 +30,9 @@ SWEEPS = 8
 MORE_ROUNDS = 4
 """Rounds of narrow lanes beside those of other scores: what is open then takes longer than to ascend, but in the
 smallest blocks. Wide ones are magnified in any case."""
-MOST_ROUNDS = 4
-"""More of these at most, one by one where groups leave many blocks open, as they do where scores are of very few values:
-in blocks of 9 to 16 a side, since smaller ones settle before and larger ones gain less than rounds take."""
+LATER_ROUNDS = 4
+"""As many more at most, one by one where groups leave many blocks open, as scores of very few values do: in blocks of 9
+to 16 a side, since smaller ones settle before, and what larger ones gain is less than rounds take."""
 NEAR = 5
 """Bits by which duals can be larger than scores: where that is beyond float64, they could not be handed out."""
 
@@ -83,7 +83,7 @@ def rounds_to_untie(rows: int, cols: int, wide: bool) -> tuple[int, int]:
     rounds = rounds_for(side).first
     if side > 4 and not wide:
         rounds += MORE_ROUNDS
-    return rounds, rounds + (MOST_ROUNDS if 8 < side <= 16 and not wide else 0)
+    return rounds, rounds + (LATER_ROUNDS if 8 < side <= 16 and not wide else 0)
 
 
 @once

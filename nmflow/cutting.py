@@ -45,6 +45,8 @@ class Sizes(NamedTuple):
     least : int
         Chunks are half of what is left of a matrix, so that threads end together, but not below this, or twice this in
         a large one: to hand a smaller one to a thread takes longer than to solve it.
+    slow : int
+        The same where threads share no chunk: solvers that do not let them take far longer for an entry.
     share, share_blocks, shares : int
         A chunk is cut into shares, which threads that are free take one after another: least entries and blocks of one,
         and how many a chunk has at most.
@@ -62,6 +64,7 @@ class Sizes(NamedTuple):
     fixed: int = 3 << 17
     first: int = 1 << 21
     least: int = 1 << 19
+    slow: int = 1 << 16
     share: int = 1 << 17
     share_blocks: int = 128
     shares: int = 64
@@ -182,7 +185,8 @@ def _places(
             most = sizes.held
         elif shared and count * size <= alone:
             most = alone
-    least, first = max(sizes.least, min(2 * sizes.least, size // 8)), min(sizes.first, most)
+    least = max(sizes.least, min(2 * sizes.least, size // 8)) if shared else sizes.slow
+    first = min(sizes.first, most)
     if shared and not copied and (held or count * size <= most):
         least = first = most
     share = max(sizes.share, -(-min(size, most) // sizes.shares), sizes.share_blocks * rows * cols)

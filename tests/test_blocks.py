@@ -76,6 +76,13 @@ def test_chunks_tile_the_matrices(
             assert matrix_of(problem, mask, number)[i, j] == (numbers[number, i // rows, j // cols] % 2 == 1)
 
 
+def test_two_threads_have_a_small_matrix_each_its_half_where_they_share_no_chunk() -> None:
+    cut = places(Problem.build(np.ones((512, 512), np.float32), Pattern(2, 4)))
+    sizes = [place.n_blocks for place in cut.all]
+    assert 2 * max(sizes) <= sum(sizes) == cut.n_blocks
+    assert cut.threads(2) == (2, 1)
+
+
 def test_interior_is_read_and_written_in_place() -> None:
     array = np.ones((9, 8), np.float32)
     problem = Problem.build(array, Pattern(2, 4))

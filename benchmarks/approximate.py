@@ -16,6 +16,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
+from benchmarks.table import HALVES, head, line
 from nmflow.arrays import Array
 from nmflow.solvers.base import Solver
 from nmflow.solvers.entropic import Entropic
@@ -23,7 +24,6 @@ from nmflow.solvers.entropic import Entropic
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "approximate.json"
 PAGE = HERE.parent / "docs" / "solvers.md"
-PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 NAMES = ("two-approx", "greedy", "two-approx-refill", "local-search", "entropic")
 SIDE = 1024
 
@@ -43,7 +43,7 @@ def families() -> dict[str, Array]:
 def measure() -> list[dict[str, Any]]:
     rows = []
     for family, weights in families().items():
-        for pattern in PATTERNS:
+        for pattern in HALVES:
             best = _by_block(weights, nmflow.solve(weights, pattern=pattern).mask, pattern)
             solvers: list[str | Solver] = list(NAMES)
             if family == "gaussian":
@@ -83,27 +83,27 @@ def _by_block(weights: Array, mask: Array, pattern: str) -> Array:
 def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     out = {}
     for family in dict.fromkeys(row["family"] for row in rows):
-        lines = [f"| {family} | " + " | ".join(PATTERNS) + " |", "|---|" + "---|" * len(PATTERNS)]
+        lines = head(family, *HALVES)
         for name in NAMES:
             cells = []
-            for pattern in PATTERNS:
+            for pattern in HALVES:
                 row = _find(rows, family=family, pattern=pattern, solver=name, temperature=None)
                 cells.append(f"{100 * row['loss']:.3f}% ({100 * row['worst_block_loss']:.2f}%)")
-            lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+            lines.append(line(f"`{name}`", *cells))
         out[family] = "\n".join(lines)
     default = Entropic().temperature
-    lines = ["| temperature | " + " | ".join(PATTERNS) + " |", "|---|" + "---|" * len(PATTERNS)]
+    lines = head("temperature", *HALVES)
     for t in (2.5, 5.0, default, 20.0, 40.0):
         found = [
             _find(rows, family="gaussian", pattern=p, solver="entropic", temperature=None if t == default else t)
-            for p in PATTERNS
+            for p in HALVES
         ]
-        lines.append(f"| {t:g} | " + " | ".join(f"{100 * row['loss']:.4f}%" for row in found) + " |")
+        lines.append(line(f"{t:g}", *(f"{100 * row['loss']:.4f}%" for row in found)))
     out["temperature"] = "\n".join(lines)
-    lines = ["| ns per entry, one thread | " + " | ".join(PATTERNS) + " |", "|---|" + "---|" * len(PATTERNS)]
+    lines = head("ns per entry, one thread", *HALVES)
     for name in NAMES:
-        found = [_find(rows, family="gaussian", pattern=p, solver=name, temperature=None) for p in PATTERNS]
-        lines.append(f"| `{name}` | " + " | ".join(f"{row['ns_per_entry']:.0f}" for row in found) + " |")
+        found = [_find(rows, family="gaussian", pattern=p, solver=name, temperature=None) for p in HALVES]
+        lines.append(line(f"`{name}`", *(f"{row['ns_per_entry']:.0f}" for row in found)))
     out["times"] = "\n".join(lines)
     return out
 

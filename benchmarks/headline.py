@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.plots import HALVES, gaussian
-from benchmarks.table import figure
+from benchmarks.plots import gaussian
+from benchmarks.table import HALVES, figure, head, line
 
 __all__ = ["headline"]
 
@@ -36,11 +36,11 @@ def headline(rows: Sequence[Row]) -> str:
         for row in rows
         if row["group"] == "solvers" and row["pattern"] in HALVES and row["status"] == "ok" and row["rows"] == USUAL
     }
-    lines = ["| | " + " | ".join(HALVES) + " |", "|---|" + "---|" * len(HALVES)]
+    lines = head("", *HALVES)
     for solver, name in SHOWN.items():
         cells = [_cell(chosen.get((solver, pattern))) for pattern in HALVES]
         if any(cells):
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(line(name, *cells))
     wanted = "8:16", LARGE, LARGE, "ok"  # for which others have reported a time
     names = "pattern", "rows", "cols", "status"
     large = [row for row in gaussian(rows) if tuple(row[name] for name in names) == wanted]

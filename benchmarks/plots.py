@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.families import GAUSSIAN
+from benchmarks.table import HALVES
 
-__all__ = ["HALVES", "gaussian", "plots"]
+__all__ = ["gaussian", "plots"]
 
 Row = dict[str, Any]
 Results = dict[str, Any]
-HALVES = ("2:4", "4:8", "8:16", "16:32")
 LABELLED = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Group lengths with a label on the axis."""
 

@@ -15,10 +15,10 @@ from typing import Any
 from benchmarks.families import FAMILIES, GAUSSIAN
 from benchmarks.headline import headline
 from benchmarks.page import fill
-from benchmarks.plots import HALVES, gaussian, plots
+from benchmarks.plots import gaussian, plots
 from benchmarks.progress import tell
 from benchmarks.store import load
-from benchmarks.table import figure, head, line, named, proven_share, side_by_side
+from benchmarks.table import HALVES, figure, head, line, named, proven_share, side_by_side
 
 __all__ = ["main", "pages", "tables"]
 

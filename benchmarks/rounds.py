@@ -154,19 +154,21 @@ def table(results: dict[str, Any]) -> str:
         f"First passes over {side}×{side} float32 N(0,1) after noise of {NOISE:.0%} of the deviation, and what they "
         f"take in cache, one thread; {results['machine']['cpu']}.",
         "",
-        "| pattern | a pass without rounds, ns an entry | a round | open after so many from nothing | after one from "
-        "the last duals | after the most that are made | after one from its own duals | pass from nothing to that |",
-        "|" + "---|" * 8,
-    ]
+        *head(
+            "pattern", "a pass without rounds, ns an entry", "a round", "open after so many from nothing",
+            "after one from the last duals", "after the most that are made", "after one from its own duals",
+            "pass from nothing to that",
+        ),
+    ]  # fmt: skip
     for row in results["rows"]:
         cold, warm = (row["rounds"][start] for start in STARTS[:2])
         shares = {start: row["open"][start] for start in STARTS}
         most = (row["pass"] + cold * row["round"]) / (row["pass"] + row["round"])
-        lines.append(
-            f"| {row['pattern']} | {row['pass']:.2f} | {row['round']:.3f} | {cold}: {shares[STARTS[0]][cold - 1]:.1%} "
-            f"| {shares[STARTS[1]][0]:.1%} | {warm}: {shares[STARTS[1]][warm - 1]:.1%} | {shares[STARTS[2]][0]:.1%} "
-            f"| {most:.2f} |"
-        )
+        open_ = (
+            f"{cold}: {shares[STARTS[0]][cold - 1]:.1%}", f"{shares[STARTS[1]][0]:.1%}",
+            f"{warm}: {shares[STARTS[1]][warm - 1]:.1%}", f"{shares[STARTS[2]][0]:.1%}",
+        )  # fmt: skip
+        lines.append(line(row["pattern"], f"{row['pass']:.2f}", f"{row['round']:.3f}", *open_, f"{most:.2f}"))
     noises = [f"{float(noise):.2%}" for noise in results["rows"][0]["after one"]]
     lines += ["", "Open after one round from the last duals, by the noise:", "", *head("pattern", *noises)]
     lines += [line(row["pattern"], *(f"{share:.1%}" for share in row["after one"].values())) for row in results["rows"]]

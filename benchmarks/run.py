@@ -17,6 +17,7 @@ from benchmarks.families import FAMILIES, GAUSSIAN, make
 from benchmarks.peers import peers
 from benchmarks.progress import counted, positive, showing, tell
 from benchmarks.store import INTERRUPTED, Store
+from benchmarks.table import HALVES
 from nmflow.bench.contest import Contestant, TableSolver, table_solvers
 from nmflow.bench.machine import cores, digest_of
 from nmflow.bench.rows import blank_row, measure
@@ -31,7 +32,6 @@ HERE = Path(__file__).resolve().parent
 INSTANCES = [HERE / f"{name}.py" for name in ("families", "peer", "library_peers", "peers")]
 """What rows are of, beside nmflow: others are not theirs."""
 PATTERNS = ("1:4", "2:4", "2:8", "4:8", "4:16", "8:16", "8:32", "16:32")
-HALVES = ("2:4", "4:8", "8:16", "16:32")
 OTHERS = ("1:2", "1:3", "2:5", "3:6", "5:10", "6:12", "10:20", "12:24", "20:40", "24:48", "32:64")
 DIVISIBLE = 3840
 """A multiple of 3, 5, 12, 24, 40, 48 and 64: no block of these sizes is cut at an edge."""

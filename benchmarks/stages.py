@@ -20,9 +20,9 @@ import numpy as np
 
 import nmflow
 from benchmarks.section import section
+from benchmarks.table import HALVES, head, line
 from nmflow.bench.machine import machine, versions
 
-PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 STAGES = {"settle": "ascent, mask, proof, and paths where few blocks need them"}
 SELECTION = ("vpmaxsw", "vpminsw")
 OTHERS = ("vpsubw", "vpsubsw", "vpaddw", "vpsraw", "vpand", "vpermt2w")
@@ -47,13 +47,13 @@ class Clock:
 def measure(side: int, repeats: int) -> dict[str, Any]:
     from nmflow.solvers import settled
 
-    code = {pattern: instructions(pattern) for pattern in PATTERNS}
+    code = {pattern: instructions(pattern) for pattern in HALVES}
     clock = Clock()
     settled.call_on_threads = clock.timed("settle", settled.call_on_threads)
     weights = np.random.default_rng(0).standard_normal((side, side), dtype=np.float32)
     out = np.empty(weights.shape, np.bool_)
     rows = []
-    for pattern in PATTERNS:
+    for pattern in HALVES:
         nmflow.solve(weights, pattern=pattern, threads=1, out=out)
         best: tuple[float, dict[str, float], Any] | None = None
         for _ in range(repeats):
@@ -103,8 +103,8 @@ def instructions(pattern: str) -> dict[str, int]:
             text=True,
         ).stdout
     counts: Counter[str] = Counter()
-    for line in text.splitlines():
-        found = re.match(r"\s+(v\w+)\s", line)
+    for instruction in text.splitlines():
+        found = re.match(r"\s+(v\w+)\s", instruction)
         if found:
             counts[found[1]] += 1
     kept = {name: counts[name] for name in SELECTION + OTHERS}
@@ -122,23 +122,20 @@ def table(results: dict[str, Any]) -> str:
         f"Nanoseconds of processor time an entry, one thread, {side}×{side} float32 |N(0,1)|, the best of several "
         f"runs; {cpu}.",
         "",
-        "| pattern | " + " | ".join(STAGES.values()) + " | the rest | together | blocks with paths |",
-        "|" + "---|" * (len(STAGES) + 4),
+        *head("pattern", *STAGES.values(), "the rest", "together", "blocks with paths"),
     ]
     for row in results["rows"]:
-        stages = " | ".join(f"{row['stages'][stage]:.2f}" for stage in STAGES)
-        lines.append(
-            f"| {row['pattern']} | {stages} | {row['rest']:.2f} | {row['total']:.2f} | {row['augmented']:.2%} |"
-        )
+        took = (*(row["stages"][stage] for stage in STAGES), row["rest"], row["total"])
+        lines.append(line(row["pattern"], *(f"{nanoseconds:.2f}" for nanoseconds in took), f"{row['augmented']:.2%}"))
     lines += [
         "",
         "Instructions in the machine code of the first pass over 32 blocks, to read, ascend and prove:",
         "",
     ]
     names = [*SELECTION, *OTHERS, "vector", "spills"]
-    lines += ["| pattern | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    lines += head("pattern", *names)
     for row in results["rows"]:
-        lines.append(f"| {row['pattern']} | " + " | ".join(str(row["instructions"][name]) for name in names) + " |")
+        lines.append(line(row["pattern"], *(row["instructions"][name] for name in names)))
     return "\n".join(lines)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["figure", "head", "line", "named", "proven_share", "side_by_side"]
+__all__ = ["HALVES", "figure", "head", "line", "named", "proven_share", "side_by_side"]
 
 Row = dict[str, Any]
+HALVES = ("2:4", "4:8", "8:16", "16:32")
+"""Patterns that keep half of the entries."""
 
 
 def head(*names: str) -> list[str]:

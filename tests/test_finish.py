@@ -203,7 +203,7 @@ def test_duals_are_of_float32_where_a_mask_is_best_by_its_last_bit() -> None:
     assert np.count_nonzero(blocks) < 0.01 * blocks.size
 
 
-WIDE = ("gaussian", "few_values", "gaussian_float64")
+WIDE = ("gaussian", "few_values")
 """Of blocks whose rows take two words: their kernels take long to compile for each dtype."""
 FEW_OPEN = [
     (family, pattern, fill)

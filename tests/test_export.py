@@ -677,6 +677,17 @@ def test_verify_finds_lost_files_and_missing_digests(tmp_path: Path) -> None:
     assert "tensor 'a.bias' must have a digest in nmflow.json" in fault
 
 
+def test_files_that_were_only_copied_are_no_part_of_the_model(tmp_path: Path) -> None:
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    write(src / "model.safetensors", {"a.weight": weights()["a.weight"], "a.bias": np.ones(3, "f4")})
+    (src / "model.fp16.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    write(src / "original.safetensors", {"a.weight": np.ones((8, 8), "f4")})
+    export_checkpoint(src, out, "nibble")
+    assert verify_packed(out).ok
+    assert [tensor.name for tensor in inspect_path(out).tensors] == ["a.weight", "a.bias"]
+
+
 def test_names_of_two_files_that_become_one_are_refused(tmp_path: Path) -> None:
     src = tmp_path / "src"
     src.mkdir()

@@ -95,6 +95,22 @@ def test_load_an_export(tmp_path: Path) -> None:
             np.testing.assert_array_equal(of_bits(tensor.t().to_dense()), of_bits(tensor.to_dense()).T)
 
 
+def test_only_what_was_exported_is_loaded(tmp_path: Path) -> None:
+    """Another variant of the model, which export copied, has the same names."""
+    src, held = checkpoint(tmp_path)
+    (tmp_path / "src").mkdir()
+    src.rename(tmp_path / "src" / src.name)
+    write(tmp_path / "src" / "original.safetensors", {"float16.weight": np.ones((64, 128), "f2"), "more": np.ones(1)})
+    out = tmp_path / "out"
+    export_checkpoint(tmp_path / "src", out, "cutlass-24")
+    assert (out / "original.safetensors").exists()
+    state = load_semi_structured(out)
+    assert set(state) == set(held)
+    assert isinstance(state["float16.weight"], SparseSemiStructuredTensorCUTLASS)
+    with pytest.raises(InputValueError, match=r"original.safetensors must be a file that nmflow.json names, one"):
+        load_semi_structured(out / "original.safetensors")
+
+
 def test_padded_weights(tmp_path: Path) -> None:
     src, held = checkpoint(tmp_path, (60, 100))
     export_checkpoint(src, tmp_path / "out", "cutlass-24", pad=True)

@@ -124,9 +124,7 @@ def _shards(path: Path, side: SideFile) -> list[Header]:
         raise SourceNotFoundError(
             f"{path / missing[0]} must exist, as {NAME} names it; copy it there again, or export again"
         )
-    return [
-        read_header(path / file) for file in sorted(side.named | {file.name for file in path.glob("*.safetensors")})
-    ]
+    return [read_header(path / file) for file in side.shards(path)]
 
 
 def _plain(shards: tuple[Header, ...], packed: frozenset[str]) -> list[Held]:

@@ -25,7 +25,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from nmflow.asked import as_path
@@ -81,6 +81,13 @@ class SideFile:
     def named(self) -> frozenset[str]:
         """The safetensors files that it speaks of."""
         return frozenset(self.files) | {tensor.file for tensor in self.tensors.values()}
+
+    def shards(self, folder: Path) -> list[str]:
+        """The files that hold what was exported; others beside them were copied, as another variant of the model."""
+        if self.files:
+            return sorted(self.named)
+        # An earlier nmflow did not name those that are left dense as a whole.
+        return sorted(self.named | {file.name for file in folder.glob("*.safetensors")})
 
     def to_json(self) -> str:
         """Text of the file."""

@@ -80,8 +80,8 @@ def load_semi_structured(
     Raises
     ------
     SourceNotFoundError, FormatError, InputValueError
-        If the folder is not an export in this format, a file is not what the side file says, a weight was padded, or
-        there is no such device.
+        If the folder is not an export in this format, a file is not what the side file says or none that it names, a
+        weight was padded, or there is no such device.
 
     Notes
     -----
@@ -102,8 +102,11 @@ def load_semi_structured(
             f"{folder / NAME}: format must be {format_.name} version {format_.version}, "
             f"not {side.format} version {side.version}; export again"
         )
+    shards = side.shards(folder)
+    if only and only not in shards:
+        raise InputValueError(f"{path} must be a file that {NAME} names, one of {', '.join(shards)}; load the folder")
     state: dict[str, torch.Tensor] = {}
-    for file in [only] if only else sorted(side.named | {file.name for file in folder.glob("*.safetensors")}):
+    for file in [only] if only else shards:
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

@@ -71,6 +71,19 @@ def test_tensor_is_the_masked_weight(name: str) -> None:
         np.testing.assert_array_equal(of_bits(tensor.t().to_dense()).view(bits(values).dtype), expected.T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensors_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    weight = torch.nn.Parameter(torch.randn(128, 64, generator=torch.Generator().manual_seed(1)).to(dtype).t())
+    mask = nmflow.torch.mask_for(weight, 2, 4)
+    tensor = semi_structured(weight, mask)
+    assert torch.equal(tensor.to_dense(), weight.detach() * mask)
+    assert tensor.dtype == dtype
+    assert not tensor.requires_grad
+    meta = torch.empty(64, 64, dtype=dtype, device="meta")
+    with pytest.raises(InputValueError, match="weight must have data, not be on the meta device"):
+        semi_structured(meta, mask)
+
+
 def checkpoint(tmp_path: Path, shape: tuple[int, int] = (64, 128)) -> tuple[Path, dict[str, np.ndarray]]:
     rng = np.random.default_rng(7)
     held: dict[str, np.ndarray] = {"bias": rng.standard_normal(5).astype("f4")}

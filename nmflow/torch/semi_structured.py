@@ -24,17 +24,19 @@ from nmflow.torch.convert import to_array
 __all__ = ["load_semi_structured", "semi_structured"]
 
 
-def semi_structured(weight: Array, mask: Array, *, device: torch.device | str | None = None) -> torch.Tensor:
+def semi_structured(
+    weight: Array | torch.Tensor, mask: Array | torch.Tensor, *, device: torch.device | str | None = None
+) -> torch.Tensor:
     """Pack a masked matrix as torch.sparse.SparseSemiStructuredTensorCUTLASS, W and its transpose.
 
     Parameters
     ----------
-    weight : ndarray, shape (R, C)
-        int8, float16, bfloat16 (of ml_dtypes) or float32; R and C multiples as format cutlass-24 requires.
-    mask : ndarray of bool, shape (R, C)
+    weight : Tensor or ndarray, shape (R, C)
+        int8, float16, bfloat16 or float32; R and C multiples as format cutlass-24 requires. No gradient leads to it.
+    mask : Tensor or ndarray of bool, shape (R, C)
         2:4 both ways; 1:2 for float32.
     device : torch.device or str, optional
-        Default: the CPU, where ``t()`` and ``to_dense()`` work and multiplication does not.
+        Default: that of weight. On the CPU ``t()`` and ``to_dense()`` work and multiplication does not.
 
     Returns
     -------
@@ -47,6 +49,11 @@ def semi_structured(weight: Array, mask: Array, *, device: torch.device | str | 
     InputTypeError, InputValueError
         As encoding in the format does.
     """
+    if isinstance(weight, torch.Tensor):
+        device = weight.device if device is None else device
+        weight = to_array(weight, "weight")
+    if isinstance(mask, torch.Tensor):
+        mask = to_array(mask, "mask")
     arrays = get("cutlass-24").encode(weight, mask)
     return _tensor({name: _to_torch(array) for name, array in arrays.items()}, device)
 

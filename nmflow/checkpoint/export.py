@@ -105,7 +105,7 @@ def export_checkpoint(
             f"alone ({counted(reasons.values())}); masks (--masks) name those that dtypes or names leave alone"
         )
     # all checked, none written
-    layouts = {shard.path: lay_out_shard(shard, chosen, reasons, pad) for shard in source.shards}
+    layouts = {shard.path: lay_out_shard(shard, chosen, reasons, pad, given is not None) for shard in source.shards}
     check_names(layouts)
     known = known_metadata(source)
     left = {name: reason for name, reason in reasons.items() if reason}

@@ -24,8 +24,9 @@ Layout: TypeAlias = tuple[bytes, dict[str, Entry]]
 """The header of a file, and by the name of each array where it lies."""
 
 
-def lay_out_shard(shard: Header, format: Format, reasons: Mapping[str, str], pad: bool) -> Layout:
-    """Lay out the file for a shard; every dtype, shape and name is checked here."""
+def lay_out_shard(shard: Header, format: Format, reasons: Mapping[str, str], pad: bool, masked: bool) -> Layout:
+    """Lay out the file for a shard; every dtype, shape and name is checked here. masked : whether masks were given."""
+    advice = "take it out of the masks (--masks)" if masked else "leave it alone with exclude (--exclude)"
     tensors: dict[str, tuple[str, tuple[int, ...], int]] = {}
     for entry in shard.entries:
         parts = {entry.name: (entry.dtype, entry.shape, entry.n_bytes)}
@@ -36,9 +37,7 @@ def lay_out_shard(shard: Header, format: Format, reasons: Mapping[str, str], pad
                     raise CheckpointError(f"dtype {entry.dtype} cannot be stored as {format.name}")
                 specs = format.specs(format.check_shape(entry.shape, dtype, pad=pad), dtype)
             except NmflowError as error:
-                raise CheckpointError(
-                    f"{shard.path}: tensor {entry.name!r}: {error}; or leave it alone with exclude (--exclude)"
-                ) from error
+                raise CheckpointError(f"{shard.path}: tensor {entry.name!r}: {error}; or {advice}") from error
             parts = {
                 array_name(entry.name, key, format): (
                     NAMES[spec.dtype.name], spec.shape, int(np.prod(spec.shape, dtype=object)) * spec.dtype.itemsize

@@ -82,6 +82,9 @@ def test_tensors_are_taken_as_they_are(dtype: torch.dtype) -> None:
     meta = torch.empty(64, 64, dtype=dtype, device="meta")
     with pytest.raises(InputValueError, match="weight must have data, not be on the meta device"):
         semi_structured(meta, mask)
+    for device in ("foo", [1]):
+        with pytest.raises(InputValueError, match="device must be one that torch can use here, not"):
+            semi_structured(weight, mask, device=device)
 
 
 def checkpoint(tmp_path: Path, shape: tuple[int, int] = (64, 128)) -> tuple[Path, dict[str, np.ndarray]]:

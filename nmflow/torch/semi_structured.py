@@ -47,8 +47,9 @@ def semi_structured(
     Raises
     ------
     InputTypeError, InputValueError
-        As encoding in the format does.
+        As encoding in the format does, or if there is no such device.
     """
+    _check_device(device)
     if isinstance(weight, torch.Tensor):
         device = weight.device if device is None else device
         weight = to_array(weight, "weight")
@@ -174,7 +175,7 @@ def _check_device(device: torch.device | str | None) -> None:
     """Raise InputValueError if torch cannot use a device here."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:
         raise InputValueError(f"device must be one that torch can use here, not {device!r} ({error})") from error
 
 

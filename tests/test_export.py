@@ -359,6 +359,17 @@ def test_what_is_made_of_an_export_has_no_record_of_it(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_file_of_an_export_by_itself_is_told_by_its_mark(tmp_path: Path, model: Path) -> None:
+    """A weight that was left dense would be pruned, and what is packed beside it would have no record."""
+    for format_ in ("nibble", "dense"):
+        export_checkpoint(model, tmp_path / format_, format_, exclude=["a.*"])
+        (tmp_path / format_ / model.name).rename(tmp_path / f"{format_}.safetensors")
+    result = run("prune", tmp_path / "nibble.safetensors", tmp_path / "none", "--pattern", "2:4")
+    assert result.exit_code == 2
+    assert "nibble.safetensors must not be of an export as nibble, whose weights are packed" in result.stderr
+    assert run("verify", tmp_path / "dense.safetensors", "--pattern", "2:4", "--include", "a.*").exit_code == 0
+
+
 def test_exclude(tmp_path: Path, model: Path) -> None:
     report = export_checkpoint(model, tmp_path / "out", "nibble", exclude=["b.*"], include=["embed*"] * 0)
     assert {tensor.name for tensor in report.tensors} == {"a.weight", "c.weight"}

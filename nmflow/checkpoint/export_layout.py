@@ -13,6 +13,7 @@ import numpy as np
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
 from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.header import Entry, Header
+from nmflow.checkpoint.inspection import MARK
 from nmflow.checkpoint.source import Source
 from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, NmflowError
@@ -48,7 +49,7 @@ def lay_out_shard(shard: Header, format: Format, reasons: Mapping[str, str], pad
             if name in tensors:
                 raise CheckpointError(f"{shard.path}: two tensors would be named {name!r}; rename one of them")
             tensors[name] = part
-    return lay_out(tensors, {**shard.metadata, "nmflow_format": f"{format.name} {format.version}"}, shard.path)
+    return lay_out(tensors, {**shard.metadata, MARK: f"{format.name} {format.version}"}, shard.path)
 
 
 def check_names(layouts: Mapping[Path, Layout]) -> None:

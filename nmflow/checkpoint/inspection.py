@@ -15,7 +15,19 @@ from nmflow.formats import Format, get
 from nmflow.formats.dense import Dense
 from nmflow.formats.side_file import NAME, SideFile, read_side_file
 
-__all__ = ["Held", "Inspection", "check_unpacked", "export_of", "exported_format", "inspect_path", "open_export"]
+__all__ = [
+    "MARK",
+    "Held",
+    "Inspection",
+    "check_unpacked",
+    "export_of",
+    "exported_format",
+    "inspect_path",
+    "open_export",
+]
+
+MARK = "nmflow_format"
+"""Where the metadata of an exported file says its format and version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,8 @@ def inspect_path(path: str | os.PathLike[str]) -> Inspection:
 
 def check_unpacked(source: Source) -> None:
     """Raise InputValueError if it is of an export with packed weights: these are nothing without the record of them."""
-    found = exported_format(source.path)
+    marks = (shard.metadata.get(MARK, "").partition(" ")[0] for shard in source.shards)
+    found = exported_format(source.path) or next(filter(None, marks), None)  # the record may be lost, the mark stays
     if found not in (None, Dense.name):
         raise InputValueError(
             f"{source.path} must not be {'' if source.is_folder else 'of '}an export as {found}, whose weights are "

@@ -59,13 +59,13 @@ class Inspection:
 
 
 def export_of(path: str | os.PathLike[str]) -> tuple[Path, SideFile] | None:
-    """The folder that export wrote and its record, if `path` is that or one of its safetensors files; else None."""
+    """The folder that export wrote and its record, if `path` is that, the record or a file it names; else None."""
     path = as_path(path, "path")
     folder = path.parent if path.is_file() else path
     if not (folder / NAME).is_file():
         return None
     side = read_side_file(folder)
-    return (folder, side) if path == folder or path.name in side.named else None
+    return (folder, side) if path == folder or path.name in (NAME, *side.named) else None
 
 
 def exported_format(path: str | os.PathLike[str]) -> str | None:

@@ -85,18 +85,20 @@ def inspection(found: Inspection) -> None:
 def verification(found: PackedVerification) -> None:
     """Print whether every tensor decodes to one matrix from both sides."""
     console = _console()
-    bad = [tensor for tensor in found.tensors if tensor.fault]
+    bad, good = ([tensor for tensor in found.tensors if bool(tensor.fault) is fault] for fault in (True, False))
     for tensor in bad:
         console.print(_text(f"tensor {tensor.name!r}: {tensor.fault}"), soft_wrap=True)
     for fault in found.faults:
         console.print(_text(fault), soft_wrap=True)
     weights = _weights(len(found.tensors))
-    entries, kept = (sum(getattr(tensor, name) for tensor in found.tensors) for name in ("entries", "kept"))
+    entries, kept = (sum(getattr(tensor, name) for tensor in good) for name in ("entries", "kept"))
     sound = f"{weights} sound, both sides agree" if get(found.format).two_way else f"{weights} sound"
     verdict = f"{len(bad)} of {weights} at fault" if bad else sound
     if found.faults:
         verdict += f"; {len(found.faults)} other {'fault' if len(found.faults) == 1 else 'faults'}"
-    verdict += f"; {kept:,} of {entries:,} entries are kept; {found.left_dense} tensors left dense"
+    if good:
+        verdict += f"; {kept:,} of {entries:,} entries {'of the others ' if bad else ''}are kept"
+    verdict += f"; {found.left_dense} {'tensor' if found.left_dense == 1 else 'tensors'} left dense"
     console.print(_text(f"{found.path}: {found.format}, {verdict}"), soft_wrap=True)
     if not found.complete:
         console.print(

@@ -16,7 +16,7 @@ from safetensors_files import BF16, bits, edit_record, write
 import nmflow
 from nmflow import formats
 from nmflow.checkpoint import export_checkpoint
-from nmflow.errors import FormatError, InputValueError, SourceNotFoundError
+from nmflow.errors import FormatError, InputTypeError, InputValueError, SourceNotFoundError
 
 torch = pytest.importorskip("torch")
 import safetensors.torch  # noqa: E402
@@ -82,6 +82,8 @@ def test_tensors_are_taken_as_they_are(dtype: torch.dtype) -> None:
     meta = torch.empty(64, 64, dtype=dtype, device="meta")
     with pytest.raises(InputValueError, match="weight must have data, not be on the meta device"):
         semi_structured(meta, mask)
+    with pytest.raises(InputTypeError, match=r"must be a dense tensor, not a SparseSemi\w+CUTLASS; use .to_dense\(\)"):
+        nmflow.torch.mask_for(tensor, 2, 4)
     for device in ("foo", [1]):
         with pytest.raises(InputValueError, match="device must be one that torch can use here, not"):
             semi_structured(weight, mask, device=device)

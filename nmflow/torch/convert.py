@@ -68,6 +68,8 @@ def checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
         raise InputTypeError(
             f"{name} must be whole, not a {type(tensor).__name__}, of which each rank has a part; use .full_tensor()"
         )
+    if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):  # which calls its layout strided
+        raise InputTypeError(f"{name} must be a dense tensor, not a {type(tensor).__name__}; use .to_dense()")
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise InputTypeError(f"{name} must be a dense tensor, not {tensor.layout} of {tensor.dtype}; use .to_dense()")
     if tensor.is_meta:

@@ -12,7 +12,7 @@ from torch import nn
 
 from nmflow.arrays import Array
 from nmflow.asked import amount
-from nmflow.errors import InputTypeError, InputValueError, MissingLibraryError, NmflowError, SolverLimitError
+from nmflow.errors import InputValueError, MissingLibraryError, NmflowError, SolverLimitError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.by_name import Scores, check_values
@@ -176,8 +176,6 @@ def _values(layer: Layer, scores: Scores | None) -> Array:
     if given is None:
         return np.abs(to_array(layer.parameters[0], layer.name).astype(np.float64))
     values = given.astype(np.float64)
-    if values.shape != tuple(layer.parameters[0].shape):
-        raise InputTypeError(f"scores of {layer.name} must have its shape, not {values.shape}")
     if (values < 0).any():
         raise InputValueError(f"scores of {layer.name} must not be negative; what is lost would be less than nothing")
     return values

@@ -32,9 +32,14 @@ def given_for(layer: Layer, values: Scores | None) -> tuple[str, torch.Tensor | 
 
 
 def scores_of(layer: Layer, scores: Scores | None) -> Array | None:
-    """The scores given for a layer."""
+    """The scores given for a layer; InputValueError if they are of another shape, which NumPy might stretch."""
     name, found = given_for(layer, scores)
-    return None if found is None else to_array(found, f"scores of {name}")
+    if found is None:
+        return None
+    values, shape = to_array(found, f"scores of {name}"), tuple(layer.parameters[0].shape)
+    if values.shape != shape:
+        raise InputValueError(f"{name}: scores must have the shape {shape} of the weight, not {values.shape}")
+    return values
 
 
 def check_values(model: nn.Module, values: object, argument: str) -> None:

@@ -18,6 +18,7 @@ import nmflow.torch as nt
 from nmflow.cli import app
 from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
+from nmflow.torch.experts import ExpertLinear
 from nmflow.torch.model_folder import prune_folder
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -295,6 +296,31 @@ def test_experts_that_no_token_comes_to_are_pruned_by_magnitude(method: str) -> 
             kept = float(score[now != 0].sum())
             assert kept == pytest.approx(nmflow.solve(score.numpy(), 4, 8).objective, rel=1e-6), name
             torch.testing.assert_close(now, torch.where(now != 0, was, 0.0))
+
+
+class Rerouted(nn.Module):
+    """Once its first layer is pruned, its expert gets no token any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Linear(8, 8, bias=False, dtype=torch.float64) for _ in range(2))
+        self.expert = ExpertLinear(torch.eye(8, dtype=torch.float64), None, kept_turned=False)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(value)
+        return self.last(torch.tanh(self.expert(hidden) if self.first.weight.all() else hidden))
+
+
+def test_a_dense_model_that_sends_tokens_elsewhere_is_followed_all_the_same() -> None:
+    torch.manual_seed(0)
+    model, x = Rerouted(), torch.randn(60, 8, dtype=torch.float64)
+    dense = model(x).detach()
+    nt.adaprune_(model, [x], 2, 4, damping=0.0, absorb_mean=False)
+    hidden, weight = torch.tanh(model.first(x)).detach(), model.last.weight.detach()
+    for row in range(8):
+        kept = weight[row] != 0
+        best = torch.linalg.lstsq(hidden[:, kept], dense[:, row, None]).solution[:, 0]
+        torch.testing.assert_close(weight[row, kept], best, rtol=1e-6, atol=1e-9)
 
 
 def test_experts_in_one_parameter_say_how_to_open_them() -> None:

@@ -161,6 +161,9 @@ def in_lockstep(
                 layer = by_name[name]
                 moments = Moments.of(layer, gram=True, cross=bool(twins))
                 here = [number for number, walker in enumerate(own) if _at(walker, name)]
+                for number in here if twins else ():  # past layers that only the dense model sends this batch to
+                    while (at := twins[number].layer) is not None and layers[at.name] < layers[name]:
+                        twins[number].go()
                 there = [number for number, walker in enumerate(twins) if _at(walker, name)]
                 for number in here:
                     walker = own[number]

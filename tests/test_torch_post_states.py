@@ -368,3 +368,20 @@ def test_random_numbers_of_the_caller_go_on_after_batch_norm() -> None:
     drawn = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(3))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses torch.jit as it is imported
+@pytest.mark.parametrize("follow", ["own", "dense"])
+def test_compiled_blocks_run_uncompiled(follow: str) -> None:
+    """Hooks were traced into them, which a block that must be one graph cannot be."""
+    plain, model = (nn.Sequential(two_layers(), nn.Linear(16, 16, bias=False)) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    model[0] = torch.compile(model[0], backend="eager", fullgraph=True)
+    x = random(32, 16)
+    with torch.no_grad():
+        dense = model(x)
+    for one in (plain, model):
+        nt.adaprune_(one, [x], 2, 4, follow=follow)
+    assert all(torch.equal(one, two) for one, two in zip(plain.parameters(), model.parameters(), strict=True))
+    with torch.no_grad():
+        assert not torch.equal(model(x), dense)

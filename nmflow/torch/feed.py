@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -33,19 +34,28 @@ def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None
     """Put a model into evaluation mode; at the end each module is back in its own, and buffers are as they were.
 
     Flags are set one by one: an `eval` of a module's own may do more than that, as merge an adapter into a weight,
-    which no flag would undo. keep_buffers : leave buffers as the passes make them.
+    which no flag would undo. What is compiled runs uncompiled, as hooks would be traced into it. keep_buffers : leave
+    buffers as the passes make them.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [] if keep_buffers else _buffers(model)
     try:
         for module, _ in modes:
             module.training = False
-        yield
+        with _uncompiled():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
         for put_back in buffers:
             put_back()
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[None]:
+    """A block of code in which torch.compile does nothing, in any thread; torch 2.5 cannot do that."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # else nothing is compiled
+        return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
 
 
 class Draws:

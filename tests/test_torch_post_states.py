@@ -370,6 +370,13 @@ def test_random_numbers_of_the_caller_go_on_after_batch_norm() -> None:
     assert torch.equal(drawn, torch.rand(3))
 
 
+def test_a_buffer_in_the_memory_of_a_weight_does_not_undo_its_pruning() -> None:
+    model = two_layers()
+    model[0].register_buffer("seen", model[0].weight.detach())
+    nt.adaprune_(model, [random(32, 16)], 2, 4)
+    assert int((model[0].weight != 0).sum()) == 128
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses torch.jit as it is imported
 @pytest.mark.parametrize("follow", ["own", "dense"])
 def test_compiled_blocks_run_uncompiled(follow: str) -> None:

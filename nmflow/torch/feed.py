@@ -95,7 +95,7 @@ def _set_random_state(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
 
 
 def _buffers(model: nn.Module) -> list[Callable[[], None]]:
-    """What puts each buffer back: counters, observers of ranges, caches."""
+    """What puts each buffer back: counters, observers of ranges, caches; not one that is a parameter's memory."""
 
     def put_back_of(module: nn.Module, name: str, held: torch.Tensor) -> Callable[[], None]:
         before, version = held.detach().clone(), held._version
@@ -109,12 +109,21 @@ def _buffers(model: nn.Module) -> list[Callable[[], None]]:
 
         return put_back
 
+    owned = {_memory(parameter) for parameter in model.parameters()} - {None}
     return [
         put_back_of(module, name, held)
         for module in model.modules()
         for name, held in module._buffers.items()
         if held is not None and not (held.is_meta or held.is_inference() or nn.parameter.is_lazy(held))
-    ]
+        and _memory(held) not in owned
+    ]  # fmt: skip
+
+
+def _memory(tensor: torch.Tensor) -> tuple[torch.device, int] | None:
+    """Where the storage of a dense tensor is; None of any other."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta:
+        return None
+    return tensor.device, tensor.untyped_storage().data_ptr()
 
 
 def feed(model: nn.Module, batch: Any, number: int, forward: Forward | None) -> None:

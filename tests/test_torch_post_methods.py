@@ -366,6 +366,15 @@ def test_a_model_that_cannot_be_copied() -> None:
     assert nt.adaprune_(model, images(), 2, 4, follow="own").proven
 
 
+def test_a_model_that_is_run_in_place_of_its_copy_is_not_followed() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputValueError, match='follow="dense" must run a copy of the model, and the model itself is'):
+        nt.adaprune_(model, images(), 2, 4, forward=lambda _, batch: model(batch))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert nt.adaprune_(model, images(), 2, 4, forward=lambda _, batch: model(batch), follow="own").proven
+
+
 @pytest.mark.parametrize(
     ("method", "data", "options", "message"),
     [

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nmflow.errors import InputValueError
 from nmflow.torch.experts import tokens_of
 from nmflow.torch.feed import Draws, Forward, feed, wanted_rows
 from nmflow.torch.gather import add, hooked
@@ -170,6 +171,11 @@ def in_lockstep(
                     other = twins[number].value if number in there else None
                     assert walker.module is not None
                     assert walker.value is not None
+                    if number in there and twins[number].module is walker.module:
+                        raise InputValueError(
+                            'follow="dense" must run a copy of the model, and the model itself is run in its place; '
+                            'let forward call the model that it is given, or use follow="own"'
+                        )
                     if other is not None and not _same_rows(other, walker.value):
                         other = None  # routed otherwise: nothing to compare row by row
                     add(moments, layer, walker.module, walker.value, wanted[number], number, other)

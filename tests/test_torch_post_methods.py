@@ -217,6 +217,14 @@ def test_a_bias_that_modules_share_absorbs_nothing(held_by: str) -> None:
     assert reports[0].layers[0].error == reports[1].layers[0].error
 
 
+def test_a_bias_that_cannot_be_written_absorbs_nothing() -> None:
+    model = network()
+    bias = torch.ones(1).expand(16)
+    model[3].bias = nn.Parameter(bias)
+    assert nt.adaprune_(model, images(), 2, 4).layers[1].error < 1
+    assert torch.equal(model[3].bias, bias)
+
+
 @pytest.mark.parametrize("follow", ["dense", "own"])
 def test_sequential_passes_run_in_the_state_of_the_caller(follow: str) -> None:
     """Autocast, default device and variables are of a thread; weights that autocast has cast outlive their change."""

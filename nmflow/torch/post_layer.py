@@ -28,7 +28,7 @@ from nmflow.torch.refit import output_error
 from nmflow.torch.resume import Saved, Store
 from nmflow.torch.scores import damped
 from nmflow.torch.select import Filter, Layer
-from nmflow.torch.slots import identity
+from nmflow.torch.slots import identity, is_writable
 from nmflow.torch.watch import OnStep
 
 __all__ = ["Job", "Options", "Treat", "Worker", "all_or_nothing"]
@@ -95,7 +95,7 @@ def _biases(layer: Layer, holders: Mapping[tuple[object, ...], int]) -> list[nn.
     """Biases that can make up for a shift of the mean: of the one module that holds the weight, and of no other."""
     modules = {id(slot.module): slot.module for slot in layer.slots}
     bias = next(iter(modules.values()))._parameters.get("bias") if len(modules) == 1 else None
-    return [] if bias is None or holders[identity(bias)] > 1 else [bias]
+    return [] if bias is None or holders[identity(bias)] > 1 or not is_writable(bias) else [bias]
 
 
 class Worker:

@@ -26,6 +26,7 @@ __all__ = [
     "is_fused",
     "is_sorted",
     "is_turned",
+    "is_writable",
     "layout_of",
     "original",
     "place_of",
@@ -140,6 +141,12 @@ def place_of(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
+def is_writable(parameter: torch.Tensor) -> bool:
+    """Whether each entry has a place of its own, which can be written."""
+    expanded = any(step == 0 < size - 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True))
+    return not (expanded or parameter.is_inference())
+
+
 def depthwise(slot: Slot) -> bool:
     """Whether it is the weight of a convolution that has a group for each channel."""
     module = slot.module
@@ -177,8 +184,7 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
         return "on the meta device, without data"
     if not parameter.numel():
         return "empty"
-    expanded = any(step == 0 < size - 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True))
-    if expanded or parameter.is_inference():
+    if not is_writable(parameter):
         return "cannot be written in place (an inference or expanded tensor)"
     if trainable and not parameter.requires_grad:
         return "requires no gradient"

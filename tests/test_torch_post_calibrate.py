@@ -484,6 +484,8 @@ def test_masks_that_are_no_padding_and_a_batch_that_is_no_list() -> None:
     assert wanted_rows(model, {"attention_mask": torch.ones(2, 1, 3, 3)}) == ()
     (rows,) = wanted_rows(model, {"attention_mask": torch.tensor([[1, 0]])})
     assert rows.tolist() == [[True, False]]
+    with pytest.raises(InputValueError, match="attention_mask must be 0 for padding and 1 for other tokens, and holds"):
+        wanted_rows(model, {"attention_mask": torch.tensor([[0.0, -torch.inf]])})
     with pytest.raises(InputTypeError, match="batches must be a list or loader of batches, not one dict"):
         nt.calibrate(model, {"input": torch.ones(2, 4)})
 

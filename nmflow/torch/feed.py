@@ -174,7 +174,8 @@ def _nothing_kept() -> Iterator[None]:
 def wanted_rows(model: nn.Module, batch: Any) -> tuple[torch.Tensor, ...]:
     """Which tokens of a batch are no padding, by its attention_mask; and the same of a decoder with texts of its own.
 
-    Without a decoder_attention_mask all of a decoder's tokens count.
+    Without a decoder_attention_mask all of a decoder's tokens count. InputValueError if a mask is one to be added to
+    scores of attention, where zero says the opposite.
     """
     if not isinstance(batch, Mapping):
         return ()
@@ -182,7 +183,13 @@ def wanted_rows(model: nn.Module, batch: Any) -> tuple[torch.Tensor, ...]:
     texts = batch.get("decoder_input_ids", batch.get("labels"))
     if masks[1] is None and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         masks[1] = torch.ones_like(texts) if isinstance(texts, torch.Tensor) else None
-    return tuple(mask.bool() for mask in masks if isinstance(mask, torch.Tensor) and mask.ndim == 2)
+    found = [mask for mask in masks if isinstance(mask, torch.Tensor) and mask.ndim == 2]
+    if any((mask < 0).any() for mask in found):
+        raise InputValueError(
+            "attention_mask must be 0 for padding and 1 for other tokens, and holds values below 0; give one such as "
+            "tokenizers make"
+        )
+    return tuple(mask.bool() for mask in found)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -120,7 +120,7 @@ def prune_(
     InputValueError
         If no layer is eligible, a glob or a name in `scores` matches nothing, or a layer is ragged under `strict`.
     NonFiniteError
-        If a weight or score is NaN or infinite; the parameter is named.
+        If a score is NaN or infinite, or a weight that is given none; the parameter is named.
 
     Notes
     -----

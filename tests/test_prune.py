@@ -300,8 +300,7 @@ def test_overwrite_file(tmp_path: Path, model: Path) -> None:
 
 def test_overwrite_folder(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "out"
-    prune_checkpoint(folder, out, "2:4")
-    (out / "model-00002-of-00002.safetensors").write_bytes(b"stale")
+    prune_checkpoint(sharded(tmp_path / "shards"), out, "2:4")
     prune_checkpoint(folder, out, "1:4", overwrite=True)
     assert snapshot(out).keys() == snapshot(folder).keys() | {"nmflow-report.json"}
     assert max(most_nonzero(read(out / "model.safetensors")["encoder.f32.weight"], 4)) == 1

@@ -300,7 +300,7 @@ NEW = ("files", "others", "index", "sha256")
 """What the record of an export by an early nmflow lacks."""
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "checkpoint-500/optimizer.pt"])
+@pytest.mark.parametrize("name", ["notes.txt", "lora.safetensors", ".git/HEAD", "checkpoint-500/optimizer.pt"])
 @pytest.mark.parametrize("what", ["pruned", "exported", "exported before", "original"])
 def test_overwrite_spares_what_is_beside_a_checkpoint(tmp_path: Path, folder: Path, what: str, name: str) -> None:
     out, pruned = tmp_path / "out", tmp_path / "pruned"
@@ -318,7 +318,7 @@ def test_overwrite_spares_what_is_beside_a_checkpoint(tmp_path: Path, folder: Pa
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_text("mine")
     # what may belong to weights that nmflow did not write, and what it does not know of exports of before
-    known = {"original": name != "notes.txt", "exported before": name == ".git/HEAD"}.get(what, True)
+    known = {"original": "/" in name, "exported before": name == ".git/HEAD"}.get(what, True)
     if known:
         with pytest.raises(DestinationExistsError, match=f"remove it yourself .it holds {name}, which is no part of"):
             prune_checkpoint(folder, out, "2:4", overwrite=True)
@@ -333,6 +333,15 @@ def test_overwrite_spares_what_only_looks_like_ours(tmp_path: Path, folder: Path
     (tmp_path / "thesis" / name).touch()
     with pytest.raises(DestinationExistsError, match=r"dst must be a checkpoint to be overwritten, and .*thesis is"):
         prune_checkpoint(folder, tmp_path / "thesis", "2:4", overwrite=True)
+
+
+def test_overwrite_spares_what_its_report_does_not_name(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    prune_checkpoint(folder, out, "2:4")
+    report = json.loads((out / "nmflow-report.json").read_text())
+    (out / "nmflow-report.json").write_text(json.dumps({**report, "asked": None}))
+    with pytest.raises(DestinationExistsError, match="must name the files of weights that it speaks of; prune again"):
+        prune_checkpoint(folder, out, "2:4", overwrite=True)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -16,7 +16,7 @@ from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
-__all__ = ["pattern_of", "read_report", "report_path", "write_text"]
+__all__ = ["pattern_of", "read_report", "report_path", "shards_of", "write_text"]
 
 MAX_BYTES = 1 << 28
 """Longest report that is read: half a million tensors."""
@@ -74,6 +74,22 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
         unpruned_files=tuple(get("unpruned_files", _is_texts)),
         seconds=float(get("seconds", _is_time)),
     )
+
+
+def shards_of(dst: Path) -> tuple[str, ...]:
+    """Names of the files of weights that the run behind a report wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the report does not say.
+    """
+    path = dst / REPORT
+    found: Any = load_json(path, path.read_bytes(), "report")
+    try:
+        return tuple(map(str, found["asked"]["source"]["shards"]))
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{path} must name the files of weights that it speaks of; prune again") from None
 
 
 def pattern_of(report: Report) -> Pattern:

@@ -101,13 +101,15 @@ def as_path(value: object, name: str) -> Path:
     InputTypeError
         If it is neither, bytes for example.
     InputValueError
-        If it is empty, which `pathlib.Path` would take for the current folder.
+        If it is empty, which `pathlib.Path` would take for the current folder, or holds the character 0.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
         raise InputTypeError(f"{name} must be a path, as text or an object such as pathlib.Path, not {value!r}")
     if not text:
         raise InputValueError(f'{name} must have a path, not ""; "." is the current folder')
+    if "\0" in text:
+        raise InputValueError(f"{name} must be a path, which has no character 0, not {text!r}")
     return Path(text)
 
 

@@ -189,6 +189,9 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="must exist; check the path") as caught:
         read_header(tmp_path / "none.safetensors")
     assert isinstance(caught.value, FileNotFoundError)
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceNotFoundError, match="must exist; check the path"):
+        read_header(tmp_path / "file" / "model.safetensors")
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -339,6 +339,8 @@ def test_an_empty_path_is_no_folder(
             function("", tmp_path / "out", "2:4" if function is prune_checkpoint else "dense")
     with pytest.raises(InputValueError, match='must have a path, not ""'):
         verify_checkpoint("", "2:4")
+    with pytest.raises(InputValueError, match=r"dst must be a path, which has no character 0, not 'a\\x00b'"):
+        prune_checkpoint(model, "a\0b", "2:4")
 
 
 def test_paths_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     path = as_path(path, "path")
     try:
         info = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SourceNotFoundError(f"{path} must exist; check the path") from None
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or pipe"

@@ -374,11 +374,29 @@ def test_variants_of_a_model(tmp_path: Path) -> None:
         open_source(folder)
 
 
+@pytest.mark.parametrize("held", [["00001-of-00002"], ["00001-of-00002", "00002-of-00002"]])
+def test_shards_without_their_index_are_no_model(tmp_path: Path, held: list[str]) -> None:
+    for part in held:
+        write(tmp_path / f"model-{part}.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"must hold .*index\.json beside shards as model-00001-of-00002\.safe.*fetch"
+    ):
+        open_source(tmp_path)
+    assert len(open_source(tmp_path / "model-00001-of-00002.safetensors").shards) == 1
+
+
+def test_the_only_shard_is_the_model(tmp_path: Path) -> None:
+    write(tmp_path / "model-00001-of-00001.safetensors")
+    assert len(open_source(tmp_path).shards) == 1
+
+
 def test_weights_in_folders_below_are_named(tmp_path: Path) -> None:
     for name in ("vae", "unet"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "x.safetensors")
-    with pytest.raises(CheckpointError, match="holds them in folders; give one of these: unet, vae"):
+    (tmp_path / "snapshots" / "1a2b").mkdir(parents=True)  # as in the cache of Hugging Face
+    write(tmp_path / "snapshots" / "1a2b" / "x.safetensors")
+    with pytest.raises(CheckpointError, match="holds them in folders; give one of these: snapshots/1a2b, unet, vae"):
         open_source(tmp_path)
 
 

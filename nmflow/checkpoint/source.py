@@ -22,8 +22,8 @@ INDEX = "model.safetensors.index.json"
 _INDEX = re.compile(r"(.+)\.safetensors\.index(\.[^.]+)?\.json")
 """Names of all indexes: diffusers has diffusion_pytorch_model before it, and a variant, such as fp16, before json."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_PART = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")
-"""Name of one of several pickles that are one checkpoint; converted by itself it would pass for the whole."""
+_PART = re.compile(r"(.+)-\d+(-of-(?!0*1\.)\d+\.\w+)")
+"""Name of one of several files that are one checkpoint; by itself it would pass for the whole."""
 OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
 LEFT_OUT = ".cache"
 """Folders that are not copied: history and download records of the weights as they were."""
@@ -166,6 +166,11 @@ def _files_alone(root: Path, top: list[str]) -> list[str]:
 def _alone(root: Path, top: list[str], files: list[Path]) -> str:
     """The only safetensors file of a folder without an index."""
     tensors = _files_alone(root, top)
+    part = next(filter(_PART.fullmatch, tensors), None)
+    if part is not None:
+        raise CheckpointError(
+            f"{root} must hold {INDEX} beside shards as {part}; fetch it and all shards, or name one file"
+        )
     if len(tensors) == 1:
         return tensors[0]
     if tensors:
@@ -175,7 +180,7 @@ def _alone(root: Path, top: list[str], files: list[Path]) -> str:
     # a model before the optimizer and the arguments that trained it
     for name in sorted(top, key=lambda name: "model" not in name):
         _refuse_pickle(root / name)
-    below = sorted({file.parts[0] for file in files if len(file.parts) > 1 and file.suffix == ".safetensors"})
+    below = sorted({str(file.parent) for file in files if file.suffix == ".safetensors"})
     if below:
         raise CheckpointError(
             f"{root} must hold safetensors itself, and holds them in folders; give one of these: {', '.join(below)}"

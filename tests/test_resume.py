@@ -271,6 +271,15 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
             prune_checkpoint(src, out, "2:4", resume=True)
 
 
+def test_a_source_may_be_named_in_another_way(tmp_path: Path) -> None:
+    src, out, masks = sharded(tmp_path / "hf"), tmp_path / "out", tmp_path / "masks.safetensors"
+    write(masks, {"encoder.f32.weight": np.zeros((12, 8), bool)})
+    report = prune_checkpoint(src, out, "2:4", keep_from=masks)
+    (tmp_path / "latest").symlink_to("hf")
+    again = prune_checkpoint(tmp_path / "latest", out, "2:4", keep_from=src / ".." / masks.name, resume=True)
+    assert again == report
+
+
 def test_resume_says_that_there_is_no_run_of_what_holds_no_record_of_one(model: Path, tmp_path: Path) -> None:
     pruned, packed = tmp_path / "pruned.safetensors", tmp_path / "packed"
     prune_checkpoint(model, pruned, "2:4", resume=True)

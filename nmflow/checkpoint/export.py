@@ -114,7 +114,7 @@ def export_checkpoint(
         "version": version(),
         "source": identity(source),
         "format": [chosen.name, chosen.version, bool(pad)],
-        "masks": None if marks is None else str(marks.absolute()),
+        "masks": None if marks is None else os.path.realpath(marks),
         "packed": [name for name, reason in reasons.items() if not reason],
         "digests": "of every tensor",  # which unfinished runs of before did not take
     }

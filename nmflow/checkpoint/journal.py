@@ -198,7 +198,7 @@ def version() -> str:
 def identity(source: Source) -> dict[str, Any]:
     """What says that a source is the same: its path, and size and header of each shard."""
     return {
-        "path": str(source.path.absolute()),
+        "path": os.path.realpath(source.path),
         "shards": {shard.path.name: fingerprint(shard) for shard in source.shards},
     }
 

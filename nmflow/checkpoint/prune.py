@@ -136,7 +136,7 @@ def prune_checkpoint(
         "solver": solver,
         "certify": bool(certify),  # NumPy's too
         "on_nonfinite": on_nonfinite,
-        "keep_from": None if masks is None else str(masks.absolute()),
+        "keep_from": None if masks is None else os.path.realpath(masks),
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
     others = [path for path in source.others if str(path) not in RECORDS]  # they speak of another checkpoint

@@ -52,6 +52,8 @@ def test_defaults(model: Path) -> None:
         ("vision.patch_embed.proj.weight", "embedding"),
         ("wte.weight", "embedding"),
         ("transformer.wpe.weight", "embedding"),
+        ("emb.weight", "embedding"),
+        ("token_emb.emb.weight", "embedding"),
         ("shared.weight", "embedding"),
         ("encoder.position.weight", "position"),
         ("blocks.0.attn.rel_pos.weight", "position"),
@@ -73,6 +75,9 @@ def test_defaults(model: Path) -> None:
         ("cls.predictions.decoder.weight", "output head"),
         ("fc.weight", "output head"),
         ("output.weight", "output head"),
+        ("transformer.output_layer.weight", "output head"),
+        ("output_layer.weight", "output head"),
+        ("vocab_projector.weight", "output head"),
         ("model.layers.0.block_sparse_moe.gate.weight", "router of experts"),
         ("gate.weight", "router of experts"),
         ("mlp.router.weight", "router of experts"),
@@ -114,6 +119,8 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "mlp.shared_experts.down_proj",
         "blocks.0.linear_tokens.weight",
         "query_features_proj.weight",
+        "horizon_ff_layer.output_layer.weight",
+        "vocab_transform.weight",
     ],
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:

@@ -55,6 +55,15 @@ def test_what_is_pruned_by_rows_only_verifies_by_rows_only(tmp_path: Path) -> No
     assert violation.direction == "column"
 
 
+@pytest.mark.parametrize("pattern", ["2:4 rows only", "2:4 at-most", "row 2:4 col 4:8"])
+def test_a_pattern_in_words_verifies_as_reports_say_it(tmp_path: Path, pattern: str) -> None:
+    source, out = write(tmp_path / "model.safetensors"), tmp_path / "out.safetensors"
+    report = prune_checkpoint(source, out, pattern)
+    assert report.pattern == pattern
+    assert verify_checkpoint(out, report.pattern).ok
+    assert not verify_checkpoint(source, report.pattern).ok
+
+
 def test_sharded_folder(tmp_path: Path) -> None:
     source = sharded(tmp_path / "hf")
     prune_checkpoint(source, tmp_path / "out", "2:4")
@@ -119,6 +128,9 @@ def test_convolution_counts_channels_first_then_the_next_position(tmp_path: Path
     weights = np.ascontiguousarray(np.moveaxis(matrix.reshape(8, 2, 6), -1, 1))
     assert weights[1, 0, 1] == 1
     assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 1, 1, 3, 2, 4, 4)
+    weights[1, 0, 1] = 0
+    weights[1, 4, 1] = 1  # entry 10 of row 1: its group begins at position 1, channel 2
+    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 1, 2, 3, 2, 4, 8)
 
 
 def test_stack_of_matrices_names_the_matrix(tmp_path: Path) -> None:
@@ -130,13 +142,24 @@ def test_stack_of_matrices_names_the_matrix(tmp_path: Path) -> None:
     assert "matrix 2, row 11, group 0" in str(violation)
 
 
+@pytest.mark.parametrize("tile_bytes", [1, 4 << 20])
+def test_stack_of_ragged_matrices(tmp_path: Path, tile_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.checkpoint.tiles.TILE_BYTES", tile_bytes)
+    weights = np.stack([MASK[:10]] * 4).astype("f4")
+    weights[[1, 2], 9, 2] = 1
+    (found,) = verify_checkpoint(one(tmp_path, weights, "mlp.experts.up_proj"), "2:4").tensors
+    assert found.bad_groups == 2
+    assert found.first == Violation("x.safetensors", "mlp.experts.up_proj", "row", 9, 0, 3, 2, 4, 0, matrix=1)
+
+
 def test_rows_and_columns_of_different_length(tmp_path: Path) -> None:
     pattern = Pattern(row="2:4", col="4:8", fill="at-most")
     weights = np.kron(np.ones((1, 4), int), MASK[:8, :4]).astype("f4")
     assert first(one(tmp_path, weights), pattern) is None
-    weights[:, 0] = 1
-    weights[:, 3] = 0
-    assert first(one(tmp_path, weights), pattern) == Violation("x.safetensors", "w.weight", "column", 0, 0, 8, 4, 8, 0)
+    weights = np.concatenate([weights, weights])
+    weights[8:, 0] = 1
+    weights[8:, 3] = 0
+    assert first(one(tmp_path, weights), pattern) == Violation("x.safetensors", "w.weight", "column", 0, 1, 8, 4, 8, 8)
 
 
 def test_other_tensors_are_not_checked_but_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.tensor import FLOATS
 from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
 from nmflow.errors import ChangedError
-from nmflow.pattern import Fill, Pattern
+from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 
 __all__ = ["Checked", "Verification", "Violation", "verify_checkpoint"]
@@ -141,9 +141,8 @@ def verify_checkpoint(
     CheckpointError, SourceNotFoundError, InputValueError, PatternError
         As prune_checkpoint. A violation is no error but a result.
     """
-    fill: Fill = "exact" if isinstance(pattern, Pattern) else "at-most"  # a Pattern says its own
     check_functions(progress=progress)
-    wanted = as_pattern(None, None, pattern, fill=fill, transposable=transposable)
+    wanted = as_pattern(None, None, pattern, transposable=transposable)
     plan = make_plan(path, wanted, include=include, exclude=exclude)
     plan.check()
     tensors = []

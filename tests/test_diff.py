@@ -87,6 +87,14 @@ def test_names_kinds_and_dtypes_that_cannot_be_compared(tmp_path: Path) -> None:
     assert (other.changed, other.same) == (None, False)  # an unknown dtype of another size
 
 
+def test_whole_numbers_are_zero_where_no_bit_is_set(tmp_path: Path) -> None:
+    kinds = [f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)]
+    header = {kind: entry(kind, [64 // int(kind[1:])], 8 * at, 8 * at + 8) for at, kind in enumerate(kinds)}
+    ends = raw_file(tmp_path / "a.safetensors", header, (b"\0" * 7 + b"\x80") * 8)
+    zeros = raw_file(tmp_path / "b.safetensors", header, bytes(64))
+    assert [tensor.sad for tensor in diff_checkpoints(ends, zeros).tensors] == [1] * 8
+
+
 def test_shards_do_not_matter(tmp_path: Path) -> None:
     one, many = write(tmp_path / "one.safetensors"), sharded(tmp_path / "many")
     assert diff_checkpoints(one, many).same

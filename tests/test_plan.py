@@ -162,6 +162,7 @@ def test_layouts_and_assumptions(model: Path) -> None:
         ("encoder.conv1.weight", (16, 8, 3), "conv"),
         ("encoder.pos_conv.0.weight", (16, 8, 128), "conv"),
         ("upsampler.0.weight", (16, 8, 16), "conv"),
+        ("resampler.0.weight", (16, 8, 32), "conv"),
         ("attention.query.weight", (16, 8, 1), "conv"),
         ("downsample.0.weight", (16, 8, 1, 1), "conv"),
         ("stem.0.weight", (16, 8, 2, 64, 64), "conv"),

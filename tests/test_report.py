@@ -57,6 +57,17 @@ def copied(pruned: Path, tmp_path: Path) -> Path:
     return shutil.copytree(pruned, tmp_path / "dst")
 
 
+@pytest.mark.parametrize(("asked", "said"), [(True, "Weights before pruning"), (False, "Weights after pruning (")])
+def test_a_source_that_was_named_from_another_folder_is_found(copied: Path, asked: bool, said: str) -> None:
+    report = json.loads((copied / "nmflow-report.json").read_text())
+    report["source"] = "src"
+    if not asked:  # as an early nmflow wrote it
+        del report["asked"]
+    (copied / "nmflow-report.json").write_text(json.dumps(report))
+    page, _ = write_reports(copied)
+    assert said in page.read_text()
+
+
 def some(**changes: Any) -> TensorReport:
     values: dict[str, Any] = {"name": "w", "shard": "s", "dtype": "F32", "shape": (8, 8), "layout": None, "dense": 10.0}
     values |= {"kept": 7.0, "rows_only": 8.0, "gap": 0.0, "n_blocks": 4, "n_proven": 4, "seconds": 0.5}

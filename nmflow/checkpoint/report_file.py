@@ -16,7 +16,7 @@ from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
-__all__ = ["pattern_of", "read_report", "report_path", "shards_of", "write_text"]
+__all__ = ["pattern_of", "read_report", "report_path", "run_of", "write_text"]
 
 MAX_BYTES = 1 << 28
 """Longest report that is read: half a million tensors."""
@@ -76,18 +76,19 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
     )
 
 
-def shards_of(dst: Path) -> tuple[str, ...]:
-    """Names of the files of weights that the run behind a report wrote.
+def run_of(dst: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
+    """The full path of what the run behind a report read, and names of the files of weights that it wrote.
 
     Raises
     ------
     CheckpointError
         If the report does not say.
     """
-    path = dst / REPORT
+    path = Path(dst) / REPORT
     found: Any = load_json(path, path.read_bytes(), "report")
     try:
-        return tuple(map(str, found["asked"]["source"]["shards"]))
+        source = found["asked"]["source"]
+        return str(source["path"]), tuple(map(str, source["shards"]))
     except (KeyError, TypeError):
         raise CheckpointError(f"{path} must name the files of weights that it speaks of; prune again") from None
 

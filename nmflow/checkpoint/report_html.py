@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 from collections import Counter
@@ -12,10 +13,10 @@ from nmflow.checkpoint import report_plots as plots
 from nmflow.checkpoint.report import Report, TensorReport
 from nmflow.checkpoint.report_card import model_card, pattern_in_words, proof_in_words
 from nmflow.checkpoint.report_counts import mask_digits
-from nmflow.checkpoint.report_file import pattern_of, read_report, report_path, write_text
+from nmflow.checkpoint.report_file import pattern_of, read_report, report_path, run_of, write_text
 from nmflow.checkpoint.report_mask import MaskPicture, picture_mask
 from nmflow.checkpoint.report_page import PAGE, text_of
-from nmflow.errors import InputTypeError, InputValueError
+from nmflow.errors import CheckpointError, InputTypeError, InputValueError
 from nmflow.pattern import Pattern
 
 __all__ = ["html_page", "parse_block", "write_reports"]
@@ -64,14 +65,16 @@ def write_reports(
         If `tensor` or `block` is not in it.
     """
     plots.check_library()
-    report = read_report(dst) if report is None else report
+    strict = source is not None
+    if report is None:
+        report = read_report(dst)
+        with contextlib.suppress(CheckpointError):  # a report of before has the path only as it was given
+            source = source if strict else run_of(dst)[0]
     if not isinstance(report, Report):
         raise InputTypeError(f"report must be a Report, not {report!r}; leave it out to read that of dst")
     chosen = _choose(report, tensor)
     origin = report.source if source is None else source
-    picture = picture_mask(
-        dst, chosen, pattern_of(report).block_shape, source=origin, strict=source is not None, block=block
-    )
+    picture = picture_mask(dst, chosen, pattern_of(report).block_shape, source=origin, strict=strict, block=block)
     page, card = report_path(dst, "html"), report_path(dst, "md")
     text = html_page(report, picture)
     write_text(Path(dst), card, model_card(report))

@@ -20,7 +20,7 @@ from nmflow.solvers import get
 from nmflow.solvers.base import Solver
 from nmflow.switching import with_previous
 
-__all__ = ["as_pattern", "certify", "solve"]
+__all__ = ["as_pattern", "certify", "check_method", "solve"]
 
 
 def solve(
@@ -208,6 +208,12 @@ def certify(
         name="scores",
     )  # fmt: skip
     return grade_mask(problem, as_mask(mask, problem.shape, "mask"), thread_count(threads))
+
+
+def check_method(solver: str | Solver, threads: int | None) -> None:
+    """Raise what `solve` raises for these: at the door of a function that has other work to do first."""
+    get(solver)
+    thread_count(threads)
 
 
 # A pattern that was asked for before is the same one: to make it takes as long as to solve a few blocks.

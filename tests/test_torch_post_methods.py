@@ -17,7 +17,7 @@ from torch import nn
 
 import nmflow
 import nmflow.torch as nt
-from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.errors import InputTypeError, InputValueError, NonFiniteError, UnknownSolverError
 from nmflow.pattern import Pattern
 from nmflow.torch import adaprune, refit, resume
 from nmflow.torch.obs_pass import obs_pass
@@ -413,6 +413,16 @@ def test_bad_options(method: Any, data: Any, options: dict[str, Any], message: s
     with pytest.raises((InputValueError, InputTypeError), match=re.escape(message)):
         method(model, data, **{"n": 2, "m": 4, **options})
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", [nt.sparsegpt_, nt.adaprune_])
+def test_a_solver_and_threads_are_checked_before_batches_run(method: Any) -> None:
+    def forward(model: nn.Module, batch: torch.Tensor) -> None:
+        pytest.fail("a batch ran")
+
+    for error, options in ((UnknownSolverError, {"solver": "simplex"}), (InputValueError, {"threads": 0})):
+        with pytest.raises(error, match=next(iter(options))):
+            method(network(), images(), 2, 4, forward=forward, **options)
 
 
 @pytest.mark.parametrize("sequential", [False, True])

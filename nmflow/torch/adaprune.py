@@ -12,6 +12,7 @@ from torch import nn
 from nmflow.asked import amount, check_choice
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Fill, Pattern
+from nmflow.pipeline import check_method
 from nmflow.torch.by_name import Counts, Scores, check_names, given_for, patterns_of
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
@@ -120,6 +121,7 @@ def adaprune_(
     True
     """
     check_choice(solve, METHODS, "solve")
+    check_method(solver, threads)
     damping = amount(damping, "damping")
     if isinstance(scores, str):
         score_named(scores)

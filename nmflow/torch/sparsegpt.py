@@ -10,6 +10,7 @@ from torch import nn
 
 from nmflow.asked import amount, check_flags
 from nmflow.pattern import Fill, Pattern
+from nmflow.pipeline import check_method
 from nmflow.torch.by_name import Counts, check_names, patterns_of
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
@@ -85,6 +86,7 @@ def sparsegpt_(
     (True, 128)
     """
     check_flags(refit=refit)
+    check_method(solver, threads)
     damping = amount(damping, "damping")
     check_names(model, n, "n")
 

@@ -305,7 +305,7 @@ def test_only_must_name_something(tmp_path: Path, capsys: pytest.CaptureFixture[
     "group", ["stream", "linear", "forms", "greedy", "OR-Tools", "threads", "warm start", "memory"]
 )
 def test_targets_are_measured(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = turns.HALVES[:3]  # others take longer to compile, by the same way
+    few = table.HALVES[:3]  # others take longer to compile, by the same way
     for module in (speed, growth, other_programs):
         monkeypatch.setattr(module, "HALVES", few)
     monkeypatch.setattr(speed, "STREAM", {pattern: speed.STREAM[pattern] for pattern in few})

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.post_training import run
 from benchmarks.progress import tell
+from benchmarks.table import HALVES
 
 __all__ = ["PAGE", "main", "page_with"]
 
@@ -18,13 +19,12 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "post-training.md"
 BEGIN, END = "<!-- results: written by python -m benchmarks.post_training.report -->", "<!-- end of results -->"
 TARGET = 0.97
-PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 Rows = dict[tuple[str, ...], dict[str, Any]]
 
 
 def minilm_table(rows: Rows) -> list[str]:
     """Mean cosine and rank correlation of held-out sentences, by method."""
-    head = [f"{pattern} {kind}" for pattern in PATTERNS for kind in run.KINDS]
+    head = [f"{pattern} {kind}" for pattern in HALVES for kind in run.KINDS]
     lines = ["| | " + " | ".join(run.METHODS) + " |", "|---|" + "---|" * len(run.METHODS)]
     for name in head:
         pattern, kind = name.split(" ", 1)
@@ -75,7 +75,7 @@ def verdicts(rows: Rows) -> list[str]:
     for method in ("sparsegpt", "adaprune"):
         pairs = [
             (f"{pattern} {kind}", rows[key], rows[base])
-            for pattern in PATTERNS
+            for pattern in HALVES
             for kind in run.KINDS
             if (key := ("MiniLM", pattern, kind, method)) in rows
             and (base := ("MiniLM", pattern, kind, "magnitude")) in rows
@@ -87,7 +87,7 @@ def verdicts(rows: Rows) -> list[str]:
         )
     pairs = [
         (f"{pattern} {method}", rows[key], rows[other])
-        for pattern in PATTERNS
+        for pattern in HALVES
         for method in run.METHODS
         if (key := ("MiniLM", pattern, "transposable", method)) in rows
         and (other := ("MiniLM", pattern, "transposable, greedy masks", method)) in rows
@@ -103,7 +103,7 @@ def verdicts(rows: Rows) -> list[str]:
 def cnn_table(rows: Rows) -> list[str]:
     """Mean test accuracy over seeds, and with batch normalisation estimated anew."""
     lines = ["| | " + " | ".join(run.METHODS) + " |", "|---|" + "---|" * len(run.METHODS)]
-    for pattern in PATTERNS:
+    for pattern in HALVES:
         for kind in run.KINDS:
             cells = []
             for method in run.METHODS:
@@ -134,7 +134,7 @@ def plot(rows: Rows, path: Path) -> None:
         for place, method in enumerate(run.METHODS):
             found = [
                 (pattern, rows[key]["near"]["cosine"], rows[key]["far"]["cosine"])
-                for pattern in PATTERNS
+                for pattern in HALVES
                 if (key := ("MiniLM", pattern, kind, method)) in rows
             ]
             names = [one[0] for one in found]

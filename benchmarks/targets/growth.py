@@ -16,8 +16,9 @@ import numpy as np
 
 from benchmarks.families import GAUSSIAN, make
 from benchmarks.progress import tell
+from benchmarks.table import HALVES
 from benchmarks.targets.processes import environment
-from benchmarks.targets.turns import HALVES, Bench, Row, row
+from benchmarks.targets.turns import Bench, Row, row
 from nmflow.bench.timing import ratio
 from nmflow.errors import NmflowError
 

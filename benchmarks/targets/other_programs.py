@@ -10,7 +10,8 @@ import nmflow
 from benchmarks.families import Array
 from benchmarks.library_peers import OrTools
 from benchmarks.peers import Greedy
-from benchmarks.targets.turns import HALVES, PROBE, Bench, Row, row, unavailable
+from benchmarks.table import HALVES
+from benchmarks.targets.turns import PROBE, Bench, Row, row, unavailable
 from nmflow.bench.timing import ratio
 from nmflow.errors import NmflowError
 

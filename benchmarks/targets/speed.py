@@ -11,7 +11,8 @@ import numpy as np
 import nmflow
 from benchmarks.families import FAMILIES, GAUSSIAN, Array, make
 from benchmarks.run import DIVISIBLE
-from benchmarks.targets.turns import HALVES, Bench, Row, unavailable
+from benchmarks.table import HALVES
+from benchmarks.targets.turns import Bench, Row, unavailable
 from nmflow.bench.stream import Stream
 from nmflow.errors import NmflowError
 

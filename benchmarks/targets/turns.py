@@ -14,11 +14,10 @@ import nmflow
 from benchmarks.families import GAUSSIAN, Array, make
 from nmflow.bench.timing import REPEATS, in_turn, ratio
 
-__all__ = ["HALVES", "PROBE", "Bench", "Row", "row", "unavailable"]
+__all__ = ["PROBE", "Bench", "Row", "row", "unavailable"]
 
 Row = dict[str, Any]
 Times = dict[str, list[float]]
-HALVES = ("2:4", "4:8", "8:16", "16:32")
 COMPARE = {"<=": operator.le, ">=": operator.ge}
 SLOWEST = 12.0
 """Seconds of turns after which three are enough: a figure that is far off needs no more."""

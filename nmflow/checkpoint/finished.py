@@ -14,9 +14,8 @@ from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.place import stage_of
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.report import REPORT, Report
-from nmflow.checkpoint.report_file import read_report
+from nmflow.checkpoint.report_file import read_record
 from nmflow.checkpoint.stage import JOURNAL
-from nmflow.checkpoint.strict_json import load_json
 from nmflow.checkpoint.unit import Done, Unit, check
 from nmflow.errors import CheckpointError, DestinationExistsError, NmflowError
 
@@ -55,12 +54,11 @@ def finished_report(
     DestinationExistsError
         If that run was asked for something else.
     """
-    path, stage = dst / REPORT, stage_of(dst.absolute())
-    if (stage / JOURNAL).exists() or not path.is_file():
+    stage = stage_of(dst.absolute())
+    if (stage / JOURNAL).exists() or not (dst / REPORT).is_file():
         return None
     try:
-        report = read_report(dst)
-        found = load_json(path, path.read_bytes(), "report")
+        report, found = read_record(dst)
         before, rows = found["asked"], found["sums"]
         sums = {
             (shard, name): Done(shard, name, read, written, reason=reason)

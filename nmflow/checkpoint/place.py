@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from nmflow.checkpoint.header import read_header
 from nmflow.checkpoint.report import RECORDS, REPORT
-from nmflow.checkpoint.report_file import read_report, run_of
+from nmflow.checkpoint.report_file import read_record, run_of
 from nmflow.checkpoint.source import Source, open_source
 from nmflow.errors import DestinationExistsError, InputValueError, NmflowError
 from nmflow.formats.side_file import NAME as SIDE_FILE
@@ -123,7 +123,8 @@ def _stranger(folder: Path) -> str:
     if side is not None and side.others is not None:
         ours |= {Path(name) for name in (*side.named, *side.others)}
     elif (folder / REPORT).is_file():
-        ours |= {Path(name) for name in (*read_report(folder).copied_files, *run_of(folder)[1])}
+        report, record = read_record(folder)
+        ours |= {Path(name) for name in (*report.copied_files, *run_of(folder, record)[1])}
     elif side is not None:
         ours |= {path for path in files if path.parent == Path() or ".git" not in path.parts}
     else:

@@ -16,7 +16,7 @@ from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
-__all__ = ["pattern_of", "read_report", "report_path", "run_of", "write_text"]
+__all__ = ["pattern_of", "read_record", "read_report", "report_path", "run_of", "write_text"]
 
 MAX_BYTES = 1 << 28
 """Longest report that is read: half a million tensors."""
@@ -50,6 +50,11 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
     CheckpointError
         If it is not one.
     """
+    return read_record(dst)[0]
+
+
+def read_record(dst: str | os.PathLike[str]) -> tuple[Report, dict[str, Any]]:
+    """A report as `read_report` reads it, and all that its file holds: what the run was asked for, and its sums."""
     path = as_path(dst, "dst") / REPORT
     if not path.is_file():
         raise SourceNotFoundError(
@@ -60,7 +65,7 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
         raise CheckpointError(f"{path} must be a report of at most {MAX_BYTES:,} bytes, not {path.stat().st_size:,}")
     found = load_json(path, path.read_bytes(), "report")
     get = _Reader(path, found)
-    return Report(
+    report = Report(
         source=get("source", _is_text),
         destination=get("destination", _is_text),
         pattern=get("pattern", _is_text),
@@ -74,23 +79,24 @@ def read_report(dst: str | os.PathLike[str]) -> Report:
         unpruned_files=tuple(get("unpruned_files", _is_texts)),
         seconds=float(get("seconds", _is_time)),
     )
+    return report, found
 
 
-def run_of(dst: str | os.PathLike[str]) -> tuple[str, tuple[str, ...]]:
-    """The full path of what the run behind a report read, and names of the files of weights that it wrote.
+def run_of(dst: str | os.PathLike[str], found: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The full path of what the run behind a record read, and names of the files of weights that it wrote.
 
     Raises
     ------
     CheckpointError
         If the report does not say.
     """
-    path = Path(dst) / REPORT
-    found: Any = load_json(path, path.read_bytes(), "report")
     try:
         source = found["asked"]["source"]
         return str(source["path"]), tuple(map(str, source["shards"]))
     except (KeyError, TypeError):
-        raise CheckpointError(f"{path} must name the files of weights that it speaks of; prune again") from None
+        raise CheckpointError(
+            f"{Path(dst) / REPORT} must name the files of weights that it speaks of; prune again"
+        ) from None
 
 
 def pattern_of(report: Report) -> Pattern:

@@ -13,7 +13,7 @@ from nmflow.checkpoint import report_plots as plots
 from nmflow.checkpoint.report import Report, TensorReport
 from nmflow.checkpoint.report_card import model_card, pattern_in_words, proof_in_words
 from nmflow.checkpoint.report_counts import mask_digits
-from nmflow.checkpoint.report_file import pattern_of, read_report, report_path, run_of, write_text
+from nmflow.checkpoint.report_file import pattern_of, read_record, report_path, run_of, write_text
 from nmflow.checkpoint.report_mask import MaskPicture, picture_mask
 from nmflow.checkpoint.report_page import PAGE, text_of
 from nmflow.errors import CheckpointError, InputTypeError, InputValueError
@@ -67,9 +67,9 @@ def write_reports(
     plots.check_library()
     strict = source is not None
     if report is None:
-        report = read_report(dst)
+        report, record = read_record(dst)
         with contextlib.suppress(CheckpointError):  # a report of before has the path only as it was given
-            source = source if strict else run_of(dst)[0]
+            source = source if strict else run_of(dst, record)[0]
     if not isinstance(report, Report):
         raise InputTypeError(f"report must be a Report, not {report!r}; leave it out to read that of dst")
     chosen = _choose(report, tensor)

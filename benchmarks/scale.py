@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.page import fill_page
+from benchmarks.table import head, line
 from nmflow.bench.machine import cores, machine, versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
@@ -185,17 +186,15 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         f"{about['cpu']}, {about['usable_cores']} cores, {about['system']}; nmflow {found['versions']['nmflow']}, "
         f"measured {found['measured']}. {TENSORS} tensors of {SHAPE[0]} × {SHAPE[1]} in bfloat16, in memory.",
         "",
-        f"| pattern | ns per entry, 1 core | ns per entry, {most} cores | of linear | MB beyond the libraries |",
-        "|---|--:|--:|--:|--:|",
+        *head("pattern", "ns per entry, 1 core", f"ns per entry, {most} cores", "of linear", "MB beyond the libraries"),
     ]
     shares = {}
     for pattern in PATTERNS:
         single, many = pruned[pattern, 1], pruned[pattern, most]
         shares[pattern] = single["seconds"] / many["seconds"] / most
-        lines.append(
-            f"| {pattern} | {single['ns_per_entry']:.2f} | {many['ns_per_entry']:.2f} | {shares[pattern]:.0%} "
-            f"| {max(single['extra_mb'], many['extra_mb']):.0f} |"
-        )
+        times = (f"{row['ns_per_entry']:.2f}" for row in (single, many))
+        extra = max(single["extra_mb"], many["extra_mb"])
+        lines.append(line(pattern, *times, f"{shares[pattern]:.0%}", f"{extra:.0f}"))
     lines += [
         "",
         f"Copying the same file to this machine's disk, with fsync: {copy['gb_per_second']:.2f} GB/s. "
@@ -217,19 +216,15 @@ def _costs(pruned: dict[tuple[str, int], dict[str, Any]], most: int, disk: float
         f"{len(taken):,} weights with {sum(taken) / 1e9:.1f} billion entries are pruned, the largest of "
         f"{max(taken) / 1e6:,.0f} million. Read and written: {traffic:,.0f} GB together.",
         "",
-        "| machines | pattern | solving | "
-        + " | ".join(f"I/O at {rate:.0f} GB/s each" for rate in STORAGE)
-        + " | memory each |",
-        "|--:|---|--:|" + "--:|" * len(STORAGE) + "--:|",
+        *head("machines", "pattern", "solving", *(f"I/O at {rate:.0f} GB/s each" for rate in STORAGE), "memory each"),
     ]
     for count in MACHINES:
         for pattern in PATTERNS:
             # A slot has MACHINE_CORES / SLOTS cores, each as fast as one of these when all of these are at work.
             rate = pruned[pattern, most]["ns_per_entry"] * most * 1e-9 / min(MACHINE_CORES / SLOTS, MOST_CORES)
             solving = spread(tensors, count * SLOTS, rate)
-            moving = [traffic / count / speed for speed in STORAGE]
-            cells = " | ".join(_time(seconds) for seconds in moving)
-            lines.append(f"| {count} | {pattern} | {_time(solving)} | {cells} | {extra / 1e3:.1f} GB |")
+            moving = (_time(traffic / count / speed) for speed in STORAGE)
+            lines.append(line(count, pattern, _time(solving), *moving, f"{extra / 1e3:.1f} GB"))
     here = sum(taken) * pruned["2:4", most]["ns_per_entry"] * 1e-9
     lines += [
         "",

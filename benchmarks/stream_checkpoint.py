@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.page import fill_page
+from benchmarks.table import head, line
 from nmflow.bench.machine import machine, versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "stream.json"
@@ -182,12 +183,11 @@ def table(found: dict[str, Any]) -> str:
         f"{machine_['cpu']}, {machine_['usable_cores']} cores, {machine_['system']}; {found['bytes'] / 1e9:.1f} GB in "
         f"bfloat16 at {found['pattern']}, one tensor of 1 GB.",
         "",
-        "| step | seconds | GB of the checkpoint a second | MB beyond the libraries |",
-        "|---|--:|--:|--:|",
+        *head("step", "seconds", "GB of the checkpoint a second", "MB beyond the libraries"),
     ]
     for row in found["steps"]:
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        lines.append(f"| {NAMES[row['step']]} | {row['seconds']:.1f} | {row['gb_per_second']:.2f} | {peak} |")
+        lines.append(line(NAMES[row["step"]], f"{row['seconds']:.1f}", f"{row['gb_per_second']:.2f}", peak))
     lines += [
         "",
         f"Pruning took {found['times_copy']:.2f} times as long as copying the same file in the same run "

@@ -118,11 +118,10 @@ def test_the_picture_is_right() -> None:
     assert (both != 0).sum(axis=0).tolist() == [2, 2, 2, 2]
 
 
-def test_the_table_of_at_most_fill_comes_from_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    at_most = importlib.import_module("benchmarks.at_most")
+def test_the_table_of_at_most_fill_comes_from_its_results() -> None:
+    at_most, pages = importlib.import_module("benchmarks.at_most"), importlib.import_module("benchmarks.page")
     page = at_most.PAGE.read_text(encoding="utf-8")
-    assert at_most.page_with(page, json.loads(at_most.RESULTS.read_text())) == page
+    assert pages.fill(page, {"gain": at_most.table(json.loads(at_most.RESULTS.read_text()))}) == page
 
 
 def test_the_table_of_a_streamed_checkpoint_comes_from_its_results() -> None:

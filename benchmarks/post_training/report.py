@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.post_training import run
 from benchmarks.progress import tell
-from benchmarks.table import HALVES
+from benchmarks.table import HALVES, head, line
 
 __all__ = ["PAGE", "main", "page_with"]
 
@@ -24,15 +24,11 @@ Rows = dict[tuple[str, ...], dict[str, Any]]
 
 def minilm_table(rows: Rows) -> list[str]:
     """Mean cosine and rank correlation of held-out sentences, by method."""
-    head = [f"{pattern} {kind}" for pattern in HALVES for kind in run.KINDS]
-    lines = ["| | " + " | ".join(run.METHODS) + " |", "|---|" + "---|" * len(run.METHODS)]
-    for name in head:
-        pattern, kind = name.split(" ", 1)
-        cells = []
-        for method in run.METHODS:
-            row = rows.get(("MiniLM", pattern, kind, method))
-            cells.append(_pair(row) if row else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = head("", *run.METHODS)
+    for pattern in HALVES:
+        for kind in run.KINDS:
+            found = (rows.get(("MiniLM", pattern, kind, method)) for method in run.METHODS)
+            lines.append(line(f"{pattern} {kind}", *(_pair(row) if row else "" for row in found)))
     return lines
 
 
@@ -45,12 +41,12 @@ def _pair(row: dict[str, Any]) -> str:
 
 def parts_table(rows: Rows) -> list[str]:
     """What each part of the reconstruction brings, at 8:16 transposable."""
-    lines = ["| method | cosine / rank correlation (unseen topics) | error of a layer |", "|---|---|---|"]
+    lines = head("method", "cosine / rank correlation (unseen topics)", "error of a layer")
     for method in (*run.METHODS, *run.LAYERWISE):
         row = rows.get(("MiniLM", "8:16", "transposable", method))
         if row:
             error = f"{100 * row['error']:.2f}%" if "error" in row else ""
-            lines.append(f"| {method.replace('|', '&#124;')} | {_pair(row)} | {error} |")
+            lines.append(line(method, _pair(row), error))
     return lines
 
 
@@ -102,19 +98,15 @@ def verdicts(rows: Rows) -> list[str]:
 
 def cnn_table(rows: Rows) -> list[str]:
     """Mean test accuracy over seeds, and with batch normalisation estimated anew."""
-    lines = ["| | " + " | ".join(run.METHODS) + " |", "|---|" + "---|" * len(run.METHODS)]
+    lines = head("", *run.METHODS)
     for pattern in HALVES:
         for kind in run.KINDS:
             cells = []
             for method in run.METHODS:
                 found = _seeds(rows, pattern, kind, method)
-                means = (
-                    [statistics.mean(row[key] for row in found) for key in ("accuracy", "accuracy_reestimated")]
-                    if (found)
-                    else []
-                )
-                cells.append(f"{means[0]:.2f} ({means[1]:.2f})" if means else "")
-            lines.append(f"| {pattern} {kind} | " + " | ".join(cells) + " |")
+                accuracy, again = ([row[key] for row in found] for key in ("accuracy", "accuracy_reestimated"))
+                cells.append(f"{statistics.mean(accuracy):.2f} ({statistics.mean(again):.2f})" if found else "")
+            lines.append(line(f"{pattern} {kind}", *cells))
     return lines
 
 

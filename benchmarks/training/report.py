@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.progress import tell
+from benchmarks.table import head, line
 from benchmarks.training import overhead, run
 from benchmarks.training.models import MODELS
 
@@ -36,7 +37,7 @@ def difference(rows: Rows, name: str, constraint: str) -> list[float]:
 
 def accuracy_table(rows: Rows) -> list[str]:
     """Mean and spread over seeds, and the difference from dense."""
-    lines = ["| | " + " | ".join(f"{name} | less dense" for name in MODELS) + " |", "|---|" + "---|" * 2 * len(MODELS)]
+    lines = head("", *(column for name in MODELS for column in (name, "less dense")))
     for constraint in run.CONSTRAINTS:
         cells = []
         for name in MODELS:
@@ -44,7 +45,7 @@ def accuracy_table(rows: Rows) -> list[str]:
             mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
             gap = statistics.mean(difference(rows, name, constraint))
             cells += [f"{mean:.2f} ± {spread:.2f}", "" if constraint == "dense" else f"{gap:+.2f}"]
-        lines.append(f"| {constraint} | " + " | ".join(cells) + " |")
+        lines.append(line(constraint, *cells))
     return lines
 
 
@@ -63,14 +64,18 @@ def verdicts(rows: Rows) -> list[str]:
 def overhead_table(found: dict[str, Any]) -> list[str]:
     """Search time against training time."""
     options, rows = found["options"], found["rows"]
-    lines = [
-        "| model | pattern | weights | batch | ms a step (dense) | ms a refresh | of training | of dense |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = head("model", "pattern", "weights", "batch", "ms a step (dense)", "ms a refresh", "of training", "of dense")
     lines += [
-        f"| {row['model']} | {row['pattern']} | {row['weights'] / 1e6:.1f} M | {row['batch']} | {row['step_ms']:.0f} "
-        f"({row['dense_step_ms']:.0f}) | {row['search_ms']:.1f} | {row['share_percent']:.2f}% | "
-        f"{100 * row['search_ms'] / options['every'] / row['dense_step_ms']:.2f}% |"
+        line(
+            row["model"],
+            row["pattern"],
+            f"{row['weights'] / 1e6:.1f} M",
+            row["batch"],
+            f"{row['step_ms']:.0f} ({row['dense_step_ms']:.0f})",
+            f"{row['search_ms']:.1f}",
+            f"{row['share_percent']:.2f}%",
+            f"{100 * row['search_ms'] / options['every'] / row['dense_step_ms']:.2f}%",
+        )
         for row in rows
     ]
     worst = max(row["share_percent"] for row in rows)

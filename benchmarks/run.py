@@ -19,10 +19,11 @@ from benchmarks.progress import counted, positive, showing, tell
 from benchmarks.store import INTERRUPTED, Store
 from benchmarks.table import HALVES
 from nmflow.bench.contest import Contestant, TableSolver, table_solvers
-from nmflow.bench.machine import cores, digest_of
+from nmflow.bench.machine import digest_of
 from nmflow.bench.rows import blank_row, measure
 from nmflow.bench.stream import Stream
 from nmflow.bench.timing import REPEATS
+from nmflow.cores import cores
 from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 

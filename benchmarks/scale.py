@@ -28,7 +28,8 @@ import numpy as np
 
 from benchmarks.page import fill_page
 from benchmarks.table import head, line
-from nmflow.bench.machine import cores, machine, versions
+from nmflow.bench.machine import machine, versions
+from nmflow.cores import cores
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nmflow.cores import cores
 from nmflow.errors import InputTypeError, InputValueError
 
 __all__ = [
@@ -83,7 +84,7 @@ def thread_count(threads: int | None) -> int:
         If `threads` is not a whole number of at least 1; NumPy's are whole numbers too.
     """
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
     try:
         count = 0 if isinstance(threads, bool) else operator.index(threads)
     except TypeError:

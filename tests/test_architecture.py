@@ -19,6 +19,7 @@ BASE = {"arrays", "errors", "pattern", "solution", "sums"}
 
 ALLOWED: dict[str, set[str]] = {
     "arrays": set(),
+    "cores": set(),
     "errors": set(),
     "kernels": set(),
     "names": set(),
@@ -27,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "solution": {"errors", "given", "pattern"},
     "sums": set(),
     "integers": {"arrays"},
-    "asked": {"errors"},
+    "asked": {"cores", "errors"},
     "given": {"arrays", "errors"},
     "problem": BASE | {"given"},
     "reading": BASE | {"problem", "kernels"},
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "pipeline",
         "checkpoint",
     },
-    "bench": BASE | {"", "given", "kernels", "solvers", "pipeline", "checkpoint"},
+    "bench": BASE | {"", "asked", "cores", "given", "kernels", "solvers", "pipeline", "checkpoint"},
     "__main__": {"cli"},
     "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
     "": BASE | {"network", "solvers", "pipeline", "certificate", "diversity", "formats", "checkpoint"},

@@ -10,14 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_memory", "cores", "digest_of", "machine", "source_digest", "versions"]
+from nmflow.cores import cores
+
+__all__ = ["available_memory", "digest_of", "machine", "source_digest", "versions"]
 
 LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "ortools", "networkx", "scipy", "POT", "torch")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from nmflow.arrays import Array, Matrix
+from nmflow.asked import thread_count
 from nmflow.bench.contest import TableSolver
-from nmflow.bench.machine import available_memory, cores
+from nmflow.bench.machine import available_memory
 from nmflow.bench.rows import Row, measure
 from nmflow.bench.stream import Stream
 from nmflow.errors import InputValueError, SourceNotFoundError
@@ -99,7 +100,7 @@ def quick(
     from nmflow.solvers import get, names
 
     chosen = [get(name).name for name in solvers] or names()
-    threads = threads or cores()
+    threads = thread_count(threads)
     total, done = len(weights) * len(patterns) * len(chosen), 0
     for name, matrix in weights.items():
         with Stream(matrix, threads) as stream:

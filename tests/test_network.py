@@ -214,11 +214,37 @@ def test_potentials_tell_a_flow_that_is_not_optimal() -> None:
     assert net.potentials(np.array([0, 1, 1, 0])) is None
 
 
-@pytest.mark.parametrize("flow", [[1, 1, 0, 0], [2, -1, -1, 2], [1, 0, 0, 1, 0]])
+@pytest.mark.parametrize("flow", [[1, 1, 0, 0], [2, -1, -1, 2]])
 def test_mask_of_refuses(flow: list[int]) -> None:
     net = network.build(np.ones((2, 2)), Pattern(1, 2))
     with pytest.raises(InputValueError, match="flow must meet every capacity and supply"):
         net.mask_of(np.array(flow))
+
+
+def test_lists_are_taken_as_arrays_are() -> None:
+    net = network.build([[3.0, 1.0], [0.5, 2.0]], "1:2")
+    flow, mask = [1, 0, 0, 1], [[True, False], [False, True]]
+    assert net.is_feasible(flow)
+    assert net.cost(flow) == -10
+    assert net.mask_of(flow).tolist() == mask
+    assert net.flow_of(mask).tolist() == flow
+    potentials = net.potentials(flow)
+    assert potentials is not None
+    u, v = net.duals_of(potentials.tolist())
+    assert net.potentials_of(u.tolist(), v.tolist()).tolist() == potentials.tolist()
+
+
+@pytest.mark.parametrize("method", ["is_feasible", "cost", "mask_of", "potentials"])
+def test_what_is_no_flow_is_refused(method: str) -> None:
+    of = getattr(network.build(np.ones((2, 2)), "1:2"), method)
+    for flow in (None, [1, 0, 0, 1, 0], [[1, 0], [0, 1]], [1]):
+        with pytest.raises(InputValueError, match="flow must be of the 4 arcs of the network, not of shape"):
+            of(flow)
+    for flow in ([1.0, 0.0, 0.0, 1.0], np.array([1, 0, 0, 2**63], np.uint64), [2**70, 0, 0, 1]):
+        with pytest.raises(InputTypeError, match="flow must hold whole numbers that int64 holds, not"):
+            of(flow)
+    with pytest.raises(InputTypeError, match="flow must be numbers, not <U1"):
+        of(["1", "0", "0", "1"])
 
 
 @pytest.mark.parametrize("pattern", [Pattern(1, 2), Pattern(1, 2, fill="at-most")], ids=str)
@@ -232,8 +258,20 @@ def test_flow_of_refuses(pattern: Pattern) -> None:
 
 def test_what_is_no_solution_is_refused() -> None:
     net = network.build(np.ones((2, 2)), Pattern(1, 2))
-    with pytest.raises(InputValueError, match=r"mask must have the shape of a block, \(2, 2\), not \(4,\)"):
+    with pytest.raises(InputValueError, match=r"mask must have shape \(2, 2\), not \(4,\)"):
         net.flow_of(np.zeros(4, bool))
+    with pytest.raises(InputTypeError, match="mask must be boolean, not int64"):
+        net.flow_of([[1, 0], [0, 1]])
+    with pytest.raises(InputValueError, match="potentials must be of the 4 nodes of the network, not of shape"):
+        net.duals_of([0, 0])
+    for u, v, wrong in (([0], [0, 0], "u must be of the 2 rows"), ([0, 0], None, "v must be of the 2 columns")):
+        with pytest.raises(InputValueError, match=wrong):
+            net.potentials_of(u, v)  # type: ignore[arg-type]
+    for flow in ({}, None, {0: {2: 1, 3: 0}, 1: {2: 0}}, {0: {2: 1, 3: 0}, 1: {2: 0, 3: 0.5}}):
+        with pytest.raises(InputValueError, match=r"flow must be a mapping flow\[tail\]\[head\] of whole numbers"):
+            net.flow_from_networkx(flow)  # type: ignore[arg-type]
+    with pytest.raises(InputTypeError, match="text must be the text of a solution, not bytes"):
+        net.flow_from_dimacs(b"f 1 3 1")  # type: ignore[arg-type]
     for line in ("f 1 9 1", "f 1 3", "f 1 3 x", f"f 1 3 {2**70}"):
         with pytest.raises(InputValueError, match=f"text must hold lines 'f TAIL HEAD FLOW' .* not '{line}'"):
             net.flow_from_dimacs(line)
@@ -245,6 +283,8 @@ def test_build_refuses() -> None:
         network.build(np.ones((2, 3)), pattern)
     with pytest.raises(InputTypeError, match="scores_block must be float16"):
         network.build(np.ones((2, 2), bool), pattern)
+    with pytest.raises(InputTypeError, match="exponent must be a whole number, not None"):
+        network.build(ones, pattern, exponent=None)  # type: ignore[arg-type]
     with pytest.raises(InputTypeError, match="scores_block must hold Python integers if its dtype is object"):
         network.build(np.array([[1, 2], [3, 1.5]], object), pattern)
     bad = np.array([[1.0, np.inf], [np.nan, 1.0]])

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from nmflow.errors import InputValueError
+from nmflow.errors import InputTypeError, InputValueError
 
 __all__ = ["Arc", "read", "write"]
 
@@ -34,6 +34,8 @@ def write(title: str, names: Sequence[str], supply: Sequence[int], arcs: Sequenc
 
 def read(text: str, arcs: Sequence[Arc]) -> npt.NDArray[np.int64]:
     """The flow by arc of lines ``f TAIL HEAD FLOW``; raise InputValueError at one that is not of these arcs."""
+    if not isinstance(text, str):
+        raise InputTypeError(f"text must be the text of a solution, not {type(text).__name__}")
     number = {(tail + 1, head + 1): arc for arc, (tail, head, _, _) in enumerate(arcs)}
     flow = np.zeros(len(arcs), np.int64)
     for line in text.splitlines():

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from nmflow.arrays import Array
 from nmflow.errors import InputValueError, MissingLibraryError
+from nmflow.given import as_mask
 from nmflow.network import dimacs
+from nmflow.network.given import as_duals, as_flow, as_numbers, of_mapping
 from nmflow.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -77,23 +79,24 @@ class FlowNetwork:
         rows, cols = self.pattern.block_shape
         return rows + cols if self.n_nodes > rows + cols else None
 
-    def is_feasible(self, flow: Array) -> bool:
+    def is_feasible(self, flow: npt.ArrayLike) -> bool:
         """Whether a flow keeps to capacities and supplies."""
+        flow = as_flow(flow, self.n_arcs)
         net = np.zeros(self.n_nodes, np.int64)
         np.add.at(net, self.tail, flow)
         np.subtract.at(net, self.head, flow)
         return bool((flow >= 0).all() and (flow <= self.capacity).all() and (net == self.supply).all())
 
-    def cost(self, flow: Array) -> int:
+    def cost(self, flow: npt.ArrayLike) -> int:
         """Cost of a flow in units of 2**exponent."""
-        return int((self.unit_cost * flow.astype(object)).sum())
+        return int((self.unit_cost * as_flow(flow, self.n_arcs).astype(object)).sum())
 
-    def mask_of(self, flow: Array) -> npt.NDArray[np.bool_]:
+    def mask_of(self, flow: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Turn a feasible flow into its mask.
 
         Parameters
         ----------
-        flow : ndarray of integers, shape (n_arcs,)
+        flow : array of integers, shape (n_arcs,)
 
         Returns
         -------
@@ -101,25 +104,25 @@ class FlowNetwork:
 
         Raises
         ------
-        InputValueError
-            If the flow breaks a capacity or a supply.
+        InputTypeError, InputValueError
+            If the flow is not of whole numbers, not of that shape, or breaks a capacity or a supply.
         """
-        if flow.shape != (self.n_arcs,) or not self.is_feasible(flow):
+        flow = as_flow(flow, self.n_arcs)
+        if not self.is_feasible(flow):
             raise InputValueError("flow must meet every capacity and supply of the network, not break one")
         mask = self.kept.copy()
         mask.ravel()[self.entry] = flow[: self.entry.size] == 1
         return mask
 
-    def flow_of(self, mask: Array) -> npt.NDArray[np.int64]:
+    def flow_of(self, mask: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Turn a mask into its flow: the inverse of `mask_of`.
 
         Raises
         ------
-        InputValueError
-            If the mask is not of a block's shape, or breaks the pattern or a kept or dropped entry.
+        InputTypeError, InputValueError
+            If the mask is not boolean, not of a block's shape, or breaks the pattern or a kept or dropped entry.
         """
-        if mask.shape != self.pattern.block_shape:
-            raise InputValueError(f"mask must have the shape of a block, {self.pattern.block_shape}, not {mask.shape}")
+        mask = as_mask(mask, self.pattern.block_shape, "mask")
         flow = np.zeros(self.n_arcs, np.int64)
         n = self.entry.size
         flow[:n] = mask.ravel()[self.entry]
@@ -134,7 +137,7 @@ class FlowNetwork:
             raise InputValueError("mask must keep to the pattern and to keep and drop, not break one")
         return flow
 
-    def potentials(self, flow: Array) -> Array | None:
+    def potentials(self, flow: npt.ArrayLike) -> Array | None:
         """Find optimal potentials for a flow, or None if the flow is not optimal.
 
         With reduced_cost = unit_cost - potential[tail] + potential[head], a flow is optimal exactly when every
@@ -142,7 +145,7 @@ class FlowNetwork:
 
         Parameters
         ----------
-        flow : ndarray of integers, shape (n_arcs,)
+        flow : array of integers, shape (n_arcs,)
             A feasible flow.
 
         Returns
@@ -157,9 +160,8 @@ class FlowNetwork:
         the flow (Ahuja et al. 1993, theorem 9.1).
         """
         residual: list[tuple[int, int, int]] = []
-        for arc, amount in enumerate(flow.tolist()):
-            tail, head, cost = int(self.tail[arc]), int(self.head[arc]), int(self.unit_cost[arc])
-            if amount < self.capacity[arc]:
+        for amount, (tail, head, capacity, cost) in zip(as_flow(flow, self.n_arcs).tolist(), self.arcs(), strict=True):
+            if amount < capacity:
                 residual.append((tail, head, cost))
             if amount > 0:
                 residual.append((head, tail, -cost))
@@ -174,7 +176,7 @@ class FlowNetwork:
                 return -np.array(distance, object)
         return None
 
-    def duals_of(self, potentials: Array) -> tuple[Array, Array]:
+    def duals_of(self, potentials: npt.ArrayLike) -> tuple[Array, Array]:
         """Turn node potentials into row duals u and column duals v, in units of 2**exponent.
 
         u = potential[slack] - potential[row] and v = potential[column] - potential[slack], so that the reduced cost
@@ -187,12 +189,14 @@ class FlowNetwork:
             0 for free columns: a free column with v > 0 is full, and stays optimal with v = 0.
         """
         rows, cols = self.pattern.block_shape
+        potentials = as_numbers(potentials, self.n_nodes, "potentials", "nodes")
         base = 0 if self.slack is None else potentials[self.slack]
         u, v = base - potentials[:rows], potentials[rows : rows + cols] - base
         return u, (v if self.pattern.transposable else v * 0)
 
-    def potentials_of(self, u: Array, v: Array) -> Array:
+    def potentials_of(self, u: npt.ArrayLike, v: npt.ArrayLike) -> Array:
         """Turn duals into node potentials: the inverse of `duals_of`, with the slack node at 0."""
+        u, v = as_duals(u, v, self.pattern.block_shape)
         return np.concatenate([-u, v, np.zeros(self.n_nodes - u.size - v.size, u.dtype)])
 
     def to_networkx(self) -> networkx.DiGraph[int]:
@@ -219,7 +223,7 @@ class FlowNetwork:
 
     def flow_from_networkx(self, flow: Mapping[int, Mapping[int, int]]) -> npt.NDArray[np.int64]:
         """Turn the flow dictionary of a networkx algorithm into a flow by arc."""
-        return np.array([flow[tail][head] for tail, head, _, _ in self.arcs()], np.int64)
+        return of_mapping(flow, self.arcs())
 
     def to_dimacs(self) -> str:
         """Write the network in the DIMACS format for minimum-cost flow, ``.min``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def build(
     PatternError
         If the pattern is not one.
     InputTypeError
-        If the scores have no usable dtype, or keep or drop is not boolean.
+        If the scores have no usable dtype, keep or drop is not boolean, or exponent is no whole number.
     InputValueError
         If a shape differs from the pattern's block.
     NonFiniteError
@@ -67,6 +68,10 @@ def build(
     array([ 1,  1, -1, -1])
     """
     pattern = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
+    try:
+        exponent = operator.index(exponent)
+    except TypeError:
+        raise InputTypeError(f"exponent must be a whole number, not {exponent!r}") from None
     numbers, shift = _numbers(scores_block, pattern)
     rows, cols = pattern.block_shape
     kept, dropped = (

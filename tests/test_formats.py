@@ -241,6 +241,29 @@ def test_bad_arguments() -> None:
 
 
 @pytest.mark.parametrize("name", formats.names())
+def test_a_dtype_may_be_given_by_its_name(name: str) -> None:
+    format_, float16 = formats.get(name), np.dtype("f2")
+    assert format_.specs([64, 64], "float16") == format_.specs((64, 64), float16)
+    assert format_.requirement("float16") == format_.requirement(float16)
+    assert format_.check_shape((64, 64), "float16") == (64, 64)
+    for dtype in (None, "flat16", 1.5):
+        for ask in (lambda kind: format_.specs((64, 64), kind), format_.requirement):
+            with pytest.raises(InputTypeError, match="dtype must be one of NumPy's, or its name, not"):
+                ask(dtype)
+    with pytest.raises(InputTypeError, match="shape must be a tuple of whole numbers, not 64"):
+        format_.specs(64, "float16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_specs_are_of_what_is_stored(name: str) -> None:
+    for shape, wrong in (((-64, 64), "must not be empty"), ((64,), "must have 2 axes"), ((64, 62), "a multiple of")):
+        with pytest.raises(InputValueError, match=wrong):
+            formats.get(name).specs(shape, "float16")
+    with pytest.raises(InputTypeError, match=f"for format {name}, not complex64"):
+        formats.get(name).specs((64, 64), "complex64")
+
+
+@pytest.mark.parametrize("name", formats.names())
 def test_arguments_are_taken_as_solve_takes_them(name: str) -> None:
     """DLPack without `__array__`, and whole numbers of NumPy."""
     rng, format_ = np.random.default_rng(4), formats.get(name)

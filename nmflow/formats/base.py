@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nmflow.arrays import Array
 from nmflow.asked import check_flags, thread_count
 from nmflow.errors import FormatError, InputTypeError, InputValueError
-from nmflow.formats.given import check_mask, listed, padded_to, plain, shape_of
+from nmflow.formats.given import as_dtype, check_mask, listed, padded_to, plain, shape_of, stored_shape
 from nmflow.formats.layout import Area, Place, Requirement, Spec, check_arrays
 from nmflow.formats.room import room
 from nmflow.given import viewed
@@ -45,9 +46,20 @@ class Format(ABC):
     keeps_mask: bool
     requirements: Mapping[str, Requirement]
 
+    def specs(self, shape: Sequence[int], dtype: npt.DTypeLike) -> dict[str, Spec]:
+        """The arrays that `encode` returns for a matrix, whose shape fits the requirement already.
+
+        Raises
+        ------
+        InputTypeError, InputValueError
+            As `check_shape` without padding.
+        """
+        kind = as_dtype(dtype)
+        return self._specs(self.check_shape(shape, kind), kind)
+
     @abstractmethod
-    def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
-        """The arrays that `encode` returns for a matrix, whose shape fits the requirement already."""
+    def _specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
+        """The same of what was checked."""
 
     @abstractmethod
     def places(self, shape: tuple[int, ...], dtype: np.dtype[Any], area: Area) -> dict[str, Place]:
@@ -85,14 +97,15 @@ class Format(ABC):
             If an array is missing.
         """
 
-    def requirement(self, dtype: np.dtype[Any], name: str = "weight") -> Requirement:
+    def requirement(self, dtype: npt.DTypeLike, name: str = "weight") -> Requirement:
         """What is asked of a matrix of this dtype.
 
         Raises
         ------
         InputTypeError
-            If the format cannot hold the dtype.
+            If that is no dtype, or the format cannot hold it.
         """
+        dtype = as_dtype(dtype)
         found = self.requirements.get(dtype.newbyteorder("=").name)
         if found is None:
             raise InputTypeError(
@@ -101,31 +114,18 @@ class Format(ABC):
             )
         return found
 
-    def check_shape(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, pad: bool = False) -> tuple[int, ...]:
+    def check_shape(self, shape: Sequence[int], dtype: npt.DTypeLike, *, pad: bool = False) -> tuple[int, ...]:
         """The shape in which a matrix is stored: its own, or padded.
 
         Raises
         ------
         InputTypeError, InputValueError
-            If the dtype, the number of axes, or the rows or columns do not fit, or the matrix is empty.
+            If shape is not of whole numbers, or the dtype, the number of axes, or the rows or columns do not fit, or
+            the matrix is empty.
         """
         check_flags(pad=pad)
-        need = self.requirement(dtype)
-        if need.pattern is None:
-            return shape
-        if len(shape) != 2:
-            raise InputValueError(f"weight must have 2 axes, not {len(shape)}; format {self.name} stores matrices")
-        if 0 in shape:
-            raise InputValueError(f"weight must not be empty, not of shape {shape}")
-        padded = need.padded(shape)
-        if padded != shape and not pad:
-            side = "rows" if padded[0] != shape[0] else "columns"
-            axis, multiple = (0, need.rows) if side == "rows" else (1, need.cols)
-            raise InputValueError(
-                f"weight must have a multiple of {multiple} {side} for {self.name} in {dtype}, not {shape[axis]}; "
-                f"pad=True (--pad) stores it as {padded[0]} x {padded[1]}, filled with zeros"
-            )
-        return padded
+        kind = as_dtype(dtype)
+        return stored_shape(shape_of(shape), self.requirement(kind), self.name, kind, pad)
 
     def encode(
         self,

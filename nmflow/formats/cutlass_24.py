@@ -57,7 +57,7 @@ class Cutlass24(Format):
         "float32": Requirement("1:2", 32, 32),
     }
 
-    def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
+    def _specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
         """The five arrays."""
         rows, cols = shape
         word = _word(dtype)

@@ -37,7 +37,7 @@ class Dense(Format):
     keeps_mask = False
     requirements: Mapping[str, Requirement] = dict.fromkeys(_DTYPES, Requirement(None, 1, 1))
 
-    def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
+    def _specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
         """One array."""
         return {"weight": Spec(dtype, shape)}
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nmflow.arrays import Array
 from nmflow.errors import InputTypeError, InputValueError
+from nmflow.formats.layout import Requirement
 from nmflow.pattern import Budget
 
-__all__ = ["bits_of", "check_mask", "first_violation", "listed", "padded_to", "plain", "shape_of"]
+__all__ = [
+    "as_dtype",
+    "bits_of",
+    "check_mask",
+    "first_violation",
+    "listed",
+    "padded_to",
+    "plain",
+    "shape_of",
+    "stored_shape",
+]
 
 
 def bits_of(array: Array) -> Array:
@@ -61,16 +74,49 @@ def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
     return out
 
 
-def shape_of(given: object, axes: int) -> tuple[int, ...]:
-    """A shape before padding; raise InputTypeError or InputValueError unless it is so many whole numbers."""
-    advice = "pass the shape of the matrix before padding, or leave shape away"
+def as_dtype(given: npt.DTypeLike) -> np.dtype[Any]:
+    """A dtype, given as one or by its name; raise InputTypeError of anything else, None too."""
+    try:
+        if given is None:  # NumPy takes it for float64
+            raise TypeError
+        return np.dtype(given)
+    except Exception:
+        raise InputTypeError(
+            f"dtype must be one of NumPy's, or its name, not {given!r}; import ml_dtypes for the names of its own"
+        ) from None
+
+
+def shape_of(given: object, axes: int | None = None) -> tuple[int, ...]:
+    """A shape, or one before padding, of so many axes; raise InputTypeError or InputValueError of anything else."""
+    advice = "" if axes is None else "; pass the shape of the matrix before padding, or leave shape away"
     try:
         shape = tuple(operator.index(length) for length in given)  # type: ignore[attr-defined]
     except TypeError:
-        raise InputTypeError(f"shape must be a tuple of whole numbers, not {given!r}; {advice}") from None
-    if len(shape) != axes:
-        raise InputValueError(f"shape must have {axes} axes, not {len(shape)}; {advice}")
+        raise InputTypeError(f"shape must be a tuple of whole numbers, not {given!r}{advice}") from None
+    if axes is not None and len(shape) != axes:
+        raise InputValueError(f"shape must have {axes} axes, not {len(shape)}{advice}")
     return shape
+
+
+def stored_shape(
+    shape: tuple[int, ...], need: Requirement, name: str, dtype: np.dtype[Any], pad: bool
+) -> tuple[int, ...]:
+    """The shape in which the format of this name stores a matrix; raise InputValueError where it does not fit."""
+    if need.pattern is None:
+        return shape
+    if len(shape) != 2:
+        raise InputValueError(f"weight must have 2 axes, not {len(shape)}; format {name} stores matrices")
+    if min(shape) < 1:
+        raise InputValueError(f"weight must not be empty, not of shape {shape}")
+    padded = need.padded(shape)
+    if padded != shape and not pad:
+        side = "rows" if padded[0] != shape[0] else "columns"
+        axis, multiple = (0, need.rows) if side == "rows" else (1, need.cols)
+        raise InputValueError(
+            f"weight must have a multiple of {multiple} {side} for {name} in {dtype}, not {shape[axis]}; "
+            f"pad=True (--pad) stores it as {padded[0]} x {padded[1]}, filled with zeros"
+        )
+    return padded
 
 
 def listed(names: tuple[str, ...]) -> str:

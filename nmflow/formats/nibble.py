@@ -54,7 +54,7 @@ class Nibble(Format):
         "float32": Requirement("1:2", 4, 4),
     }
 
-    def specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
+    def _specs(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Spec]:
         """The five arrays."""
         kinds: tuple[np.dtype[Any], ...] = (dtype, np.dtype(np.uint8), dtype, np.dtype(np.uint8), np.dtype(np.uint16))
         parts = zip(_ARRAYS, kinds, shapes(shape, dtype), strict=True)

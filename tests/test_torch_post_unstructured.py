@@ -184,6 +184,8 @@ def test_choice_holds_on_random_zeros() -> None:
         (lambda m: nt.allocate(m, 4, 0.2), "density must be between 1/m = 0.25 and 1, not 0.2"),
         (lambda m: nt.allocate(m, 4, 0.5, scores=lambda name, module: -module.weight.abs()), "must not be negative"),
         (lambda m: nt.allocate(m, 4, 0.5, scores={"3.weight": random(2)}), "3.weight: scores must have the shape"),
+        (lambda m: nt.allocate(m, 4, 0.5, scores={"3.weight": random(16, 128).abs()}),
+         "scores must be of all layers or of none, not of 3.weight without 0.weight, since they are added up"),
         (lambda m: nt.from_unstructured_(m, 2, 4, scores={"3.weight": random(128)}),
          "3.weight: scores must have the shape (16, 128) of the weight, not (128,)"),
         (lambda m: nt.allocate(m, 4, 0.5, scores=lambda name, module: module.weight * torch.nan),

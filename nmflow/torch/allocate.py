@@ -96,8 +96,8 @@ def allocate(
     density : float
         At least 1/m, at most 1.
     scores : as in `prune_`, optional
-        Scores of different layers are added up, so they must be comparable: ``calibration.scores("obs")`` is a squared
-        error of each layer's output. Not negative.
+        Scores of different layers are added up, so they must be comparable, and of all layers or of none:
+        ``calibration.scores("obs")`` is a squared error of each layer's output. Not negative.
     transposable, include, exclude, filter_fn, solver, threads
         As for `prune_` and `nmflow.solve`.
     progress : callable (name, done, total) or bool, optional
@@ -110,7 +110,7 @@ def allocate(
     Raises
     ------
     InputValueError
-        If density is out of range, scores are negative, or no layer is eligible.
+        If density is out of range, scores are negative or of some layers only, or no layer is eligible.
     MissingLibraryError
         If OR-Tools is not installed.
     SolverLimitError
@@ -137,10 +137,18 @@ def allocate(
     selection = select(inner, blocks, include=include, exclude=exclude, filter_fn=filter_fn)
     lost: list[list[float]] = []
     totals: list[float] = []
+    scored: dict[bool, str] = {}
     with watching("allocating", progress) as report:
         for number, layer in enumerate(selection.layers):
             report(layer.name, number, len(selection.layers))
-            values = _values(layer, scores)
+            given = given_scores(layer, scores)
+            scored.setdefault(given is not None, layer.name)
+            if len(scored) > 1:
+                raise InputValueError(
+                    f"scores must be of all layers or of none, not of {scored[True]} without {scored[False]}, since "
+                    f"they are added up; give those too, or leave that layer out with exclude="
+                )
+            values = _values(layer, given)
             totals.append(float(values.sum()))
             options: dict[str, Any] = {
                 "layout": layer.layout,
@@ -170,9 +178,8 @@ def allocate(
     )  # fmt: skip
 
 
-def _values(layer: Layer, scores: Scores | None) -> Array:
-    """Scores of a layer in float64."""
-    given = given_scores(layer, scores)
+def _values(layer: Layer, given: Array | None) -> Array:
+    """Scores of a layer in float64: what is given, or absolute values."""
     if given is None:
         return np.abs(to_array(layer.parameters[0], layer.name).astype(np.float64))
     values = given.astype(np.float64)

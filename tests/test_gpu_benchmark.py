@@ -65,6 +65,17 @@ def test_each_kind_of_row_runs_on_a_cpu() -> None:
     assert not any(key.startswith("rounds") for key in rows)  # of the kernels, which need a card
 
 
+def test_rounds_are_tried_in_triton_whatever_was_solved_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held against plain operations, whose rounds stay, the kernels would be found wrong: those were timed instead."""
+    pytest.importorskip("triton")
+    asked = []
+    monkeypatch.setattr(gpu, "solve_on_device", lambda *args, **options: asked.append(options))
+    row = gpu.Bench(gpu.torch.device("cpu"), 16, 1).rounds("2:4")
+    assert [len(row[part]) for part in ("first_ms", "more_ms")] == [6, 6]
+    assert all(options == {"engine": "triton"} for options in asked)
+    assert gpu.launch.rounds_for is gpu.ascent.rounds_for
+
+
 def test_the_report_says_what_is_there() -> None:
     row = {
         "weights": "bfloat16",

@@ -70,7 +70,7 @@ def perceptron(device: torch.device, tokens: int, width: int, hidden: int, repea
     """Forward and backward of a transformer's MLP: dense, and 2:4 both ways through torch's kernels, masks included."""
     from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 
-    # torch's product by CUTLASS is for compute capability 8.x alone
+    # torch's product by CUTLASS is for compute capability 8.x alone, and so is the order in which it packs both ways
     old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 8
     Sparse: Any = SparseSemiStructuredTensorCUTLASS if old else SparseSemiStructuredTensorCUSPARSELT
 
@@ -89,8 +89,11 @@ def perceptron(device: torch.device, tokens: int, width: int, hidden: int, repea
         _ = back @ up, back.T @ x, grad.T @ h, y
 
     def packed(weight: torch.Tensor) -> Any:
-        mask = solve_on_device(weight, 2, 4).mask
-        return Sparse.prune_dense_static_sort(weight * mask)
+        masked = weight * solve_on_device(weight, 2, 4).mask
+        if old:
+            return Sparse.prune_dense_static_sort(masked)
+        there, back = torch._cslt_compress(masked), torch._cslt_compress(masked.t().contiguous())
+        return Sparse(masked.shape, there, None, back, None, None)
 
     out: dict[str, Any] = {"tokens": tokens, "width": width, "hidden": hidden, "kernels": Sparse.__name__}
     out["dense_ms"] = timed(device, repeats, step, up, down, up.T, down.T)

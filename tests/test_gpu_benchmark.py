@@ -65,6 +65,21 @@ def test_each_kind_of_row_runs_on_a_cpu() -> None:
     assert not any(key.startswith("rounds") for key in rows)  # of the kernels, which need a card
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
+def test_both_ways_are_packed_by_the_library_that_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch packs both ways in one pass is for compute capability 8.x, and is no product of CPUs either."""
+    torch = gpu.torch
+
+    def product(self: Any, dense: Any, should_transpose_dense: bool = False, **options: Any) -> Any:
+        return (self.packed @ dense.T).T if should_transpose_dense else self.packed @ dense
+
+    monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense)
+    monkeypatch.setattr(torch.sparse.SparseSemiStructuredTensorCUSPARSELT, "_mm", product)
+    row = gpu.perceptron(torch.device("cpu"), 16, 32, 64, 1)
+    assert row["kept_as_masked"] is True
+    assert {"dense_ms", "refresh_ms", "sparse_ms"} <= set(row)
+
+
 def test_rounds_are_tried_in_triton_whatever_was_solved_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held against plain operations, whose rounds stay, the kernels would be found wrong: those were timed instead."""
     pytest.importorskip("triton")

@@ -665,9 +665,9 @@ def test_cuda() -> None:
     nt.prune_(model, 2, 4)
     inputs = tensor(64, 256, dtype=torch.float16, seed=1).cuda()
     dense = model(inputs)
-    if torch.cuda.get_device_capability() >= (8, 0):
-        assert len(nt.to_semi_structured_(model).converted) == 2
-        assert torch.allclose(model(inputs), dense, atol=1e-2)
+    old = torch.cuda.get_device_capability()[0] == 8
+    assert len(nt.to_semi_structured_(model).converted) == (2 if old else 0)
+    assert torch.allclose(model(inputs), dense, atol=1e-2)
 
 
 def test_a_pattern_of_rows_alone_has_blocks_of_one_row() -> None:

@@ -23,6 +23,7 @@ import safetensors.torch  # noqa: E402
 from torch.sparse import SparseSemiStructuredTensorCUTLASS  # noqa: E402
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass  # noqa: E402
 
+from nmflow.torch.semi import multiplies  # noqa: E402
 from nmflow.torch.semi_structured import load_semi_structured, semi_structured  # noqa: E402
 
 DTYPES = {"int8": np.dtype("i1"), "float16": np.dtype("f2"), "bfloat16": BF16, "float32": np.dtype("f4")}
@@ -201,11 +202,19 @@ def test_a_weight_and_its_transpose_are_compared(tmp_path: Path) -> None:
     assert "bias" in load_semi_structured(out, verify=False)
 
 
+@pytest.mark.parametrize(("capability", "can"), [((7, 5), False), ((8, 9), True), ((9, 0), False)])
+def test_torch_multiplies_on_8_x_alone(monkeypatch: pytest.MonkeyPatch, capability: Any, can: bool) -> None:
+    """On a newer card the weights were replaced, and every forward pass of the model raised."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert multiplies(torch.device("cuda")) is can
+    assert not multiplies(torch.device("cpu"))
+
+
 def can_multiply() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return torch.cuda.is_available() and multiplies(torch.device("cuda"))
 
 
-@pytest.mark.skipif(not can_multiply(), reason="no CUDA device with sparse tensor cores (compute capability 8.0)")
+@pytest.mark.skipif(not can_multiply(), reason="no CUDA device of compute capability 8.x")
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "int8"])
 def test_products_both_ways(name: str) -> None:
     """W X and Wᵀ Y on the device, against dense products in float64 of the same numbers."""

@@ -20,7 +20,7 @@ from nmflow.torch.report import table
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.semi_structured import semi_structured
 
-__all__ = ["SemiReport", "to_semi_structured_"]
+__all__ = ["SemiReport", "multiplies", "to_semi_structured_"]
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """What the two-way kernels multiply."""
@@ -35,7 +35,7 @@ class SemiReport:
     converted : tuple of str
         Parameters that are semi-structured tensors now.
     verified : tuple of str
-        Parameters that fit, checked both ways, and stay dense as their device has no sparse tensor cores.
+        Parameters that fit, checked both ways, and stay dense as torch's kernels are not for their device.
     skipped : tuple of (str, str)
         Parameters that do not fit, and why.
     """
@@ -49,7 +49,7 @@ class SemiReport:
         return f"<SemiReport: {counts}>"
 
     def __str__(self) -> str:
-        verified = "fits both ways; stays dense, as it is not on a CUDA device with sparse tensor cores (8.0 or newer)"
+        verified = "fits both ways; stays dense, as torch multiplies it on CUDA devices of compute capability 8.x alone"
         rows = [(name, "converted") for name in self.converted]
         rows += [(name, verified) for name in self.verified]
         return table([("semi-structured 2:4", ""), *rows, *self.skipped], left=(0, 1), rules=(1,))
@@ -67,8 +67,8 @@ def to_semi_structured_(
     Parameters
     ----------
     model : Module
-        Pruned to 2:4 both ways, for example by `prune_`; float16 or bfloat16. On a CUDA device with sparse tensor
-        cores its weights are replaced; elsewhere they are packed, unpacked, compared, and left as they are.
+        Pruned to 2:4 both ways, for example by `prune_`; float16 or bfloat16. On a CUDA device of compute capability
+        8.x its weights are replaced; elsewhere they are packed, unpacked, compared, and left as they are.
     include, exclude, filter_fn
         As for `prune_`.
 
@@ -145,6 +145,11 @@ def _checked(layer: Layer, array: Array, mask: Array) -> torch.Tensor:
     for found, expected in ((tensor.to_dense(), dense), (tensor.t().to_dense(), dense.t())):
         if not torch.equal(found, expected):  # a defect of ours or of this torch, never of the user's
             raise AssertionError(f"{layer.name}: packed and unpacked, the weight is not what it was")
-    if weight.device.type == "cuda" and torch.cuda.get_device_capability(weight.device) >= (8, 0):
+    if multiplies(weight.device):
         return semi_structured(array, mask, device=weight.device)
     return tensor
+
+
+def multiplies(device: torch.device) -> bool:
+    """Whether torch's product by CUTLASS is for a device: newer ones have sparse tensor cores, and it refuses them."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 8

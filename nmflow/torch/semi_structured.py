@@ -36,7 +36,8 @@ def semi_structured(
     mask : Tensor or ndarray of bool, shape (R, C)
         2:4 both ways; 1:2 for float32.
     device : torch.device or str, optional
-        Default: that of weight. On the CPU ``t()`` and ``to_dense()`` work and multiplication does not.
+        Default: that of weight. On the CPU ``t()`` and ``to_dense()`` work and multiplication does not;
+        torch multiplies on CUDA devices of compute capability 8.x alone.
 
     Returns
     -------

@@ -660,7 +660,8 @@ def test_cuda() -> None:
     weight = tensor(256, 256, dtype=torch.float16).cuda()
     mask = nt.mask_for(weight, 2, 4)
     assert mask.device == weight.device
-    assert torch.equal(mask.cpu(), nt.mask_for(weight.cpu(), 2, 4))
+    best = nmflow.solve(weight.cpu().float().numpy(), 2, 4)  # float16 repeats: several masks are best
+    assert (weight.abs() * mask).sum(dtype=torch.float64).item() == pytest.approx(best.objective, rel=1e-12)
     model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256)).half().cuda()
     nt.prune_(model, 2, 4)
     inputs = tensor(64, 256, dtype=torch.float16, seed=1).cuda()

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import head, line
+
 __all__ = ["all_counts", "code_section", "compiled", "counts"]
 
 KERNELS = ("first", "listed", "paths", "score")
@@ -88,16 +90,14 @@ def counts(program: Any) -> dict[str, int]:
 
 def code_section(rows: list[dict[str, Any]]) -> str:
     """A table of counts."""
-    lines = ["| kernel | m | registers | spilled | instructions | loads (bits) | barriers | compiled in s |"]
-    lines.append("| --- " * 8 + "|")
+    lines = head("kernel", "m", "registers", "spilled", "instructions", "loads (bits)", "barriers", "compiled in s")
     names = {"first": "ascent, all", "listed": "ascent, listed", "paths": "paths", "score": "kept score"}
     for row in rows:
         widths = sorted({row["narrowest_load"], row["widest_load"]})
         loads = f"{row['loads']} ({' to '.join(map(str, widths))})"
-        lines.append(
-            f"| {names[row['kernel']]} | {row['side'] or 'any'} | {row['registers']} | {row['stack']} | "
-            f"{row['instructions']} | {loads} | {row['barriers']} | {row['seconds']:.1f} |"
-        )
+        sizes = (row[name] for name in ("registers", "stack", "instructions"))
+        kernel, side = names[row["kernel"]], row["side"] or "any"
+        lines.append(line(kernel, side, *sizes, loads, row["barriers"], f"{row['seconds']:.1f}"))
     return "\n".join(lines)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.table import head, line
+
 __all__ = ["card_section", "shares_section"]
 
 Row = dict[str, Any]
@@ -11,10 +13,10 @@ Row = dict[str, Any]
 
 def shares_section(found: Row) -> str:
     """Percent of blocks open after each step."""
-    lines = ["| pattern | weights | after ascent % | after more of it % | after paths % |", "| --- " * 5 + "|"]
+    lines = head("pattern", "weights", "after ascent %", "after more of it %", "after paths %")
     for row in found["rows"]:
         parts = (f"{100 * row[key] / row['blocks']:.2f}" for key in ("ascended", "augmented", "on_cpu"))
-        lines.append(f"| {row['pattern']} | {row['weights']} | {' | '.join(parts)} |")
+        lines.append(line(row["pattern"], row["weights"], *parts))
     return "\n".join(lines)
 
 
@@ -51,29 +53,26 @@ def card_section(found: Row) -> str:
 
 
 def _masks(rows: list[Row]) -> list[str]:
-    lines = ["| pattern | weights | cold ms | goal ms | refresh ms | first call s |", "| --- " * 6 + "|"]
+    lines = head("pattern", "weights", "cold ms", "goal ms", "refresh ms", "first call s")
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['key'].removeprefix('mask ')} | failed: {row['error']} | | | | |")
+            lines.append(_failed(row, "mask", 4))
             continue
         goal = "" if row["target_ms"] is None else f"{row['target_ms']:g}"
-        times = f"{_ms(row['cold_ms'])} | {goal} | {_ms(row['refresh_ms'])} | {_ms(row['first_seconds'])}"
-        lines.append(f"| {row['pattern']} | {row['weights']} | {times} |")
+        cold, refresh, first = (_ms(row[name]) for name in ("cold_ms", "refresh_ms", "first_seconds"))
+        lines.append(line(row["pattern"], row["weights"], cold, goal, refresh, first))
     return [*lines, ""]
 
 
 def _parts(rows: list[Row]) -> list[str]:
     lines = ["Where a cold solve in bfloat16 spends its time, milliseconds:", ""]
-    lines += [
-        "| pattern | masks and proofs | kept score | copy of the weights | solve of 64 x 64 |",
-        "| --- " * 5 + "|",
-    ]
+    lines += head("pattern", "masks and proofs", "kept score", "copy of the weights", "solve of 64 x 64")
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['key'].removeprefix('parts ')} | failed: {row['error']} | | | |")
+            lines.append(_failed(row, "parts", 3))
             continue
         times = (_ms(row[name]) for name in ("settle_ms", "kept_score_ms", "copy_ms", "tiny_ms"))
-        lines.append(f"| {row['pattern']} | {' | '.join(times)} |")
+        lines.append(line(row["pattern"], *times))
     return [*lines, ""] if rows else []
 
 
@@ -90,6 +89,10 @@ def _rounds(rows: list[Row]) -> list[str]:
 
 def _agreement(row: Row) -> str:
     return f"{row['pattern']} at {row['size']} x {row['size']}, objective less that of the CPU: {row['difference']:g}"
+
+
+def _failed(row: Row, kind: str, empty: int) -> str:
+    return line(row["key"].removeprefix(f"{kind} "), f"failed: {row['error']}", *[""] * empty)
 
 
 def _lines(kind: str, rows: list[Row], say: Any) -> list[str]:

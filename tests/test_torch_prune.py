@@ -525,6 +525,27 @@ def test_a_bad_weight_in_the_last_layer_spares_the_first(value: float) -> None:
     assert bits(model) == before
 
 
+@pytest.mark.parametrize("prune", [nt.prune_, nt.from_unstructured_])
+def test_an_interrupt_while_zeros_are_written_leaves_the_model_pruned_whole(
+    prune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole = network(), network()
+    prune(whole, 2, 4)
+    calls, written = [], torch.Tensor.masked_fill_
+
+    def masked_fill_(self: torch.Tensor, *args: Any) -> torch.Tensor:
+        calls.append(self)
+        if len(calls) in (2, 4):  # one more comes while the rest is written
+            raise KeyboardInterrupt
+        return written(self, *args)
+
+    monkeypatch.setattr(torch.Tensor, "masked_fill_", masked_fill_)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, 2, 4)
+    assert len(calls) > 4
+    assert bits(model) == bits(whole)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

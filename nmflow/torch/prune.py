@@ -22,6 +22,7 @@ from nmflow.torch.device import on_device, solve_on_device
 from nmflow.torch.device.plain import magnitude
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
+from nmflow.torch.wholly import write_zeros
 
 __all__ = ["layer_report", "mask_for", "named_error", "prune_"]
 
@@ -91,7 +92,7 @@ def prune_(
     """Prune the Linear, Conv1d and Conv2d layers of a model in place, and the Conv1D of transformers.
 
     Pruned entries become +0 and kept ones keep their bits. Every mask is found before the first weight is changed, so
-    after an error the model is as it was.
+    after an error the model is as it was, and after an interrupt as it was or pruned whole.
 
     Parameters
     ----------
@@ -182,8 +183,7 @@ def prune_(
             mask.logical_not_() if isinstance(mask, torch.Tensor) else to_mask(~mask, layer.parameters[0].device)
             for layer, mask in zip(selection.layers, masks, strict=True)
         ]
-        for layer, zeros in zip(selection.layers, dropped, strict=True):
-            layer.parameters[0].masked_fill_(zeros, 0.0)
+    write_zeros((layer.parameters[0] for layer in selection.layers), dropped)
     return PruneReport(str(chosen), used, tuple(reports), selection.skipped, time.perf_counter() - started)
 
 

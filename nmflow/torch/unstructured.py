@@ -24,6 +24,7 @@ from nmflow.torch.moments import matrices
 from nmflow.torch.prune import layer_report, named_error
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
+from nmflow.torch.wholly import write_zeros
 
 __all__ = ["Zeros", "choose_n", "from_unstructured_"]
 
@@ -72,7 +73,7 @@ def from_unstructured_(
     Raises
     ------
     InputValueError, InputTypeError, NonFiniteError
-        As `prune_`, or if `zeros` do not fit. The model is then as it was.
+        As `prune_`, or if `zeros` do not fit. The model is then as it was (after an interrupt, or pruned whole).
 
     Notes
     -----
@@ -119,9 +120,8 @@ def from_unstructured_(
         seconds, certificate = time.perf_counter() - begun, solution.certificate
         reports.append(layer_report(layer, layer.parameters[0], worth, ~gone[-1], certificate, seconds, absolute=False))
         used = solution.solver
-    with torch.no_grad():
-        for layer, dropped in zip(selection.layers, gone, strict=True):
-            layer.parameters[0].masked_fill_(to_mask(dropped, layer.parameters[0].device), 0.0)
+    dropped = [to_mask(each, layer.parameters[0].device) for layer, each in zip(selection.layers, gone, strict=True)]
+    write_zeros((layer.parameters[0] for layer in selection.layers), dropped)
     patterns = sorted({str(found) for layer in selection.layers if (found := pattern_of(layer)) is not None})
     return PruneReport(", ".join(patterns), used, tuple(reports), tuple(skipped), time.perf_counter() - started)
 

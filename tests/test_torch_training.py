@@ -570,6 +570,34 @@ def test_a_failure_half_way_takes_masks_off_again(monkeypatch: pytest.MonkeyPatc
     assert not optimizer._optimizer_step_pre_hooks
 
 
+@pytest.mark.parametrize("where", ["zeros", "masks"])
+def test_an_interrupt_of_finish_leaves_nothing_half_done(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nmflow.torch import masked_layers
+
+    name = {"zeros": "bake", "masks": "take_off"}[where]
+    done, calls = getattr(masked_layers, name), []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) in (2, 4):  # one more comes on the way out
+            raise KeyboardInterrupt
+        done(*args)
+
+    model, optimizer, training = plain()
+    whole, _, twin = plain()
+    twin.finish()
+    monkeypatch.setattr(masked_layers, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.finish()
+    if where == "zeros":
+        training.finish()
+    assert len(calls) > 4
+    assert same(model, whole)
+    with pytest.raises(nt.TrainingStateError, match=r"finish\(\) must be called once"):
+        training.finish()
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 def test_dense_weights_behind_masks_are_out_of_reach() -> None:
     model, optimizer, training = plain()
     before = training.masks["3.weight"].clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from nmflow.torch.select import Layer
 from nmflow.torch.sharing import Found
 from nmflow.torch.slots import Slot, original
 from nmflow.torch.state import TrainingStateError
+from nmflow.torch.wholly import wholly
 
 __all__ = ["MaskedLayers"]
 
@@ -127,15 +129,18 @@ class MaskedLayers:
         return tuple(reports)
 
     def bake(self) -> None:
-        """Write zeros into the weights, which become plain parameters again, in the order that they had."""
+        """Write zeros into the weights, all of them or none; `take_off` can be called then."""
         for layer in self._layers:
             _check_class(layer, layer.slots)
-        for layer, masked in zip(self._layers, self.by_name.values(), strict=True):
-            bake(layer, masked)
-        self._reorder()
+        wholly(
+            [partial(bake, layer, masked) for layer, masked in zip(self._layers, self.by_name.values(), strict=True)]
+        )
 
     def take_off(self) -> None:
-        """Take the masks off what still has them, whatever its parameters are now; those are not changed."""
+        """Take the masks off what still has them, whatever its parameters are now; those are not changed.
+
+        Parameters have the order back that they had in their modules.
+        """
         still = [
             [slot for slot in layer.slots if is_under(slot, masked)]
             for layer, masked in zip(self._layers, self.by_name.values(), strict=True)

@@ -92,11 +92,10 @@ def attach(layer: Layer, masked: Masked) -> None:
 
 
 def bake(layer: Layer, masked: Masked) -> None:
-    """Write zeros into the parameter and give it back to its modules as it was."""
+    """Write zeros into the parameter, which stays under its mask."""
     for parameter in layer.parameters:
         with torch.no_grad():
             parameter.masked_fill_(~masked.mask, 0.0)
-    take_off(layer.slots)
 
 
 def take_off(slots: Iterable[Slot]) -> None:

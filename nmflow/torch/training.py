@@ -27,6 +27,7 @@ from nmflow.torch.select import Filter, Layer, select
 from nmflow.torch.sharing import Found, Ranks
 from nmflow.torch.state import Refresh, TrainingStateError, check, check_duals, packed, unpacked
 from nmflow.torch.steps import Steps, inner_optimizer
+from nmflow.torch.wholly import wholly
 
 __all__ = ["Refresh", "SparseTraining", "TrainingStateError"]
 
@@ -218,6 +219,9 @@ class SparseTraining:
     def finish(self) -> PruneReport:
         """Write the zeros into plain parameters and let go of model and optimizer.
 
+        After an interrupt nothing is changed or it is all done, unless zeros were being written: then all are, and
+        `finish` can be called again.
+
         Returns
         -------
         PruneReport
@@ -249,7 +253,6 @@ class SparseTraining:
             given another class since, as `fully_shard` does. Nothing is changed then.
         """
         self._check_running()
-        self._masked.take_off()
         self._let_go()
 
     def state_dict(self) -> dict[str, Any]:
@@ -308,6 +311,9 @@ class SparseTraining:
                 )
 
     def _let_go(self) -> None:
+        wholly([self._masked.take_off, self._end])
+
+    def _end(self) -> None:
         self._steps.remove()
         self._finished, self._found = True, None
 

@@ -551,6 +551,22 @@ def test_names_that_torch_cannot_parametrize_are_left_alone() -> None:
     assert "1.keys" in nt.prune_(nn.ModuleList([nn.Linear(4, 4), model[1]]), 2, 4, include=["1.keys"]).layers[0].name
 
 
+def test_a_training_that_gets_no_hooks_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch loads its compiler for them, which takes long enough for an interrupt; nobody could release the masks."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "disable", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            nt.SparseTraining(model, optimizer, 2, 4)
+    assert same(model, network())
+    assert nt.SparseTraining(model, optimizer, 2, 4).masks
+
+
 def test_a_failure_half_way_takes_masks_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from nmflow.torch import masked_layers
 

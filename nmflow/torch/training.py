@@ -145,9 +145,13 @@ class SparseTraining:
         self._found = self._search()
         self._masked = MaskedLayers(inner, self._layers, self._found)
         self._pull.masked = list(self._masked.by_name.values())
-        self._masked.attach()
         self._finished = False
-        self._steps = Steps(driver, self._before_step, self._after_step)
+        self._steps = Steps(driver, self._before_step, self._after_step)  # may load Dynamo, which takes seconds
+        try:
+            self._masked.attach()
+        except BaseException:
+            self._steps.remove()
+            raise
         self._stop_in_time()
 
     @property

@@ -957,6 +957,16 @@ def test_dtype_and_device_moves_take_masks_along() -> None:
     assert training.masks["3.weight"].device.type == "meta"
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_on_another_device_than_their_masks(frozen: bool) -> None:
+    """As in the copies that DataParallel makes, which have the masks of the model itself."""
+    model, _, training = plain(stop_at=0 if frozen else None)
+    elsewhere = {name: value.to("meta") for name, value in model.named_parameters()}
+    outputs = torch.func.functional_call(model, elsewhere, batch(0)[0].to("meta"))
+    assert outputs.device.type == "meta"
+    assert training.masks["3.weight"].device.type == "cpu"
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_mixed_precision_and_accumulation(fused: bool) -> None:
     """bfloat16 autocast with a GradScaler that skips a step: it does not count, though a fused optimizer is called."""

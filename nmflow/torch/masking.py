@@ -72,10 +72,11 @@ class Masked(nn.Module):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Mask the weight."""
+        mask = self.mask.to(weight.device)  # another one in the copies that DataParallel makes
         if self.fixed:
-            return weight * self.mask
+            return weight * mask
         way = StraightThrough if torch.compiler.is_compiling() else ForwardToo
-        masked: torch.Tensor = way.apply(weight, self.mask)  # type: ignore[no-untyped-call]
+        masked: torch.Tensor = way.apply(weight, mask)  # type: ignore[no-untyped-call]
         return masked
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Masked:

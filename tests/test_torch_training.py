@@ -819,6 +819,27 @@ def test_a_snapshot_is_what_finish_will_leave(make: Callable[[nn.Module], nn.Mod
     assert all(torch.equal(value, state[name]) for name, value in again.items())
 
 
+def test_a_snapshot_knows_the_versions_of_modules() -> None:
+    """As torchvision's MNASNet, which reads no state dict without."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
+            assert metadata["version"] == 2
+            super()._load_from_state_dict(state, prefix, metadata, *args)
+
+    model = nn.Sequential(Versioned(8, 8))
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    file = io.BytesIO()
+    torch.save(nt.sparse_state_dict(model), file)
+    file.seek(0)
+    training.finish()
+    other = nn.Sequential(Versioned(8, 8))
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert same(other, model)
+
+
 class Renaming(nn.Module):
     """A wrapper whose state dict has the names of what it wraps, as Lightning's Fabric makes it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -185,10 +186,13 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
                 raise InputValueError(f"{plain} must have its mask as the only parametrization, and has others too")
             dense = f"{name}.parametrizations.{attribute}.original".removeprefix(".")
             masks[place_of(listed.original)] = masks[dense] = plain, mask
-    state: dict[str, Any] = {}
+    given = model.state_dict()
+    state: OrderedDict[str, Any] = OrderedDict()
+    if hasattr(given, "_metadata"):  # versions of modules, by which some read a state dict
+        state._metadata = given._metadata  # type: ignore[attr-defined]
     masked: dict[object, torch.Tensor] = {}
     met: set[int] = set()
-    for key, value in model.state_dict().items():
+    for key, value in given.items():
         place = place_of(value) if DENSE.search(key) and isinstance(value, torch.Tensor) else None
         found = None if place is None else masks.get(place, masks.get(key))
         if found is None or place is None:

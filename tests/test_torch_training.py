@@ -677,6 +677,26 @@ def test_a_module_with_another_class_on_top_is_left_whole() -> None:
     assert type(model[3]) is nn.Linear
 
 
+@pytest.mark.parametrize("parameter", [True, False])
+def test_weights_that_were_sharded_are_left_where_they_are(parameter: bool) -> None:
+    """FullyShardedDataParallel leaves a flat part in the parameter, or a tensor in its place."""
+    model, _, training = plain()
+    listed = model[3].parametrizations.weight
+    if parameter:
+        listed.original.data = listed.original.data.flatten()[:100]
+    else:
+        whole = listed.original.detach()
+        del listed._parameters["original"]
+        listed.original = whole
+    with pytest.raises(nt.TrainingStateError, match=r"3\.weight must be whole in its module, .* go on from a state"):
+        training.release()
+    assert nn.utils.parametrize.is_parametrized(model[0])
+    assert nn.utils.parametrize.is_parametrized(model[3])
+    for call in (training.refresh, training.finish):
+        with pytest.raises(nt.TrainingStateError, match=r"3\.weight must stay the parameter that it was, .* shard no"):
+            call()
+
+
 def test_a_parametrization_beside_the_mask_is_not_lost() -> None:
     model, _, training = plain()
     nn.utils.parametrizations.spectral_norm(model[5])

@@ -78,14 +78,15 @@ class MaskedLayers:
         Masks would be those of what was left.
         """
         modules = {id(module) for module in self._model.modules()}  # by whatever name: some tools wrap them
-        for layer, parameters in zip(self._layers, self._parameters, strict=True):
+        for layer, parameters, masked in zip(self._layers, self._parameters, self.by_name.values(), strict=True):
             if any(id(slot.module) not in modules for slot in layer.slots):
                 raise TrainingStateError(
                     f"{layer.name} must stay in the model, and its module was replaced or removed; put it back, or "
                     f"release() this and make a new SparseTraining"
                 )
             held = [original(slot) for slot in layer.slots]
-            if any(all(one is not parameter for parameter in parameters) for one in held):
+            moved = any(all(one is not parameter for parameter in parameters) for one in held)
+            if moved or any(parameter.shape != masked.mask.shape for parameter in parameters):  # a rank holds a part
                 raise TrainingStateError(
                     f"{layer.name} must stay the parameter that it was, and is another now; load states without "
                     f"assign=True, and shard no model; release() leaves the weights as they are"
@@ -145,9 +146,10 @@ class MaskedLayers:
             [slot for slot in layer.slots if is_under(slot, masked)]
             for layer, masked in zip(self._layers, self.by_name.values(), strict=True)
         ]
-        for layer, slots in zip(self._layers, still, strict=True):
+        for layer, slots, masked in zip(self._layers, still, self.by_name.values(), strict=True):
             _check_alone(layer, slots)
             _check_class(layer, slots)
+            _check_whole(layer, slots, masked.mask)
         for slots in still:
             take_off(slots)
         self._reorder()
@@ -182,3 +184,17 @@ def _check_class(layer: Layer, slots: Sequence[Slot]) -> None:
             f"{layer.name} must be in a module of the class that its mask gave it, and was made a {made[0]} since; "
             f"give the module its class back, or go on from a state dict, in a new model"
         )
+
+
+def _check_whole(layer: Layer, slots: Sequence[Slot], mask: torch.Tensor) -> None:
+    """Raise TrainingStateError if a module holds a part of its weight, in one row, or none: it could not do with that.
+
+    As FullyShardedDataParallel and DeepSpeed leave it.
+    """
+    for slot in slots:
+        dense = original(slot)
+        if not isinstance(dense, nn.Parameter) or dense.ndim != mask.ndim:
+            raise TrainingStateError(
+                f"{layer.name} must be whole in its module, which holds a part of it or none since the model was "
+                f"sharded; go on from a state dict, in a new model"
+            )

@@ -254,7 +254,7 @@ class SparseTraining:
         ------
         TrainingStateError
             If it or `finish` was called before, a masked weight has another parametrization too, or its module was
-            given another class since, as `fully_shard` does. Nothing is changed then.
+            given another class or a part of it since, as sharding does. Nothing is changed then.
         """
         self._check_running()
         self._let_go()

@@ -695,6 +695,9 @@ def test_weights_that_were_sharded_are_left_where_they_are(parameter: bool) -> N
     for call in (training.refresh, training.finish):
         with pytest.raises(nt.TrainingStateError, match=r"3\.weight must stay the parameter that it was, .* shard no"):
             call()
+    if parameter:
+        with pytest.raises(InputValueError, match=r"must hold whole tensors, and a rank has a part of 3\.weight; shard"):
+            nt.sparse_state_dict(model)
 
 
 def test_a_parametrization_beside_the_mask_is_not_lost() -> None:

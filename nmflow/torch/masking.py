@@ -199,7 +199,7 @@ def sparse_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
             state[key] = value
             continue
         plain, mask = found
-        if hasattr(value, "full_tensor"):  # a DTensor
+        if hasattr(value, "full_tensor") or value.shape != mask.shape:  # a DTensor, or a flat part
             raise InputValueError(f"model must hold whole tensors, and a rank has a part of {plain}; shard no model")
         met.add(id(mask))
         if place not in masked:

@@ -325,6 +325,25 @@ def test_own_masks() -> None:
     assert not model[3].weight[:, 1::2].any()
 
 
+@pytest.mark.parametrize(
+    ("found", "error", "message"),
+    [
+        (lambda weight: Found((weight > 0).astype("uint8")), InputTypeError, "mask must be boolean, not uint8"),
+        (lambda weight: Found(weight[:4] > 0), InputValueError, r"mask must have shape \(8, 8\), not \(4, 8\)"),
+        (lambda weight: weight > 0, InputTypeError, "find_mask must return a nmflow.torch.sharing.Found, not ndarray"),
+    ],
+)
+def test_own_masks_that_are_none(found: Callable[[Any], Any], error: type[Exception], message: str) -> None:
+    class Own(nt.SparseTraining):
+        def find_mask(self, layer: Any, weight: Any, last: Found | None) -> Found:
+            return found(weight)  # type: ignore[no-any-return]
+
+    model = nn.Linear(8, 8)
+    with pytest.raises(error, match="^weight: " + message):
+        Own(model, torch.optim.SGD(model.parameters()), 2, 4)
+    assert list(model.state_dict()) == ["weight", "bias"]
+
+
 # the end
 
 
@@ -696,7 +715,9 @@ def test_weights_that_were_sharded_are_left_where_they_are(parameter: bool) -> N
         with pytest.raises(nt.TrainingStateError, match=r"3\.weight must stay the parameter that it was, .* shard no"):
             call()
     if parameter:
-        with pytest.raises(InputValueError, match=r"must hold whole tensors, and a rank has a part of 3\.weight; shard"):
+        with pytest.raises(
+            InputValueError, match=r"must hold whole tensors, and a rank has a part of 3\.weight; shard"
+        ):
             nt.sparse_state_dict(model)
 
 

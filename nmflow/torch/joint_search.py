@@ -8,7 +8,8 @@ from typing import TypeAlias
 import torch
 
 from nmflow.arrays import Array
-from nmflow.errors import NmflowError
+from nmflow.errors import InputTypeError, NmflowError
+from nmflow.given import as_mask
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import arrays
 from nmflow.torch.prune import named_error
@@ -55,7 +56,7 @@ def find_all(
     Raises
     ------
     NmflowError
-        If a mask cannot be found: the parameter is named.
+        If a mask cannot be found, or is none: the parameter is named.
     InputValueError
         If another rank failed.
     """
@@ -69,7 +70,7 @@ def find_all(
             layer, before = layers[number], None if last is None else last[number]
             try:
                 if number not in staying:
-                    found[number] = find(layer, next(travelling), before)
+                    found[number] = _checked(find(layer, next(travelling), before), tuple(weights[number].shape))
                     continue
                 here = find_on_device(
                     weights[number], pattern, before, layout=layer.layout, groups=layer.groups, threads=threads,
@@ -79,3 +80,11 @@ def find_all(
             except NmflowError as error:
                 raise named_error(error, layer.name) from None
     return ranks.exchange(found, owners, weights)
+
+
+def _checked(found: object, shape: tuple[int, ...]) -> Found:
+    """What a `find_mask` of the user's may have returned."""
+    if not isinstance(found, Found):
+        raise InputTypeError(f"find_mask must return a nmflow.torch.sharing.Found, not {type(found).__name__}")
+    as_mask(found.as_arrays().mask, shape, "mask")
+    return found

@@ -181,6 +181,26 @@ def test_a_line_cut_off_by_a_kill_counts_for_nothing(tmp_path: Path, model: Path
         (tmp_path / "out").unlink()
 
 
+def test_a_line_that_was_changed_counts_for_nothing(tmp_path: Path, model: Path, stopped: Path) -> None:
+    journal, expected = stopped / "journal", whole(model, tmp_path)
+    asked, done = lines(stopped)[0], finished(stopped)
+    pruned = next(line for line in done if line["row"])
+    for changed in (
+        {},
+        {"published": None},
+        {"shard": [1]},
+        {**pruned, "row": 5},
+        {**pruned, "row": {**pruned["row"], "kept": "much"}},
+        {**pruned, "more": 1},
+    ):
+        stopped.mkdir(exist_ok=True)
+        journal.write_text("".join(json.dumps(line) + "\n" for line in (asked, changed, *done)))
+        report = prune_checkpoint(model, tmp_path / "out", "2:4", resume=True)
+        assert report.proven
+        assert (tmp_path / "out").read_bytes() == expected
+        (tmp_path / "out").unlink()
+
+
 def test_what_is_staged_is_checked(tmp_path: Path, model: Path, stopped: Path) -> None:
     """A power failure may take back what the journal speaks of."""
     expected = whole(model, tmp_path)

@@ -1,8 +1,8 @@
 """The journal of a run: what it was asked for, and a line for each unit of work that is done.
 
-It lies beside the staged files, one JSON object a line. A line that was cut off by a kill is the last one and counts
-for nothing. Lines are not synced one by one: what a power failure takes away is done again, and checksums tell
-whether the bytes that a line speaks of are there.
+It lies beside the staged files, one JSON object a line, each with a checksum of itself. A line that was cut off by a
+kill, or changed, counts for nothing, nor does what follows it. Lines are not synced one by one: what a power failure
+takes away is done again, and checksums tell whether the bytes that a line speaks of are there.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from nmflow.errors import CheckpointError
 
 __all__ = ["Journal", "difference", "fingerprint", "identity", "version"]
 
-VERSION = 3
+VERSION = 4
 
+SUM = "sum"
+"""Where a line has its checksum."""
 _NEW = re.compile(r"new-[0-9a-f]+")
 
 
@@ -125,8 +127,8 @@ class Journal:
         with named(self._path):
             os.fsync(self._file)
 
-    def _write(self, value: Any) -> None:
-        line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    def _write(self, value: Mapping[str, Any]) -> None:
+        line = json.dumps({**value, SUM: _sum(value)}, separators=(",", ":")).encode() + b"\n"
         length = os.fstat(self._file).st_size
         with named(self._path):
             try:
@@ -144,22 +146,33 @@ class Journal:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of a journal, and the bytes that they take; none if there is no journal."""
+    """The whole lines of a journal, and the bytes that they take; none if there is no journal.
+
+    Of the first the checksum is not looked at: it is compared with what is asked for, and what differs is said.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return [], 0
-    lines, length = [], 0
+    lines: list[dict[str, Any]] = []
+    length = 0
     for line in raw.splitlines(keepends=True):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not line.endswith(b"\n") or not isinstance(value, dict):
+            break
+        found = value.pop(SUM, None)
+        if lines and found != _sum(value):
             break
         lines.append(value)
         length += len(line)
     return lines, length
+
+
+def _sum(value: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
 
 
 NOTHING = "nothing"

@@ -374,6 +374,16 @@ def test_a_stage_that_is_no_folder(tmp_path: Path, model: Path, kind: str) -> No
     assert os.path.lexists(stage)
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "new", "new-york", "journal.pdf"])
+def test_a_stage_of_somebody_else_is_spared(tmp_path: Path, model: Path, name: str) -> None:
+    stage = tmp_path / ".out.nmflow"
+    (stage / name).mkdir(parents=True)
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(DestinationExistsError, match=rf"and it holds '{name}'; move it, or choose another dst"):
+            prune_checkpoint(model, tmp_path / "out", "2:4", **options)
+    assert list(stage.iterdir()) == [stage / name]
+
+
 # What an earlier run left.
 
 

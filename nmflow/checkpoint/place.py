@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from nmflow.formats.side_file import read_side_file
 
 __all__ = ["check_free", "check_place", "stage_of"]
 
+_STAGED = re.compile(r"lock|journal|old|new-[0-9a-f]+")
+"""Names in a stage: see `nmflow.checkpoint.stage`."""
+
 _Key: TypeAlias = tuple[int | str, ...]
 """What tells files and folders apart. Paths do not: a mount gives another path to what is there already."""
 
@@ -31,6 +35,8 @@ def check_place(
     source: Source, dst: Path, also: Iterable[str | os.PathLike[str] | None] = (), *, overwrite: bool = False
 ) -> None:
     """Raise InputValueError if writing `dst` would write to what is read, or its parent is not a folder.
+
+    DestinationExistsError if the stage beside it is somebody else's folder.
 
     Parameters
     ----------
@@ -66,6 +72,13 @@ def check_place(
         for path, what in found if held else ():
             if any(held & _keys(parent) for parent in (path, *path.parents)):
                 raise InputValueError(f"dst must not hold {what}, as {folder} does; choose another place")
+    stage = stage_of(place)  # which is cleared
+    others = sorted(path.name for path in stage.iterdir() if not _STAGED.fullmatch(path.name)) if stage.is_dir() else ()
+    if others:
+        raise DestinationExistsError(
+            f"{stage} must hold nothing but what nmflow puts there while it builds its output, and it holds "
+            f"{others[0]!r}; move it, or choose another dst"
+        )
 
 
 def check_free(dst: Path, is_folder: bool, overwrite: bool, *, resume: bool = False) -> None:

@@ -573,8 +573,11 @@ def test_nothing_pruned_is_not_proven(tmp_path: Path, option: tuple[str, ...]) -
         app, ["prune", str(src), str(tmp_path / "out"), "--pattern", "2:4", "--on-nonfinite", "skip", *option]
     )
     assert done.exit_code == 0, done.stderr
-    assert "proven optimal" not in done.stdout
     assert f"nothing was pruned; wrote {tmp_path / 'out'}\n" in done.stdout
+    assert "proven" not in done.stdout  # no table with all of 0 either
+    report = prune_checkpoint(src, tmp_path / "again", "2:4", on_nonfinite="skip")
+    assert not report.proven
+    assert report.to_dict()["proven"] is False
 
 
 def test_long_paths_are_not_broken(tmp_path: Path, model: Path) -> None:

@@ -135,8 +135,8 @@ class Report:
 
     @property
     def proven(self) -> bool:
-        """Whether every block of every weight is proven to be the best."""
-        return all(tensor.n_proven == tensor.n_blocks for tensor in self.tensors)
+        """Whether every block of every weight is proven to be the best, and there is one."""
+        return bool(self.tensors) and all(tensor.n_proven == tensor.n_blocks for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """The report for JSON."""

@@ -90,7 +90,8 @@ def report(done: Report) -> None:
     table.add_section()
     total = done.total
     table.add_row(_weights(len(done.tensors)), f"{total.shape[0]:,} entries", *_numbers(total))
-    console.print(table)
+    if done.tensors:
+        console.print(table)
     reasons = Counter(reason for _, reason in done.skipped)
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         console.print(f"copied as it is: {count} x {_text(reason)}", soft_wrap=True)

@@ -255,6 +255,14 @@ def test_other_inputs_are_spared(tmp_path: Path, folder: Path) -> None:
     assert alone.is_file()
 
 
+def test_a_link_to_the_source_is_no_other_place(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    for src in (folder, tmp_path / "link"):
+        for dst in (folder / "out", tmp_path / "link" / "out", folder / "sub" / "out"):
+            with pytest.raises(InputValueError, match="dst must not lie inside src"):
+                prune_checkpoint(src, dst, "2:4")
+
+
 def test_a_source_in_the_stage_is_spared(tmp_path: Path, model: Path) -> None:
     (tmp_path / ".out.nmflow").mkdir()
     src = model.rename(tmp_path / ".out.nmflow" / "new")

@@ -64,7 +64,7 @@ def check_place(
         if taken & _keys(path):
             raise InputValueError(f"dst must not be {what}; what is read is never written")
     if source.is_folder:
-        inside = {key for path in (source.path, *_folders_of(source)) for key in _keys(path)}
+        inside = {key for path in (_real(source.path), *_folders_of(source)) for key in _keys(path)}
         if any(inside & _keys(parent) for parent in place.parents):
             raise InputValueError(f"dst must not lie inside src, as {dst} does; choose a place beside {source.path}")
     for folder, removed in ((place, overwrite), (stage_of(place), True)):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from nmflow.checkpoint import (
     write_reports,
 )
 from nmflow.checkpoint.replace import replace_tensors
+from nmflow.checkpoint.report import RECORDS
 from nmflow.cli import app
 from nmflow.errors import (
     ChangedError,
@@ -261,6 +263,17 @@ def test_a_link_to_the_source_is_no_other_place(tmp_path: Path, folder: Path) ->
         for dst in (folder / "out", tmp_path / "link" / "out", folder / "sub" / "out"):
             with pytest.raises(InputValueError, match="dst must not lie inside src"):
                 prune_checkpoint(src, dst, "2:4")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_folder_called_as_a_record_is_told_first(tmp_path: Path, folder: Path, name: str) -> None:
+    """A record could not be written in its place, after hours."""
+    (folder / name).mkdir()
+    (folder / name / "mine").write_text("mine")
+    for command in (partial(prune_checkpoint, pattern="2:4"), export_checkpoint):
+        with pytest.raises(CheckpointError, match=f"must not hold a folder {name}: .* rename it"):
+            command(folder, tmp_path / "out")
+    assert not leftovers(tmp_path)
 
 
 def test_a_source_in_the_stage_is_spared(tmp_path: Path, model: Path) -> None:

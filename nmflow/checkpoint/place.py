@@ -13,7 +13,7 @@ from nmflow.checkpoint.header import read_header
 from nmflow.checkpoint.report import RECORDS, REPORT
 from nmflow.checkpoint.report_file import read_record, run_of
 from nmflow.checkpoint.source import Source, open_source
-from nmflow.errors import DestinationExistsError, InputValueError, NmflowError
+from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError, NmflowError
 from nmflow.formats.side_file import NAME as SIDE_FILE
 from nmflow.formats.side_file import read_side_file
 
@@ -36,7 +36,8 @@ def check_place(
 ) -> None:
     """Raise InputValueError if writing `dst` would write to what is read, or its parent is not a folder.
 
-    DestinationExistsError if the stage beside it is somebody else's folder.
+    DestinationExistsError if the stage beside it is somebody else's folder, CheckpointError if a folder of the source
+    has the name of a record.
 
     Parameters
     ----------
@@ -64,6 +65,11 @@ def check_place(
         if taken & _keys(path):
             raise InputValueError(f"dst must not be {what}; what is read is never written")
     if source.is_folder:
+        record = next((path for path in source.others if len(path.parts) > 1 and path.parts[0] in RECORDS), None)
+        if record is not None:
+            raise CheckpointError(
+                f"{source.path} must not hold a folder {record.parts[0]}: nmflow calls a file by that name; rename it"
+            )
         inside = {key for path in (_real(source.path), *_folders_of(source)) for key in _keys(path)}
         if any(inside & _keys(parent) for parent in place.parents):
             raise InputValueError(f"dst must not lie inside src, as {dst} does; choose a place beside {source.path}")

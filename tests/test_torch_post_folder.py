@@ -22,6 +22,7 @@ from nmflow.cli import app, methods
 from nmflow.errors import DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch import model_folder, model_load
+from nmflow.torch.beside import layers_beside
 from nmflow.torch.report import PruneReport
 from nmflow.torch.resume import Store
 
@@ -379,3 +380,15 @@ def test_a_text_in_what_is_replaced_is_spared(folder: Path, tmp_path: Path) -> N
             folder, tmp_path / "out", Pattern.parse("2:4"), "wanda", tmp_path / "text.txt", overwrite=True
         )
     assert text.read_text() == "a dog"
+
+
+def test_layers_of_somebody_else_are_spared(tmp_path: Path) -> None:
+    layers = tmp_path / ".out.nmflow-layers"
+    layers.mkdir()
+    (layers / "notes.new").write_text("mine")
+    with (
+        pytest.raises(DestinationExistsError, match=r"and it holds 'notes\.new'; move it"),
+        layers_beside(tmp_path / "out", {}, resume=False),
+    ):
+        pass
+    assert [path.name for path in layers.iterdir()] == ["notes.new"]

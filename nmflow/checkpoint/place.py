@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -17,7 +18,7 @@ from nmflow.errors import CheckpointError, DestinationExistsError, InputValueErr
 from nmflow.formats.side_file import NAME as SIDE_FILE
 from nmflow.formats.side_file import read_side_file
 
-__all__ = ["check_free", "check_place", "stage_of"]
+__all__ = ["check_free", "check_ours", "check_place", "stage_of"]
 
 _STAGED = re.compile(r"lock|journal|old|new-[0-9a-f]+")
 """Names in a stage: see `nmflow.checkpoint.stage`."""
@@ -78,11 +79,18 @@ def check_place(
         for path, what in found if held else ():
             if any(held & _keys(parent) for parent in (path, *path.parents)):
                 raise InputValueError(f"dst must not hold {what}, as {folder} does; choose another place")
-    stage = stage_of(place)  # which is cleared
-    others = sorted(path.name for path in stage.iterdir() if not _STAGED.fullmatch(path.name)) if stage.is_dir() else ()
+    check_ours(stage_of(place), _STAGED)
+
+
+def check_ours(folder: Path, names: re.Pattern[str]) -> None:
+    """Raise DestinationExistsError if a folder that will be cleared holds what has none of `names`."""
+    held: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # another process may just have removed it
+        held = os.listdir(folder)
+    others = sorted(name for name in held if not names.fullmatch(name))
     if others:
         raise DestinationExistsError(
-            f"{stage} must hold nothing but what nmflow puts there while it builds its output, and it holds "
+            f"{folder} must hold nothing but what nmflow puts there while it builds its output, and it holds "
             f"{others[0]!r}; move it, or choose another dst"
         )
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nmflow.checkpoint.journal import Journal
 from nmflow.checkpoint.lock import locked
+from nmflow.checkpoint.place import check_ours
 from nmflow.torch.resume import keeping, layers_in, remove_layers
 
 __all__ = ["layers_beside"]
 
 JOURNAL = "journal"
+_KEPT = re.compile(r"lock|journal|[0-9a-f]+\.(layer|new)")
 
 
 @contextlib.contextmanager
@@ -28,11 +31,14 @@ def layers_beside(dst: Path, asked: Mapping[str, Any], *, resume: bool) -> Itera
         If another process works on `dst`.
     CheckpointError
         If the run that was broken off was asked for something else.
+    DestinationExistsError
+        If the folder is somebody else's.
     InputValueError
         If the folder cannot be made.
     """
     dst = dst.absolute()
     work = dst.parent / f".{dst.name}.nmflow-layers"
+    check_ours(work, _KEPT)
     with locked(work, dst):
         if not resume:
             remove_layers(work)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.sparse import SparseSemiStructuredTensorCUTLASS as CUTLASS
 
 from nmflow.torch import solve_on_device
+from nmflow.torch.products import by_cusparselt, is_8_x
 
 __all__ = ["by_product", "entropic", "ninety", "perceptron", "timed"]
 
@@ -68,11 +70,8 @@ def entropic(weight: torch.Tensor, n: int, m: int, iterations: int = 300) -> tor
 
 def perceptron(device: torch.device, tokens: int, width: int, hidden: int, repeats: int) -> dict[str, Any]:
     """Forward and backward of a transformer's MLP: dense, and 2:4 both ways through torch's kernels, masks included."""
-    from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
-
     # torch's product by CUTLASS is for compute capability 8.x alone, and so is the order in which it packs both ways
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 8
-    Sparse: Any = SparseSemiStructuredTensorCUTLASS if old else SparseSemiStructuredTensorCUSPARSELT
+    old = device.type == "cuda" and is_8_x(device)
 
     def layer(rows: int, cols: int) -> torch.Tensor:
         return (torch.randn(rows, cols, device=device) / cols**0.5).bfloat16()
@@ -90,12 +89,10 @@ def perceptron(device: torch.device, tokens: int, width: int, hidden: int, repea
 
     def packed(weight: torch.Tensor) -> Any:
         masked = weight * solve_on_device(weight, 2, 4).mask
-        if old:
-            return Sparse.prune_dense_static_sort(masked)
-        there, back = torch._cslt_compress(masked), torch._cslt_compress(masked.t().contiguous())
-        return Sparse(masked.shape, there, None, back, None, None)
+        return CUTLASS.prune_dense_static_sort(masked) if old else by_cusparselt(masked)
 
-    out: dict[str, Any] = {"tokens": tokens, "width": width, "hidden": hidden, "kernels": Sparse.__name__}
+    kernels = "CUTLASS" if old else "cuSPARSELt"
+    out: dict[str, Any] = {"tokens": tokens, "width": width, "hidden": hidden, "kernels": kernels}
     out["dense_ms"] = timed(device, repeats, step, up, down, up.T, down.T)
     try:
         sparse_up, sparse_down = packed(up), packed(down)

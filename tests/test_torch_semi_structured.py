@@ -23,7 +23,8 @@ import safetensors.torch  # noqa: E402
 from torch.sparse import SparseSemiStructuredTensorCUTLASS  # noqa: E402
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass  # noqa: E402
 
-from nmflow.torch.semi import multiplies  # noqa: E402
+from nmflow.torch import prune_, semi, to_semi_structured_  # noqa: E402
+from nmflow.torch.products import is_8_x  # noqa: E402
 from nmflow.torch.semi_structured import load_semi_structured, semi_structured  # noqa: E402
 
 DTYPES = {"int8": np.dtype("i1"), "float16": np.dtype("f2"), "bfloat16": BF16, "float32": np.dtype("f4")}
@@ -202,16 +203,68 @@ def test_a_weight_and_its_transpose_are_compared(tmp_path: Path) -> None:
     assert "bias" in load_semi_structured(out, verify=False)
 
 
-@pytest.mark.parametrize(("capability", "can"), [((7, 5), False), ((8, 9), True), ((9, 0), False)])
-def test_torch_multiplies_on_8_x_alone(monkeypatch: pytest.MonkeyPatch, capability: Any, can: bool) -> None:
-    """On a newer card the weights were replaced, and every forward pass of the model raised."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert multiplies(torch.device("cuda")) is can
-    assert not multiplies(torch.device("cpu"))
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A card of compute capability 9.0 played by the CPU: what cuSPARSELt packs is the weight as it is."""
+
+    def product(self: Any, dense: torch.Tensor, should_transpose_dense: bool = False) -> Any:
+        product = self.packed @ (dense.t() if should_transpose_dense else dense)
+        return product.t() if should_transpose_dense else product
+
+    monkeypatch.setattr(semi, "_on_card", lambda weight: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "_cslt_compress", lambda dense: dense.clone())
+    monkeypatch.setattr(torch.sparse.SparseSemiStructuredTensorCUSPARSELT, "_mm", product)
+    return monkeypatch
+
+
+def pruned_linear() -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
+    """A layer, an input and its output; of whole numbers, so that a sum is rounded once."""
+    generator = torch.Generator().manual_seed(5)
+    model = torch.nn.Linear(1088, 64, bias=False).bfloat16()
+    model.weight.data = torch.randint(-8, 9, model.weight.shape, generator=generator).bfloat16()
+    prune_(model, 2, 4)
+    x = torch.randint(-8, 9, (2, 1088), generator=generator).bfloat16()
+    return model, x, model(x)
+
+
+def test_a_weight_is_replaced_on_a_newer_card(card: pytest.MonkeyPatch) -> None:
+    """By cuSPARSELt: torch's own kernels refuse such a card, and every forward pass of the model raised."""
+    model, x, expected = pruned_linear()
+    dense = model.weight.detach().clone()
+    report = to_semi_structured_(model)
+    assert report.converted == ("weight",)
+    assert isinstance(model.weight.data, torch.sparse.SparseSemiStructuredTensorCUSPARSELT)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(model.weight.data.t() @ torch.eye(64).bfloat16(), dense.t())
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (lambda dense: dense.roll(1, 1), "its products are wrong"),  # the weight's own are right, and then not these
+        (RuntimeError("not supported on your machine\nmore"), "not supported on your machine"),
+        (AttributeError("_cslt_compress"), "_cslt_compress"),
+    ],
+)
+def test_a_weight_that_torch_does_not_multiply_stays_dense(card: pytest.MonkeyPatch, what: Any, reason: str) -> None:
+    def compress(dense: torch.Tensor) -> torch.Tensor:
+        if isinstance(what, Exception):
+            raise what
+        return what(dense) if dense.shape[0] == 1088 else dense.clone()
+
+    card.setattr(torch, "_cslt_compress", compress)
+    model, x, expected = pruned_linear()
+    weight = model.weight
+    report = to_semi_structured_(model)
+    said = f"fits both ways; stays dense, as torch does not multiply it here: {reason}"
+    assert (report.converted, report.verified, report.skipped) == ((), (), (("weight", said),))
+    assert model.weight is weight
+    assert torch.equal(model(x), expected)
 
 
 def can_multiply() -> bool:
-    return torch.cuda.is_available() and multiplies(torch.device("cuda"))
+    return torch.cuda.is_available() and is_8_x(torch.device("cuda"))
 
 
 @pytest.mark.skipif(not can_multiply(), reason="no CUDA device of compute capability 8.x")

@@ -15,12 +15,13 @@ from nmflow.formats import get
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array
+from nmflow.torch.products import ProductError, multiplying
 from nmflow.torch.prune import named_error
 from nmflow.torch.report import table
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.semi_structured import semi_structured
 
-__all__ = ["SemiReport", "multiplies", "to_semi_structured_"]
+__all__ = ["SemiReport", "to_semi_structured_"]
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 """What the two-way kernels multiply."""
@@ -35,9 +36,9 @@ class SemiReport:
     converted : tuple of str
         Parameters that are semi-structured tensors now.
     verified : tuple of str
-        Parameters that fit, checked both ways, and stay dense as torch's kernels are not for their device.
+        Parameters that fit, checked both ways, and stay dense as they are on no CUDA device.
     skipped : tuple of (str, str)
-        Parameters that do not fit, and why.
+        Parameters that do not fit, or that torch does not multiply on their device, and why.
     """
 
     converted: tuple[str, ...]
@@ -49,7 +50,7 @@ class SemiReport:
         return f"<SemiReport: {counts}>"
 
     def __str__(self) -> str:
-        verified = "fits both ways; stays dense, as torch multiplies it on CUDA devices of compute capability 8.x alone"
+        verified = "fits both ways; stays dense, as torch multiplies it on CUDA devices alone"
         rows = [(name, "converted") for name in self.converted]
         rows += [(name, verified) for name in self.verified]
         return table([("semi-structured 2:4", ""), *rows, *self.skipped], left=(0, 1), rules=(1,))
@@ -67,8 +68,8 @@ def to_semi_structured_(
     Parameters
     ----------
     model : Module
-        Pruned to 2:4 both ways, for example by `prune_`; float16 or bfloat16. On a CUDA device of compute capability
-        8.x its weights are replaced; elsewhere they are packed, unpacked, compared, and left as they are.
+        Pruned to 2:4 both ways, for example by `prune_`; float16 or bfloat16. Elsewhere than on a CUDA device its
+        weights are packed, unpacked, compared, and left as they are.
     include, exclude, filter_fn
         As for `prune_`.
 
@@ -86,6 +87,10 @@ def to_semi_structured_(
     Notes
     -----
     Whether a weight is 2:4 both ways is asked of the exact solver: it is if, and only if, the best mask loses nothing.
+    Tensors are `torch.sparse.SparseSemiStructuredTensorCUTLASS` on devices of compute capability 8.x and
+    `SparseSemiStructuredTensorCUSPARSELT` on others. A weight is replaced only after the products of its tensor, and
+    of the transpose, with the columns of the identity were right on its device.
+
     Torch saves no such tensors: keep the dense state dict.
     """
     pattern = Pattern(2, 4)
@@ -93,7 +98,7 @@ def to_semi_structured_(
     skipped = list(selection.skipped)
     from nmflow.checkpoint.support import find_support  # a Python made for a card may lack what files need
 
-    packed: list[tuple[Layer, torch.Tensor]] = []
+    fitting: list[tuple[Layer, Array]] = []
     for layer in selection.layers:
         weight = layer.parameters[0]
         reason = _unfit(layer)
@@ -108,19 +113,31 @@ def to_semi_structured_(
                 reason = f"not 2:4 in rows and columns: at least {lost} entries too many; prune_(model, 2, 4) first"
             else:
                 # A -0.0 has the score of what is dropped, and yet it was kept: it stays where there is room for it.
-                packed.append((layer, _checked(layer, array, find_support(array, str(pattern)).mask)))
+                mask = find_support(array, str(pattern)).mask
+                _check_packing(layer, array, mask)
+                fitting.append((layer, mask))
         if reason:
             skipped.append((layer.name, reason))
     converted, verified = [], []
-    for layer, tensor in packed:
-        if tensor.device.type == "cuda":
-            parameter = nn.Parameter(tensor, requires_grad=layer.parameters[0].requires_grad)
-            for slot in layer.slots:
-                setattr(slot.module, slot.attribute, parameter)
-            converted.append(layer.name)
-        else:
+    for layer, mask in fitting:
+        weight = layer.parameters[0]
+        if not _on_card(weight):
             verified.append(layer.name)
+            continue
+        try:
+            tensor = multiplying(weight.detach(), mask)
+        except ProductError as error:
+            skipped.append((layer.name, f"fits both ways; stays dense, as torch does not multiply it here: {error}"))
+            continue
+        parameter = nn.Parameter(tensor, requires_grad=weight.requires_grad)
+        for slot in layer.slots:
+            setattr(slot.module, slot.attribute, parameter)
+        converted.append(layer.name)
     return SemiReport(tuple(converted), tuple(verified), tuple(skipped))
+
+
+def _on_card(weight: torch.Tensor) -> bool:
+    return weight.is_cuda
 
 
 def _unfit(layer: Layer) -> str:
@@ -137,19 +154,9 @@ def _unfit(layer: Layer) -> str:
     return ""
 
 
-def _checked(layer: Layer, array: Array, mask: Array) -> torch.Tensor:
-    """Pack a weight, unpack it both ways and compare; on the weight's device if that can multiply it."""
-    weight = layer.parameters[0].detach()
-    tensor = semi_structured(array, mask)
-    dense = weight.cpu()
+def _check_packing(layer: Layer, array: Array, mask: Array) -> None:
+    """Pack a weight, unpack it both ways and compare."""
+    tensor, dense = semi_structured(array, mask), layer.parameters[0].detach().cpu()
     for found, expected in ((tensor.to_dense(), dense), (tensor.t().to_dense(), dense.t())):
         if not torch.equal(found, expected):  # a defect of ours or of this torch, never of the user's
             raise AssertionError(f"{layer.name}: packed and unpacked, the weight is not what it was")
-    if multiplies(weight.device):
-        return semi_structured(array, mask, device=weight.device)
-    return tensor
-
-
-def multiplies(device: torch.device) -> bool:
-    """Whether torch's product by CUTLASS is for a device: newer ones have sparse tensor cores, and it refuses them."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 8

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nmflow.formats import get
 from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
 from nmflow.torch.convert import to_array
 
-__all__ = ["load_semi_structured", "semi_structured"]
+__all__ = ["as_prototype", "load_semi_structured", "semi_structured"]
 
 
 def semi_structured(
@@ -196,8 +197,7 @@ def _tensor(parts: Mapping[str, torch.Tensor], device: torch.device | str | None
     """torch's tensor from the five arrays."""
     moved = {name: part.to(device) for name, part in parts.items()}
     shape = torch.Size((moved["packed"].shape[0], moved["packed_t"].shape[0]))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype", UserWarning)
+    with as_prototype():
         tensor: torch.Tensor = (_Float32 if moved["packed"].dtype == torch.float32 else CUTLASS)(
             shape,
             packed=moved["packed"],
@@ -207,6 +207,14 @@ def _tensor(parts: Mapping[str, torch.Tensor], device: torch.device | str | None
             compressed_swizzled_bitmask=moved["threads_masks"],
         )
     return tensor
+
+
+@contextlib.contextmanager
+def as_prototype() -> Iterator[None]:
+    """Make torch's tensors without its warning that they are a prototype."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype", UserWarning)
+        yield
 
 
 def _to_torch(array: Array) -> torch.Tensor:

@@ -15,6 +15,7 @@ import nmflow  # noqa: E402
 from nmflow.errors import InputValueError, NonFiniteError  # noqa: E402
 from nmflow.torch import SparseTraining, mask_for, prune_, solve_on_device  # noqa: E402
 from nmflow.torch.device import engine  # noqa: E402
+from nmflow.torch.products import multiplying  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -205,3 +206,20 @@ def test_the_adapter_stays_on_the_card() -> None:
     assert len(training.history) == 1
     assert training.finish().proven
     assert prune_(torch.nn.Linear(64, 64, device="cuda"), 4, 8).proven
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_products_with_packed_weights_are_right(dtype: Any) -> None:
+    """By torch's kernels or by cuSPARSELt, as the card asks for; of whole numbers, so that a sum is rounded once."""
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("needs sparse tensor cores, of compute capability 8.0")
+    weight = torch.randint(-8, 9, (256, 1216), device="cuda").to(dtype)
+    mask = mask_for(weight, 2, 4)
+    weight *= mask
+    tensor = multiplying(weight, mask.cpu().numpy())
+    layer = torch.nn.Linear(1216, 256, bias=False, device="cuda", dtype=dtype)
+    layer.weight = torch.nn.Parameter(tensor, requires_grad=False)
+    x, y = torch.randint(-8, 9, (64, 1216), device="cuda"), torch.randint(-8, 9, (64, 256), device="cuda")
+    dense = weight.double()
+    assert (layer(x.to(dtype)).double() == (x.double() @ dense.T).to(dtype).double()).all()
+    assert (torch.mm(tensor.t(), y.T.to(dtype)).double() == (dense.T @ y.T.double()).to(dtype).double()).all()

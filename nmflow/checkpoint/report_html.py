@@ -97,7 +97,9 @@ def parse_block(text: str) -> tuple[int, ...]:
 
 def _choose(report: Report, name: str | None) -> TensorReport:
     if not report.tensors:
-        raise InputValueError("report must have a pruned weight, and it has none")
+        raise InputValueError(
+            "report must have a pruned weight, and every weight was skipped; there is nothing to plot"
+        )
     if name is None:
         return max(report.tensors, key=lambda each: each.n_blocks)
     named = {tensor.name: tensor for tensor in report.tensors}

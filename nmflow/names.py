@@ -15,8 +15,10 @@ HEADS = ("lm_head.*", "*.lm_head.*", "embed_out.*", "*.embed_out.*")
 """Globs of what a language model gives a score to each word by: methods of pruning leave it alone."""
 GATES = ("gate.weight", "*.gate.weight")
 """Globs of what sends tokens to experts, as far as they count."""
-ROUTERS = ("router.*", "*.router.*", "*_router.*")
-"""The same, whatever their shape."""
+ROUTERS = ("router.*", "*.router.*", "*_router.*", "*.mlp.gate.*.weight")
+"""The same, whatever their shape; the last are gates of layers of their own, as HunYuan and Zaya have."""
+UPRIGHT = 8
+"""Rows for each column from which a gate is a router kept the other way round: Ernie's has 40; one that scales, 2."""
 
 
 def left_alone(name: str) -> str:
@@ -33,7 +35,7 @@ def is_router(name: str, shape: Sequence[int]) -> bool:
 def counts(glob: str, shape: Sequence[int]) -> bool:
     """Whether a glob speaks of parameters of this shape, too.
 
-    One of `GATES` does so of matrices with fewer rows than columns, one for each expert: a square gate
-    scales what a layer puts out, as in RetNet and RWKV.
+    One of `GATES` does so of matrices with fewer rows than columns, one for each expert, or with far more: a square
+    gate scales what a layer puts out, as in RetNet and RWKV.
     """
-    return glob not in GATES or (len(shape) == 2 and shape[0] < shape[1])
+    return glob not in GATES or (len(shape) == 2 and not shape[1] <= shape[0] < UPRIGHT * shape[1])

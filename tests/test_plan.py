@@ -82,6 +82,8 @@ def test_defaults(model: Path) -> None:
         ("gate.weight", "router of experts"),
         ("mlp.router.weight", "router of experts"),
         ("layers.0.altup.modality_router.weight", "router of experts"),
+        ("model.layers.0.mlp.gate.wg.weight", "router of experts"),
+        ("model.layers.0.mlp.gate.router_mlp.fc1.weight", "router of experts"),
         ("mask_decoder.mask_tokens.weight", "embedding"),
         ("query_feat.weight", "embedding"),
         ("transformer_module.queries_features.weight", "embedding"),
@@ -138,6 +140,12 @@ def test_gates_are_routers_only_with_fewer_rows_than_columns(tmp_path: Path, sha
     """In RetNet and RWKV they are square."""
     name = "model.layers.0.attention.gate.weight"
     assert reasons(named(tmp_path, name, shape=shape))[name] == ""
+
+
+def test_a_router_may_be_kept_the_other_way_round(tmp_path: Path) -> None:
+    """With a column for each expert, as Ernie's folders have it."""
+    name = "model.layers.0.mlp.gate.weight"
+    assert reasons(named(tmp_path, name, shape=(64, 8)))[name].startswith("router of experts")
 
 
 def test_every_default_exclusion_excludes_something(tmp_path: Path) -> None:

@@ -353,6 +353,15 @@ def test_a_gate_is_a_router_only_with_fewer_rows_than_columns() -> None:
     assert dict(report.skipped)["mixture.gate.weight"].startswith("router of experts")
 
 
+def test_what_a_gate_consists_of_is_a_router() -> None:
+    """HunYuan's is a Linear in a module of its own, and Zaya's has three."""
+    gate = nn.ModuleDict({"wg": nn.Linear(16, 8)})
+    model = nn.ModuleDict({"layer": nn.ModuleDict({"mlp": nn.ModuleDict({"gate": gate, "up_proj": nn.Linear(16, 8)})})})
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["layer.mlp.up_proj.weight"]
+    assert dict(report.skipped)["layer.mlp.gate.wg.weight"].startswith("router of experts")
+
+
 def test_a_module_is_a_router_by_the_end_of_its_class_s_name() -> None:
     class TopKRouter(nn.Linear):
         pass

@@ -73,7 +73,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     *((glob, "adapter") for glob in ADAPTERS),
     *((glob, "kept aside by PEFT") for glob in SPARES),
     *((glob, "router of experts") for glob in ROUTERS),
-    *((glob, "router of experts, with fewer rows than columns") for glob in GATES),
+    *((glob, "router of experts, with fewer rows than columns, or 8 times as many") for glob in GATES),
 )
 """Name globs that are left alone unless an include glob asks for them, each with what it stands for."""
 

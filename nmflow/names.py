@@ -11,7 +11,20 @@ ADAPTERS = ("*lora_*", "*.oft_R.*", "prompt_encoder.*.mlp_head.*", "prompt_encod
 """Globs of PEFT's adapters: what a weight becomes with one is a sum or product, and keeps no pattern."""
 SPARES = ("*.original_module.*",)
 """Globs of what PEFT keeps aside while a copy of it is trained (``modules_to_save``)."""
-HEADS = ("lm_head.*", "*.lm_head.*", "embed_out.*", "*.embed_out.*")
+HEADS = (
+    "lm_head.*",
+    "*.lm_head.*",
+    "*lm_heads.*",
+    "embed_out.*",
+    "*.embed_out.*",
+    "pred_layer.*",
+    "lm_loss.*",
+    "logits_dense.*",
+    "log_softmax.*",
+    "*predictions.decoder.*",
+    "output_projection.weight",
+    "*decoder.output_projection.weight",
+)
 """Globs of what a language model gives a score to each word by: methods of pruning leave it alone."""
 GATES = ("gate.weight", "*.gate.weight")
 """Globs of what sends tokens to experts, as far as they count."""

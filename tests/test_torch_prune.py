@@ -215,6 +215,8 @@ def test_adapters_are_taken_by_name_only() -> None:
     [
         ("lm_head", "output head"),
         ("gpt.embed_out", "output head"),
+        ("decoder.lm_heads.0", "output head"),
+        ("cls.predictions.decoder", "output head"),
         ("proj.oft_R.default", "adapter"),
         ("prompt_encoder.default.mlp_head.0", "adapter"),
         ("score.original_module", "kept aside by PEFT"),
@@ -291,6 +293,24 @@ def test_reasons() -> None:
 )
 def test_selection(options: dict[str, Any], taken: list[str]) -> None:
     assert [layer.name for layer in nt.prune_(network(), 2, 4, **options).layers] == taken
+
+
+def test_a_model_says_what_its_output_head_is() -> None:
+    """As RWKV and GIT do, where no name tells."""
+
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 16)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    model = nn.Sequential(Language())
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["0.body.weight"]
+    assert dict(report.skipped) == {"0.head.weight": "output head; name it in include to prune it"}
+    assert [layer.name for layer in nt.prune_(model, 2, 4, include=["*head"]).layers] == ["0.head.weight"]
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
     found: Shared = {}
     skipped: list[tuple[str, str]] = []
     seen: set[int] = set()
+    heads = _heads(model)
     for name, module in model.named_modules(remove_duplicate=False):
         answer = None if filter_fn is None else filter_fn(name, module)
         if answer is not None and not isinstance(answer, bool):
@@ -178,8 +179,14 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         for attribute, parameter in module._parameters.items():
             if parameter is None or not _wide(attribute, parameter):
                 continue
-            found.setdefault(identity(parameter), []).append((Slot(name, module, attribute), answer))
+            found.setdefault(identity(parameter), []).append((Slot(name, module, attribute, module in heads), answer))
     return found, skipped
+
+
+def _heads(model: nn.Module) -> set[nn.Module]:
+    """What models of transformers say gives a score to each word, whatever its name; RWKV's is a ``head``."""
+    asked = [getattr(module, "get_output_embeddings", None) for module in model.modules()]
+    return {head for ask in asked if callable(ask) and isinstance(head := ask(), nn.Module)}
 
 
 def _missing(module: nn.Module) -> str:

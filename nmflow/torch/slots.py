@@ -37,11 +37,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place in the model that holds a parameter."""
+    """A place in the model that holds a parameter, and whether the model says that it gives a score to each word."""
 
     module_name: str
     module: nn.Module
     attribute: str
+    head: bool = False
 
     @property
     def name(self) -> str:

@@ -43,7 +43,7 @@ def verdict(
         return "", f"not the weight of its {kind}; give its plain name in include, or a filter_fn"
     if depthwise(slot):
         return "", "depthwise convolution; name it in include to prune it"
-    if kind := left_alone(slot.name):
+    if kind := _special(slot):
         return "", f"{kind}; name it in include to prune it"
     if router(slot):
         return "", "router of experts; give its plain name in include, or a filter_fn"
@@ -67,7 +67,12 @@ def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 
 def _unusual(slot: Slot) -> bool:
     """Whether any glob of more than stars must ask for it."""
-    return depthwise(slot) or bool(left_alone(slot.name))
+    return depthwise(slot) or bool(_special(slot))
+
+
+def _special(slot: Slot) -> str:
+    """What it is, if the model or its name says that it is pruned only where it is asked for; else nothing."""
+    return "output head" if slot.head else left_alone(slot.name)
 
 
 def _globbed(slot: Slot, wanted: tuple[str, ...] | None) -> bool:

@@ -59,6 +59,8 @@ def test_defaults(model: Path) -> None:
         ("blocks.0.attn.rel_pos.weight", "position"),
         ("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "bias"),
         ("block.norm1.linear.weight", "norm"),
+        ("norm_out.linear.weight", "norm"),
+        ("layer_norm.weight", "norm"),
         ("block.LayerNorm.weight", "norm"),
         ("layer1.0.bn1.weight", "norm"),
         ("h.0.ln_1.weight", "norm"),
@@ -138,6 +140,7 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "horizon_ff_layer.output_layer.weight",
         "layers.0.self_attn.output_projection.o_proj.weight",
         "vocab_transform.weight",
+        "roberta_prelayernorm.encoder.layer.0.output.dense.weight",
     ],
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:

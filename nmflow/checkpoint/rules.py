@@ -13,8 +13,17 @@ from nmflow.pattern import Pattern
 
 __all__ = ["EXCLUDED", "LEFT_OUT", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
 
-WEIGHTS = ("weight", "*.weight", "*_weight", "*.weight_v", "*experts.*_proj")
-"""Names of what a linear or convolution layer multiplies by (weight_v: the direction under weight normalisation)."""
+WEIGHTS = (
+    "weight",
+    "*.weight",
+    "*_weight",
+    "*.weight_v",
+    "*.parametrizations.weight.original1",
+    "*experts.*_proj",
+    "*.experts.mlp.[vw][12]",
+)
+"""Names of what a linear or convolution layer multiplies by (weight_v, original1: the direction under weight
+normalisation, by either of torch's; the last are the experts of DBRX)."""
 
 STACKED = ("*.experts.*", "*.input_linear.weight", "*.output_linear.weight")
 """Names of tensors that are a stack of matrices, and not a convolution, when they have three axes: those of experts."""

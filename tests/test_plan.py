@@ -143,6 +143,7 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "horizon_ff_layer.output_layer.weight",
         "layers.0.self_attn.output_projection.o_proj.weight",
         "vocab_transform.weight",
+        "funnel.encoder.blocks.0.0.attention.v_head.weight",
         "roberta_prelayernorm.encoder.layer.0.output.dense.weight",
     ],
 )

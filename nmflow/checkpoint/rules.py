@@ -72,7 +72,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("head.*", "output head"),
     ("*.head.*", "output head"),
     ("heads.*", "output head"),
-    ("*_head.*", "output head, conv_head aside"),
+    ("*_head.*", "output head, conv_head and [qkv]_head aside"),
     ("*head_linear.*", "output head"),
     ("qa_outputs.*", "output head"),
     ("cls.*", "output head"),
@@ -92,8 +92,9 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
 LEFT_OUT = "excluded by"
 """How the reason begins where the caller asked for a tensor to be left alone."""
 
-INSIDE = ("conv_head.*", "*.conv_head.*")
-"""Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier."""
+INSIDE = ("conv_head.*", "*.conv_head.*", "*.[qkv]_head.*")
+"""Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier, and the
+projections to the heads of Funnel's attention."""
 
 
 def layout_of(entry: Entry) -> Layout | None:

@@ -72,6 +72,8 @@ def test_defaults(model: Path) -> None:
         ("head.weight", "output head"),
         ("model.head.weight", "output head"),
         ("heads.head.weight", "output head"),
+        ("head_dist.linear.weight", "output head"),
+        ("heads_dist.0.weight", "output head"),
         ("bbox_head.weight", "output head"),
         ("qa_outputs.weight", "output head"),
         ("cls.predictions.decoder.weight", "output head"),

@@ -72,6 +72,8 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("head.*", "output head"),
     ("*.head.*", "output head"),
     ("heads.*", "output head"),
+    ("head_dist.*", "output head"),
+    ("heads_dist.*", "output head"),
     ("*_head.*", "output head, conv_head and [qkv]_head aside"),
     ("*head_linear.*", "output head"),
     ("qa_outputs.*", "output head"),

@@ -306,7 +306,11 @@ def test_a_model_says_what_its_output_head_is() -> None:
         def get_output_embeddings(self) -> nn.Module:
             return self.head
 
-    model = nn.Sequential(Language())
+    class Vision(nn.Module):
+        def get_output_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    model = nn.Sequential(Language(), Vision())
     report = nt.prune_(model, 2, 4)
     assert [layer.name for layer in report.layers] == ["0.body.weight"]
     assert dict(report.skipped) == {"0.head.weight": "output head; name it in include to prune it"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -185,8 +186,13 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
 
 def _heads(model: nn.Module) -> set[nn.Module]:
     """What models of transformers say gives a score to each word, whatever its name; RWKV's is a ``head``."""
-    asked = [getattr(module, "get_output_embeddings", None) for module in model.modules()]
-    return {head for ask in asked if callable(ask) and isinstance(head := ask(), nn.Module)}
+    heads: set[nn.Module] = set()
+    for module in model.modules():
+        ask = getattr(module, "get_output_embeddings", None)
+        with contextlib.suppress(AttributeError, NotImplementedError):  # of models that have none
+            if callable(ask) and isinstance(head := ask(), nn.Module):
+                heads.add(head)
+    return heads
 
 
 def _missing(module: nn.Module) -> str:

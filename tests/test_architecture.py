@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "cutting": BASE | {"problem"},
     "earlier": BASE | {"problem", "cutting", "given"},
     "blocks": BASE | {"problem", "reading", "cutting", "earlier", "integers"},
-    "network": BASE | {"given", "integers"},
+    "network": BASE | {"arithmetic", "given", "integers"},
     "duals": BASE | {"blocks", "kernels"},
     "certificate": BASE | {"blocks", "duals", "kernels", "crew", "integers"},
     "formats": BASE | {"asked", "crew", "given", "kernels"},

@@ -55,6 +55,13 @@ def test_subnormal_scores_count(flushed: None, kind: str, mixed: bool, threads: 
     assert not nmflow.solve(weights, 2, 4, solver="greedy", certify=True).proven
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_costs_of_a_network_count_them(flushed: None, kind: str) -> None:
+    bits = np.array([[1, 5], [7, 2]], np.uint32 if kind == "float32" else np.uint64)
+    built = nmflow.network.build(bits.view(kind), "1:2")
+    assert built.unit_cost.tolist() == [-1, -5, -7, -2]
+
+
 def test_torch_operations_count_them_too(flushed: None) -> None:
     bits = np.random.default_rng(0).integers(1, 2000, (32, 64)).astype(np.uint32)
     found = solve_on_device(torch.from_numpy(bits.view(np.float32)), 2, 4)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nmflow.arithmetic import in_plain_arithmetic
 from nmflow.arrays import Array
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, NonFiniteError
 from nmflow.given import as_array, as_mask
@@ -18,6 +19,7 @@ from nmflow.pattern import Pattern
 __all__ = ["build"]
 
 
+@in_plain_arithmetic
 def build(
     scores_block: object,
     pattern: str | Pattern,

@@ -72,7 +72,7 @@ def mask_diversity(
         "n:m" or a Pattern; a number is the density of unstructured masks.
     bound : {"exact", "paper"}
         "paper": for one transposable block M! (M-1)! ... (M-N+1)!, as in Hubara et al. 2021; no bound, though mostly
-        too large (docs/diversity.md).
+        too large (docs/diversity.md). N is what a line keeps; in the paper it counts zeros, the same for N = M/2.
 
     Returns
     -------

@@ -52,7 +52,7 @@ class SparseTraining:
     every : int
         Optimizer steps between refreshes. Steps that a GradScaler skips do not count.
     decay : float
-        Pull on pruned weights, per unit of gradient; 2e-4 as in Zhou et al. 2021.
+        Share of each pruned weight that is added to its gradient; 2e-4 as in Zhou et al. 2021.
     warm_start : bool
         Start each solve from the last duals, which takes 8/m bytes of memory an entry. Off by default: on a CPU,
         keeping and reading duals took longer than it saved at each of seven patterns from 2:4 to 16:32.
@@ -81,7 +81,8 @@ class SparseTraining:
 
     References
     ----------
-    .. [1] A. Zhou et al., "Learning N:M fine-grained structured sparse neural networks", ICLR 2021, sections 3, 4.
+    .. [1] A. Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", ICLR 2021,
+       sections 3, 4.
     .. [2] I. Hubara et al., "Accelerated sparse neural training", NeurIPS 2021, section 4.
 
     Examples

@@ -23,7 +23,7 @@ def added(parts: npt.NDArray[np.float64]) -> float:
 def in_range(whole: float, values: Callable[[], npt.NDArray[np.float64]]) -> tuple[float, float]:
     """A sum, and 0; or 0 and the sum of these values times 2**-64, where the first went beyond float64.
 
-    The second is rounded once, where what is below 2**-958 counts as 0.
+    The second is rounded once, but for bits below 2**-1010, which are lost before.
     """
     if math.isfinite(whole):
         return whole, 0.0

@@ -1,10 +1,11 @@
 """Dual ascent over many blocks at once: candidates for the duals, in 16-bit integers.
 
 The dual of one block (see `nmflow.certificate`) is minimised by turns over its row duals u and its column duals v.
-With v fixed, row i is optimal for any u_i between the n-th and the (n+1)-th largest of S[i, :] - v; the midpoint is
-the choice that converges, and stepping a little past it (over-relaxation) converges about twice as fast. 32 blocks
-stand side by side in a vector, so a row step and a column step are the same code, and the two order statistics come
-from a pruned selection network.
+With v fixed, row i is optimal for any u_i between the n-th and the (n+1)-th largest of S[i, :] - v; from the
+midpoint most blocks come near their optimum, and stepping a little past it (over-relaxation) gets there about twice as
+fast. Steps along one line at a time may also rest where the dual is not least: nothing is claimed of where they end.
+32 blocks stand side by side in a vector, so a row step and a column step are the same code, and the two order
+statistics come from a pruned selection network.
 
 References
 ----------

@@ -24,7 +24,7 @@ class Entropic(Approximate):
     Parameters
     ----------
     temperature : float
-        t times the block's mean score. The larger, the closer the regularised optimum is to a mask, and the slower
+        t times the block's mean |score|. The larger, the closer the regularised optimum is to a mask, and the slower
         Dykstra gets there.
     iterations : int
         Rounds of row, column and capacity projections.
@@ -45,7 +45,7 @@ class Entropic(Approximate):
     ----------
     TSENOR, 2025 (transposable masks by entropic transport); J.-D. Benamou et al., SIAM J. Sci. Comput. 37, 2015
     (Dykstra's algorithm for Bregman divergences). Ours differs in that exponents are shifted by row and column
-    beforehand, and that the scale of a block is its mean score.
+    beforehand, and that the scale of a block is its mean |score|.
     """
 
     temperature: float = 10.0

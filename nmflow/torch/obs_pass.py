@@ -16,7 +16,7 @@ from nmflow.torch.convert import to_mask
 __all__ = ["Pruned", "obs_pass", "solve_mask"]
 
 LAZY = 128
-"""Columns after which the rest of the matrix is brought up to date, as in SparseGPT; no result depends on it."""
+"""Columns after which the rest of the matrix is brought up to date, as in SparseGPT; it changes roundings alone."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -75,6 +74,7 @@ class Chunk:
     threads: int = 1
     grid: tuple[int, int] = field(init=False)
     n_blocks: int = field(init=False)
+    _fixed: Array | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         (rows, cols), (high, across) = self.pattern.block_shape, self.mask.shape
@@ -133,9 +133,15 @@ class Chunk:
             return np.zeros((len(blocks), *self.pattern.block_shape), np.int8)
         return self.gather(self.state, blocks)
 
-    @cached_property
+    @property
     def fixed_blocks(self) -> Array:
         """Numbers of the blocks with an entry that is kept or dropped by order."""
+        # no `cached_property`: until Python 3.12 it has a lock, which a child forked meanwhile waits for for ever
+        if self._fixed is None:
+            self._fixed = self._blocks_of_state()
+        return self._fixed
+
+    def _blocks_of_state(self) -> Array:
         if self.state is None:
             return np.empty(0, np.int64)
         rows, cols = self.pattern.block_shape

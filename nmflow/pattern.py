@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nmflow.errors import PatternError
@@ -97,6 +96,8 @@ class Pattern:
     row: Budget
     col: Budget | None
     fill: Fill
+    block_shape: tuple[int, int] = field(init=False, compare=False)
+    """Rows and columns of a block: col.m by row.m (square when columns are free)."""
 
     def __init__(
         self,
@@ -135,7 +136,8 @@ class Pattern:
         object.__setattr__(self, "row", along_row)
         object.__setattr__(self, "col", along_col)
         object.__setattr__(self, "fill", fill)
-        rows, cols = self.block_shape
+        rows, cols = (along_col or along_row).m, along_row.m
+        object.__setattr__(self, "block_shape", (rows, cols))
         if fill == "exact" and along_col and rows * self.row_budget != cols * self.col_budget:
             raise PatternError(
                 f'fill="exact" is infeasible for row {along_row} with col {along_col}: a {rows}x{cols} block would '
@@ -181,11 +183,6 @@ class Pattern:
     def transposable(self) -> bool:
         """Whether columns are constrained too."""
         return self.col is not None
-
-    @cached_property
-    def block_shape(self) -> tuple[int, int]:
-        """Rows and columns of a block: col.m by row.m (square when columns are free)."""
-        return (self.col or self.row).m, self.row.m
 
     @property
     def row_budget(self) -> int:

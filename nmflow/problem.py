@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -43,6 +42,9 @@ class Problem:
         Column duals of each matrix of the caller's array, to start from.
     name : str
         What the caller knows `scores` as.
+    stack : int
+        How many matrices of the caller's array are seen as one tall matrix, which has the same blocks in the same
+        order: all, or 1. That takes whole blocks down each, and arrays whose matrices follow one another in memory.
     """
 
     scores: Array
@@ -58,6 +60,10 @@ class Problem:
     out: Array | None = None
     warm: tuple[Array, ...] | None = None
     name: str = "weights"
+    stack: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stack = 1 if self.layout is None else self._stack()
 
     @classmethod
     def build(
@@ -129,15 +135,6 @@ class Problem:
             return 1
         return self.groups if self.layout == "conv" else math.prod(self.shape[:-2])
 
-    @property
-    def stack(self) -> int:
-        """How many of them are seen as one tall matrix, which has the same blocks in the same order: all, or 1.
-
-        That takes whole blocks down each, and arrays whose matrices follow one another in memory.
-        """
-        return 1 if self.layout is None else self._stack
-
-    @cached_property
     def _stack(self) -> int:
         count = self.count
         tall = self.shape[0] // self.groups if self.layout == "conv" else self.shape[-2]

@@ -348,6 +348,42 @@ def test_a_child_that_is_forked_while_another_thread_compiles_can_compile() -> N
     assert run(FORK_WHILE_COMPILING) == "free\n"
 
 
+FORK_WHILE_LOOKING = """
+import os, signal, threading, time
+import numpy as np
+from nmflow import Pattern
+from nmflow.blocks import Chunk
+
+begun = threading.Event()
+class Slow(np.ndarray):
+    def reshape(self, *shape):
+        begun.set()
+        time.sleep(0.5)
+        return super().reshape(*shape)
+def fixed(state):
+    chunk = object.__new__(Chunk)
+    chunk.pattern, chunk.state = Pattern(2, 4), state
+    return chunk.fixed_blocks.tolist()
+state = np.eye(4, 8, dtype=np.int8)
+thread = threading.Thread(target=fixed, args=[state.view(Slow)])
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # a deadlock ends the child
+    os._exit(0 if fixed(state) == [0] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+thread.join()
+print("found")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_that_is_forked_while_another_thread_looks_for_fixed_blocks_can_look() -> None:
+    """Until Python 3.12 a `cached_property` has a lock, which is nobody's in the child."""
+    assert run(FORK_WHILE_LOOKING) == "found\n"
+
+
 COMPILED = """
 import numpy as np
 from nmflow.kernels.level import level_kernel

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -449,3 +452,31 @@ def test_memory_that_kernels_cannot_write_is_refused(kind: str) -> None:
     out[next(iter(out))] = bad.reshape(128, 128, order="A")
     with pytest.raises(InputValueError, match=f"an array that is not {kind}"):
         formats.get("dense").encode(weight, weight != 0, out=out)
+
+
+def test_what_a_signal_raises_is_raised_wherever_it_comes() -> None:
+    """A program's own time limit must not be taken for an array that cannot be encoded."""
+    weight = np.zeros((64, 64), np.float16)
+    formats.get("nibble").encode(weight, weight != 0)  # its kernels are compiled
+    place = lines = 0
+
+    def limit(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if not frame.f_globals.get("__name__", "").startswith("nmflow.formats"):
+            return None
+        lines += event == "line"
+        if lines == place:
+            raise TimeoutError("a limit of the caller's")
+        return limit
+
+    while lines == place:  # until there is no such place any more
+        place, lines = place + 1, 0
+        before = sys.gettrace()
+        sys.settrace(limit)
+        try:
+            formats.get("nibble").encode(weight, weight != 0)
+        except TimeoutError:
+            pass
+        finally:
+            sys.settrace(before)
+    assert place > 50

@@ -76,6 +76,8 @@ def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
 
 def as_dtype(given: npt.DTypeLike) -> np.dtype[Any]:
     """A dtype, given as one or by its name; raise InputTypeError of anything else, None too."""
+    if isinstance(given, np.dtype):  # an array's own: what a signal's handler raises would be taken for an error of it
+        return given
     try:
         if given is None:  # NumPy takes it for float64
             raise TypeError

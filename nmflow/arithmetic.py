@@ -1,12 +1,14 @@
 """Arithmetic as IEEE 754 has it, whatever a thread was told: rounded to the nearest, nothing flushed to zero, no traps.
 
 Some libraries make a processor flush subnormal numbers to zero (``torch.set_flush_denormal``, code compiled with
--ffast-math), and threads hand that on. Comparisons of what was flushed prove nothing. And where a program told NumPy to
-raise errors of floating point (``np.seterr``), sums that may overflow or underflow on the way would end in one.
+-ffast-math), and threads hand that on. Comparisons of what was flushed prove nothing. And where a program asked for
+errors of floating point (``np.seterr``, ``feenableexcept`` of C, which PETSc and Fortran compilers have options for),
+sums that may overflow or underflow on the way would end in one, or end the process.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -29,12 +31,12 @@ def in_plain_arithmetic(work: Callable[Given, Result]) -> Callable[Given, Result
             return _plainly(*args, **kwargs)
 
     def _plainly(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        if _is_plain():
-            return work(*args, **kwargs)
-        from nmflow.kernels.control_register import default_control, exchange_kernel
+        from nmflow.kernels.control_register import DEFAULTS, default_control, exchange_kernel
 
-        exchange = exchange_kernel()
-        before = exchange(default_control())
+        if platform.machine() not in DEFAULTS and _is_plain():  # nothing shows there whether there are traps
+            return work(*args, **kwargs)
+        plain, exchange = default_control(), exchange_kernel()
+        before = exchange(plain)
         try:
             return work(*args, **kwargs)
         finally:

@@ -56,6 +56,7 @@ class _Job:
 class _Worker:
     """A thread that does one job after another."""
 
+    @in_plain_arithmetic  # for what that compiles
     def __init__(self) -> None:
         from nmflow.kernels.together import help_kernel
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +83,38 @@ def test_kernels_are_named_after_all_that_they_close_over() -> None:
     assert len(set(map(repr, named))) == len(named)
     with pytest.raises(TypeError, match="kernels must close over numbers, words and functions, not "):
         _plain(np.ones(2))
+
+
+TRAPS = """
+import ctypes
+import numpy as np, nmflow
+
+generator = np.random.default_rng(0)
+weights = generator.standard_normal((300, 257)).astype(np.float32)
+huge = np.full((64, 64), 3e38, np.float32) * generator.random((64, 64)).astype(np.float32)
+subnormal = generator.integers(0, 9, (64, 64)).astype(np.uint32).view(np.float32)
+c = ctypes.CDLL(None)
+for threads in (1, 2):
+    for given in (weights, huge, subnormal):
+        expected = nmflow.solve(given, 2, 4, threads=threads)
+        c.feenableexcept(1 | 8 | 16)  # invalid, overflow, underflow
+        found = nmflow.solve(given, 2, 4, threads=threads)
+        certificate = nmflow.certify(given, found.mask, 2, 4, absolute=True, threads=threads)
+        assert c.fegetexcept() == 1 | 8 | 16  # the caller's own again
+        c.fedisableexcept(1 | 8 | 16)
+        assert found.proven and certificate.proven
+        assert np.array_equal(found.mask, expected.mask) and found.objective == expected.objective
+print("same")
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="errors of floating point are glibc's"
+)
+def test_a_processor_may_trap_errors_of_floating_point() -> None:
+    """The first of them ended the process: no proof is worth a program's work."""
+    done = subprocess.run([sys.executable, "-c", TRAPS], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -67,6 +67,15 @@ def test_stream_writes_the_threshold_mask(weights: np.ndarray[Any, Any]) -> None
         assert stream.mask.shape == SIZE
 
 
+def test_stream_wakes_no_thread_for_less_than_a_part() -> None:
+    for shape, threads in (((512, 512), 1), ((2, 1 << 20), 2), ((1, 1 << 21), 1), ((2048, 2048), 3)):
+        with Stream(np.ones(shape, np.float32), 3) as stream:
+            assert stream.threads == threads
+            stream.mask[:] = 0
+            stream()
+            assert stream.mask.all()
+
+
 def test_calls_take_turns() -> None:
     order: list[str] = []
     times = in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)

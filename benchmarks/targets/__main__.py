@@ -12,11 +12,15 @@ from benchmarks.progress import counted, showing, tell
 from benchmarks.store import INTERRUPTED, Store
 from benchmarks.targets import growth, other_programs, processes, speed
 from benchmarks.targets.turns import Bench, Row
+from nmflow.bench.machine import digest_of
 from nmflow.bench.timing import REPEATS
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "targets.json"
-
-
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "targets.json"
+CODE = [*HERE.glob("*.py"), *(HERE.parent / f"{name}.py" for name in ("families", "peer", "library_peers", "peers"))]
+"""What figures are of, beside nmflow: those that other code measured are not theirs."""
+MULTIPLE = 256
+"""An eighth of the side, the least of the sizes whose growth is measured, holds whole blocks of 32."""
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "stream": speed.stream,
     "linear": growth.linear,
@@ -35,7 +39,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 ONCE = ("memory", "starting")
 """Groups that one pass is enough for: of bytes, and of figures far below their bounds that take long."""
 PASSES = 3
-"""Times that all others are measured, minutes apart: a burst of other load outlasts the turns of one figure."""
+"""Times that all others are measured, a minute or two apart: a burst of other load outlasts the turns of one figure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,12 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = {name: getattr(options, name) for name in ("side", "threads", "repeats", "passes")}
     todo = [(number, group) for number in range(options.passes) for group in chosen if not number or group not in ONCE]
     try:
-        store = Store(options.out, kept, resume=not options.fresh)
+        store = Store(options.out, kept, resume=not options.fresh, also={"instances": digest_of(HERE.parent, CODE)})
     except ValueError as error:
         tell(str(error))
         return 2
     if store.moved:
-        tell(f"earlier results are in {store.moved} now")
+        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
+        tell(f"earlier results are in {store.moved} now: {why}")
     bench = Bench(options.side, options.threads, options.repeats)
     try:
         with showing("targets", len(todo)) as report:
@@ -78,8 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _middle(passes: Sequence[Row]) -> Row:
-    """The row of the pass whose figure is the median, with all passes in it; the last one where there is no figure."""
-    measured = sorted((row for row in passes if row["measured"] is not None), key=lambda row: row["measured"])
+    """The row of the pass whose figure is the median, with all passes in it; the last one where there is no figure.
+
+    Of two in the middle it is the one that is further from meeting the target.
+    """
+    worse = -1 if passes[0]["sign"] == "<=" else 1
+    measured = sorted((row for row in passes if row["measured"] is not None), key=lambda row: worse * row["measured"])
     return {**(measured[(len(measured) - 1) // 2] if measured else passes[-1]), "passes": [*passes]}
 
 
@@ -92,13 +101,22 @@ def _print(store: Store) -> None:
             print(f"{row['group']:<11} {row['target']:<64} {row['sign']} {row['bound']:<5} {measured:>8}  {met}")
 
 
+def _side(text: str) -> int:
+    side = counted(text)
+    if side % MULTIPLE:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {MULTIPLE}, not {text}")
+    return side
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.targets", description=targets.__doc__)
     parser.add_argument("--only", action="append", metavar="GROUP", help=f"one of {', '.join(GROUPS)}; repeatable")
     parser.add_argument("--fresh", action="store_true", help="measure everything anew; earlier results are moved aside")
-    parser.add_argument("--side", type=int, default=4096, help="of most matrices (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="default %(default)s")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="turns (default %(default)s)")
+    parser.add_argument(
+        "--side", type=_side, default=4096, help=f"of most matrices, a multiple of {MULTIPLE} (default %(default)s)"
+    )
+    parser.add_argument("--threads", type=counted, default=2, help="default %(default)s")
+    parser.add_argument("--repeats", type=counted, default=REPEATS, help="turns (default %(default)s)")
     parser.add_argument("--passes", type=counted, default=PASSES, help="over all groups (default %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FILE")
     return parser

@@ -44,7 +44,7 @@ def tables(bench: Results | None, targets: Results | None) -> dict[str, str]:
         ):
             out[name] = make(rows)
     if targets is not None:
-        out["targets"] = _targets(targets)
+        out["targets"] = _targets(targets, bench)
     return out
 
 
@@ -57,15 +57,23 @@ def pages(bench: Results | None, targets: Results | None) -> dict[str, dict[str,
 
 
 def _environment(results: Results) -> str:
+    quick = " This is a quick run: sizes are small." if results["options"].get("quick") else ""
+    return f"{_where(results)} Measured {_when(results)}.{quick}{_part(results)}"
+
+
+def _where(results: Results) -> str:
     machine, versions = results["machine"], results["versions"]
     listed = ", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items())
-    quick = " This is a quick run: sizes are small." if results["options"].get("quick") else ""
-    part = "" if results["complete"] else " The run is not complete."
-    return (
-        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, {machine['system']} on "
-        f"{machine['architecture']}; {listed}. Measured {results.get('finished') or results['started']}"
-        f"{_busy(results)}.{quick}{part}"
-    )
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores"
+    return f"{machine['cpu']}, {cores}, {machine['system']} on {machine['architecture']}; {listed}."
+
+
+def _when(results: Results) -> str:
+    return f"{results.get('finished') or results['started']}{_busy(results)}"
+
+
+def _part(results: Results) -> str:
+    return "" if results["complete"] else " The run is not complete."
 
 
 def _busy(results: Results) -> str:
@@ -74,7 +82,8 @@ def _busy(results: Results) -> str:
     return f"; load average while measuring {min(loads):.1f} to {max(loads):.1f}" if loads else ""
 
 
-def _targets(results: Results) -> str:
+def _targets(results: Results, bench: Results | None) -> str:
+    """The table, and what it is of: where that is not what the rest of the page is of, machine and versions too."""
     rows = [row for row in results["rows"] if row["target"] is not None]
     lines = head("group", "target", "bound", "measured", "met", "passes")
     for row in rows:
@@ -84,8 +93,13 @@ def _targets(results: Results) -> str:
         bound = f"{sign} {row['bound']:g}"
         lines.append(line(row["group"], row["target"], bound, figure(row["measured"]), met, passes))
     counts = [sum(row["met"] is value for row in rows) for value in (True, False, None)]
-    summary = f"{counts[0]} of {len(rows)} met, {counts[1]} not met, {counts[2]} not available{_busy(results)}."
-    return "\n".join([summary, "", *lines])
+    summary = f"{counts[0]} of {len(rows)} met, {counts[1]} not met, {counts[2]} not available."
+    same = bench is not None and all(bench[name] == results[name] for name in ("machine", "versions", "source"))
+    where = "" if same else f" {_where(results)}"
+    if bench is not None and bench["source"] != results["source"]:
+        where += " The source of nmflow is not that of the tables below."
+    turns = "{threads} threads, {repeats} turns, {passes} passes".format(**results["options"])
+    return "\n".join([f"{summary} {turns}. Measured {_when(results)}.{where}{_part(results)}", "", *lines])
 
 
 def _solvers(rows: Sequence[Row]) -> str:

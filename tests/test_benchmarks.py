@@ -407,7 +407,7 @@ def results(folder: Path) -> tuple[Path, Path]:
     made = store.Store(folder / "bench.json", {"quick": False})
     bench.run(small_cases("dual", "enumerate"), made, threads=2, repeats=2, seconds=0.01)
     made.finish()
-    held = store.Store(folder / "targets.json", {})
+    held = store.Store(folder / "targets.json", {"threads": 2, "repeats": 7, "passes": 3})
     held.add("a", turns.row("a is fast", "<=", 3, 2.5, {"solve": [1.0]}, 10) | {"group": "stream"})
     held.add("b", turns.unavailable("b is faster", ">=", 2, "there is no b") | {"group": "warm start"})
     held.finish()
@@ -445,6 +445,20 @@ def test_report_is_made_from_the_results_and_keeps_the_prose(
         assert report.main(arguments) == 0
         assert f"{readme} is left as it is: it shows a complete run" in capsys.readouterr().err
         assert readme.read_text(encoding="utf-8") == shown
+
+
+def test_the_table_of_targets_says_what_it_is_of(tmp_path: Path) -> None:
+    whole, held = (store.load(path) for path in results(tmp_path))
+
+    def said(**change: Any) -> str:
+        return report.tables(whole, held | change)["targets"].splitlines()[0]
+
+    assert "1 not available. 2 threads, 7 turns, 3 passes. Measured 2" in said()
+    assert not re.search("complete|cores|source", said())
+    assert said(complete=False).endswith(" The run is not complete.")
+    assert "another processor" in said(machine=held["machine"] | {"cpu": "another processor"})
+    assert said(source="of old").endswith(" The source of nmflow is not that of the tables below.")
+    assert held["machine"]["cpu"] in report.tables(None, held)["targets"]
 
 
 def test_tables_that_unfold_say_what_is_lost_and_what_is_not_possible() -> None:

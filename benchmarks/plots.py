@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,15 @@ def gaussian(rows: Sequence[Row]) -> list[Row]:
 
 
 def _plot_m(axes: Any, rows: Sequence[Row]) -> bool:
-    """Time per entry against m, for patterns that keep half."""
+    """Time per entry against m, for patterns that keep half: our solver's as the table of group lengths has it."""
     half = [row for row in rows if row["group"] in ("solvers", "m") and 2 * row["n"] == row["m"]]
-    for solver in dict.fromkeys(row["solver"] for row in half):
-        by_m = {row["m"]: row["ns_per_entry"] for row in half if row["solver"] == solver}
-        points = sorted(by_m.items())
-        axes.plot(*zip(*points, strict=True), marker="o", label=solver, linewidth=2.5 if solver == "dual" else 1)
+    if any(row["group"] == "m" for row in half):
+        half = [row for row in half if row["group"] == "m" or row["solver"] != "dual"]
+    for number, solver in enumerate(sorted({row["solver"] for row in half}, key=_first(rows))):
+        points = sorted((row["m"], row["ns_per_entry"]) for row in half if row["solver"] == solver)
+        size = next(f"{row['rows']}²" for row in half if row["solver"] == solver)
+        width = 2.5 if solver == "dual" else 1
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"{solver}, {size}", linewidth=width, **_look(number))
     stream = {row["m"]: row["stream_ns_per_entry"] for row in half if row["solver"] == "dual"}
     if stream:
         axes.plot(*zip(*sorted(stream.items()), strict=True), "k--", label="stream")
@@ -84,7 +87,7 @@ def _plot_size(axes: Any, rows: Sequence[Row]) -> bool:
 def _plot_gap(axes: Any, rows: Sequence[Row]) -> bool:
     """Loss against time for every solver and peer."""
     chosen = [row for row in rows if row["group"] == "solvers" and row["pattern"] in HALVES and row["loss"] is not None]
-    solvers = list(dict.fromkeys(row["solver"] for row in chosen))
+    solvers = sorted({row["solver"] for row in chosen}, key=_first(rows))
     for number, solver in enumerate(solvers):
         first = next(row["pattern"] for row in chosen if row["solver"] == solver)
         for pattern, marker in zip(HALVES, "osD^", strict=True):
@@ -94,17 +97,26 @@ def _plot_gap(axes: Any, rows: Sequence[Row]) -> bool:
                     [row["ns_per_entry"] for row in points],
                     [max(0.0, 100 * row["loss"]) for row in points],
                     marker,
-                    color=f"C{number % 10}",
-                    fillstyle="full" if number < 10 else "none",
                     label=solver if pattern == first else None,
+                    **_look(number),
                 )
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1e-3)
-    axes.set_ylim(bottom=-2e-4)
+    axes.set_ylim(bottom=-2e-4, top=2 * max([0.01, *(100 * row["loss"] for row in chosen)]))
     axes.set(xlabel="ns per entry", ylabel="loss of kept score, %")
     axes.set_title("Gap against time (○ 2:4, □ 4:8, ◇ 8:16, △ 16:32)")
     _legend(axes)
     return bool(chosen)
+
+
+def _first(rows: Sequence[Row]) -> Callable[[str], int]:
+    """The order of solvers, the same in all plots: that of the rows."""
+    return list(dict.fromkeys(row["solver"] for row in rows)).index
+
+
+def _look(number: int) -> dict[str, str]:
+    """Colour and filling of the markers of a solver: there are ten colours, and more solvers."""
+    return {"color": f"C{number % 10}", "fillstyle": "full" if number < 10 else "none"}
 
 
 def _legend(axes: Any) -> None:

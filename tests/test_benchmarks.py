@@ -519,6 +519,24 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in plots.plots(found, tmp_path / "figures")] == before
 
 
+def test_the_plot_against_m_shows_the_rows_of_its_table() -> None:
+    """Those of 4096x4096 took the place of some; and ten colours are fewer than solvers."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    names = ["dual", *(f"peer {k}" for k in range(10))]
+    rows = [
+        {"group": group, "solver": name, "n": 2, "m": 4, "rows": rows, "ns_per_entry": t, "stream_ns_per_entry": t}
+        for group, rows, t, solvers in (("m", 3840, 1.0, names[:1]), ("solvers", 4096, 9.0, names))
+        for name in solvers
+    ]
+    figure, axes = pyplot.subplots()
+    assert plots._plot_m(axes, rows)
+    found = {text.get_label(): text for text in axes.get_lines()}
+    assert [list(found[name].get_ydata()) for name in ("dual, 3840²", "peer 0, 4096²", "stream")] == [[1], [9], [1]]
+    looks = {(text.get_color(), text.get_fillstyle()) for text in found.values()}
+    assert len(looks) == len(names) + 1
+    pyplot.close(figure)
+
+
 def test_report_needs_results_and_markers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text("# no markers", encoding="utf-8")

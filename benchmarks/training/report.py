@@ -108,7 +108,7 @@ def plot(rows: Rows, path: Path) -> None:
         left.set_yticks(range(len(run.CONSTRAINTS)), list(run.CONSTRAINTS))
         left.invert_yaxis()
         left.grid(axis="x", alpha=0.3)
-        right.set(title=f"{name}: entries that change at a refresh (%), mean of seeds", xlabel="optimizer step")
+        right.set(title=f"{name}: entries that change at a refresh (%), mean", xlabel="optimizer step")
         right.set_yscale("log")
         right.grid(alpha=0.3)
         right.legend(fontsize=8)

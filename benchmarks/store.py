@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nmflow.bench.machine import machine, source_digest, versions
+from nmflow.bench.machine import digest_of, machine, source_digest, versions
 
-__all__ = ["INTERRUPTED", "SCHEMA", "Store", "load"]
+__all__ = ["INTERRUPTED", "SCHEMA", "Store", "aside", "earlier", "load", "origin"]
 
 SCHEMA = 1
 INTERRUPTED = 130
@@ -81,8 +81,7 @@ class Store:
                 self.rows = {row["key"]: row for row in found["rows"]}
                 self.head |= {"versions": both, "started": found.get("started", self.head["started"])}
             else:
-                self.moved = _free(path)
-                os.replace(path, self.moved)
+                self.moved = aside(path)
         self.resumed = len(self.rows)
 
     def __contains__(self, key: str) -> bool:
@@ -109,6 +108,28 @@ class Store:
         new = self.path.with_name(f".{self.path.name}.new")
         new.write_text(text + "\n", encoding="utf-8")
         os.replace(new, self.path)
+
+
+def origin(*folders: Path) -> dict[str, Any]:
+    """Where rows come from, to be among the options of a run: machine, nmflow's source, and these folders."""
+    files = [path for folder in folders for path in folder.glob("*.*")]
+    return {"machine": machine(), "source": source_digest(), "code": digest_of(folders[0].parent, files)}
+
+
+def earlier(path: Path, options: dict[str, Any], fresh: bool) -> list[Row] | None:
+    """Rows of a file that a run with the same options can go on from; None if they are of another run, or unwanted."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[Row] = found["rows"]
+    return None if fresh or found.get("options") != options else rows
+
+
+def aside(path: Path) -> Path:
+    """Move a file of another run to a name beside it, which is returned: it is not lost."""
+    moved = _free(path)
+    os.replace(path, moved)
+    return moved
 
 
 def _together(old: dict[str, str | None], new: dict[str, str | None]) -> dict[str, str | None] | None:

@@ -24,6 +24,27 @@ def test_one_run(constraint: str) -> None:
         assert [record["step"] for record in row["history"]] == [40]
 
 
+def test_a_run_goes_on_from_rows_of_the_same_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def train(name: str, constraint: str, seed: int, epochs: int) -> dict[str, Any]:
+        made.append(name)
+        return {"model": name, "constraint": constraint, "seed": seed}
+
+    monkeypatch.setattr(run, "train", train)
+    arguments, count = ["--seeds", "1", "--out", str(tmp_path / "rows.json")], len(MODELS) * len(run.CONSTRAINTS)
+    for code, runs, moved in (("a", count, 0), ("a", 0, 0), ("b", count, 1)):
+        monkeypatch.setattr(run, "origin", lambda *folders, code=code: {"code": code})
+        made.clear()
+        assert run.main(arguments) == 0
+        assert (len(made), len(list(tmp_path.glob("*previous*")))) == (runs, moved)
+
+
+def test_the_page_comes_from_its_results() -> None:
+    found, cost = (json.loads(path.read_text(encoding="utf-8")) for path in (run.RESULTS, overhead.RESULTS))
+    assert (report.DOCS / "training.md").read_text(encoding="utf-8") == report.page(found, cost)
+
+
 def results(drop: float) -> dict[str, Any]:
     rows = []
     for name in MODELS:

@@ -60,7 +60,12 @@ def test_a_small_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(run, "METHODS", {name: _counted(name, method, seen) for name, method in run.METHODS.items()})
     assert run.main(options) == 0
     assert len(seen) == 1
-    assert len(json.loads(out.read_text())["rows"]) == len(rows)
+    kept = json.loads(out.read_text())
+    assert len(kept["rows"]) == len(rows)
+    monkeypatch.setattr(run, "todo", lambda seeds: iter(()))
+    monkeypatch.setattr(run, "origin", lambda *folders: kept["options"] | {"source": "of another version"})
+    assert run.main(options) == 0  # nothing of other code is gone on from, and nothing is lost
+    assert (out.exists(), json.loads((tmp_path / "rows.previous.json").read_text())) == (False, kept)
 
 
 def _counted(name: str, method: Any, seen: list[Any]) -> Any:

@@ -24,12 +24,14 @@ import nmflow
 import nmflow.torch as nt
 from benchmarks.post_training.minilm import EXCLUDE, FOLDER, Reference
 from benchmarks.post_training.sentences import generate
-from benchmarks.progress import showing, tell
+from benchmarks.progress import counted, showing, tell
+from benchmarks.store import aside, earlier, origin
 from nmflow.pattern import Pattern
 
 __all__ = ["KINDS", "METHODS", "PATTERNS", "RESULTS", "main"]
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "post-training.json"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "post-training.json"
 PATTERNS = ("8:16", "2:4", "4:8", "16:32")
 KINDS = ("transposable", "rows only", "transposable, greedy masks")
 CALIBRATION, HELD_OUT, SEEDS = 512, 256, 3
@@ -140,10 +142,10 @@ def trained(digits: Any, seed: int, epochs: int) -> nn.Module:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing in the file of results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="sentences to calibrate on")
-    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="sentences of each of the two held-out sets")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the CNN")
-    parser.add_argument("--epochs", type=int, default=50, help="of the CNN")
+    parser.add_argument("--calibration", type=counted, default=CALIBRATION, help="sentences to calibrate on")
+    parser.add_argument("--held-out", type=counted, default=HELD_OUT, help="sentences of each of the two held-out sets")
+    parser.add_argument("--seeds", type=counted, default=SEEDS, help="of the CNN")
+    parser.add_argument("--epochs", type=counted, default=50, help="of the CNN")
     parser.add_argument("--only", default="", help="models whose name begins so")
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -152,16 +154,17 @@ def main(arguments: list[str] | None = None) -> int:
     head = {
         "calibration": options.calibration, "held_out": options.held_out, "epochs": options.epochs,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "nmflow": nmflow.__version__},
+        **origin(HERE, HERE.parent / "training"),
     }  # fmt: skip
-    rows: dict[str, Any] = {}
-    if options.out.exists() and not options.fresh:
-        found = json.loads(options.out.read_text(encoding="utf-8"))
-        if found["options"] == head:
-            rows = {" | ".join(row["key"]): row for row in found["rows"]}
+    found = earlier(options.out, head, options.fresh)
+    rows: dict[str, Any] = {" | ".join(row["key"]): row for row in found or ()}
     left = [key for key in todo(options.seeds) if key[0].startswith(options.only) and " | ".join(key) not in rows]
     if any(key[0] == "MiniLM" for key in left) and not FOLDER.exists():
         tell(f"{FOLDER} must exist; make run unpacks it")
         return 2
+    if found is None:
+        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
+        tell(f"earlier results are in {aside(options.out)} now: {why}")
     subject: Any = None
     name = ""
     with showing("pruning", len(left)) as report:

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import nmflow
-from benchmarks.progress import showing, tell
+from benchmarks.progress import counted, showing, tell
+from benchmarks.store import aside, earlier, origin
 from benchmarks.training.models import MODELS, SPARSE, Digits, make_model
 from nmflow.pattern import Pattern
 from nmflow.torch import SparseTraining
@@ -27,7 +28,8 @@ from nmflow.torch.sharing import Found
 
 __all__ = ["CONSTRAINTS", "RESULTS", "main", "train"]
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "training.json"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "training.json"
 CONSTRAINTS: dict[str, Pattern | None] = {
     "dense": None,
     "unstructured 50%": Pattern(8, 16, transposable=False),
@@ -96,9 +98,11 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing in the file of results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; these models are too small to gain from more")
+    parser.add_argument("--seeds", type=counted, default=SEEDS)
+    parser.add_argument("--epochs", type=counted, default=EPOCHS)
+    parser.add_argument(
+        "--threads", type=counted, default=1, help="of torch; these models are too small to gain from more"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -106,12 +110,13 @@ def main(arguments: list[str] | None = None) -> int:
     head = {
         "epochs": options.epochs, "batch": BATCH, "rate": RATE, "every": EVERY, "decay": DECAY, "stop": STOP,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "nmflow": nmflow.__version__},
+        **origin(HERE),
     }  # fmt: skip
-    rows: dict[str, Any] = {}
-    if options.out.exists() and not options.fresh:
-        found = json.loads(options.out.read_text(encoding="utf-8"))
-        if found["options"] == head:
-            rows = {f"{row['model']} {row['constraint']} {row['seed']}": row for row in found["rows"]}
+    found = earlier(options.out, head, options.fresh)
+    if found is None:
+        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
+        tell(f"earlier results are in {aside(options.out)} now: {why}")
+    rows: dict[str, Any] = {f"{row['model']} {row['constraint']} {row['seed']}": row for row in found or ()}
     todo = [(seed, name, constraint) for seed in range(options.seeds) for name in MODELS for constraint in CONSTRAINTS]
     with showing("training", len(todo)) as report:
         for number, (seed, name, constraint) in enumerate(todo):

@@ -94,7 +94,8 @@ def table(found: dict[str, Any]) -> str:
         above = sum(value > limit for value in both)
         verb = "exceed" if above > 1 else "exceeds"
         said.append(f"{where} {above or 'none'} of {len(both)} rows {verb} it, the highest being {max(both):.1f}×")
-    lines += ["", f"Limit, encoding and decoding W and Wᵀ added up: {limit:.0f}×. {'; '.join(said)}."]
+    about = f"{found['machine']['cpu']}, nmflow {found['versions']['nmflow']}; medians of {first['rounds']} rounds."
+    lines += ["", f"Limit, encoding and decoding W and Wᵀ added up: {limit:.0f}×. {'; '.join(said)}.", "", about]
     return "\n".join(lines)
 
 

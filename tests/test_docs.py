@@ -127,6 +127,32 @@ def test_the_table_of_at_most_fill_comes_from_its_results() -> None:
     assert pages.fill(page, {"gain": at_most.table(json.loads(at_most.RESULTS.read_text()))}) == page
 
 
+@pytest.mark.parametrize(
+    ("name", "page", "tables"),
+    [
+        ("formats", "formats.md", lambda made, found: {"speed": made.table(found)}),
+        ("approximate", "solvers.md", lambda made, found: made.tables(found)),
+        ("diversity", "diversity.md", lambda made, found: made.tables(found)),
+        ("stages", "performance.md", lambda made, found: {"stages": made.table(found)}),
+        ("rounds", "performance.md", lambda made, found: {"rounds": made.table(found)}),
+    ],
+)
+def test_tables_come_from_their_results(name: str, page: str, tables: Any) -> None:
+    made, pages = importlib.import_module(f"benchmarks.{name}"), importlib.import_module("benchmarks.page")
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert pages.fill(text, tables(made, found)) == text
+    if "machine" in found:  # no time without what it was measured on
+        assert any(found["machine"]["cpu"] in section for section in tables(made, found).values())
+
+
+def test_times_of_approximate_solvers_say_what_they_were_measured_on() -> None:
+    approximate = importlib.import_module("benchmarks.approximate")
+    found = json.loads(approximate.RESULTS.read_text(encoding="utf-8"))
+    about = {"machine": {"cpu": "A CPU"}, "versions": {"nmflow": "9"}, "measured": "today", "repeats": 3}
+    assert approximate.tables(found | about)["times"].startswith("A CPU, nmflow 9, measured today; the median of 3.")
+
+
 def test_the_table_of_a_streamed_checkpoint_comes_from_its_results() -> None:
     stream, pages = importlib.import_module("benchmarks.stream_checkpoint"), importlib.import_module("benchmarks.page")
     found = json.loads(stream.RESULTS.read_text(encoding="utf-8"))

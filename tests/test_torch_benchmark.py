@@ -81,6 +81,10 @@ def test_report(tmp_path: Path, drop: float, met: str) -> None:
         in text
     )
     assert f"Target, at most 1.5% on each: {met}" in text
+    assert "Measured on" not in text
+    where = {"machine": {"cpu": "A CPU"}, "versions": {"nmflow": "9"}, "complete": False}
+    told = report.page(results(drop), {"options": options, "rows": [row], **where})
+    assert "Measured on A CPU, nmflow 9.\nThe run is not complete." in told
     assert (tmp_path / "training.png").stat().st_size > 1000
 
 

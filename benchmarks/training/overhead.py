@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.progress import showing, tell
+from benchmarks.progress import counted, showing, tell
+from nmflow.bench.machine import machine, source_digest, versions
 from nmflow.torch import SparseTraining
 
 __all__ = ["RESULTS", "main", "measure"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "training-overhead.json"
-EVERY, CYCLES, TARGET = 40, 2, 2.0
+EVERY, CYCLES, TARGET = 40, 3, 2.0
 
 
 def multilayer() -> tuple[nn.Module, torch.Tensor]:
@@ -46,6 +47,9 @@ def convolutional() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(*layers), torch.randn(8, 256, 8, 8)
 
 
+MODELS = {"MLP": multilayer, "CNN": convolutional}
+
+
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor) -> float:
     """Wall time of one cycle of steps."""
     started = time.perf_counter()
@@ -61,7 +65,7 @@ def measure(name: str, pattern: str, threads: int) -> dict[str, Any]:
     pairs = []
     for sparse in (False, True):
         torch.manual_seed(0)
-        model, inputs = {"MLP": multilayer, "CNN": convolutional}[name]()
+        model, inputs = MODELS[name]()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
         training = SparseTraining(model, optimizer, pattern=pattern, every=EVERY, threads=threads) if sparse else None
         pairs.append((model, optimizer, inputs, training))
@@ -90,8 +94,8 @@ def measure(name: str, pattern: str, threads: int) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure; the exit code says whether the target is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, and of the solver")
-    parser.add_argument("--models", nargs="+", default=["MLP", "CNN"])
+    parser.add_argument("--threads", type=counted, default=1, help="of torch, and of the solver")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--patterns", nargs="+", default=["2:4", "4:8", "8:16"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -99,12 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [(name, pattern) for name in options.models for pattern in options.patterns]
     rows: list[dict[str, Any]] = []
     head = {"every": EVERY, "cycles": CYCLES, "threads": options.threads, "target_percent": TARGET}
+    where = {"machine": machine(), "versions": versions(), "source": source_digest()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with showing("measuring", len(todo)) as report:
         for number, (name, pattern) in enumerate(todo):
             report(f"{name} {pattern}", number)
             rows.append(measure(name, pattern, options.threads))
-            options.out.write_text(json.dumps({"options": head, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            found = {"options": head, **where, "complete": number + 1 == len(todo), "rows": rows}
+            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     met = all(row["share_percent"] <= TARGET for row in rows)
     for row in rows:
         tell(

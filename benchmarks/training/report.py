@@ -81,6 +81,10 @@ def overhead_table(found: dict[str, Any]) -> list[str]:
     worst = max(row["share_percent"] for row in rows)
     met = "met" if worst <= options["target_percent"] else "**not met**"
     lines += ["", f"Target, at most {options['target_percent']}% on each: {met} (largest {worst:.2f}%)."]
+    if "machine" in found:  # files of before do not say
+        lines += [f"Measured on {found['machine']['cpu']}, nmflow {found['versions']['nmflow']}."]
+    if not found.get("complete", True):
+        lines += ["The run is not complete."]
     return lines
 
 

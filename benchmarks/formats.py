@@ -24,6 +24,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
+from benchmarks.progress import counted
 from benchmarks.table import head, line
 from nmflow import formats
 from nmflow.bench.machine import machine, versions
@@ -101,11 +102,13 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--size", type=counted, default=4096)
+    parser.add_argument("--threads", type=counted, default=2)
+    parser.add_argument("--rounds", type=counted, default=15)
     parser.add_argument("--docs", action="store_true", help="only write the table, from the results")
     options = parser.parse_args()
+    if options.size % 128:
+        parser.error(f"--size must be a multiple of 128, of which all formats have whole tiles, not {options.size}")
     if not options.docs:
         rows = []
         for name, dtype in CASES:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.page import fill_page
+from benchmarks.progress import counted
 from benchmarks.table import head, line
 from nmflow.bench.machine import machine, versions
 from nmflow.cores import cores
@@ -249,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", action="store_true", help="only write the tables, from the results")
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a folder in memory")
     parser.add_argument("--disk", type=Path, default=RESULTS.parent, help="a folder on the disk")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=counted, default=5)
     parser.add_argument("--one", nargs=4, metavar=("PATTERN", "CORES", "SOURCE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
@@ -257,6 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(one(Path(source), Path(folder), pattern, int(count))))
         return
     if not options.docs:
+        for name in ("memory", "disk"):
+            if not getattr(options, name).is_dir():
+                parser.error(f"--{name} must be a folder that exists, not {getattr(options, name)}")
         found = measure(options.memory, options.disk, options.rounds)
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     fill_page(PAGE, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))

@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.page import fill_page
+from benchmarks.progress import counted
 from benchmarks.table import head, line
 from nmflow.bench.machine import machine, versions
 
@@ -200,8 +201,8 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/stream"))
-    parser.add_argument("--gigabytes", type=int, default=4, help="about")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gigabytes", type=counted, default=4, help="about")
+    parser.add_argument("--repeats", type=counted, default=3)
     parser.add_argument("--generate", action="store_true", help="generate the checkpoint and measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import re
@@ -263,6 +264,25 @@ def test_targets_whose_options_are_no_sizes(option: str, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         targets.main([option, "--out", str(tmp_path / "x.json")])
     assert "error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("formats", ["--size", "100"], "--size must be a multiple of 128"),
+        ("formats", ["--rounds", "0"], "must be a whole number of at least 1"),
+        ("scale", ["--memory", "nowhere"], "--memory must be a folder that exists, not nowhere"),
+        ("scale", ["--rounds", "0"], "must be a whole number of at least 1"),
+        ("stream_checkpoint", ["--repeats", "0"], "must be a whole number of at least 1"),
+    ],
+)
+def test_commands_whose_options_measure_nothing(
+    name: str, arguments: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert text in capsys.readouterr().err
 
 
 def test_an_interrupt_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

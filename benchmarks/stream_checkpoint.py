@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
 from benchmarks.table import head, line
-from nmflow.bench.machine import machine, versions
+from nmflow.bench.machine import machine, source_digest, versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "stream.json"
 PAGE = RESULTS.parents[2] / "docs" / "checkpoints.md"
@@ -211,7 +211,12 @@ def main() -> None:
         generate(source, options.gigabytes)
     if options.generate:
         return
-    found = {"machine": machine(), "versions": versions(), **measure(source, options.folder, options.repeats)}
+    found = {
+        "machine": machine(),
+        "versions": versions(),
+        "source": source_digest(),
+        **measure(source, options.folder, options.repeats),
+    }
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.output == RESULTS:
         fill_page(PAGE, {"stream": table(found)})

@@ -20,6 +20,7 @@ from benchmarks import run as bench
 from benchmarks.page import fill
 from benchmarks.targets import __main__ as targets
 from benchmarks.targets import growth, other_programs, speed, turns
+from nmflow.bench import machine
 from nmflow.bench.contest import Contestant, TableSolver
 from nmflow.bench.quick import parse_shape
 from nmflow.bench.rows import Row, measure
@@ -294,6 +295,15 @@ def test_an_interrupt_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert rounds.main(["--out", str(tmp_path / "x.json"), "--page", str(page)]) == store.INTERRUPTED
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_processor_is_named_with_its_generation(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD  EPYC\n\ncpu family\t: 0\n", encoding="utf-8")
+    assert machine._processor(told) == "AMD EPYC (family 25, model 17)"
+    told.write_text("model name\t: ARMv8\n", encoding="utf-8")
+    assert machine._processor(told) == "ARMv8"
+    assert machine._processor(tmp_path / "none")
 
 
 def test_rows_of_other_code_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

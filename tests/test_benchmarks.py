@@ -540,6 +540,14 @@ def test_pages_hold_what_the_results_say() -> None:
         assert fill(text, sections) == text
 
 
+def test_the_readme_shows_the_fastest_peer_that_loses_nothing() -> None:
+    rows = store.load(Path(__file__).parent.parent / "benchmarks" / "results" / "bench.json")["rows"]
+    for pattern in table.HALVES:
+        here = [row for row in rows if (row["group"], row["pattern"], row["peer"]) == ("solvers", pattern, True)]
+        exact = [row for row in here if row["status"] == "ok" and row["loss"] < 1e-9]
+        assert min(exact, key=lambda row: row["ns_per_entry"])["solver"] in headline.SHOWN
+
+
 def test_plots_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found = store.load(results(tmp_path)[0])

@@ -353,6 +353,25 @@ def test_texts_side_by_side_leave_their_padding_out() -> None:
     torch.testing.assert_close(found.gram[0], rows.mT @ rows)
 
 
+@pytest.mark.parametrize("config", [{"attention_window": [2, 4]}, {"attention_window": 4}, {"block_size": 4}])
+def test_padding_to_whole_windows_is_left_out(config: dict[str, Any]) -> None:
+    class Windows(nn.Module):  # as Longformer, which pads every text to a multiple of its longest window
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.config = nn.Linear(8, 8), SimpleNamespace(**config)
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            padded = nn.functional.pad(x, (0, 0, 0, 3), value=1.0)
+            return self.layer(padded.transpose(0, 1)) + self.layer(x).sum()
+
+    x, mask = torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.long)
+    mask[1, 2:] = 0
+    found = nt.calibrate(Windows(), [{"x": x, "attention_mask": mask}]).moments["layer.weight"]
+    rows = x[mask.bool()].double()
+    assert found.count == 24
+    torch.testing.assert_close(found.gram[0], 2 * rows.mT @ rows)
+
+
 def test_batches_that_the_model_makes_count_once() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     x = [torch.randn(6, 8) for _ in range(3)]

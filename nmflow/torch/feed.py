@@ -174,14 +174,15 @@ def _nothing_kept() -> Iterator[None]:
 def wanted_rows(model: nn.Module, batch: Any) -> tuple[torch.Tensor, ...]:
     """Which tokens of a batch are no padding, by its attention_mask; and the same of a decoder with texts of its own.
 
-    Without a decoder_attention_mask all of a decoder's tokens count. InputValueError if a mask is one to be added to
-    scores of attention, where zero says the opposite.
+    Once more for texts that the model makes longer. Without a decoder_attention_mask all of a decoder's tokens count.
+    InputValueError if a mask is one to be added to scores of attention, where zero says the opposite.
     """
     if not isinstance(batch, Mapping):
         return ()
+    config = getattr(model, "config", None)
     masks = [batch.get("attention_mask"), batch.get("decoder_attention_mask")]
     texts = batch.get("decoder_input_ids", batch.get("labels"))
-    if masks[1] is None and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if masks[1] is None and getattr(config, "is_encoder_decoder", False):
         masks[1] = torch.ones_like(texts) if isinstance(texts, torch.Tensor) else None
     found = [mask for mask in masks if isinstance(mask, torch.Tensor) and mask.ndim == 2]
     if any((mask < 0).any() for mask in found):
@@ -189,7 +190,21 @@ def wanted_rows(model: nn.Module, batch: Any) -> tuple[torch.Tensor, ...]:
             "attention_mask must be 0 for padding and 1 for other tokens, and holds values below 0; give one such as "
             "tokenizers make"
         )
-    return tuple(mask.bool() for mask in found)
+    longer = _longer(found[0], config) if found and found[0] is masks[0] else []
+    return tuple(mask.bool() for mask in (*found, *longer))
+
+
+def _longer(mask: torch.Tensor, config: Any) -> list[torch.Tensor]:
+    """A mask as models make it that pad texts to whole windows of attention (Longformer) or blocks (BigBird)."""
+    found = []
+    for name in ("attention_window", "block_size"):
+        given = getattr(config, name, None)  # a number, or one for each layer
+        size = max(
+            (each for each in (given if isinstance(given, list) else [given]) if isinstance(each, int)), default=0
+        )
+        if size > 0 and mask.shape[1] % size:
+            found.append(nn.functional.pad(mask, (0, -mask.shape[1] % size)))
+    return found
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -336,14 +336,15 @@ def test_a_convolution_whose_weight_was_replaced() -> None:
     torch.testing.assert_close(found.gram[0], rows.mT @ rows)
 
 
-def test_texts_side_by_side_leave_their_padding_out() -> None:
+@pytest.mark.parametrize("seen", [lambda x: x.transpose(0, 1), lambda x: x[:, None]])
+def test_texts_side_by_side_or_with_an_axis_of_one_leave_their_padding_out(seen: Any) -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(8, 8)
 
         def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return self.layer(x.transpose(0, 1))
+            return self.layer(seen(x))
 
     x, mask = torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.long)
     mask[1, 2:] = 0

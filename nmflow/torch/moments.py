@@ -55,9 +55,9 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
     value : Tensor
         What the module is called with. A convolution's windows are unfolded: one row for each place of each sample.
     wanted : sequence of Tensor of bool, shape (texts, tokens)
-        Where one has the shape of a Linear's input without the last axis, be it with texts one after the other, or side
-        by side (of square ones that is not seen), other rows are left out: padding. An expert's input says which tokens
-        it holds.
+        Where one has the shape of a Linear's input without the last axis and those of one, be it with texts one after
+        the other, or side by side (of square ones that is not seen), other rows are left out: padding. An expert's
+        input says which tokens it holds.
 
     Raises
     ------
@@ -70,8 +70,10 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
     shape = value.shape[:-1]
     tokens = tokens_of(value)
     if tokens is None:
-        fitting = [mask.reshape(shape) for mask in wanted if shape in (mask.shape, (mask.numel(),))]
-        fitting = fitting or [mask.T for mask in wanted if shape == mask.T.shape]  # texts side by side
+        bare = _bare(shape)
+        fitting = [mask.reshape(shape) for mask in wanted if bare in (_bare(mask.shape), _bare([mask.numel()]))]
+        # texts side by side
+        fitting = fitting or [mask.T.reshape(shape) for mask in wanted if bare == _bare(mask.T.shape)]
     else:
         fitting = [mask.reshape(-1)[tokens[0]] for mask in wanted if mask.numel() == tokens[1]]
     if any(not torch.equal(fitting[0], other) for other in fitting[1:]):
@@ -84,6 +86,11 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
     flat = value.reshape(1, -1, value.shape[-1])
     step = max(1, PART_BYTES // (8 * flat.shape[-1]))
     yield from torch.split(flat, step, dim=1)
+
+
+def _bare(shape: Sequence[int]) -> list[int]:
+    """A shape without axes of one: DeepSeek calls what makes keys and values with one for heads."""
+    return [size for size in shape if size != 1]
 
 
 def _windows(module: _ConvNd, value: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -182,16 +182,18 @@ def test_an_allocation_by_rows_is_pruned_by_rows(method: Any) -> None:
 
 
 class Counting(nn.Module):
-    """It counts its calls, in place and by a new tensor."""
+    """It counts its calls, in place and by a new tensor, of which it notes how old it is."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("seen", torch.zeros(1))
         self.register_buffer("last", torch.zeros(1))
+        self.age = 0
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         self.seen += 1
         self.last = value.detach().mean()[None]
+        self.age += 1
         if (value > 1e6).any():
             raise RuntimeError("too large")
         return value
@@ -206,6 +208,7 @@ def test_buffers_are_as_they_were(method: Any) -> None:
     with pytest.raises(RuntimeError, match="too large"):
         method(model, [random(16, 8), random(16, 8) * 1e8], *options)
     assert all(held[name] is value and not value.any() for name, value in model.named_buffers())
+    assert model[1].age == 0
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -98,9 +98,12 @@ def _buffers(model: nn.Module) -> list[Callable[[], None]]:
     """What puts each buffer back: counters, observers of ranges, caches; not one that is a parameter's memory."""
 
     def put_back_of(module: nn.Module, name: str, held: torch.Tensor) -> Callable[[], None]:
-        before, version = held.detach().clone(), held._version
+        before, version, own = held.detach().clone(), held._version, vars(nn.Module())
+        notes = {key: value for key, value in vars(module).items() if key not in own}
 
         def put_back() -> None:
+            if module._buffers.get(name) is not held:  # nor is what the module notes of it: how long a text it is for
+                vars(module).update(notes)
             module._buffers[name] = held
             same = held._version == version and (held.layout != torch.strided or torch.equal(held, before))
             if not same:  # else a graph that holds it would think it changed

@@ -742,6 +742,17 @@ def test_spectral_norm_is_not_taken_for_a_mask_of_torch() -> None:
     assert dict(nt.prune_(model, 2, 4).skipped)["0.weight"] == "computed, not a parameter of the module"
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_is_scripted_is_left_alone() -> None:
+    model = nn.Sequential(torch.jit.trace(nn.Conv2d(8, 8, 4), torch.ones(1, 8, 4, 4)), nn.Linear(8, 8))
+    report = nt.prune_(model, 2, 4, filter_fn=lambda name, module: True)
+    assert [layer.name for layer in report.layers] == ["1.weight"]
+    assert dict(report.skipped)["0.weight"].startswith("scripted or traced, so that its type cannot be told; prune")
+    nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4).finish()
+    with pytest.raises(InputValueError, match="include must name what 2:4 can prune, and '0' is not: scripted or tra"):
+        nt.prune_(model, 2, 4, include=["0", "1"])
+
+
 def test_what_is_said_of_any_name_of_a_shared_weight_counts() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight

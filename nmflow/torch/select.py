@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -22,6 +23,7 @@ __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
 
 UNDER = "under a mask of a SparseTraining already; finish() or release() that first"
+SCRIPTED = "scripted or traced, so that its type cannot be told; prune the model before that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,10 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
         answer = None if filter_fn is None else filter_fn(name, module)
         if answer is not None and not isinstance(answer, bool):
             raise InputTypeError(f"filter_fn must answer True, False or None, not {answer!r} for {name!r}")
+        if isinstance(module, torch.jit.ScriptModule):
+            wide = [own for own, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
+            skipped += [(f"{name}.{own}" if name else own, SCRIPTED) for own in wide]
+            continue
         missing = _missing(module) if isinstance(module, ELIGIBLE) else ""
         if missing:
             if id(module) not in seen:

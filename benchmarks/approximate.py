@@ -115,9 +115,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def _measured(results: dict[str, Any]) -> list[str]:
-    """How times were taken, and on what; files of before do not say."""
-    if "machine" not in results:
-        return ["Each measured once, on a machine that was not recorded.", ""]
+    """How times were taken, and on what."""
     cpu, version = results["machine"]["cpu"], results["versions"]["nmflow"]
     return [f"{cpu}, nmflow {version}, measured {results['measured']}; the median of {results['repeats']}.", ""]
 

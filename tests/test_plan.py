@@ -103,7 +103,6 @@ def test_defaults(model: Path) -> None:
         ("model.shared.weight", "embedding"),
         ("led.shared.weight", "embedding"),
         ("query.weight", "embedding"),
-        ("w.weight", "embedding"),
         ("detr_decoder.reference_points.weight", "position"),
         ("transformer.w.weight", "embedding"),
         ("base_model.dense.original_module.weight", "kept aside by PEFT"),

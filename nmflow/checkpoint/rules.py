@@ -45,7 +45,6 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*.emb.weight", "embedding"),
     ("shared.weight", "embedding"),
     ("*.shared.weight", "embedding"),
-    ("w.weight", "embedding"),
     ("*transformer.w.weight", "embedding"),
     ("query.weight", "embedding"),
     ("*mask_tokens.weight", "embedding"),

@@ -17,9 +17,9 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
+from benchmarks.store import setting
 from benchmarks.table import HALVES, head, line
 from nmflow.arrays import Array
-from nmflow.bench.machine import machine, source_digest, versions
 from nmflow.solvers.base import Solver
 from nmflow.solvers.entropic import Entropic
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="only write the tables, from the results")
     if not parser.parse_args().docs:
-        head = {"machine": machine(), "versions": versions(), "source": source_digest(), "repeats": REPEATS}
+        head = {**setting(), "repeats": REPEATS}
         measured = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         found = {"side": SIDE, **head, "measured": measured, "rows": measure()}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -25,9 +25,9 @@ import numpy as np
 import nmflow
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
+from benchmarks.store import setting
 from benchmarks.table import head, line
 from nmflow import formats
-from nmflow.bench.machine import machine, source_digest, versions
 from nmflow.bench.stream import Stream
 
 RESULTS = Path(__file__).resolve().parent / "results" / "formats.json"
@@ -114,7 +114,7 @@ def main() -> None:
         for name, dtype in CASES:
             rows.append(measure(name, dtype, options.size, options.threads, options.rounds))
             print(f"{name} {dtype}", flush=True)
-        result = {"limit": LIMIT, "machine": machine(), "versions": versions(), "source": source_digest(), "rows": rows}
+        result = {"limit": LIMIT, **setting(), "rows": rows}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     page = table(json.loads(RESULTS.read_text(encoding="utf-8")))

@@ -17,8 +17,8 @@ from numba import types
 
 import nmflow
 from benchmarks.section import section
+from benchmarks.store import setting
 from benchmarks.table import head, line
-from nmflow.bench.machine import machine, source_digest, versions
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled
 from nmflow.kernels.rounds import rounds_for
@@ -135,7 +135,7 @@ def measure(side: int, repeats: int) -> dict[str, Any]:
                 "dtypes": {name: _left(after.astype(dtype), pattern, name) for name, dtype in DTYPES.items()},
             }
         )
-    return {"machine": machine(), "versions": versions(), "source": source_digest(), "side": side, "rows": rows}
+    return {**setting(), "side": side, "rows": rows}
 
 
 def _left(weights: Any, pattern: str, kind: str) -> dict[str, float]:

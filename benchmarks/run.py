@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.families import FAMILIES, GAUSSIAN, make
 from benchmarks.peers import peers
 from benchmarks.progress import counted, positive, showing, tell
-from benchmarks.store import INTERRUPTED, Store
+from benchmarks.store import INTERRUPTED, Store, moved_to
 from benchmarks.table import HALVES
 from nmflow.bench.contest import Contestant, TableSolver, table_solvers
 from nmflow.bench.machine import digest_of
@@ -160,8 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(str(error))
         return 2
     if store.moved:
-        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
-        tell(f"earlier results are in {store.moved} now: {why}")
+        tell(moved_to(store.moved, options.fresh))
     if store.resumed:
         tell(f"{store.resumed} rows are there already")
     try:

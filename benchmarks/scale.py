@@ -28,8 +28,8 @@ import numpy as np
 
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
+from benchmarks.store import setting
 from benchmarks.table import head, line
-from nmflow.bench.machine import machine, source_digest, versions
 from nmflow.cores import cores
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale.json"
@@ -167,7 +167,7 @@ def measure(memory: Path, disk: Path, rounds: int) -> dict[str, Any]:
         rows.append(copying(source, Path(on_disk), rounds))
         rows.append(cluster(folder))
     measured = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"machine": machine(), "versions": versions(), "source": source_digest(), "measured": measured, "rows": rows}
+    return {**setting(), "measured": measured, "rows": rows}
 
 
 def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:

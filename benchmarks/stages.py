@@ -20,8 +20,8 @@ import numpy as np
 
 import nmflow
 from benchmarks.section import section
+from benchmarks.store import setting
 from benchmarks.table import HALVES, head, line
-from nmflow.bench.machine import machine, source_digest, versions
 
 STAGES = {"settle": "ascent, mask, proof, and paths where few blocks need them"}
 SELECTION = ("vpmaxsw", "vpminsw")
@@ -76,7 +76,7 @@ def measure(side: int, repeats: int) -> dict[str, Any]:
                 "instructions": code[pattern],
             }
         )
-    return {"machine": machine(), "versions": versions(), "source": source_digest(), "side": side, "rows": rows}
+    return {**setting(), "side": side, "rows": rows}
 
 
 LISTING = """

@@ -11,7 +11,7 @@ from typing import Any
 
 from nmflow.bench.machine import digest_of, machine, source_digest, versions
 
-__all__ = ["INTERRUPTED", "SCHEMA", "Store", "aside", "earlier", "load", "origin"]
+__all__ = ["INTERRUPTED", "SCHEMA", "Store", "aside", "earlier", "load", "moved_to", "origin", "setting"]
 
 SCHEMA = 1
 INTERRUPTED = 130
@@ -108,6 +108,17 @@ class Store:
         new = self.path.with_name(f".{self.path.name}.new")
         new.write_text(text + "\n", encoding="utf-8")
         os.replace(new, self.path)
+
+
+def moved_to(path: Path, fresh: bool) -> str:
+    """What is said of earlier results that were moved to this file."""
+    why = "--fresh was given" if fresh else "other code, options, versions or machine"
+    return f"earlier results are in {path} now: {why}"
+
+
+def setting() -> dict[str, Any]:
+    """What all results of a run were measured on, and of."""
+    return {"machine": machine(), "versions": versions(), "source": source_digest()}
 
 
 def origin(*folders: Path) -> dict[str, Any]:

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
+from benchmarks.store import setting
 from benchmarks.table import head, line
-from nmflow.bench.machine import machine, source_digest, versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "stream.json"
 PAGE = RESULTS.parents[2] / "docs" / "checkpoints.md"
@@ -212,9 +212,7 @@ def main() -> None:
     if options.generate:
         return
     found = {
-        "machine": machine(),
-        "versions": versions(),
-        "source": source_digest(),
+        **setting(),
         **measure(source, options.folder, options.repeats),
     }
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ import nmflow.torch as nt
 from benchmarks.post_training.minilm import EXCLUDE, FOLDER, Reference
 from benchmarks.post_training.sentences import generate
 from benchmarks.progress import counted, showing, tell
-from benchmarks.store import aside, earlier, origin
+from benchmarks.store import aside, earlier, moved_to, origin
 from nmflow.pattern import Pattern
 
 __all__ = ["KINDS", "METHODS", "PATTERNS", "RESULTS", "main"]
@@ -163,8 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         tell(f"{FOLDER} must exist; make run unpacks it")
         return 2
     if found is None:
-        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
-        tell(f"earlier results are in {aside(options.out)} now: {why}")
+        tell(moved_to(aside(options.out), options.fresh))
     subject: Any = None
     name = ""
     with showing("pruning", len(left)) as report:

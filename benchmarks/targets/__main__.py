@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import targets
 from benchmarks.progress import counted, showing, tell
-from benchmarks.store import INTERRUPTED, Store
+from benchmarks.store import INTERRUPTED, Store, moved_to
 from benchmarks.targets import growth, other_programs, processes, speed
 from benchmarks.targets.turns import Bench, Row
 from nmflow.bench.machine import digest_of
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(str(error))
         return 2
     if store.moved:
-        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
-        tell(f"earlier results are in {store.moved} now: {why}")
+        tell(moved_to(store.moved, options.fresh))
     bench = Bench(options.side, options.threads, options.repeats)
     try:
         with showing("targets", len(todo)) as report:

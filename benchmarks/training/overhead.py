@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.progress import counted, showing, tell
-from nmflow.bench.machine import machine, source_digest, versions
+from benchmarks.store import setting
 from nmflow.torch import SparseTraining
 
 __all__ = ["RESULTS", "main", "measure"]
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [(name, pattern) for name in options.models for pattern in options.patterns]
     rows: list[dict[str, Any]] = []
     head = {"every": EVERY, "cycles": CYCLES, "threads": options.threads, "target_percent": TARGET}
-    where = {"machine": machine(), "versions": versions(), "source": source_digest()}
+    where = setting()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with showing("measuring", len(todo)) as report:
         for number, (name, pattern) in enumerate(todo):

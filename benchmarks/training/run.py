@@ -20,7 +20,7 @@ from torch import nn
 
 import nmflow
 from benchmarks.progress import counted, showing, tell
-from benchmarks.store import aside, earlier, origin
+from benchmarks.store import aside, earlier, moved_to, origin
 from benchmarks.training.models import MODELS, SPARSE, Digits, make_model
 from nmflow.pattern import Pattern
 from nmflow.torch import SparseTraining
@@ -114,8 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     }  # fmt: skip
     found = earlier(options.out, head, options.fresh)
     if found is None:
-        why = "--fresh was given" if options.fresh else "other code, options, versions or machine"
-        tell(f"earlier results are in {aside(options.out)} now: {why}")
+        tell(moved_to(aside(options.out), options.fresh))
     rows: dict[str, Any] = {f"{row['model']} {row['constraint']} {row['seed']}": row for row in found or ()}
     todo = [(seed, name, constraint) for seed in range(options.seeds) for name in MODELS for constraint in CONSTRAINTS]
     with showing("training", len(todo)) as report:

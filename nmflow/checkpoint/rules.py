@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from nmflow.arrays import Layout
 from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.tensor import FLOATS
-from nmflow.names import ADAPTERS, GATES, HEADS, ROUTERS, SPARES, counts
+from nmflow.names import ADAPTERS, GATES, HEADS, ROUTERS, SPARES, UPRIGHT, counts
 from nmflow.pattern import Pattern
 
 __all__ = ["EXCLUDED", "LEFT_OUT", "WEIGHTS", "impossible", "layout_of", "too_small", "unwanted"]
@@ -85,7 +85,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     *((glob, "adapter") for glob in ADAPTERS),
     *((glob, "kept aside by PEFT") for glob in SPARES),
     *((glob, "router of experts") for glob in ROUTERS),
-    *((glob, "router of experts, with fewer rows than columns, or 8 times as many") for glob in GATES),
+    *((glob, f"router of experts, with fewer rows than columns, or {UPRIGHT} times as many") for glob in GATES),
 )
 """Name globs that are left alone unless an include glob asks for them, each with what it stands for."""
 

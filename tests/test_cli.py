@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.table import Table
 from safetensors_files import PRUNED, leftovers, most_nonzero, read, tensors, write
 from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow.checkpoint import export_checkpoint, masked, prune_checkpoint, verify_checkpoint
 from nmflow.cli import app, methods
+from nmflow.cli.table import print_table
 from nmflow.errors import InputValueError
 
 
@@ -262,6 +266,25 @@ def command(*args: object, **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 160])
+def test_no_number_is_cut_where_a_terminal_is_narrow(width: int) -> None:
+    name = "encoder.layer.0.attention.output.dense.weight"
+    numbers = ["10,764,288 entries", "70.336", "5.675", "all of 672,768", "1,073,741,824"]
+    table = Table(title="weights")
+    table.add_column("tensor", overflow="fold")
+    for heading in ("shape", "kept %", "loss against\nrows-only %", "proven", "bytes"):
+        table.add_column(heading, justify="right")
+    table.add_column("note", overflow="fold")
+    table.add_row(name, *numbers, "measured on \\[some] of its blocks")
+    out = io.StringIO()
+    print_table(Console(file=out, width=width, highlight=False), table)
+    assert all(number in out.getvalue() for number in numbers)
+    assert "…" not in out.getvalue()
+    assert name in "".join(line.strip("│ ").split(" ")[0] for line in out.getvalue().splitlines())
+    assert "[some]" in out.getvalue()
+    assert width < 120 or max(map(len, out.getvalue().splitlines())) <= width
 
 
 def test_as_a_process(tmp_path: Path, model: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from nmflow.cli.show import _console
+from nmflow.cli.table import print_table
 from nmflow.diversity import Diversity, mask_diversity
 from nmflow.errors import InputValueError
 from nmflow.pattern import Budget, Pattern
@@ -60,7 +61,7 @@ def print_diversity(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         masks = f"~1e{round(row['log10'])}" if row["count"] == "asymptotic" else _power(row["log10"])
         table.add_row(row["constraint"], masks, f"{row['bits_per_entry']:.4f}", row["count"])
-    console.print(table)
+    print_table(console, table)
 
 
 def _power(log10: float) -> str:

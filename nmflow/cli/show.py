@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from nmflow.checkpoint import EXCLUDED, WEIGHTS
+from nmflow.cli.table import print_table
 from nmflow.cli.text import printable
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def plan(found: Plan) -> None:
     for tensor in found.tensors:
         what = _prune(tensor) if tensor.pruned else f"copy: {tensor.reason}"
         table.add_row(_text(tensor.entry.name), _text(tensor.entry.dtype), _shape(tensor.entry.shape), _text(what))
-    console.print(table)
+    print_table(console, table)
     console.print(f"{len(found.pruned)} of {len(found.tensors)} tensors would be pruned.")
     if found.source.others:
         console.print(f"Copied files: {_text(', '.join(str(path) for path in found.source.others))}", soft_wrap=True)
@@ -91,7 +92,7 @@ def report(done: Report) -> None:
     total = done.total
     table.add_row(_weights(len(done.tensors)), f"{total.shape[0]:,} entries", *_numbers(total))
     if done.tensors:
-        console.print(table)
+        print_table(console, table)
     reasons = Counter(reason for _, reason in done.skipped)
     for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
         console.print(f"copied as it is: {count} x {_text(reason)}", soft_wrap=True)
@@ -144,7 +145,7 @@ def bench(rows: list[dict[str, Any]]) -> None:
         table.add_column("note", overflow="fold")
         for row in found:
             table.add_row(*_bench_cells(row))
-        console.print(table)
+        print_table(console, table)
 
 
 def _bench_cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from nmflow.cli.show import _console, _shape, _text
+from nmflow.cli.table import print_table
 
 if TYPE_CHECKING:
     from nmflow.checkpoint import Difference
@@ -31,7 +32,7 @@ def difference(found: Difference) -> None:
                 *("-" if count is None else f"{count:,}" for count in (tensor.changed, tensor.sad)),
                 "-" if rate is None else f"{100 * rate:.3f}",
             )
-        console.print(table)
+        print_table(console, table)
     for path, names in ((found.a, found.only_a), (found.b, found.only_b)):
         for name in names:
             console.print(f"only in {_text(path)}: {_text(name)}", soft_wrap=True)

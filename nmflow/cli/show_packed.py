@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from nmflow.cli.show import _console, _shape, _text, _weights
+from nmflow.cli.table import print_table
 from nmflow.formats import get
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def report(done: ExportReport) -> None:
             f"{100 * tensor.stored_bytes / max(tensor.dense_bytes, 1):.1f}",
             choice,
         )
-    console.print(table)
+    print_table(console, table)
     completed, unfilled = (sum(getattr(tensor, name) for tensor in done.tensors) for name in ("completed", "unfilled"))
     if completed:
         console.print(f"{completed:,} blocks had zeros to choose from; which of them count as kept was solved for.")
@@ -76,7 +77,7 @@ def inspection(found: Inspection) -> None:
             *(_text(tensor.name), _text(tensor.shard), _text(tensor.dtype), _shape(tensor.shape)),
             *(_text(stored), f"{tensor.n_bytes:,}"),
         )
-    console.print(table)
+    print_table(console, table)
     packed = sum(1 for tensor in found.tensors if tensor.stored)
     total = sum(tensor.n_bytes for tensor in found.tensors)
     console.print(f"{len(found.tensors)} tensors, {packed} of them stored by format; {total:,} bytes of data")

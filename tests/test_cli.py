@@ -52,6 +52,15 @@ def test_help_names_the_commands_and_options() -> None:
     assert "nmflow bench [OPTIONS] [PATH]" in run("bench", "--help").stdout
 
 
+def test_the_list_of_commands_says_all_of_what_each_does() -> None:
+    listed = " ".join(run("--help").stdout.split("Commands:")[1].split())
+    assert "..." not in listed
+    assert (
+        "diff Compare two checkpoints: which weights changed, and in how many entries their masks differ (SAD, flip rate)"
+        in listed
+    )
+
+
 def test_prune_then_verify(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "out.safetensors"
     result = run("prune", model, out, "--pattern", "2:4")

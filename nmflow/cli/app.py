@@ -50,7 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _command in COMMANDS:
-    app.command()(_command)
+    # The whole of the first sentence: by itself, the list of commands would break it off after 45 letters.
+    app.command(short_help=" ".join((_command.__doc__ or "").split("\n\n")[0].split()))(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -55,10 +55,7 @@ def test_help_names_the_commands_and_options() -> None:
 def test_the_list_of_commands_says_all_of_what_each_does() -> None:
     listed = " ".join(run("--help").stdout.split("Commands:")[1].split())
     assert "..." not in listed
-    assert (
-        "diff Compare two checkpoints: which weights changed, and in how many entries their masks differ (SAD, flip rate)"
-        in listed
-    )
+    assert "which weights changed, and in how many entries their masks differ (SAD, flip rate)." in listed
 
 
 def test_prune_then_verify(tmp_path: Path, model: Path) -> None:

@@ -67,7 +67,7 @@ def side_by_side(
     out = []
     for pattern in dict.fromkeys(row["pattern"] for row in sorted(rows, key=lambda row: (row["m"], row["n"]))):
         here = {(named(row), column(row)): row for row in rows if row["pattern"] == pattern}
-        out += ["", f"<details><summary>All solvers and peers at {pattern}, ns per entry</summary>", ""]
+        out += ["", f'<details markdown="1"><summary>All solvers and peers at {pattern}, ns per entry</summary>', ""]
         out += head(f"solver, by {what}", *columns)
         out += [line(name, *(_brief(here.get((name, each))) for each in columns)) for name in solvers]
         reasons = dict.fromkeys(f"- {name}: {row['note']}" for (name, _), row in here.items() if row["status"] != "ok")

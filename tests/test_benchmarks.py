@@ -512,7 +512,7 @@ def test_tables_that_unfold_say_what_is_lost_and_what_is_not_possible() -> None:
     ]
     found = table.side_by_side(rows, "family", lambda row: row["family"], lambda row: names.index(row["family"]))
     assert [text for text in found if text] == [
-        "<details><summary>All solvers and peers at 2:4, ns per entry</summary>",
+        '<details markdown="1"><summary>All solvers and peers at 2:4, ns per entry</summary>',
         "| solver, by family | flat | steep |",
         "| --- | --- | --- |",
         "| `dual` | 1.5 | 1.5 |",
@@ -520,7 +520,7 @@ def test_tables_that_unfold_say_what_is_lost_and_what_is_not_possible() -> None:
         "| Emd (peer) | not possible | 1.5 (50%) |",
         "- Emd (peer): it cannot",
         "</details>",
-        "<details><summary>All solvers and peers at 4:8, ns per entry</summary>",
+        '<details markdown="1"><summary>All solvers and peers at 4:8, ns per entry</summary>',
         "| solver, by family | flat | steep |",
         "| --- | --- | --- |",
         "| `dual` | 1.5 |  |",

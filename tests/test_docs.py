@@ -82,6 +82,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
         shown = (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").read_text(encoding="utf-8")
         assert not re.search(r"^\|.*\|$", shown, re.MULTILINE), f"a table of {page} is shown as it is written"
+    shown = (tmp_path / "site" / "checkpoints.html").read_text(encoding="utf-8")
+    assert '<span class="option">--resume</span>' in shown
     shown = (tmp_path / "site" / "api" / "torch.html").read_text(encoding="utf-8")
     for name in importlib.import_module("nmflow.torch").__all__:  # some are called as the module that holds them
         assert re.search(rf'<h\d id="nmflow\.torch\.(\w+\.)?{name}"', shown), name

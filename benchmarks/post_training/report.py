@@ -121,7 +121,7 @@ def plot(rows: Rows, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(run.KINDS), figsize=(12, 3.6), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(run.KINDS), figsize=(9, 3.2), sharey=True, layout="constrained")
     for axis, kind in zip(axes, run.KINDS, strict=True):
         for place, method in enumerate(run.METHODS):
             found = [
@@ -132,12 +132,12 @@ def plot(rows: Rows, path: Path) -> None:
             names = [one[0] for one in found]
             axis.plot(names, [one[1] for one in found], "o-", color=f"C{place}", label=method)
             axis.plot(names, [one[2] for one in found], "x:", color=f"C{place}")
-        axis.axhline(TARGET, color="grey", lw=0.7)
-        axis.set(title=kind)
+        axis.axhline(TARGET, color="grey", lw=0.7, label=f"{TARGET:g}, asked for")
+        axis.set(title=kind, xlabel="pattern")
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="mean cosine with dense (x: unseen topics)")
     axes[0].legend(fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 

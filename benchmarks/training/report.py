@@ -95,7 +95,7 @@ def plot(rows: Rows, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(MODELS), 2, figsize=(11, 3.6 * len(MODELS)), layout="constrained")
+    figure, axes = pyplot.subplots(len(MODELS), 2, figsize=(9, 3.2 * len(MODELS)), layout="constrained")
     for (left, right), name in zip(axes, MODELS, strict=True):
         for place, constraint in enumerate(run.CONSTRAINTS):
             runs = of(rows, name, constraint)
@@ -108,15 +108,17 @@ def plot(rows: Rows, path: Path) -> None:
                     for number in range(len(steps))
                 ]
                 right.plot(steps, rates, "o-", ms=3, color=f"C{place}", label=constraint)
-        left.set(title=f"{name}: test accuracy of each seed, and mean (%)")
+        left.set_title(f"{name}: test accuracy of each seed, and mean (%)", fontsize=10)
         left.set_yticks(range(len(run.CONSTRAINTS)), list(run.CONSTRAINTS))
+        left.margins(y=0.1)  # the first bar and the last are as long as the others
         left.invert_yaxis()
         left.grid(axis="x", alpha=0.3)
-        right.set(title=f"{name}: entries that change at a refresh (%), mean", xlabel="optimizer step")
+        right.set_title(f"{name}: entries that change at a refresh (%), mean", fontsize=10)
+        right.set(xlabel="optimizer step")
         right.set_yscale("log")
         right.grid(alpha=0.3)
         right.legend(fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 

@@ -336,6 +336,23 @@ def test_plots_of_anything(rows: list[TensorReport]) -> None:
     assert plots.plot_kept(rows) == plots.plot_kept(rows)
 
 
+def test_plots_of_one_weight_can_be_read() -> None:
+    """Its number is whole, no legend is as thick as its bar, and marks at 0 lie within the axes."""
+    pytest.importorskip("matplotlib")
+    drawn: list[Any] = []
+    draw = plots._draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_draw", lambda whole, height: draw(lambda *on: (whole(*on), drawn.append(on)), height))
+        plots.plot_proof([some()])
+        plots.plot_seconds([some(seconds=1.0)])
+    (proof, left), (time, _) = drawn
+    assert [tick for tick in left.get_xticks() if 0.4 <= tick <= 1.6] == [1]
+    right = next(axes for axes in proof.axes if axes is not left)
+    assert right.get_ylim()[0] < 0 < right.get_ylim()[1]
+    assert proof.legends
+    assert not time.legends
+
+
 def test_the_card_says_what_is_proven() -> None:
     assert "each of 4 blocks is proven" in model_card(report_of(some()))
     assert "at most 10% more" in model_card(report_of(some(gap=0.7, n_proven=3)))
@@ -464,6 +481,8 @@ def test_a_browser_shows_the_page(browser: Any, pruned: Path, width: int) -> Non
     assert all(complete and natural > 100 and right <= width for complete, natural, right in images)
     assert "alert('x')" in page.inner_text("body")
     assert page.locator("tbody tr").count() == 11
+    widths = page.evaluate("[...document.querySelectorAll('td code')].map(name => name.getBoundingClientRect().width)")
+    assert 200 < max(widths) <= min(448, 0.6 * width)  # a long name is folded: numbers are not far to its right
     assert complaints == []
     # The listeners hear: this is what a complaint would look like.
     page.evaluate("console.error('heard')")

@@ -136,7 +136,7 @@ def _facts(report: Report) -> str:
         (f"{total.kept_percent:.2f}%", "of the score is kept"),
         (f"{total.loss_percent:.2f}%", "lost against the best masks by rows only"),
         (f"{total.n_proven:,}", f"of {total.n_blocks:,} blocks proven"),
-        (f"{len(report.tensors):,}", f"weights, {total.shape[0]:,} entries"),
+        (f"{len(report.tensors):,}", f"weight{'s' * (len(report.tensors) != 1)}, {total.shape[0]:,} entries"),
         (f"{report.seconds:,.1f} s", f"with solver {report.solver}"),
     ]
     cells = "".join(f"<div><dt>{text_of(value)}</dt><dd>{text_of(what)}</dd></div>" for value, what in facts)

@@ -39,6 +39,8 @@ table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: ta
 th, td {{ border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; white-space: nowrap; }}
 th {{ white-space: normal; }}
 th:nth-child(2), td:nth-child(2) {{ text-align: left; }}
+td code {{ display: block; max-width: min(28rem, 60vw); width: max-content; }}
+td code {{ overflow-wrap: anywhere; white-space: normal; }}
 </style>
 </head>
 <body>

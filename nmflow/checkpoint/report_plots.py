@@ -63,7 +63,8 @@ def plot_proof(tensors: Sequence[TensorReport]) -> str:
         if np.isfinite(gaps).any():
             right = axes.twinx()
             _dots(right, gaps, ORANGE, "gap", marker="x")
-            right.set_ylim(0.0, 1.1 * float(np.nanmax(gaps)) or 1.0)
+            top = 1.05 * float(np.nanmax(gaps)) or 1.05
+            right.set_ylim(-top * 5 / 105, top)  # 0 lies where it does on the left: on the edge, half a mark is cut
             right.set_ylabel("gap, % of kept")
             right.grid(False)
 
@@ -76,9 +77,7 @@ def plot_seconds(tensors: Sequence[TensorReport]) -> str:
     def draw(axes: Axes) -> None:
         seconds = [tensor.seconds for tensor in tensors]
         # Lines and not bars, of which thousands take minutes.
-        axes.vlines(
-            _numbers(tensors), 0.0, seconds, color=BLUE, label="seconds", linewidth=max(1.0, 150 / len(tensors))
-        )
+        axes.vlines(_numbers(tensors), 0.0, seconds, color=BLUE, linewidth=min(max(1.0, 150 / len(tensors)), 30.0))
         axes.set_ylabel("seconds")
         axes.set_ylim(bottom=0.0)
         _pixels(axes, len(tensors))
@@ -124,6 +123,7 @@ def plot_block(picture: MaskPicture) -> str:
 
 def plot_layer(picture: MaskPicture) -> str:
     """The grid of a whole layer."""
+    from matplotlib.ticker import MaxNLocator
 
     def draw(figure: Figure, axes: Axes) -> None:
         (height, width), (rows, cols) = picture.cell, picture.grid.shape
@@ -135,6 +135,8 @@ def plot_layer(picture: MaskPicture) -> str:
             picture.corner[1] + picture.kept.shape[1] / 2, picture.corner[0] + picture.kept.shape[0] / 2, "s",
             markerfacecolor="none", markeredgecolor=ORANGE, markersize=9, markeredgewidth=2, clip_on=False,
         )  # fmt: skip
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         axes.set_xlabel("column")
         axes.set_ylabel("row")
         axes.grid(False)
@@ -150,8 +152,9 @@ def _by_number(draw: Callable[[Axes], None], count: int) -> str:
         draw(axes)
         axes.set_xlabel("number of the weight, as in the table")
         axes.set_xlim(0.4, count + 0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if any(each.get_legend_handles_labels()[0] for each in figure.axes):
+            figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
     return _draw(whole, 3.2)
 

@@ -365,6 +365,11 @@ def test_the_card_says_what_is_proven() -> None:
     assert "along each row" in model_card(report_of(some(), pattern="2:4 rows only at-most"))
 
 
+def test_an_address_in_a_name_is_no_link_in_the_card() -> None:
+    card = model_card(report_of(some(name="(http://example.org/) www.example.org")))
+    assert "<code>(http&#58;//example&#46;org/) www&#46;example&#46;org</code>" in card
+
+
 @pytest.mark.parametrize(
     ("pattern", "shape", "layout", "ragged"),
     [

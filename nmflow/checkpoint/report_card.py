@@ -124,7 +124,7 @@ def _text(text: str) -> str:
     """Text that is nothing but text in Markdown, HTML and their tables."""
     return "".join(
         char
-        if char.isalnum() or char in " .,:/()-"
+        if char.isalnum() or char in " ,/()-"  # nor . and : of an address, which would become a link
         else f"&#{ord(char)};"
         if char.isprintable()
         else html.escape(repr(char)[1:-1])

@@ -87,6 +87,13 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     shown = (tmp_path / "site" / "api" / "torch.html").read_text(encoding="utf-8")
     for name in importlib.import_module("nmflow.torch").__all__:  # some are called as the module that holds them
         assert re.search(rf'<h\d id="nmflow\.torch\.(\w+\.)?{name}"', shown), name
+    assert ".. [1]" not in shown
+    rows = re.findall(r'<tr class="doc-section-item">\s*<td>\s*<code>(\w+)</code>(.*?)</tr>', shown, re.DOTALL)
+    defaults: dict[str, set[str]] = {}
+    for name, row in rows:
+        defaults.setdefault(name, set()).update(re.findall(r"<code>([^<]*)</code>\s*</td>\s*$", row))
+    assert defaults["fill"] == {"&#39;exact&#39;", "&#39;at-most&#39;"}  # its own: docstrings name it after others
+    assert defaults["strict"] == {"False"}
 
 
 def test_the_api_pages_name_what_is_public() -> None:

@@ -98,11 +98,11 @@ def check_out(out: object, scores: Array, read: Mapping[str, Array | None], layo
 
     read : all that is read while the mask is written, by its name.
     """
+    if isinstance(out, np.ndarray):  # what a subclass does or says of its own, such as a masked one, would come between
+        out = np.asarray(out)
     if not isinstance(out, np.ndarray) or out.dtype.char != "?" or out.shape != scores.shape:
         found = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputValueError(f"out must be a NumPy array of bool of shape {scores.shape}, not {found}")
-    if type(out) is not np.ndarray:  # what a subclass does of its own, such as a masked array, would come between
-        out = out.view(np.ndarray)
     if not out.flags.writeable or out.strides[-1] != 1:
         raise InputValueError("out must be writeable and have the entries of a row side by side; pass np.empty")
     if layout == "conv":

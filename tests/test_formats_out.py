@@ -62,6 +62,21 @@ def test_what_is_passed_is_filled_and_returned(name: str, dtype: str, offset: in
     assert not format_.decode(found, out=there)[1].any()
 
 
+class Tall(np.ndarray):
+    """What says that it is larger than it is."""
+
+    shape = property(lambda self: (64, 32))  # type: ignore[assignment]
+
+
+def test_what_is_passed_is_as_large_as_its_memory() -> None:
+    format_ = formats.get("cutlass-24")
+    weight, mask = matrix("cutlass-24", "float16", (64, 64))
+    out = format_.encode(weight, mask)
+    out["packed"] = np.zeros(8, np.float16).view(Tall)
+    with pytest.raises(InputValueError, match=r"out\['packed'\] must have shape \(64, 32\), not \(8,\)"):
+        format_.encode(weight, mask, out=out)
+
+
 def test_new_arrays_begin_at_a_cache_line() -> None:
     weight, mask = matrix("cutlass-24", "float16")
     arrays = formats.get("cutlass-24").encode(weight, mask)

@@ -162,6 +162,18 @@ def test_out_may_be_a_subclass() -> None:
         assert np.array_equal(solution.mask, whole.mask)
 
 
+class Tall(np.ndarray):
+    """What says that it is larger than it is."""
+
+    shape = property(lambda self: (64, 64))  # type: ignore[assignment]
+
+
+def test_out_is_as_large_as_its_memory() -> None:
+    small = np.zeros((4, 4), np.bool_).view(Tall)
+    with pytest.raises(InputValueError, match=r"out must be .* of shape \(64, 64\), not bool of shape \(4, 4\)"):
+        nmflow.solve(families.gaussian((64, 64), 0), 2, 4, out=small)
+
+
 def test_what_cannot_be_out_is_refused() -> None:
     weights = families.gaussian((16, 16), 0)
     for out, words in [

@@ -45,11 +45,12 @@ def room(specs: Mapping[str, Spec], out: object, sources: Iterable[Array]) -> di
         raise InputValueError(
             f"out must hold {', '.join(specs)}, not {', '.join(map(str, out)) or 'nothing'}; {_ADVICE}"
         )
-    taken = [("what is read", source) for source in sources]
+    taken, arrays = [("what is read", source) for source in sources], {}
     for name, spec in specs.items():
-        array = out[name]
-        if not isinstance(array, np.ndarray):
-            raise InputTypeError(f"out[{name!r}] must be a NumPy array, not {type(array).__name__}; {_ADVICE}")
+        given = out[name]
+        if not isinstance(given, np.ndarray):
+            raise InputTypeError(f"out[{name!r}] must be a NumPy array, not {type(given).__name__}; {_ADVICE}")
+        array = arrays[name] = np.asarray(given)  # not what a subclass says of itself
         if array.dtype != spec.dtype:
             raise InputTypeError(f"out[{name!r}] must be {spec.dtype}, not {array.dtype}; {_ADVICE}")
         if array.shape != spec.shape:
@@ -64,7 +65,7 @@ def room(specs: Mapping[str, Spec], out: object, sources: Iterable[Array]) -> di
             if np.may_share_memory(array, other):
                 raise InputValueError(f"out[{name!r}] must have memory of its own, not that of {what}; {_ADVICE}")
         taken.append((f"out[{name!r}]", array))
-    return {name: out[name] for name in specs}
+    return arrays
 
 
 _ADVICE = "pass what an earlier call returned for a matrix of this dtype and shape, or leave out away"

@@ -395,6 +395,21 @@ def test_a_stage_that_is_no_folder(tmp_path: Path, model: Path, kind: str) -> No
     assert os.path.lexists(stage)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_stage_of_another_user(tmp_path: Path, model: Path, resume: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In /tmp anybody can make it first, and then put links in place of what is written to it."""
+    stage, lstat, owner = tmp_path / ".out.nmflow", Path.lstat, tmp_path.stat().st_uid
+    (stage / "new-0").mkdir(parents=True)
+    stranger = os.stat_result((*stage.stat()[:4], owner + 1, *stage.stat()[5:]))
+    monkeypatch.setattr(Path, "lstat", lambda path: stranger if path == stage else lstat(path))
+    with pytest.raises(DestinationExistsError, match=rf"and it is user {owner + 1}'s, who could .* another dst"):
+        prune_checkpoint(model, tmp_path / "out", "2:4", resume=resume)
+    assert list(stage.iterdir()) == [stage / "new-0"]
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)  # a mount on which one user owns all
+    prune_checkpoint(model, tmp_path / "out", "2:4", solver="greedy")
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "new", "new-york", "journal.pdf"])
 def test_a_stage_of_somebody_else_is_spared(tmp_path: Path, model: Path, name: str) -> None:
     stage = tmp_path / ".out.nmflow"
@@ -573,6 +588,16 @@ def test_groups_that_may_not_read_the_source_may_not_read_the_copy(
     for path in paths:
         assert (closed / path.relative_to(folder)).stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
     assert (closed / "nmflow-report.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_does_not_run_as_whoever_made_it(tmp_path: Path, folder: Path) -> None:
+    """A program that runs as its owner, the stranger who gave the folder, must not run as us once it is copied."""
+    modes = {folder / "sub" / "notes": 0o6755, folder / "sub": 0o3755}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    prune_checkpoint(folder, tmp_path / "out", "2:4")
+    for path in modes:
+        assert (tmp_path / "out" / path.relative_to(folder)).stat().st_mode & 0o7777 == 0o755
 
 
 def test_a_full_disk_is_named_by_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

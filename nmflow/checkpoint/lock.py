@@ -32,7 +32,7 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
     DestinationBusyError
         If another process holds it. The system releases the lock of a process that ends, however it ends.
     DestinationExistsError
-        If something that is no folder has its name.
+        If something that is no folder has its name, or a folder of another user.
     InputValueError
         If it cannot be made.
     """
@@ -42,7 +42,7 @@ def locked(folder: Path, dst: Path) -> Iterator[None]:
             try:
                 folder.mkdir(mode=0o700)
             except FileExistsError:
-                pass
+                _check_owner(folder)
             except OSError as error:
                 if error.errno not in _REFUSED:
                     raise
@@ -85,6 +85,20 @@ def _check_kind(folder: Path) -> None:
         raise DestinationExistsError(
             f"{folder} must be a folder, in which nmflow builds its output, not a link or a file; remove it"
         ) from None
+
+
+def _check_owner(folder: Path) -> None:
+    """Raise DestinationExistsError if `folder` is another user's, who could put links where we write.
+
+    That of its parent may own it: he can move everything in there, and on some mounts one user owns all.
+    """
+    with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+        owner = folder.lstat().st_uid
+        if owner not in (os.geteuid(), folder.parent.stat().st_uid):
+            raise DestinationExistsError(
+                f"{folder} must be your own, as nmflow builds its output in it, and it is user {owner}'s, who could "
+                f"change what is written; let it be removed, or choose another dst"
+            )
 
 
 def _leave(folder: Path, path: Path, file: int | None) -> None:

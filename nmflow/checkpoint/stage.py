@@ -211,8 +211,9 @@ def copy_others(source: Source, others: Iterable[Path], target: Path) -> None:
         try:
             for parent in reversed(relative.parents[:-1]):
                 _make_folder(target / parent, source.path / parent)
-            seen = Stamp.of((source.path / relative).stat())
-            shutil.copy(source.path / relative, place)
+            seen = Stamp.of(info := (source.path / relative).stat())
+            shutil.copyfile(source.path / relative, place)
+            place.chmod(info.st_mode & 0o777)  # not what runs as its owner, as the copy belongs to somebody else
             close_to_others(place, [source.path / relative])
             seen.check(source.path / relative, (source.path / relative).stat())
         except FileNotFoundError as error:

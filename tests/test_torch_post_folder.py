@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import nmflow
 from nmflow.checkpoint.lock import locked
 from nmflow.cli import app, methods
-from nmflow.errors import DestinationExistsError, InputValueError
+from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch import model_folder, model_load
 from nmflow.torch.beside import layers_beside
@@ -332,11 +332,11 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     words = 'method must be "magnitude", "wanda", "sparsegpt" or "adaprune", not'
     with pytest.raises(InputValueError, match=words):
         model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), "taylor", text)
-    strange = tmp_path / "strange"
-    strange.mkdir()
-    (strange / "model.safetensors").write_bytes(file.read_bytes())
-    (strange / "config.json").write_text('{"model_type": "nobody"}')
-    result = run("prune", strange, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
+    other = tmp_path / "strange"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(file.read_bytes())
+    (other / "config.json").write_text('{"model_type": "nobody"}')
+    result = run("prune", other, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
     assert "must hold a model that transformers can load" in result.stderr
     monkeypatch.setattr("transformers.__version__", "4.55.4")
     result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
@@ -344,6 +344,51 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run("prune", folder, tmp_path / "out", "--pattern", "2:4", "--method", "wanda", "--calibration", text)
     assert 'this method needs transformers, which is not installed; pip install "nmflow[transformers]"' in result.stderr
+
+
+def strange(folder: Path, path: Path, **config: object) -> Path:
+    """A copy of a folder whose config says more."""
+    shutil.copytree(folder, path)
+    said = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**said, **config}))
+    return path
+
+
+def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask at the terminal, and a yes to the wrong question runs a stranger's code."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    other = strange(folder, tmp_path / "model", model_type="nobody", auto_map={"AutoConfig": "code.Config"})
+    (other / "code.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import BertConfig as Config"
+    )
+    with pytest.raises(CheckpointError, match="without code of the folder's own, which is never run; use method"):
+        model_load.load_model(other, ["a dog"])
+    assert not asked
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": "stranger/kernels"},  # would be fetched and run
+        {"architectures": ["AutoTokenizer"]},  # a class that is no model
+        {"architectures": [7]},
+        {"architectures": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_a_config_chooses_among_models_only(folder: Path, tmp_path: Path, config: dict[str, object]) -> None:
+    model, _ = model_load.load_model(strange(folder, tmp_path / "model", **config), ["a dog"])
+    assert type(model) is transformers.BertModel
+
+
+@pytest.mark.parametrize("config", [{"hidden_size": "x"}, {"num_attention_heads": 0}, {"dtype": "load"}], ids=str)
+def test_a_config_that_breaks_transformers(folder: Path, tmp_path: Path, config: dict[str, object]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"model must hold a model that transformers can load: (?s:.)+ \(\w+Error\)$"
+    ):
+        model_load.load_model(strange(folder, tmp_path / "model", **config), ["a dog"])
 
 
 def test_dry_run_says_what_would_stop_a_method(folder: Path, tmp_path: Path) -> None:

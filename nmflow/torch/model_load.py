@@ -33,22 +33,31 @@ def load_model(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str
             f"this method needs transformers {TRANSFORMERS} or newer, not {transformers.__version__}; "
             'pip install --upgrade "nmflow[transformers]"'
         )
+    # No code of the folder's, nor what it names elsewhere: None would ask at the terminal whether to run it.
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
         if config.is_encoder_decoder:
             raise ValueError(
                 f"{config.model_type} has an encoder and a decoder, which take more than lines of text; use method "
                 f"magnitude, or nmflow.torch.calibrate with batches of your own"
             )
-        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+        kind: Any = _class_of(transformers, config)
         with _without_bars(transformers):
+            # A config may name kernels for attention, which are fetched and run; None is the default of the model.
             model, found = kind.from_pretrained(
-                folder, config=config, dtype="auto", local_files_only=True, output_loading_info=True
+                folder,
+                config=config,
+                dtype="auto",
+                attn_implementation=None,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
         made_up = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found[name]})
         if made_up:
             raise ValueError(f"{made_up[0]} is missing or of another shape, and transformers would make it up")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         most = getattr(config, "max_position_embeddings", None) or TOKENS
@@ -60,10 +69,27 @@ def load_model(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str
             for start in range(0, len(texts), BATCH)
         ]  # fmt: skip
         _check_tokens(batches, tokenizer, model)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{folder} must hold a model that transformers can load: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers checks little of what a folder says
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{folder} must hold a model that transformers can load without code of the folder's own, which is "
+                f"never run; use method magnitude, or load it yourself and prune it with nmflow.torch.calibrate"
+            ) from error
+        raise CheckpointError(
+            f"{folder} must hold a model that transformers can load: {error} ({type(error).__name__})"
+        ) from error
     model.eval()
     return model, batches
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    """The class of models that a config names first; that of its type where it names none, or what is no model."""
+    named = config.architectures
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    kind = getattr(transformers, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) else transformers.AutoModel
 
 
 def _check_tokens(batches: Sequence[dict[str, torch.Tensor]], tokenizer: Any, model: nn.Module) -> None:

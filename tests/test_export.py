@@ -427,6 +427,14 @@ def test_a_bad_side_file(tmp_path: Path, model: Path, change: Any, match: str) -
     assert run("verify", tmp_path / "out").exit_code == 2
 
 
+def test_a_side_file_beyond_memory_is_not_read(tmp_path: Path, model: Path) -> None:
+    export_checkpoint(model, tmp_path / "out", "cutlass-24")
+    with (tmp_path / "out" / "nmflow.json").open("wb") as side:
+        side.truncate(1 << 40)
+    with pytest.raises(nmflow.NmflowError, match=r"nmflow.json must be a file of at most 268,435,456 bytes"):
+        verify_packed(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

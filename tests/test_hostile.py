@@ -184,6 +184,15 @@ def test_mutated_headers(tmp_path: Path, header: bytes, length: int | None, data
     }
 
 
+def test_an_index_beyond_memory_is_not_read(tmp_path: Path) -> None:
+    """A few bytes to fetch can be gigabytes to read."""
+    folder = sharded(tmp_path / "model")
+    with (folder / "model.safetensors.index.json").open("wb") as index:
+        index.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match=r"must be an index of at most 100,000,000 bytes, not 1,099,511,627,776"):
+        inspect_path(folder)
+
+
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,24 @@ def test_a_weight_and_its_transpose_are_compared(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="the data was changed"):
         load_semi_structured(out)
     assert "bias" in load_semi_structured(out, verify=False)
+
+
+@pytest.mark.parametrize("name", ["nmflow.json", "model.safetensors"])
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path, name: str) -> None:
+    export_checkpoint(checkpoint(tmp_path)[0], tmp_path / "out", "cutlass-24")
+    (tmp_path / "out" / name).unlink()
+    os.mkfifo(tmp_path / "out" / name)
+    with pytest.raises(FormatError, match=f"{name} must be a (sound safetensors file|file of at most)"):
+        load_semi_structured(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["bias", "float16.weight.packed"])
+def test_arrays_have_the_shapes_that_kernels_trust(tmp_path: Path, name: str) -> None:
+    """Whatever a record says of itself, and whether it is verified or not."""
+    export_checkpoint(checkpoint(tmp_path)[0], tmp_path / "out", "cutlass-24")
+    edit_record(tmp_path / "out", lambda side: side["tensors"]["float16.weight"]["arrays"]["meta"].update(name=name))
+    with pytest.raises(FormatError, match=r"float16.weight': cutlass-24: array 'meta' must be int16 of shape"):
+        load_semi_structured(tmp_path / "out", verify=False)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from nmflow.asked import as_path
-from nmflow.checkpoint.header import Header, read_header
+from nmflow.checkpoint.header import MAX_HEADER, Header, read_header
 from nmflow.checkpoint.report import RECORDS
 from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, SourceNotFoundError
@@ -201,6 +201,8 @@ def _indexed(index: Path, weight_map: dict[str, str]) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    if (size := index.stat().st_size) > MAX_HEADER:  # a few bytes to fetch, if they are all the same
+        raise CheckpointError(f"{index} must be an index of at most {MAX_HEADER:,} bytes, not {size:,}")
     weight_map = load_json(index, index.read_bytes(), "index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must map tensor names to file names; fetch the index again")

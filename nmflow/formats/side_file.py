@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
@@ -34,6 +35,9 @@ from nmflow.errors import FormatError, SourceNotFoundError
 __all__ = ["NAME", "SideFile", "StoredArray", "StoredFile", "StoredTensor", "read_side_file"]
 
 NAME = "nmflow.json"
+
+MAX_BYTES = 1 << 28
+"""Longest that is read: hundreds of thousands of tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +107,14 @@ def read_side_file(folder: str | os.PathLike[str]) -> SideFile:
     SourceNotFoundError
         If there is none.
     FormatError
-        If it is not what it should be, has not the digest that it holds, names no tensor, or a file outside the
-        folder.
+        If it is no file, is not what it should be, has not the digest that it holds, names no tensor, or a file outside
+        the folder.
     """
     path = as_path(folder, "path") / NAME
     try:
+        info = path.stat()  # a pipe would be waited for
+        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_BYTES:
+            raise FormatError(f"{path} must be a file of at most {MAX_BYTES:,} bytes; export again")
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise SourceNotFoundError(f"{path} must exist beside exported tensors; export the checkpoint first") from None

@@ -7,8 +7,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +16,13 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_
 
 from nmflow.arrays import Array
 from nmflow.asked import as_path, check_flags
-from nmflow.errors import FormatError, InputValueError, NmflowError, SourceNotFoundError
-from nmflow.formats import get
+from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError, SourceNotFoundError
+from nmflow.formats import Spec, get
 from nmflow.formats.side_file import NAME, SideFile, StoredTensor, read_side_file
 from nmflow.torch.convert import to_array
+
+if TYPE_CHECKING:
+    from nmflow.checkpoint.header import Header
 
 __all__ = ["as_prototype", "load_semi_structured", "semi_structured"]
 
@@ -99,6 +101,8 @@ def load_semi_structured(
     """
     from safetensors import SafetensorError, safe_open
 
+    from nmflow.checkpoint.header import read_header
+
     check_flags(padded=padded, verify=verify)
     _check_device(device)
     path = as_path(path, "path")
@@ -118,12 +122,13 @@ def load_semi_structured(
     state: dict[str, torch.Tensor] = {}
     for file in [only] if only else shards:
         try:
+            header = read_header(folder / file)  # of a file: a pipe would be waited for
             with safe_open(folder / file, framework="pt") as opened:
                 held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, CheckpointError) as error:
             raise FormatError(f"{folder / file} must be a sound safetensors file ({error}); export again") from error
         if verify:
-            _check_digests(folder / file, held, side)
+            _check_digests(header, held, side)
         for name, stored in side.tensors.items():
             if stored.file == file:
                 state[name] = _load(f"{folder / file}: tensor {name!r}", held, stored, device, padded, verify)
@@ -148,24 +153,28 @@ def _load(
     missing = [array.name for array in stored.arrays.values() if array.name not in held]
     if missing:
         raise FormatError(f"{where} must have its array {missing[0]!r} in the file; export again")
-    parts = {key: held.pop(array.name) for key, array in stored.arrays.items()}
+    parts = {key: held[array.name] for key, array in stored.arrays.items()}
+    for array in stored.arrays.values():
+        held.pop(array.name, None)
     try:
+        arrays, format_ = {key: to_array(part, key) for key, part in parts.items()}, get("cutlass-24")
+        # kernels trust the shapes
+        format_.check_specs({key: Spec(array.dtype, array.shape) for key, array in arrays.items()})
         if verify:
-            get("cutlass-24").decode({key: to_array(part, key) for key, part in parts.items()}, shape=stored.shape)
+            format_.decode(arrays, shape=stored.shape)
     except NmflowError as error:
         raise FormatError(f"{where}: {error}") from error
     return _tensor(parts, device)
 
 
-def _check_digests(path: Path, held: Mapping[str, torch.Tensor], side: SideFile) -> None:
+def _check_digests(header: Header, held: Mapping[str, torch.Tensor], side: SideFile) -> None:
     """Raise FormatError unless a file holds what was written, as far as the side file has digests of it."""
-    from nmflow.checkpoint.header import read_header
-
+    path = header.path
     told = {array.name: array.sha256 for tensor in side.tensors.values() for array in tensor.arrays.values()}
     whole = side.files.get(path.name)
     if whole is not None:
         told |= whole.dense
-        if hashlib.sha256(read_header(path).read_head()).hexdigest() != whole.header:
+        if hashlib.sha256(header.read_head()).hexdigest() != whole.header:
             raise FormatError(f"{path}: header must have the digest of {NAME}; it was changed, export again")
     for name, tensor in held.items():
         raw = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -411,6 +412,17 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path, monkeypatch: pytest.Mon
     text, _ = methods.prune_by("wanda", tmp_path, tmp_path / "out\nx", Pattern(2, 4), tmp_path, lambda *_: None)
     assert "embed\\x1b[31m.weight" in text
     assert text.endswith(f"wrote {tmp_path}/out\\nx")
+
+
+def test_transformers_prints_no_names(folder: Path, tmp_path: Path) -> None:
+    """It says which tensors its model has no place for, escapes and all."""
+    other, name = strange(folder, tmp_path / "model"), "\x1b]0;title\x07\u202e"
+    save_file({**load_file(other / "model.safetensors"), name: torch.ones(3)}, other / "model.safetensors")
+    code = "import sys; from pathlib import Path; from nmflow.torch.model_load import load_model as l; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}l(Path(sys.argv[1]), ['a dog'])", other], capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 def test_a_text_in_what_is_replaced_is_spared(folder: Path, tmp_path: Path) -> None:

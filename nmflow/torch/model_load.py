@@ -36,14 +36,14 @@ def load_model(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str
     # No code of the folder's, nor what it names elsewhere: None would ask at the terminal whether to run it.
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
-        if config.is_encoder_decoder:
-            raise ValueError(
-                f"{config.model_type} has an encoder and a decoder, which take more than lines of text; use method "
-                f"magnitude, or nmflow.torch.calibrate with batches of your own"
-            )
-        kind: Any = _class_of(transformers, config)
-        with _without_bars(transformers):
+        with _quiet(transformers):
+            config = transformers.AutoConfig.from_pretrained(folder, **options)
+            if config.is_encoder_decoder:
+                raise ValueError(
+                    f"{config.model_type} has an encoder and a decoder, which take more than lines of text; use method "
+                    f"magnitude, or nmflow.torch.calibrate with batches of your own"
+                )
+            kind: Any = _class_of(transformers, config)
             # A config may name kernels for attention, which are fetched and run; None is the default of the model.
             model, found = kind.from_pretrained(
                 folder,
@@ -54,21 +54,21 @@ def load_model(folder: Path, texts: list[str]) -> tuple[nn.Module, list[dict[str
                 output_loading_info=True,
                 **options,
             )
-        made_up = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found[name]})
-        if made_up:
-            raise ValueError(f"{made_up[0]} is missing or of another shape, and transformers would make it up")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        most = getattr(config, "max_position_embeddings", None) or TOKENS
-        longest = min(TOKENS, most if most > 0 else TOKENS, _positions(model))  # XLNet has -1, for no limit
-        texts = sorted(texts, key=len)
-        batches = [
-            dict(tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=longest,
-                           return_tensors="pt"))
-            for start in range(0, len(texts), BATCH)
-        ]  # fmt: skip
-        _check_tokens(batches, tokenizer, model)
+            made_up = sorted({str(key) for name in ("missing_keys", "mismatched_keys") for key in found[name]})
+            if made_up:
+                raise ValueError(f"{made_up[0]} is missing or of another shape, and transformers would make it up")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            most = getattr(config, "max_position_embeddings", None) or TOKENS
+            longest = min(TOKENS, most if most > 0 else TOKENS, _positions(model))  # XLNet has -1, for no limit
+            texts = sorted(texts, key=len)
+            batches = [
+                dict(tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=longest,
+                               return_tensors="pt"))
+                for start in range(0, len(texts), BATCH)
+            ]  # fmt: skip
+            _check_tokens(batches, tokenizer, model)
     except MemoryError:
         raise
     except Exception as error:  # transformers checks little of what a folder says
@@ -128,13 +128,18 @@ def _positions(model: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _without_bars(transformers: Any) -> Iterator[None]:
-    """Silence the progress bars of transformers, which would stand among our own lines."""
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Silence the progress bars of transformers, which would stand among our own lines, and what it says.
+
+    It prints names of tensors as they are, and a stranger's could drive the terminal; what stops it is an error anyway.
+    """
     logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, said = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(said)
         if shown:
             logging.enable_progress_bar()

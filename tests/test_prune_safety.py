@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -514,7 +515,7 @@ def test_a_full_disk_is_named(tmp_path: Path, folder: Path, monkeypatch: pytest.
     if what == "journal":
         monkeypatch.setattr(journal.os, "write", fail)
     elif what == "report":
-        monkeypatch.setattr(Path, "write_text", fail)
+        monkeypatch.setattr(disk, "close_to_others", fail)  # called as it is written
     if what == "size":
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
@@ -600,13 +601,32 @@ def test_a_copy_does_not_run_as_whoever_made_it(tmp_path: Path, folder: Path) ->
         assert (tmp_path / "out" / path.relative_to(folder)).stat().st_mode & 0o7777 == 0o755
 
 
-def test_a_full_disk_is_named_by_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **options: Any) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_full_disk_is_named_by_reports(tmp_path: Path) -> None:
+    text, limits = "x" * 100_000, resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*\.page.html.new"):
+            report_file.write_text(tmp_path, tmp_path / "page.html", text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
 
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match=r"No space left on device: .*\.page.html.new"):
+
+def test_reports_are_written_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that somebody puts at the name of what is about to be written, where anybody may write."""
+    (home := tmp_path / "home").write_text("mine")
+    unlink = Path.unlink
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        path.symlink_to(home)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    with pytest.raises(FileExistsError, match=r"\.page.html.new"):
         report_file.write_text(tmp_path, tmp_path / "page.html", "")
+    assert home.read_text() == "mine"
 
 
 # What is printed.
@@ -648,7 +668,7 @@ def test_other_files_must_not_change_while_they_are_copied(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large one was published torn: half as it was, half as it became."""
-    copy = shutil.copy
+    copy = shutil.copyfile
 
     def torn(source: Any, target: Any) -> Any:
         done = copy(source, target)
@@ -656,7 +676,7 @@ def test_other_files_must_not_change_while_they_are_copied(
             Path(source).write_text('{"another": "config"}')
         return done
 
-    monkeypatch.setattr(shutil, "copy", torn)
+    monkeypatch.setattr(shutil, "copyfile", torn)
     with pytest.raises(ChangedError, match=r"config.json must not change while it is read, and it was replaced"):
         prune_checkpoint(folder, tmp_path / "out", "2:4")
     assert not (tmp_path / "out").exists()

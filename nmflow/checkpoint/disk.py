@@ -29,9 +29,10 @@ def write_new(path: Path, text: str, like: Iterable[Path]) -> None:
         mode &= each.stat().st_mode
     with named(path):
         path.unlink(missing_ok=True)
-        path.touch(mode | 0o600)
-        close_to_others(path, like)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode | 0o600)  # through no link
+        with open(new, "w", encoding="utf-8", errors="backslashreplace") as file:
+            close_to_others(path, like)
+            file.write(text)
 
 
 def close_to_others(path: Path, like: Iterable[Path]) -> None:

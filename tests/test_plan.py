@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors_files import PRUNED, entry, raw_file, sharded, tensors, write
+from typer.testing import CliRunner
 
 from nmflow.checkpoint import EXCLUDED, make_plan, open_source
+from nmflow.cli import app
 from nmflow.errors import CheckpointError, InputTypeError, InputValueError, PatternError, SourceNotFoundError
 from nmflow.pattern import Pattern
 
@@ -531,6 +533,21 @@ def test_links_are_followed_as_in_a_cache_of_downloads(tmp_path: Path) -> None:
     source = open_source(snapshot)
     assert source.shards[0].path.name == "model.safetensors"
     assert [str(path) for path in source.others] == ["again/a.txt", "more/a.txt"]
+
+
+def test_links_out_of_a_folder_are_named(tmp_path: Path) -> None:
+    """What they lead to would be published with the result; a snapshot of Hugging Face's cache is nothing but links."""
+    (home := tmp_path / "id_rsa").write_text("mine")
+    (snapshot := tmp_path / "models" / "snapshots" / "0").mkdir(parents=True)
+    (blob := tmp_path / "models" / "blobs" / "1").parent.mkdir()
+    blob.write_text("{}")
+    write(snapshot / "model.safetensors")
+    for name, place in (("config.json", "../../blobs/1"), ("again.json", "config.json"), ("README.md", home)):
+        (snapshot / name).symlink_to(place)
+    assert open_source(snapshot).links_out == (Path("README.md"),)
+    done = CliRunner().invoke(app, ["prune", str(snapshot), str(tmp_path / "out"), "--pattern", "2:4", "--dry-run"])
+    assert f"\nFrom outside of the folder: README.md is a link to {home.resolve()}\n" in done.stdout
+    assert done.stdout.count("is a link to") == 1
 
 
 def test_link_to_a_folder_above(tmp_path: Path) -> None:

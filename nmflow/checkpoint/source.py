@@ -59,6 +59,14 @@ class Source:
         """Files beside the shards that look like weights too; they are copied, not pruned."""
         return tuple(path for path in self.others if path.suffix in (*PICKLES, *OTHER_WEIGHTS))
 
+    @property
+    def links_out(self) -> tuple[Path, ...]:
+        """Other files that links bring in from elsewhere; those of Hugging Face's cache all lead to its blobs."""
+        root = Path(os.path.realpath(self.path))
+        inside = root, root.parent.parent / "blobs"
+        real = {path: Path(os.path.realpath(self.path / path)) for path in self.others}
+        return tuple(path for path, place in real.items() if not any(map(place.is_relative_to, inside)))
+
     def relative(self, shard: Header) -> Path:
         """Where a shard lies in the folder; a file by itself is "."."""
         return shard.path.relative_to(self.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,9 @@ def plan(found: Plan) -> None:
     console.print(f"{len(found.pruned)} of {len(found.tensors)} tensors would be pruned.")
     if found.source.others:
         console.print(f"Copied files: {_text(', '.join(str(path) for path in found.source.others))}", soft_wrap=True)
+    for path in found.source.links_out:
+        place = os.path.realpath(found.source.path / path)
+        console.print(f"From outside of the folder: {_text(str(path))} is a link to {_text(place)}", soft_wrap=True)
     globs: dict[str, list[str]] = {}
     for glob, reason in EXCLUDED:
         globs.setdefault(reason, []).append(glob)

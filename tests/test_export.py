@@ -409,6 +409,7 @@ def test_verify_finds_what_was_changed(tmp_path: Path, model: Path) -> None:
         (lambda side: side.pop("tensors"), "must describe exported tensors"),
         (lambda side: side["tensors"]["a.weight"].update(file="../a"), "file must be a name"),
         (lambda side: side["tensors"]["a.weight"].update(shape=[1.5]), "is not a whole number"),
+        (lambda side: side["tensors"]["a.weight"].update(shape=[1] * 65), "is not a list of at most 64 lengths"),
         (
             lambda side: side["tensors"]["a.weight"].update(file="gone.safetensors"),
             r"must exist, as nmflow.json names it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -144,6 +145,17 @@ def test_a_broken_row_is_an_error(copied: Path, field: str, value: Any) -> None:
     path.write_text(json.dumps(found).replace("Infinity", "1e999"))
     with pytest.raises(CheckpointError, match=f"{field} must be"):
         read_report(copied)
+
+
+def test_a_row_has_as_few_axes_as_a_tensor(copied: Path) -> None:
+    """The product of millions of lengths would take for ever."""
+    path = copied / "nmflow-report.json"
+    found = json.loads(path.read_text())
+    for axes in (64, 65):
+        found["tensors"][1] |= {"layout": "conv", "shape": [1] * axes}
+        path.write_text(json.dumps(found))
+        with pytest.raises(CheckpointError, match="shape must be") if axes > 64 else contextlib.nullcontext():
+            read_report(copied)
 
 
 def test_what_is_not_there_is_said(copied: Path, pruned: Path, tmp_path: Path) -> None:

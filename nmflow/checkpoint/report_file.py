@@ -11,6 +11,7 @@ from typing import Any
 
 from nmflow.asked import as_path
 from nmflow.checkpoint.disk import write_new
+from nmflow.checkpoint.header import MAX_AXES
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
 from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
@@ -169,7 +170,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_count, value)) and 0 < math.prod(value) < 1 << 63
+    few = isinstance(value, list) and len(value) <= MAX_AXES  # of millions the product takes for ever
+    return few and all(map(_is_count, value)) and 0 < math.prod(value) < 1 << 63
 
 
 def _is_amount(value: Any) -> bool:

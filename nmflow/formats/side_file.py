@@ -40,6 +40,10 @@ MAX_BYTES = 1 << 28
 """Longest that is read: hundreds of thousands of tensors."""
 
 
+MAX_AXES = 64
+"""Most axes of a tensor: NumPy's limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredArray:
     """Name of an array in its safetensors file, and the SHA-256 of its bytes in hex."""
@@ -158,8 +162,8 @@ def _tensor(info: Any) -> StoredTensor:
     return StoredTensor(
         _file(info["file"]),
         _text(info["dtype"]),
-        tuple(_whole(length) for length in info["shape"]),
-        tuple(_whole(length) for length in info["stored_shape"]),
+        _shape(info["shape"]),
+        _shape(info["stored_shape"]),
         None if pattern is None else _text(pattern),
         {
             _text(key): StoredArray(_text(array["name"]), _text(array["sha256"]))
@@ -183,6 +187,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not text")
     return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > MAX_AXES:  # of millions the product takes for ever
+        raise ValueError(f"{value!r:.40} is not a list of at most {MAX_AXES} lengths")
+    return tuple(map(_whole, value))
 
 
 def _whole(value: Any) -> int:

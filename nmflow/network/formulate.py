@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nmflow.arithmetic import in_plain_arithmetic
 from nmflow.arrays import Array
 from nmflow.errors import InfeasibleError, InputTypeError, InputValueError, NonFiniteError
-from nmflow.given import as_array, as_mask
+from nmflow.given import as_array, as_mask, check_disjoint, count_marked
 from nmflow.integers import integers_of
 from nmflow.network.flow import FlowNetwork
 from nmflow.pattern import Pattern
@@ -80,12 +80,7 @@ def build(
         np.zeros((rows, cols), np.bool_) if given is None else as_mask(given, (rows, cols), name)
         for given, name in ((keep, "keep"), (drop, "drop"))
     )
-    both = np.argwhere(kept & dropped)
-    if len(both):
-        raise InfeasibleError(
-            f"keep and drop must not mark the same entry, as they do at {tuple(both[0].tolist())} and at {len(both)} "
-            f"in all"
-        )
+    check_disjoint(kept, dropped)
     free = ~kept & ~dropped
     row_need = _need("row", kept.sum(1), free.sum(1), pattern.row_budget, pattern.row_exact)
     col_need = _need("column", kept.sum(0), free.sum(0), pattern.col_budget, pattern.col_exact)
@@ -135,11 +130,9 @@ def _numbers(scores_block: Any, pattern: Pattern) -> tuple[Array, int]:
         if not all(isinstance(number, int) for number in scores.ravel()):
             raise InputTypeError("scores_block must hold Python integers if its dtype is object; else convert it")
         return scores, 0
-    if scores.dtype.kind not in "iu":
-        bad = np.argwhere(~np.isfinite(scores))
-        if len(bad):
-            first = tuple(bad[0].tolist())
-            raise NonFiniteError.among("scores_block", len(bad), scores.size, first)
+    count, first = count_marked(~np.isfinite(row) for row in scores)
+    if count:
+        raise NonFiniteError.among("scores_block", count, scores.size, first)
     return integers_of(scores)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -74,10 +75,9 @@ def run(
     check_feasible(problem, cut, parts)
     row_duals, col_duals = (None, None) if duals is None else duals.complete()
     certificate = certificate_of(problem, cut, parts) if certified else None
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for part in parts:
-        for name, count in part.counts.items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(part.counts)
     stats = {**counts, "blocks": cut.n_blocks, "threads": threads, "seconds": time.perf_counter() - started}
     return Solution(
         mask=mask,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,7 @@ class Approximate(Solver):
         """Choose masks a stripe of blocks at a time; what is left, an exact solver settles."""
         tall, wide = chunk.grid
         rows, cols = chunk.pattern.block_shape
-        counts: dict[str, int] = {}
+        counts = Counter[str]()
         infeasible: list[int] = []
         wide_step = max(1, STRIPE_ENTRIES // (rows * cols))
         tall_step = max(1, wide_step // wide)
@@ -109,8 +110,7 @@ class Approximate(Solver):
                     found = {**found, "left_to_exact": len(left)}
                     failed = left[_solve_exactly(chunk, blocks, left)]
                     infeasible.extend(((i + failed // shape[1]) * wide + j + failed % shape[1]).tolist())
-                for name, number in found.items():
-                    counts[name] = counts.get(name, 0) + number
+                counts.update(found)
                 chunk.mask[area] = (
                     blocks.mask.reshape(*shape, rows, cols).transpose(0, 2, 1, 3).reshape(chunk.mask[area].shape)
                 )

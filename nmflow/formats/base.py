@@ -12,10 +12,10 @@ import numpy.typing as npt
 from nmflow.arrays import Array
 from nmflow.asked import check_flags, thread_count
 from nmflow.errors import FormatError, InputTypeError, InputValueError
-from nmflow.formats.given import as_dtype, check_mask, listed, padded_to, plain, shape_of, stored_shape
+from nmflow.formats.given import as_dtype, listed, padded_to, plain, shape_of, stored_shape
 from nmflow.formats.layout import Area, Place, Requirement, Spec, check_arrays
 from nmflow.formats.room import room
-from nmflow.given import viewed
+from nmflow.given import as_mask, viewed
 
 __all__ = ["Format"]
 
@@ -171,9 +171,9 @@ class Format(ABC):
         -----
         A group that keeps fewer than n is filled with valid, ascending positions and +0. O(R C) time.
         """
-        values, kept = viewed(weight, "weight"), viewed(mask, "mask")
+        values = viewed(weight, "weight")
         padded = self.check_shape(values.shape, values.dtype, pad=pad)
-        check_mask(kept, values.shape)
+        kept = as_mask(mask, values.shape, "mask")
         count = thread_count(threads)
         arrays = room(self.specs(padded, values.dtype.newbyteorder("=")), out, (values, kept))
         if not values.dtype.isnative:

@@ -16,7 +16,6 @@ from nmflow.pattern import Budget
 __all__ = [
     "as_dtype",
     "bits_of",
-    "check_mask",
     "first_violation",
     "listed",
     "padded_to",
@@ -52,14 +51,6 @@ def first_violation(mask: Array, pattern: str) -> str:
                 f"{counts[line, group]} in {direction} {line}, {across} {first} to {first + budget.m - 1}"
             )
     return ""
-
-
-def check_mask(mask: Array, shape: tuple[int, ...]) -> None:
-    """Raise InputTypeError or InputValueError unless a mask is boolean and of the weight's shape."""
-    if mask.dtype != np.bool_:
-        raise InputTypeError(f"mask must be boolean, not {mask.dtype}; write mask != 0 if that is meant")
-    if mask.shape != shape:
-        raise InputValueError(f"mask must have the shape of weight, {shape}, not {mask.shape}")
 
 
 def plain(array: Array) -> Array:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from nmflow.checkpoint.arrays import DTYPES, NAMES, lay_out
 from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.header import Entry, Header
@@ -40,11 +38,9 @@ def lay_out_shard(shard: Header, format: Format, reasons: Mapping[str, str], pad
             except NmflowError as error:
                 raise CheckpointError(f"{shard.path}: tensor {entry.name!r}: {error}; or {advice}") from error
             parts = {
-                array_name(entry.name, key, format): (
-                    NAMES[spec.dtype.name], spec.shape, int(np.prod(spec.shape, dtype=object)) * spec.dtype.itemsize
-                )
+                array_name(entry.name, key, format): (NAMES[spec.dtype.name], spec.shape, spec.n_bytes)
                 for key, spec in specs.items()
-            }  # fmt: skip
+            }
         for name, part in parts.items():
             if name in tensors:
                 raise CheckpointError(f"{shard.path}: two tensors would be named {name!r}; rename one of them")

@@ -157,7 +157,7 @@ class PackUnit(Unit):
                 )  # fmt: skip
 
             pieces = flushed(target, pool.map(piece, stored.tiles()))
-        spans = [(start, _bytes_of(stored.specs[key])) for key, start in self.starts]
+        spans = [(start, stored.specs[key].n_bytes) for key, start in self.starts]
         with opened(self, write=False) as (_, target, _):
             sums = list(pool.map(lambda span: sha256_of(target, *span), spans))
         report = ExportedTensor(
@@ -237,8 +237,3 @@ class _Piece:
     seconds: float
     dropped: int
     negative_zeros: int
-
-
-def _bytes_of(spec: Spec) -> int:
-    """Bytes of a stored array."""
-    return math.prod(spec.shape) * spec.dtype.itemsize

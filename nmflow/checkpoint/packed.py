@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -102,7 +103,7 @@ def verify_packed(
                 kept = _check(headers[tensor.file], named[tensor.file], tensor, chosen, pool)
             except NmflowError as error:
                 fault = str(error)
-            checks.append(PackedCheck(name, tensor.shape, int(np.prod(tensor.shape, dtype=object)), kept, fault))
+            checks.append(PackedCheck(name, tensor.shape, math.prod(tensor.shape), kept, fault))
         for number, (file, stored) in enumerate(side.files.items(), len(side.tensors)):
             if progress:
                 progress(file, number, total)

@@ -46,6 +46,11 @@ class Spec:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its entries."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 PART = 128
 """What a part of a matrix begins at multiples of: then its stored arrays are parts of those of the whole, for every

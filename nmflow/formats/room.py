@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -19,10 +18,9 @@ LINE = 64
 
 def new(spec: Spec) -> Array:
     """An array that begins at a multiple of `LINE`; what is in it is left to chance."""
-    n_bytes = math.prod(spec.shape) * spec.dtype.itemsize
-    raw = np.empty(n_bytes + LINE, np.uint8)
+    raw = np.empty(spec.n_bytes + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
-    array: Array = raw[start : start + n_bytes].view(spec.dtype).reshape(spec.shape)
+    array: Array = raw[start : start + spec.n_bytes].view(spec.dtype).reshape(spec.shape)
     return array
 
 

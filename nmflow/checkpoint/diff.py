@@ -15,8 +15,8 @@ from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.header import DTYPE_BITS, Entry, Header
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.source import open_source
+from nmflow.checkpoint.stamp import as_long
 from nmflow.checkpoint.tiles import Tile, cut_bytes, read_tile
-from nmflow.errors import ChangedError
 
 __all__ = ["Difference", "TensorDifference", "diff_checkpoints"]
 
@@ -185,9 +185,5 @@ def _compare(one: tuple[Header, Entry], other: tuple[Header, Entry], pool: Pool)
 def _read(file: int, place: tuple[Header, Entry], tile: Tile) -> Array:
     """A piece of a tensor as bytes; it is cut at a multiple of every entry's size."""
     shard, entry = place
-    try:
+    with as_long(f"{shard.path}: tensor {entry.name!r}"):
         return read_tile(file, entry.start, (entry.n_bytes,), tile, np.dtype(np.uint8))
-    except EOFError as error:
-        raise ChangedError(
-            f"{shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
-        ) from error

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from nmflow.arrays import Array
+from nmflow.checkpoint.disk import named
 from nmflow.checkpoint.header import Entry, Header, read_header
 from nmflow.checkpoint.plan import Plan
 from nmflow.checkpoint.source import Source, open_source
-from nmflow.checkpoint.stamp import Stamp
+from nmflow.checkpoint.stamp import Stamp, as_long
 from nmflow.checkpoint.tiles import Tile, read_tile
-from nmflow.errors import ChangedError, CheckpointError, InputValueError
+from nmflow.errors import CheckpointError, InputValueError
 
 __all__ = ["KeepMask", "given_masks", "keep_masks"]
 
@@ -36,14 +37,8 @@ class KeepMask:
 
     def read(self, file: int, shape: tuple[int, ...], tile: Tile) -> Array:
         """A piece of the mask, seen in some shape, as bytes of 0 and 1."""
-        try:
+        with as_long(f"{self.path}: mask {self.entry.name!r}"), named(self.path):
             mask = read_tile(file, self.entry.start, shape, tile, np.dtype(np.uint8))
-        except EOFError as error:
-            raise ChangedError(
-                f"{self.path}: mask {self.entry.name!r} must not change while it is read, and its file became shorter"
-            ) from error
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if mask.size and mask.max() > 1:
             raise CheckpointError(f"{self.path}: mask {self.entry.name!r} must hold 0 and 1 only, not {mask.max()}")
         return mask

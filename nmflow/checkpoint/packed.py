@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from nmflow.checkpoint.header import Entry, Header
 from nmflow.checkpoint.inspection import export_of, open_export
 from nmflow.checkpoint.pack import Stored
 from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.stamp import as_long
 from nmflow.checkpoint.tiles import Tile, inside, is_whole, named, sha256_of
-from nmflow.errors import ChangedError, CheckpointError, FormatError, InputValueError, NmflowError
+from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec
 from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor, read_side_file
 
@@ -163,23 +163,13 @@ def _file_faults(header: Header, stored: StoredFile, pool: Pool) -> list[str]:
     for entry in header.entries:
         if entry.name in stored.dense:
             parts[f"{header.path}: tensor {entry.name!r}"] = (entry.start, entry.n_bytes, stored.dense[entry.name])
-    with _opened(header) as file:
+    with as_long(f"what {header.path} holds"), header.opened() as file:
         same = list(pool.map(lambda part: sha256_of(file, part[0], part[1]) == part[2], parts.values()))
     return [
         f"{where} must have the digest of {NAME}; it was changed, export again"
         for where, good in zip(parts, same, strict=True)
         if not good
     ]
-
-
-@contextlib.contextmanager
-def _opened(header: Header) -> Iterator[int]:
-    """Open a file to read what its header says is there."""
-    try:
-        with header.opened() as file:
-            yield file
-    except EOFError as error:
-        raise ChangedError(f"{header.path} must not change while it is read, and it became shorter") from error
 
 
 def _check(header: Header, entries: Mapping[str, Entry], tensor: StoredTensor, format: Format, pool: Pool) -> int:
@@ -210,7 +200,7 @@ def _check(header: Header, entries: Mapping[str, Entry], tensor: StoredTensor, f
             raise FormatError(f"{error}{place}") from error
         return int(np.count_nonzero(mask))
 
-    with _opened(header) as file:
+    with as_long(f"what {header.path} holds"), header.opened() as file:
         for key, good in zip(arrays, pool.map(same, arrays), strict=True):
             if not good:
                 raise FormatError(

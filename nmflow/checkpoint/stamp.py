@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from nmflow.errors import ChangedError
 
-__all__ = ["Stamp", "check_unchanged", "stamps_of"]
+__all__ = ["Stamp", "as_long", "check_unchanged", "stamps_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,15 @@ class Stamp:
                 f"{path} must not change while it is read, and it was replaced or written to; wait until it is "
                 f"complete, then run again"
             )
+
+
+@contextlib.contextmanager
+def as_long(what: str) -> Iterator[None]:
+    """Raise ChangedError where a file ends before what is read of it does, which was within it."""
+    try:
+        yield
+    except EOFError as error:
+        raise ChangedError(f"{what} must not change while it is read, and its file became shorter") from error
 
 
 def stamps_of(files: Iterable[_Stamped]) -> list[list[int]]:

@@ -19,12 +19,13 @@ import numpy as np
 
 from nmflow.arrays import Array
 from nmflow.asked import thread_count
+from nmflow.checkpoint.disk import named
 from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.keep import KeepMask
 from nmflow.checkpoint.pool import Pool
-from nmflow.checkpoint.stamp import Stamp
+from nmflow.checkpoint.stamp import Stamp, as_long
 from nmflow.checkpoint.tiles import Tile, combine, cut_bytes, digest, read_tile, write_tile
-from nmflow.errors import ChangedError, SourceNotFoundError
+from nmflow.errors import SourceNotFoundError
 
 __all__ = ["CopyUnit", "Done", "Unit", "check", "check_copy", "copy", "flushed", "opened", "read", "work"]
 
@@ -191,12 +192,8 @@ def opened(unit: Unit, *, write: bool, also: KeepMask | None = None) -> Iterator
 
 def read(unit: Unit, file: int, shape: tuple[int, ...], tile: Tile, dtype: np.dtype[Any]) -> Array:
     """Read a piece of the unit's tensor, seen in some shape, from its source."""
-    try:
+    with as_long(unit.where), named(unit.source):
         return read_tile(file, unit.entry.start, shape, tile, dtype)
-    except EOFError as error:
-        raise ChangedError(f"{unit.where} must not change while it is read, and its file became shorter") from error
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(unit.source)) from error
 
 
 def flushed(file: int, pieces: Iterable[tuple[int, Piece]]) -> list[Piece]:

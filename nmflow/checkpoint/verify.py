@@ -16,9 +16,9 @@ from nmflow.checkpoint.engine import Progress
 from nmflow.checkpoint.groups import group_counts
 from nmflow.checkpoint.plan import PlannedTensor, make_plan
 from nmflow.checkpoint.pool import Pool
+from nmflow.checkpoint.stamp import as_long
 from nmflow.checkpoint.tensor import FLOATS
 from nmflow.checkpoint.tiles import Tile, as_blocks, cut, read_tile
-from nmflow.errors import ChangedError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 
@@ -199,13 +199,8 @@ def _check(tensor: PlannedTensor, pattern: Pattern, pool: Pool) -> Checked:
             )
         return nonzero, bad_groups, first
 
-    try:
-        with tensor.shard.opened() as file:
-            parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
-    except EOFError as error:
-        raise ChangedError(
-            f"{tensor.shard.path}: tensor {entry.name!r} must not change while it is read, and its file became shorter"
-        ) from error
+    with as_long(f"{tensor.shard.path}: tensor {entry.name!r}"), tensor.shard.opened() as file:
+        parts = list(pool.map(piece, cut(shape, bits.itemsize, layout, pattern.block_shape)))
     return Checked(
         entry.name,
         entry.shape,

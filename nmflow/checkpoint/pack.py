@@ -20,9 +20,9 @@ from nmflow.checkpoint.tiles import (
     Tile,
     combine,
     digest,
+    in_words,
     inside,
     is_whole,
-    named,
     read_tile,
     sha256_of,
     squares,
@@ -139,7 +139,7 @@ class PackUnit(Unit):
                     support = self._support(weight, given, need.pattern)
                     arrays = stored.format.encode(weight, support.mask, pad=True, threads=1)
                 except NmflowError as error:
-                    place = "" if is_whole(tile, stored.whole) else f" (counted within {named(tile)})"
+                    place = "" if is_whole(tile, stored.whole) else f" (counted within {in_words(tile)})"
                     advice = (
                         f"; {weight.dtype} is stored at {need.pattern}: prune at that, or leave it alone with exclude "
                         "(--exclude)"

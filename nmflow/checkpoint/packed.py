@@ -20,7 +20,7 @@ from nmflow.checkpoint.inspection import export_of, open_export
 from nmflow.checkpoint.pack import Stored
 from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.stamp import as_long
-from nmflow.checkpoint.tiles import Tile, inside, is_whole, named, sha256_of
+from nmflow.checkpoint.tiles import Tile, in_words, inside, is_whole, sha256_of
 from nmflow.errors import CheckpointError, FormatError, InputValueError, NmflowError
 from nmflow.formats import Format, Spec
 from nmflow.formats.side_file import NAME, SideFile, StoredFile, StoredTensor, read_side_file
@@ -196,7 +196,7 @@ def _check(header: Header, entries: Mapping[str, Entry], tensor: StoredTensor, f
         try:
             _, mask = format.decode(stored.read(file, tile), shape=real, threads=1)
         except FormatError as error:
-            place = "" if is_whole(tile, stored.whole) else f" (counted within {named(tile)})"
+            place = "" if is_whole(tile, stored.whole) else f" (counted within {in_words(tile)})"
             raise FormatError(f"{error}{place}") from error
         return int(np.count_nonzero(mask))
 

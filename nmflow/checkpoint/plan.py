@@ -20,7 +20,7 @@ from nmflow.errors import InputValueError, PatternError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import as_pattern
 
-__all__ = ["Plan", "PlannedTensor", "make_plan"]
+__all__ = ["Plan", "PlannedTensor", "counted", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)

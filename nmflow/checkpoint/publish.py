@@ -10,7 +10,7 @@ from pathlib import Path
 from nmflow.checkpoint.disk import named
 from nmflow.errors import DestinationExistsError
 
-__all__ = ["put_in_place", "restore", "sync"]
+__all__ = ["put_in_place", "restore", "sync", "sync_folder"]
 
 NO_REPLACE, EXCHANGE = 1, 2
 """Flags of renameat2(2)."""

@@ -22,9 +22,13 @@ __all__ = [
     "cut",
     "cut_bytes",
     "digest",
+    "in_words",
+    "inside",
+    "is_whole",
     "read_tile",
     "runs",
     "sha256_of",
+    "squares",
     "write_tile",
 ]
 
@@ -216,7 +220,7 @@ def sha256_of(file: int, start: int, n_bytes: int) -> str:
     return state.hexdigest()
 
 
-def named(tile: Tile) -> str:
+def in_words(tile: Tile) -> str:
     """A rectangle in words."""
     names = ("rows", "columns") if len(tile) == 2 else ("entries",)
     return " and ".join(f"{name} {axis.start} to {axis.stop - 1}" for name, axis in zip(names, tile, strict=True))

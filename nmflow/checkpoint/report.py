@@ -9,7 +9,7 @@ from typing import Any
 
 from nmflow.formats.side_file import NAME
 
-__all__ = ["RECORDS", "REPORT", "REPORTS", "Report", "TensorReport", "total"]
+__all__ = ["RECORDS", "REPORT", "REPORTS", "Report", "TensorReport", "percent", "total"]
 
 REPORT = "nmflow-report.json"
 """Name of the file in a folder that holds the report."""
@@ -62,12 +62,17 @@ class TensorReport:
     @property
     def kept_percent(self) -> float:
         """Kept score in percent of the dense one."""
-        return _percent(self.kept, self.dense)
+        return percent(self.kept, self.dense)
+
+    @property
+    def gap_percent(self) -> float | None:
+        """The gap in percent of the kept score."""
+        return None if self.gap is None else percent(self.gap, self.kept, 0.0)
 
     @property
     def loss_percent(self) -> float:
         """What columns cost: score lost against the best rows-only mask, in percent of that mask's score."""
-        return 100.0 - _percent(self.kept, self.rows_only)
+        return 100.0 - percent(self.kept, self.rows_only)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TensorReport:
@@ -168,6 +173,6 @@ def total(values: Iterable[float]) -> float:
         return math.inf
 
 
-def _percent(part: float, whole: float) -> float:
+def percent(part: float, whole: float, of_nothing: float = 100.0) -> float:
     """Share in percent; of nothing, all is kept."""
-    return 100.0 * (part / whole) if whole else 100.0
+    return 100.0 * (part / whole) if whole else of_nothing

@@ -102,11 +102,11 @@ def proof_in_words(report: Report) -> str:
     total = report.total
     if report.proven:
         return f"each of {total.n_blocks:,} blocks is proven to be the best"
-    if total.gap is None:
+    if total.gap_percent is None:
         return f"not asked for; {report.solver} is not exact"
     return (
         f"{total.n_proven:,} of {total.n_blocks:,} blocks are proven to be the best; the best masks would keep at most "
-        f"{100.0 * total.gap / total.kept if total.kept else 0.0:.3g}% more"
+        f"{total.gap_percent:.3g}% more"
     )
 
 

@@ -212,7 +212,7 @@ def _table(report: Report, digits: list[float] | None) -> str:
             text_of(tensor.dtype),
             f"{tensor.kept_percent:.3f}",
             f"{tensor.loss_percent:.3f}",
-            "–" if tensor.gap is None else f"{100.0 * tensor.gap / tensor.kept if tensor.kept else 0.0:.3g}",
+            "–" if tensor.gap_percent is None else f"{tensor.gap_percent:.3g}",
             f"{tensor.n_proven:,} of {tensor.n_blocks:,}",
             "–" if count is None else f"{count:,.0f}",
             f"{tensor.seconds:.3f}",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nmflow.checkpoint.report import percent
 from nmflow.errors import MissingLibraryError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check_library() -> None:
 def plot_kept(tensors: Sequence[TensorReport]) -> str:
     """Kept score of each weight in percent of the dense one, and what the best rows-only mask would keep."""
     kept = [tensor.kept_percent for tensor in tensors]
-    by_rows = [100.0 * (tensor.rows_only / tensor.dense) if tensor.dense else 100.0 for tensor in tensors]
+    by_rows = [percent(tensor.rows_only, tensor.dense) for tensor in tensors]
 
     def draw(axes: Axes) -> None:
         axes.axhline(100.0, color=GREY, label="dense")
@@ -53,8 +53,8 @@ def plot_kept(tensors: Sequence[TensorReport]) -> str:
 
 def plot_proof(tensors: Sequence[TensorReport]) -> str:
     """Share of blocks that are proven, and the gap in percent of the kept score."""
-    proven = [100.0 * tensor.n_proven / tensor.n_blocks if tensor.n_blocks else 100.0 for tensor in tensors]
-    gaps = [np.nan if tensor.gap is None else _percent(tensor.gap, tensor.kept) for tensor in tensors]
+    proven = [percent(tensor.n_proven, tensor.n_blocks) for tensor in tensors]
+    gaps = [np.nan if tensor.gap_percent is None else tensor.gap_percent for tensor in tensors]
 
     def draw(axes: Axes) -> None:
         _dots(axes, proven, BLUE, "blocks proven")
@@ -161,10 +161,13 @@ def _by_number(draw: Callable[[Axes], None], count: int) -> str:
 
 def _draw(draw: Callable[[Figure, Axes], None], height: float) -> str:
     """Draw on a figure of its own, which no other thread and no setting of the caller touches."""
-    with _style():
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(5.2, height), layout="constrained", dpi=150)
         FigureCanvasSVG(figure)
         draw(figure, figure.add_subplot())
@@ -173,16 +176,6 @@ def _draw(draw: Callable[[Figure, Axes], None], height: float) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
 
 
 def _dots(axes: Axes, values: Sequence[float], color: str, label: str, marker: str = "o") -> None:
@@ -198,10 +191,6 @@ def _pixels(axes: Axes, count: int) -> None:
 
 def _numbers(values: Sequence[Any]) -> range:
     return range(1, len(values) + 1)
-
-
-def _percent(part: float, whole: float) -> float:
-    return 100.0 * (part / whole) if whole else 0.0
 
 
 def _finite(values: Any) -> Any:

@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"problem", "cutting", "blocks", "duals", "certificate", "solvers"}
     | {"arithmetic", "switching", "crew", "dual_arrays", "gathered", "workspace"},
     "pipeline": BASE | {"asked", "given", "problem", "solvers", "switching", "earlier", "running"},
-    "checkpoint": BASE | {"asked", "kernels", "names", "certificate", "formats", "diversity", "pipeline"},
+    "checkpoint": BASE | {"", "asked", "kernels", "names", "certificate", "formats", "diversity", "pipeline"},
     "torch": BASE
     | {
         "asked",
@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": BASE | {"", "asked", "cores", "given", "kernels", "solvers", "pipeline", "checkpoint"},
     "__main__": {"cli"},
     "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
-    "": BASE | {"network", "solvers", "pipeline", "certificate", "diversity", "formats", "checkpoint"},
+    "": BASE | {"network", "solvers", "pipeline", "diversity", "formats"},
 }
 """What each room may import, at the top of a file or inside a function; "" is nmflow/__init__.py."""
 

@@ -20,6 +20,7 @@ import pytest
 
 import nmflow
 from nmflow import solvers
+from nmflow.checkpoint import journal
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -192,6 +193,7 @@ def test_versions_agree() -> None:
     assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+    assert journal.version() == version  # where nmflow is not installed, too
 
 
 def test_least_versions_agree() -> None:

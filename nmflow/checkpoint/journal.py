@@ -200,12 +200,9 @@ def _short(value: Any) -> str:
 
 def version() -> str:
     """Version of nmflow: another may solve in another way."""
-    from importlib.metadata import PackageNotFoundError, version
+    from nmflow import __version__
 
-    try:
-        return version("nmflow")
-    except PackageNotFoundError:
-        return "unknown"
+    return __version__
 
 
 def identity(source: Source) -> dict[str, Any]:

@@ -40,10 +40,12 @@ def settle(grid: BlockGrid, mask: torch.Tensor, duals: Pair | None, *, absolute:
     for first in range(0, tall * wide, step):
         numbers = torch.arange(first, min(first + step, tall * wide), device=device)
         values = grid.blocks(numbers)
-        given = None if start is None else _cut_duals(*start, numbers, grid)
+        i, j = numbers // wide, numbers % wide
+        given = None
+        if start is not None:
+            given = start[0].reshape(tall, rows, wide)[i, :, j], start[1].reshape(tall, wide, cols)[i, j]
         found, row, col, still, left = _settle_some(values, grid, absolute, given)
         grid.put(mask, numbers, found)
-        i, j = numbers // wide, numbers % wide
         if duals is not None:
             duals[0].view(tall, rows, wide)[i, :, j] = row
             duals[1].view(tall, wide, cols)[i, j] = col
@@ -111,13 +113,3 @@ def _even(duals: torch.Tensor) -> torch.Tensor:
     """Duals in half units as even numbers, cut off where they are far from the scores."""
     largest = 1 << (NARROW + 1)
     return duals.nan_to_num().clamp(-largest, largest).int() & ~1
-
-
-def _cut_duals(
-    u: torch.Tensor, v: torch.Tensor, numbers: torch.Tensor, grid: BlockGrid
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Duals of some blocks, shapes (k, R) and (k, C)."""
-    rows, cols = grid.pattern.block_shape
-    tall, wide = grid.size
-    i, j = numbers // wide, numbers % wide
-    return u.reshape(tall, rows, wide)[i, :, j], v.reshape(tall, wide, cols)[i, j]

@@ -8,11 +8,11 @@ from typing import TypeAlias
 import torch
 
 from nmflow.arrays import Array
-from nmflow.errors import InputTypeError, NmflowError
+from nmflow.errors import InputTypeError
 from nmflow.given import as_mask
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import arrays
-from nmflow.torch.prune import named_error
+from nmflow.torch.prune import naming
 from nmflow.torch.search import find_on_device
 from nmflow.torch.select import Layer
 from nmflow.torch.sharing import Found, Ranks
@@ -68,7 +68,7 @@ def find_all(
         travelling = arrays((layers[number].name, weights[number]) for number in mine if number not in staying)
         for number in mine:
             layer, before = layers[number], None if last is None else last[number]
-            try:
+            with naming(layer.name):
                 if number not in staying:
                     found[number] = _checked(find(layer, next(travelling), before), tuple(weights[number].shape))
                     continue
@@ -77,8 +77,6 @@ def find_all(
                     warm_start=warm_start,
                 )  # fmt: skip
                 found[number] = here if ranks.count == 1 else here.as_arrays()
-            except NmflowError as error:
-                raise named_error(error, layer.name) from None
     return ranks.exchange(found, owners, weights)
 
 

@@ -9,12 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from nmflow.errors import NmflowError
 from nmflow.pattern import Pattern
 from nmflow.pipeline import certify
 from nmflow.torch.convert import arrays, to_array, to_mask
 from nmflow.torch.masking import Masked, attach, bake, beside, is_under, take_off
-from nmflow.torch.prune import layer_report, named_error
+from nmflow.torch.prune import layer_report, naming
 from nmflow.torch.report import LayerReport
 from nmflow.torch.search import advising
 from nmflow.torch.select import Layer
@@ -117,14 +116,11 @@ class MaskedLayers:
         ):
             begun = time.perf_counter()
             mask = to_array(masked.mask)
-            try:
-                with advising(weight.size, begun=True):
-                    grade = certify(
-                        weight, mask, pattern=pattern, layout=layer.layout, groups=layer.groups, threads=threads,
-                        absolute=True,
-                    )  # fmt: skip
-            except NmflowError as error:
-                raise named_error(error, layer.name) from None
+            with naming(layer.name), advising(weight.size, begun=True):
+                grade = certify(
+                    weight, mask, pattern=pattern, layout=layer.layout, groups=layer.groups, threads=threads,
+                    absolute=True,
+                )  # fmt: skip
             seconds = time.perf_counter() - begun
             reports.append(layer_report(layer, parameters[0], weight, mask, grade, seconds, absolute=True))
         return tuple(reports)

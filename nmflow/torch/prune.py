@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.wholly import write_zeros
 
-__all__ = ["layer_report", "mask_for", "named_error", "prune_"]
+__all__ = ["layer_report", "mask_for", "named_error", "naming", "prune_"]
 
 
 @aside
@@ -152,7 +153,7 @@ def prune_(
     for layer, given, stays in zip(selection.layers, values, here, strict=True):
         begun = time.perf_counter()
         array: Any = layer.parameters[0].detach() if stays else next(travelling)
-        try:
+        with naming(layer.name):
             solution = (
                 solve_on_device(array, pattern=chosen, threads=threads, layout=layer.layout, groups=layer.groups)
                 if stays
@@ -161,8 +162,6 @@ def prune_(
                     scores=given, solver=solver, certify=True,
                 )
             )  # fmt: skip
-        except NmflowError as error:
-            raise named_error(error, layer.name) from None
         assert solution.certificate is not None  # as it was asked for
         masks.append(solution.mask)
         seconds = time.perf_counter() - begun
@@ -210,6 +209,15 @@ def layer_report(
         dense, certificate.objective, certificate.gap, share,
         certificate.n_blocks, certificate.n_proven, seconds,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Let errors of ours say first which parameter they are about."""
+    try:
+        yield
+    except NmflowError as error:
+        raise named_error(error, name) from None
 
 
 def named_error(error: NmflowError, name: str) -> NmflowError:

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from nmflow.arrays import Array
-from nmflow.errors import NmflowError
 from nmflow.formats import get
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_array
 from nmflow.torch.products import ProductError, multiplying
-from nmflow.torch.prune import named_error
+from nmflow.torch.prune import naming
 from nmflow.torch.report import table
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.semi_structured import semi_structured
@@ -104,10 +103,8 @@ def to_semi_structured_(
         reason = _unfit(layer)
         if not reason:
             array = to_array(weight, layer.name)
-            try:
+            with naming(layer.name):
                 mask = solve(array, pattern=pattern).mask
-            except NmflowError as error:
-                raise named_error(error, layer.name) from None
             lost = int(np.count_nonzero(array[~mask]))
             if lost:
                 reason = f"not 2:4 in rows and columns: at least {lost} entries too many; prune_(model, 2, 4) first"

@@ -13,7 +13,7 @@ from torch import nn
 
 from nmflow.arrays import Array
 from nmflow.asked import amount, check_flags
-from nmflow.errors import InputValueError, NmflowError
+from nmflow.errors import InputValueError
 from nmflow.given import as_mask
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import solve
@@ -21,7 +21,7 @@ from nmflow.torch.by_name import Counts, Scores, check_names, check_values, give
 from nmflow.torch.by_name import scores_of as given_scores
 from nmflow.torch.convert import to_array, to_mask
 from nmflow.torch.moments import matrices
-from nmflow.torch.prune import layer_report, named_error
+from nmflow.torch.prune import layer_report, naming
 from nmflow.torch.report import LayerReport, PruneReport
 from nmflow.torch.select import Filter, Layer, select, unwrapped
 from nmflow.torch.wholly import write_zeros
@@ -108,13 +108,11 @@ def from_unstructured_(
         given = given_scores(layer, scores)
         worth = np.where(empty, 0, np.abs(weight.astype(np.float64)) if given is None else given)
         begun = time.perf_counter()
-        try:
+        with naming(layer.name):
             solution = solve(
                 weight, pattern=chosen, scores=worth, drop=None if chosen.row_exact or chosen.col_exact else empty,
                 solver=solver, layout=layer.layout, groups=layer.groups, threads=threads, certify=True,
             )  # fmt: skip
-        except NmflowError as error:
-            raise named_error(error, layer.name) from None
         assert solution.certificate is not None
         gone.append(empty | ~solution.mask)
         seconds, certificate = time.perf_counter() - begun, solution.certificate

@@ -17,7 +17,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
-from benchmarks.store import setting
+from benchmarks.store import now, save, setting
 from benchmarks.table import HALVES, head, line
 from nmflow.arrays import Array
 from nmflow.solvers.base import Solver
@@ -129,9 +129,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="only write the tables, from the results")
     if not parser.parse_args().docs:
         head = {**setting(), "repeats": REPEATS}
-        measured = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        found = {"side": SIDE, **head, "measured": measured, "rows": measure()}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(RESULTS, {"side": SIDE, **head, "measured": now(), "rows": measure()})
     fill_page(PAGE, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 

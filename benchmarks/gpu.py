@@ -35,7 +35,7 @@ from benchmarks.gpu_code import all_counts, code_section
 from benchmarks.gpu_peers import by_product, entropic, first_line, ninety, perceptron, timed
 from benchmarks.gpu_report import card_section, shares_section
 from benchmarks.page import fill_page
-from benchmarks.store import INTERRUPTED, Store, load
+from benchmarks.store import INTERRUPTED, Store, load, save
 from nmflow.bench.machine import source_digest, versions
 from nmflow.torch import solve_on_device
 from nmflow.torch.device import ascent, launch, plain
@@ -212,18 +212,8 @@ def _works() -> bool:
 def run_tests(until: float) -> Row:
     """Run the tests that need a card in a process of their own, for a minute at least: most of it, kernels compile."""
     # other libraries' warnings are not what is tested
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-rs",
-        "-o",
-        "filterwarnings=default",
-        "tests/test_gpu.py",
-    ]
+    options = ["-m", "gpu", "-q", "-rs", "-o", "filterwarnings=default", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", *options]
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -326,12 +316,12 @@ def main(arguments: list[str] | None = None) -> int:
     until = time.monotonic() + 60 * args.minutes
     if args.shares:
         found = {"versions": versions(), "source": source_digest(), "rows": shares(1024)}
-        RESULTS.with_name("gpu-shares.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(RESULTS.with_name("gpu-shares.json"), found)
         fill_page(PAGE, {"shares": shares_section(found)})
         return 0
     if args.code:
         found = {"triton": _version("triton"), "source": source_digest(), "rows": all_counts()}
-        RESULTS.with_name("gpu-code.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(RESULTS.with_name("gpu-code.json"), found)
         fill_page(PAGE, {"code": f"Triton {found['triton']}.\n\n{code_section(found['rows'])}"})
         return 0
     if args.report:

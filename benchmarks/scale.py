@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
-from benchmarks.store import setting
+from benchmarks.store import now, save, setting
 from benchmarks.table import head, line
 from nmflow.cores import cores
 
@@ -166,8 +166,7 @@ def measure(memory: Path, disk: Path, rounds: int) -> dict[str, Any]:
         rows += [_median(each) for each in found.values()]
         rows.append(copying(source, Path(on_disk), rounds))
         rows.append(cluster(folder))
-    measured = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {**setting(), "measured": measured, "rows": rows}
+    return {**setting(), "measured": now(), "rows": rows}
 
 
 def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -261,8 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in ("memory", "disk"):
             if not getattr(options, name).is_dir():
                 parser.error(f"--{name} must be a folder that exists, not {getattr(options, name)}")
-        found = measure(options.memory, options.disk, options.rounds)
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(RESULTS, measure(options.memory, options.disk, options.rounds))
     fill_page(PAGE, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from benchmarks.page import fill_page
 from benchmarks.progress import counted, tell
 from benchmarks.report import DOCS, HERE
-from benchmarks.store import INTERRUPTED
+from benchmarks.store import INTERRUPTED, save
 
 __all__ = ["section"]
 
@@ -36,6 +35,6 @@ def section(
     except KeyboardInterrupt:
         tell("interrupted; nothing was written")
         return INTERRUPTED
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    save(options.out, results)
     fill_page(options.page, {name: table(results)})
     return 0

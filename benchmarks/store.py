@@ -11,7 +11,7 @@ from typing import Any
 
 from nmflow.bench.machine import digest_of, machine, source_digest, versions
 
-__all__ = ["INTERRUPTED", "SCHEMA", "Store", "aside", "earlier", "load", "moved_to", "origin", "setting"]
+__all__ = ["INTERRUPTED", "SCHEMA", "Store", "aside", "earlier", "load", "moved_to", "now", "origin", "save", "setting"]
 
 SCHEMA = 1
 INTERRUPTED = 130
@@ -73,7 +73,7 @@ class Store:
         self.moved: Path | None = None
         head = {"schema": SCHEMA, "machine": machine(), "source": source_digest(), "options": options}
         head |= also or {}
-        self.head = {**head, "versions": versions(), "complete": False, "started": _now()}
+        self.head = {**head, "versions": versions(), "complete": False, "started": now()}
         if path.exists():
             found = load(path)
             both = _together(found.get("versions") or {}, self.head["versions"])
@@ -98,16 +98,20 @@ class Store:
 
     def finish(self) -> None:
         """Say in the file that nothing is missing."""
-        self.head |= {"complete": True, "finished": _now()}
+        self.head |= {"complete": True, "finished": now()}
         self.write()
 
     def write(self) -> None:
-        """Write all rows; a reader, or a crash, sees the file before or after."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**self.head, "rows": list(self.rows.values())}, indent=1, allow_nan=False)
-        new = self.path.with_name(f".{self.path.name}.new")
-        new.write_text(text + "\n", encoding="utf-8")
-        os.replace(new, self.path)
+        """Write all rows."""
+        save(self.path, {**self.head, "rows": list(self.rows.values())})
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
+    """Write a file of results; a reader, or a crash, sees the file before or after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(new, path)
 
 
 def moved_to(path: Path, fresh: bool) -> str:
@@ -155,5 +159,6 @@ def _free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as results have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

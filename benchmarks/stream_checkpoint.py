@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.page import fill_page
 from benchmarks.progress import counted
-from benchmarks.store import setting
+from benchmarks.store import save, setting
 from benchmarks.table import head, line
 
 RESULTS = Path(__file__).resolve().parent / "results" / "stream.json"
@@ -215,7 +215,7 @@ def main() -> None:
         **setting(),
         **measure(source, options.folder, options.repeats),
     }
-    options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(options.output, found)
     if options.output == RESULTS:
         fill_page(PAGE, {"stream": table(found)})
     for row in found["steps"]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import platform
 import sys
 import time
@@ -25,7 +23,7 @@ import nmflow.torch as nt
 from benchmarks.post_training.minilm import EXCLUDE, FOLDER, Reference
 from benchmarks.post_training.sentences import generate
 from benchmarks.progress import counted, showing, tell
-from benchmarks.store import aside, earlier, moved_to, origin
+from benchmarks.store import aside, earlier, moved_to, origin, save
 from nmflow.pattern import Pattern
 
 __all__ = ["KINDS", "METHODS", "PATTERNS", "RESULTS", "main"]
@@ -198,10 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
                     "rows": min(layer.rows for layer in done.layers),
                 }
             rows[" | ".join(key)] = row
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            new = options.out.with_suffix(".new")
-            new.write_text(json.dumps({"options": head, "rows": list(rows.values())}, indent=1) + "\n", "utf-8")
-            os.replace(new, options.out)
+            save(options.out, {"options": head, "rows": list(rows.values())})
     tell(f"{len(rows)} runs in {options.out}; python -m benchmarks.post_training.report shows them")
     return 0
 

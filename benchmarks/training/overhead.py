@@ -8,7 +8,6 @@ in turn, for what else sparse training costs (masking weights, decay).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.progress import counted, showing, tell
-from benchmarks.store import setting
+from benchmarks.store import save, setting
 from nmflow.torch import SparseTraining
 
 __all__ = ["RESULTS", "main", "measure"]
@@ -104,13 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     head = {"every": EVERY, "cycles": CYCLES, "threads": options.threads, "target_percent": TARGET}
     where = setting()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     with showing("measuring", len(todo)) as report:
         for number, (name, pattern) in enumerate(todo):
             report(f"{name} {pattern}", number)
             rows.append(measure(name, pattern, options.threads))
-            found = {"options": head, **where, "complete": number + 1 == len(todo), "rows": rows}
-            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            save(options.out, {"options": head, **where, "complete": number + 1 == len(todo), "rows": rows})
     met = all(row["share_percent"] <= TARGET for row in rows)
     for row in rows:
         tell(

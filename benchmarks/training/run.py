@@ -6,8 +6,6 @@ Writes a JSON file after each run, so that an interrupted one goes on where it w
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import sys
 import time
@@ -20,7 +18,7 @@ from torch import nn
 
 import nmflow
 from benchmarks.progress import counted, showing, tell
-from benchmarks.store import aside, earlier, moved_to, origin
+from benchmarks.store import aside, earlier, moved_to, origin, save
 from benchmarks.training.models import MODELS, SPARSE, Digits, make_model
 from nmflow.pattern import Pattern
 from nmflow.torch import SparseTraining
@@ -124,10 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
             if key in rows:
                 continue
             rows[key] = train(name, constraint, seed, options.epochs)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            new = options.out.with_suffix(".new")
-            new.write_text(json.dumps({"options": head, "rows": list(rows.values())}, indent=1) + "\n", "utf-8")
-            os.replace(new, options.out)
+            save(options.out, {"options": head, "rows": list(rows.values())})
     tell(f"{len(todo)} runs in {options.out}; python -m benchmarks.training.report shows them")
     return 0
 

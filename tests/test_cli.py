@@ -14,20 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from rich.console import Console
 from rich.table import Table
 from safetensors_files import PRUNED, leftovers, most_nonzero, read, tensors, write
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import nmflow
 from nmflow.checkpoint import export_checkpoint, masked, prune_checkpoint, verify_checkpoint
-from nmflow.cli import app, methods
+from nmflow.cli import methods
 from nmflow.cli.table import print_table
 from nmflow.errors import InputValueError
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def assert_one_line_error(result: Result, text: str) -> None:
@@ -434,7 +431,7 @@ def test_options_that_a_method_does_not_take(tmp_path: Path, model: Path, option
 def test_a_method_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "find_spec", lambda name: None)
     options = ["--method", "wanda", "--calibration", str(tmp_path), "--pattern", "2:4"]
-    done = CliRunner().invoke(app, ["prune", str(tmp_path), str(tmp_path / "out"), *options])
+    done = run("prune", tmp_path, tmp_path / "out", *options)
     assert done.exit_code == 2
     assert 'needs torch, which is not installed; pip install "nmflow[transformers]"' in done.stderr
 

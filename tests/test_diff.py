@@ -8,18 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from safetensors_files import BF16, entry, raw_file, read, sharded, tensors, write
-from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow.checkpoint import diff_checkpoints, prune_checkpoint, tiles
 from nmflow.errors import CheckpointError, SourceNotFoundError
-
-
-def run(*args: object) -> Result:
-    from nmflow.cli import app
-
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 @pytest.mark.parametrize("tile_bytes", [8, 8 << 20])

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from safetensors_files import BF16, bits, edit_record, entry, leftovers, raw_file, read, write
-from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow import formats
@@ -27,7 +27,6 @@ from nmflow.checkpoint import (
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.support import find_support
-from nmflow.cli import app
 from nmflow.errors import (
     CheckpointError,
     DestinationExistsError,
@@ -58,10 +57,6 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write(tmp_path / "model.safetensors", weights())
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def decoded(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

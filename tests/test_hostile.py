@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors_files import entry, leftovers, raw_file, sharded
-from typer.testing import CliRunner
 
 from nmflow.checkpoint import (
     diff_checkpoints,
@@ -23,7 +23,6 @@ from nmflow.checkpoint import (
     verify_checkpoint,
     verify_packed,
 )
-from nmflow.cli import app
 from nmflow.errors import CheckpointError, NmflowError
 
 RNG = np.random.default_rng(0)
@@ -82,7 +81,7 @@ def test_names_mean_nothing(tmp_path: Path, name: str) -> None:
         ("verify", tmp_path / "p"),
         ("diff", src, tmp_path / "y.safetensors"),
     ):
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        result = run(*args)
         assert result.exit_code in (0, 1), (args, result.stderr, result.exception)
         assert not {char for char in result.stdout + result.stderr if ord(char) < 32} - {"\n"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "e", "p", "x.safetensors", "y.safetensors"]
@@ -91,7 +90,7 @@ def test_names_mean_nothing(tmp_path: Path, name: str) -> None:
 
 def test_a_name_too_long_for_the_disk(tmp_path: Path) -> None:
     src = raw_file(tmp_path / "x.safetensors", {"w.weight": entry("F32", [8, 8], 0, 256)}, WEIGHT.tobytes())
-    result = CliRunner().invoke(app, ["prune", str(src), str(tmp_path / ("y" * 250)), "--pattern", "2:4"])
+    result = run("prune", src, tmp_path / ("y" * 250), "--pattern", "2:4")
     assert result.exit_code == 2
     assert "File name too long" in result.stderr
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
+from command import run
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner, Result
 
 import nmflow
 from nmflow.checkpoint import prune_checkpoint
-from nmflow.cli import app
 from nmflow.cli.counts import _power
 from nmflow.errors import CheckpointError, InputValueError, SourceNotFoundError
 from nmflow.pattern import Pattern
@@ -36,10 +35,6 @@ def model(tmp_path: Path) -> Path:
         path,
     )
     return path
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def test_row_and_col(tmp_path: Path, model: Path) -> None:

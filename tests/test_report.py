@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from safetensors_files import read, tensors, write
-from typer.testing import CliRunner
 
 import nmflow
 from nmflow import Pattern
@@ -27,7 +27,6 @@ from nmflow.checkpoint.report_counts import mask_digits
 from nmflow.checkpoint.report_file import pattern_of, read_report
 from nmflow.checkpoint.report_html import html_page, parse_block, write_reports
 from nmflow.checkpoint.report_mask import picture_mask
-from nmflow.cli import app
 from nmflow.errors import CheckpointError, InputValueError, MissingLibraryError, SourceNotFoundError
 
 HOSTILE = "<script>alert('x')</script>|`*_$\\frac{$\x1b[31m\u202e\n# é"
@@ -418,10 +417,6 @@ def test_long_tables_are_cut(pruned: Path) -> None:
     assert "<code>w4999</code>" in page
     assert "<code>w5000</code>" not in page
     assert len(page) < 3_000_000
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_a_source_that_is_named_must_be_what_was_pruned(copied: Path, source: Path, tmp_path: Path) -> None:

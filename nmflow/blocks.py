@@ -81,7 +81,7 @@ class Chunk:
         self.grid = tall, wide = high // rows, across // cols
         self.n_blocks = tall * wide
 
-    def room_for_duals(self) -> tuple[Array, Array]:
+    def fresh_duals(self) -> tuple[Array, Array]:
         """Fresh arrays for the duals of all blocks."""
         (row, col), dtype = self.dual_shapes, work_dtype(self.kind)
         return np.empty(row, dtype), np.empty(col, dtype)
@@ -194,7 +194,7 @@ def load(
         return chunk
     u, v = duals[0][number], duals[1][number]
     if padded or chunk.grid[1] != u.shape[1] or u.dtype != work_dtype(kind):
-        return replace(chunk, duals=chunk.room_for_duals())
+        return replace(chunk, duals=chunk.fresh_duals())
     rows = slice(place.block_rows.start * pattern.block_shape[0], place.block_rows.stop * pattern.block_shape[0])
     return replace(chunk, duals=(u[rows], v[place.block_rows]))
 

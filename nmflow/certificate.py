@@ -114,8 +114,7 @@ def grade(chunk: Chunk, duals: Duals, proven: Proven | None = None) -> ChunkGrad
     if proven is None:
         row, col = duals.row, duals.col
         if row is None or col is None:
-            dtype = np.float64 if chunk.kind == "float64" else np.float32
-            row, col = (np.zeros(shape, dtype) for shape in chunk.dual_shapes)
+            row, col = (np.zeros_like(side) for side in chunk.fresh_duals())
         operation = proof_kernel(
             chunk.kind, rows, cols, pattern.row_budget, pattern.col_budget, *fills(pattern), chunk.absolute
         )  # fmt: skip

@@ -48,7 +48,7 @@ class OpenBlocks:
         self.count = 0
         self.dense = chunk.duals
         if self.dense is None and chunk.state is not None:
-            self.dense = chunk.room_for_duals()
+            self.dense = chunk.fresh_duals()
 
     @property
     def kept(self) -> float:

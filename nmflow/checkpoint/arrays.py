@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -33,7 +32,7 @@ NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 
 
 def map_array(path: os.PathLike[str], entry: Entry) -> Array:
-    """Map a tensor read-only; a copy where its data is not aligned in the file.
+    """Map a tensor that is not empty read-only; a copy where its data is not aligned in the file.
 
     Raises
     ------
@@ -43,15 +42,13 @@ def map_array(path: os.PathLike[str], entry: Entry) -> Array:
     dtype = DTYPES.get(entry.dtype)
     if dtype is None:
         raise CheckpointError(f"{path}: tensor {entry.name!r} must have a dtype that NumPy holds, not {entry.dtype}")
-    if not entry.n_bytes:
-        return np.zeros(entry.shape, dtype)
     raw = np.memmap(path, np.uint8, "r", entry.start, (entry.n_bytes,))
     array = np.asarray(raw).view(dtype).reshape(entry.shape)
     return array if array.flags.aligned else array.copy()
 
 
 def lay_out(
-    tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str], path: Path
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, Entry]]:
     """Lay a safetensors file out.
 
@@ -60,8 +57,6 @@ def lay_out(
     tensors : mapping of str to (dtype, shape, bytes)
         By name, with the format's names of dtypes.
     metadata : mapping of str to str
-    path : Path
-        For messages.
 
     Returns
     -------
@@ -79,8 +74,6 @@ def lay_out(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [reached, reached + n_bytes]}
         places[name] = reached
         reached += n_bytes
-    if "__metadata__" in tensors:
-        raise CheckpointError(f"{path}: a tensor must not be named '__metadata__'")
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text

@@ -45,7 +45,7 @@ def lay_out_shard(shard: Header, format: Format, reasons: Mapping[str, str], pad
             if name in tensors:
                 raise CheckpointError(f"{shard.path}: two tensors would be named {name!r}; rename one of them")
             tensors[name] = part
-    return lay_out(tensors, {**shard.metadata, MARK: f"{format.name} {format.version}"}, shard.path)
+    return lay_out(tensors, {**shard.metadata, MARK: f"{format.name} {format.version}"})
 
 
 def check_names(layouts: Mapping[Path, Layout]) -> None:

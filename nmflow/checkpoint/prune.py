@@ -15,7 +15,6 @@ from nmflow.asked import as_path, check_choice, check_flags, check_functions
 from nmflow.checkpoint.disk import write_new
 from nmflow.checkpoint.engine import Executor, Progress, check_executor, run
 from nmflow.checkpoint.finished import check_finished, finished_report, sums_of
-from nmflow.checkpoint.header import Header
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.keep import KeepMask, keep_masks
 from nmflow.checkpoint.masked import OnNonFinite, PruneUnit
@@ -166,7 +165,7 @@ def prune_checkpoint(
             if source.is_folder:
                 start_folder(source, others, stage.new)
             for shard in source.shards:
-                start_shard(shard, _target(plan, shard, stage.new))
+                start_shard(shard, stage.new / source.relative(shard))
             results = run(
                 units, stage.journal.done, stage.journal.add, executor=executor, threads=threads, progress=progress
             )
@@ -215,17 +214,13 @@ def check_prune(
     return keep
 
 
-def _target(plan: Plan, shard: Header, new: Path) -> Path:
-    return new / plan.source.relative(shard) if plan.source.is_folder else new
-
-
 def _units(plan: Plan, new: Path, keep: Mapping[str, KeepMask], options: dict[str, Any]) -> list[Unit]:
     """A unit of work for each tensor, in the order of the plan."""
     units: list[Unit] = []
     for tensor in plan.tensors:
         place: dict[str, Any] = {
             "source": tensor.shard.path.absolute(),
-            "target": _target(plan, tensor.shard, new),
+            "target": new / plan.source.relative(tensor.shard),
             "stamp": tensor.shard.stamp,
             "entry": tensor.entry,
             "start": tensor.entry.start,

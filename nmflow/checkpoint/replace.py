@@ -63,7 +63,7 @@ def replace_tensors(
         if source.is_folder:
             start_folder(source, [path for path in source.others if str(path) not in RECORDS], stage.new)
         for shard in source.shards:
-            target = stage.new / source.relative(shard) if source.is_folder else stage.new
+            target = stage.new / source.relative(shard)
             start_shard(shard, target)
             shutil.copyfile(shard.path, target)
             with target.open("r+b") as new:

@@ -18,6 +18,8 @@ __all__ = ["Approximate", "Blocks"]
 
 STRIPE_ENTRIES = 1 << 17
 """Entries that are laid out at a time: 1 MiB of float64."""
+FEWEST = 32
+"""For fewer blocks than these a kernel that settles blocks side by side is not worth compiling."""
 LARGEST, SCALE = 2.0**900, 2.0**-200
 """Blocks with larger scores are scaled down, so that sums and differences are finite."""
 
@@ -155,7 +157,7 @@ def _blocks(chunk: Chunk, area: tuple[slice, slice]) -> Blocks:
 
 def _solve_exactly(chunk: Chunk, blocks: Blocks, left: Array) -> Array:
     """Solve some blocks with the default solver until each is proven; which have no mask, as positions in `left`."""
-    from nmflow.solvers.dual import FEWEST, Dual
+    from nmflow.solvers.dual import Dual
 
     rows, cols = chunk.pattern.block_shape
 

@@ -24,9 +24,6 @@ from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
 
-FEWEST = 32
-"""For fewer blocks than these a kernel that settles blocks side by side is not worth compiling."""
-
 
 @dataclass(frozen=True)
 class Dual(Solver):

@@ -25,8 +25,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PART = re.compile(r"(.+)-\d+(-of-(?!0*1\.)\d+\.\w+)")
 """Name of one of several files that are one checkpoint; by itself it would pass for the whole."""
 OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
-LEFT_OUT = ".cache"
-"""Folders that are not copied: history and download records of the weights as they were."""
+RECORDED = ".cache"
+"""A folder that is not copied: records of how the weights came here, as they were."""
 
 DEEPEST = 100
 """Most folders, one in the other: no checkpoint has more than a few, and a path has at most 4096 bytes."""
@@ -143,7 +143,7 @@ def _walk(root: Path, folder: Path, found: list[Path], above: tuple[tuple[int, i
         except FileNotFoundError:
             raise CheckpointError(f"{path} must be a file, not a link to nothing; fetch the checkpoint again") from None
         if stat.S_ISDIR(info.st_mode):
-            if name != LEFT_OUT:
+            if name != RECORDED:
                 _walk(root, folder / name, found, above)
         elif stat.S_ISREG(info.st_mode):
             found.append(folder / name)

@@ -19,8 +19,8 @@ import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError, UnknownSolverError
 from nmflow.pattern import Pattern
-from nmflow.torch import adaprune, refit, resume
-from nmflow.torch.obs_pass import obs_pass
+from nmflow.torch import adaprune, conjugate, refit, resume
+from nmflow.torch.obs_pass import factor_of_inverse, obs_pass
 from nmflow.torch.refit import output_error
 
 
@@ -77,12 +77,52 @@ def test_descent_comes_close_and_never_makes_it_worse() -> None:
     assert output_error(again - weights, hessian) <= least * (1 + 1e-12)
 
 
-def test_auto_descends_where_the_closed_form_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conjugate_gradients_are_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conjugate, "ROWS", 5)  # in several parts
+    weights = random(2, 16, 32, dtype=torch.float64)
+    hessian = torch.stack([hessian_of(32), hessian_of(32, seed=5)]) + 0.01 * torch.eye(32, dtype=torch.float64)
+    mask = random(2, 16, 32, seed=3) > 0
+    mask[0, 3], mask[1, 4] = False, True
+    exact = refit.refit(weights, mask, hessian, "cholesky")
+    starts = None, 0.5 * weights * mask, exact
+    for found in (refit.refit(weights, mask, hessian, "cg", start=start) for start in starts):
+        assert torch.allclose(found, exact, rtol=1e-5, atol=1e-6)
+        assert not found[~mask].any()
+        assert output_error(found - weights, hessian) <= output_error(exact - weights, hessian) * (1 + 1e-9)
+
+
+def test_conjugate_gradients_that_are_broken_off_are_no_worse_than_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, hessian = random(1, 16, 32, dtype=torch.float64), hessian_of(32)[None]
+    mask = random(1, 16, 32, seed=3) > 0
+    errors = [output_error(weights * ~mask, hessian)]
+    for steps in (1, 2, 5):
+        monkeypatch.setattr(conjugate, "STEPS", steps)
+        errors.append(output_error(refit.refit(weights, mask, hessian, "cg") - weights, hessian))
+    assert all(after < before for before, after in zip(errors, errors[1:], strict=False))
+
+
+def test_auto_takes_the_faster_way_and_the_closed_form_for_what_does_not_converge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weights, hessian = random(1, 4, 8, dtype=torch.float64), hessian_of(8)[None]
     mask = random(1, 4, 8, seed=3) > 0
-    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cholesky"))
+    exact = refit.refit(weights, mask, hessian, "cholesky")
+    assert torch.equal(refit.refit(weights, mask, hessian), exact)
+    monkeypatch.setattr(refit, "CHOLESKY_SHARE", 0.0)
+    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cg"))
+    monkeypatch.setattr(conjugate, "STEPS", 1)
+    assert torch.equal(refit.refit(weights, mask, hessian), exact)
     monkeypatch.setattr(refit, "CHOLESKY_FLOPS", 1)
-    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "adam"))
+    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cg"))
+    assert not torch.allclose(refit.refit(weights, mask, hessian), exact)
+
+
+def test_an_error_is_the_trace_whatever_the_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    change, hessian = random(2, 5, 12, dtype=torch.float64), torch.stack([hessian_of(12), hessian_of(12, seed=5)])
+    wanted = float(torch.einsum("gri,gij,grj->", change, hessian, change))
+    for columns in (1, 5, 12, 99):
+        monkeypatch.setattr(refit, "COLUMNS", columns)
+        assert output_error(change, hessian) == pytest.approx(wanted, rel=1e-12)
 
 
 # SparseGPT
@@ -122,6 +162,17 @@ def test_pass_is_optimal_brain_surgeon(pattern: str, width: int, monkeypatch: py
     assert torch.allclose(found.weights, by_the_book(weights, hessian, chosen), atol=1e-9)
     assert found.n_proven == found.n_blocks > 0
     assert nmflow.certify(np.ones(weights.shape), found.mask.numpy(), pattern=chosen).feasible
+
+
+def test_factor_of_inverse() -> None:
+    hessian = hessian_of(24) + 0.01 * torch.eye(24, dtype=torch.float64)
+    upper = factor_of_inverse(hessian)
+    assert torch.equal(upper, upper.triu())
+    assert (upper.diagonal() > 0).all()
+    assert torch.allclose(upper.T @ upper @ hessian, torch.eye(24, dtype=torch.float64), atol=1e-9)
+    singular = torch.ones(4, 4, dtype=torch.float64)
+    assert torch.isfinite(factor_of_inverse(singular)).all()
+    assert torch.equal(singular, torch.ones(4, 4, dtype=torch.float64))
 
 
 def test_refit_after_the_pass_is_better_still() -> None:
@@ -390,7 +441,7 @@ def test_a_model_that_is_run_in_place_of_its_copy_is_not_followed() -> None:
         (nt.adaprune_, images(), {"scores": 3}, "scores must be a name, a mapping or a callable, not int"),
         (nt.adaprune_, images(), {"scores": {"5.weight": random(2, 2)}},
          "5.weight: scores must have the shape (12, 16)"),
-        (nt.adaprune_, images(), {"solve": "qr"}, "solve must be \"auto\", \"cholesky\" or \"adam\", not 'qr'"),
+        (nt.adaprune_, images(), {"solve": "qr"}, "solve must be \"auto\", \"cholesky\", \"cg\" or \"adam\", not 'qr'"),
         (nt.adaprune_, images(), {"follow": "me"}, 'follow must be "dense" or "own", not \'me\''),
         (nt.adaprune_, images(), {"damping": float("nan")}, "damping must be finite and not negative, not nan"),
         (nt.sparsegpt_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),

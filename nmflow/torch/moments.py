@@ -18,6 +18,8 @@ __all__ = ["Moments", "from_matrices", "known", "matrices", "rows_of"]
 
 PART_BYTES = 32 << 20
 """Rows are widened to float64 a part at a time, so that a batch never exists whole in that width."""
+GRAM_COLUMNS = 512
+"""Columns of a gram matrix that are multiplied together; of each such part only what is on and below the diagonal."""
 
 
 def known(layer: Layer) -> bool:
@@ -198,7 +200,7 @@ class Moments:
         if self.gram is None:
             self.square += rows.square().sum(1)
         else:
-            torch.baddbmm(self.gram, rows.mT, rows, out=self.gram)
+            _add_gram(self.gram, rows)
             self.square = self.gram.diagonal(dim1=-2, dim2=-1)
         if not torch.isfinite(self.square).all():
             raise NonFiniteError("squares of inputs", int((~torch.isfinite(self.square)).sum()), ())
@@ -206,6 +208,19 @@ class Moments:
             moved = dense.to(self.total.device).to(torch.float64) - rows
             self.shift += moved.sum(1)
             torch.baddbmm(self.cross, moved.mT, rows, out=self.cross)
+
+
+def _add_gram(gram: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add rowsᵀ rows to a symmetric matrix for each group: what is above the diagonal is a copy of what is below."""
+    width = gram.shape[-1]
+    if width <= GRAM_COLUMNS:
+        torch.baddbmm(gram, rows.mT, rows, out=gram)
+        return
+    for matrix, each in zip(gram, rows, strict=True):
+        for start in range(0, width, GRAM_COLUMNS):
+            stop = min(start + GRAM_COLUMNS, width)
+            matrix[start:, start:stop].addmm_(each[:, start:].T, each[:, start:stop])
+            matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
 def accumulating(device: torch.device) -> torch.device:

@@ -13,7 +13,7 @@ from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_mask
 
-__all__ = ["Pruned", "obs_pass", "solve_mask"]
+__all__ = ["Pruned", "factor_of_inverse", "obs_pass", "solve_mask"]
 
 LAZY = 128
 """Columns after which the rest of the matrix is brought up to date, as in SparseGPT; it changes roundings alone."""
@@ -88,45 +88,52 @@ def obs_pass(
     Frantar and Alistarh 2023, "SparseGPT", Algorithm 1. U is the upper Cholesky factor of H⁻¹, so that U_jj² is
     [H_F⁻¹]_jj of the columns F from j on, and w² / U_jj² is what the squared error grows by if w is dropped and the
     rest of F makes up for it. There a group of m columns keeps n in each row; here the group's m x m blocks are solved
-    together, before the group is updated. R K² + K³ operations, beside the solves.
+    together, before the group is updated. What a group loses is taken from the others by products of matrices. R K² +
+    K³ operations, beside the solves.
     """
     rows, width = weights.shape
-    upper = _factor_of_inverse(hessian)
-    diagonal = upper.diagonal()
-    work = weights.clone()
-    found = Pruned(torch.ones_like(weights, dtype=torch.bool), work)
+    upper = factor_of_inverse(hessian)
+    diagonal = upper.diagonal()[:, None]
+    work = weights.T.clone(memory_format=torch.contiguous_format)  # turned: a column lies in one piece
+    masks = torch.ones_like(work, dtype=torch.bool)
+    found = Pruned(masks, work)
     group = pattern.block_shape[1]
     step = max(1, LAZY // group) * group
     for start in range(0, width, step):
         stop = min(start + step, width)
-        errors = work.new_zeros(rows, stop - start)
+        errors = work.new_zeros(stop - start, rows)
         for left in range(start, stop, group):
             right = min(left + group, stop)
-            scores = (work[:, left:right] / diagonal[left:right]).square().cpu().numpy()
             # a copy in C order: solve() reads rows
-            values = np.ascontiguousarray(scores)
+            values = np.ascontiguousarray((work[left:right] / diagonal[left:right]).square().cpu().numpy().T)
             banned = None if drop is None else drop[:, left:right]
             solution = solve(values, pattern=pattern, scores=values, drop=banned, certify=True, **options)
             found.count(values, solution)
-            mask = to_mask(solution.mask, work.device)
-            found.mask[:, left:right] = mask
+            masks[left:right] = to_mask(solution.mask, work.device).T
             for column in range(left, right):
-                lost = work[:, column].masked_fill(mask[:, column - left], 0.0) / diagonal[column]
-                work[:, column:stop] -= lost[:, None] * upper[column, column:stop]
-                errors[:, column - start] = lost
-        work[:, stop:] -= errors @ upper[start:stop, stop:]
-    work.masked_fill_(~found.mask, 0.0)  # of what is dropped, rounding has left a little
+                lost = errors[column - start]
+                torch.div(work[column].masked_fill(masks[column], 0.0), diagonal[column], out=lost)
+                work[column:right].addr_(upper[column, column:right], lost, alpha=-1)
+            work[right:stop].addmm_(upper[left:right, right:stop].T, errors[left - start : right - start], alpha=-1)
+        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    found.mask = masks.T.contiguous()
+    found.weights = work.masked_fill_(~masks, 0.0).T.contiguous()  # of what is dropped, rounding has left a little
     return found
 
 
-def _factor_of_inverse(hessian: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of H⁻¹; more is added to the diagonal of H where rounding leaves that indefinite."""
+def factor_of_inverse(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor U of H⁻¹ = Uᵀ U, from H alone: with its lines in reverse order, H = L Lᵀ and U = L⁻¹.
+
+    More is added to the diagonal of H where rounding leaves that indefinite. K³ / 3 + K³ operations; an inverse of H
+    would be formed more slowly, and with the square of U's condition.
+    """
+    turned = hessian.flip(0, 1)
     scale, more = (hessian.diagonal() / len(hessian)).sum(), 1e-10
-    unit = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     while True:
-        upper: torch.Tensor
-        upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+        lower, info = torch.linalg.cholesky_ex(turned)
         if not info:
-            return upper
-        hessian = hessian + more * scale * unit
+            break
+        turned.diagonal().add_(more * scale)
         more *= 10
+    unit = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    return torch.linalg.solve_triangular(lower, unit, upper=False).flip(0, 1)

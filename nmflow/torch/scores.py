@@ -38,8 +38,10 @@ def obs(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor
     H is the damped mean of x xᵀ; Hassibi and Stork 1993, "Optimal Brain Surgeon", up to the factor 1/2.
     """
     hessian, _ = damped(moments, damping)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return weights.square() / inverse.diagonal(dim1=-2, dim2=-1)[:, None, :]
+    # H = L Lᵀ, so that [H⁻¹]_jj is the squared length of column j of L⁻¹
+    unit = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
+    inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(hessian), unit, upper=False)
+    return weights.square() / inverse.square_().sum(-2)[:, None, :]
 
 
 SCORES: dict[str, Score] = {"magnitude": magnitude, "wanda": wanda, "obs": obs}
@@ -92,15 +94,15 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
     mean = moments.gram / count
     if centred:
         centre = moments.total / count
-        mean = mean - centre[:, :, None] * centre[:, None, :]
+        mean.baddbmm_(centre[:, :, None], centre[:, None, :], alpha=-1)
     scale = (mean.diagonal(dim1=-2, dim2=-1) / mean.shape[-1]).sum(-1)  # in this order, as a sum could overflow
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    unit = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+    bare = mean.diagonal(dim1=-2, dim2=-1).clone()
     share = damping
     while True:
-        hessian = mean + (share * scale)[:, None, None] * unit
-        if not torch.linalg.cholesky_ex(hessian).info.any():
-            return hessian, share
+        mean.diagonal(dim1=-2, dim2=-1).copy_(bare + (share * scale)[:, None])
+        if not torch.linalg.cholesky_ex(mean).info.any():
+            return mean, share
         share = max(10 * share, 1e-10)
         if not math.isfinite(share):
             raise InputValueError("inputs must have a mean of squares that float64 holds; scale them")

@@ -71,6 +71,17 @@ def test_moments_are_sums_in_float64(dtype: torch.dtype, monkeypatch: pytest.Mon
     assert torch.allclose(slim.norms, moments.norms)
 
 
+@pytest.mark.parametrize("width", [24, 30])
+def test_a_gram_matrix_in_parts_is_that_of_one_product(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.moments.GRAM_COLUMNS", 8)
+    batches = [random(2, 6, width), random(7, width, seed=1)]
+    rows = torch.cat([batch.reshape(-1, width) for batch in batches]).double()
+    gram = nt.calibrate(nn.Linear(width, 8), batches).moments["weight"].gram
+    assert gram is not None
+    assert torch.allclose(gram[0], rows.T @ rows, rtol=1e-13, atol=1e-13)
+    assert torch.allclose(gram, gram.mT, rtol=1e-13, atol=1e-13)
+
+
 def test_padding_of_texts_is_left_out_and_the_model_left_as_it_was() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

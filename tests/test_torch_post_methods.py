@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import hashlib
+import itertools
 import re
 import threading
 from pathlib import Path
@@ -19,7 +20,7 @@ import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError, UnknownSolverError
 from nmflow.pattern import Pattern
-from nmflow.torch import adaprune, conjugate, refit, resume
+from nmflow.torch import adaprune, conjugate, lockstep, post, refit, resume
 from nmflow.torch.obs_pass import factor_of_inverse, obs_pass
 from nmflow.torch.refit import output_error
 
@@ -98,7 +99,7 @@ def test_conjugate_gradients_that_are_broken_off_are_no_worse_than_their_start(m
     for steps in (1, 2, 5):
         monkeypatch.setattr(conjugate, "STEPS", steps)
         errors.append(output_error(refit.refit(weights, mask, hessian, "cg") - weights, hessian))
-    assert all(after < before for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < before for before, after in itertools.pairwise(errors))
 
 
 def test_auto_takes_the_faster_way_and_the_closed_form_for_what_does_not_converge(
@@ -239,6 +240,71 @@ def test_following_the_dense_model_is_least_squares_on_its_outputs() -> None:
         design = torch.cat([hidden[:, kept], torch.ones(60, 1, dtype=torch.float64)], dim=1)
         best = torch.linalg.lstsq(design, dense[:, row, None]).solution[:, 0]
         assert torch.allclose(torch.cat([weight[row, kept], bias[row, None]]), best, rtol=1e-6)
+
+
+class Attending(nn.Module):
+    """Queries, keys and values of one input; on request it is written to between them."""
+
+    def __init__(self, write: bool = False) -> None:
+        super().__init__()
+        self.write = write
+        self.first, self.q, self.k, self.v, self.last = (nn.Linear(16, 16) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        q = self.q(x)
+        if self.write:
+            x.mul_(2).add_(1)
+        return self.last(torch.relu(q * self.k(x) + self.v(x)))
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("follow", ["own", "dense"])
+def test_sums_of_an_input_that_layers_share_are_made_once(
+    write: bool, follow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, batches, summed = Attending(write), [random(40, 16), random(30, 16, seed=1)], []
+    other = copy.deepcopy(model)
+    add = lockstep.add
+    monkeypatch.setattr(
+        lockstep, "add", lambda moments, layer, *rest: summed.append(layer.name) or add(moments, layer, *rest)
+    )
+    nt.adaprune_(model, batches, 2, 4, follow=follow)
+    once = ["first.weight", "q.weight", *(["k.weight"] if write else []), "last.weight"]
+    assert summed == [name for name in once for _ in batches]
+    monkeypatch.setattr("nmflow.torch.seen.Seen.same", lambda *_: None)
+    nt.adaprune_(other, batches, 2, 4, follow=follow)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_sums_that_do_not_fit_together_are_made_of_the_dense_model_one_after_the_other(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if interrupted and name == "5.weight":
+            raise KeyboardInterrupt
+
+    alive: list[int] = []
+    gather = post.gather
+    monkeypatch.setattr(post, "gather", lambda *args, **options: alive.append(len(args[2])) or gather(*args, **options))
+    nt.adaprune_(whole := network(), images(), 2, 4, sequential=False)
+    monkeypatch.setattr("nmflow.torch.gather.MEMORY", 1.0)
+    model = network()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    options: dict[str, Any] = {"sequential": False, "resume": tmp_path / "resume"}
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            nt.adaprune_(model, images(), 2, 4, progress=stop, **options)
+        assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+        interrupted = False
+    nt.adaprune_(model, images(), 2, 4, progress=stop, **options)
+    assert alive[:2] == [3, 1]
+    assert sum(alive[1:]) in (3, 4)  # of what was broken off, one layer again
+    assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), model.parameters(), strict=True))
+    with pytest.raises(InputValueError, match="batches must be readable 3 times"):
+        nt.adaprune_(network(), iter(images()), 2, 4, sequential=False)
 
 
 def test_absorbed_means() -> None:

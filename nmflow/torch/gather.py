@@ -19,7 +19,7 @@ from nmflow.torch.own_forward import called_with, has_own_forward, multiplies
 from nmflow.torch.select import Layer
 from nmflow.torch.watch import OnStep, watching
 
-__all__ = ["MEMORY", "add", "check_called", "gather", "hooked"]
+__all__ = ["MEMORY", "add", "check_called", "gather", "hooked", "passes_over"]
 
 MEMORY = 4e9
 """Bytes of sums that are kept in one pass over the batches; what needs more takes more passes."""
@@ -37,12 +37,7 @@ def gather(
 ) -> dict[str, Moments]:
     """Sum up what some layers see, in as many passes over the batches as memory asks for."""
     check_batches(batches, "batches", forward)
-    passes = _passes(layers, gram, memory)
-    if len(passes) > 1 and iter(batches) is batches:
-        raise InputValueError(
-            f"batches must be readable {len(passes)} times, as sums of {memory:g} bytes hold only some layers at once, "
-            f"and are an iterator; give a list or a loader, or more memory"
-        )
+    passes = passes_over(batches, layers, gram=gram, memory=memory)
     sums: dict[str, Moments] = {}
     total = len(passes) * len(batches) if isinstance(batches, Sequence) else 0
     done, draws = 0, Draws()
@@ -161,8 +156,17 @@ def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tens
             handle.remove()
 
 
-def _passes(layers: Sequence[Layer], gram: bool, memory: float) -> list[list[Layer]]:
-    """Layers that are summed up together."""
+def passes_over(
+    batches: Iterable[Any], layers: Sequence[Layer], *, gram: bool, memory: float | None = None
+) -> list[list[Layer]]:
+    """Layers that are summed up together.
+
+    Raises
+    ------
+    InputValueError
+        If that takes several passes over batches that can be read only once.
+    """
+    memory = MEMORY if memory is None else memory
     passes: list[list[Layer]] = [[]]
     used = 0.0
     for layer in layers:
@@ -173,4 +177,9 @@ def _passes(layers: Sequence[Layer], gram: bool, memory: float) -> list[list[Lay
             used = 0.0
         passes[-1].append(layer)
         used += size
+    if len(passes) > 1 and iter(batches) is batches:
+        raise InputValueError(
+            f"batches must be readable {len(passes)} times, as sums of {memory:g} bytes hold only some layers at once, "
+            f"and are an iterator; give a list or a loader, or more memory"
+        )
     return passes

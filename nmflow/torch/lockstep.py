@@ -21,6 +21,7 @@ from nmflow.torch.experts import tokens_of
 from nmflow.torch.feed import Draws, Forward, feed, wanted_rows
 from nmflow.torch.gather import add, hooked
 from nmflow.torch.moments import Moments
+from nmflow.torch.seen import Seen
 from nmflow.torch.select import Layer
 
 __all__ = ["in_lockstep"]
@@ -157,16 +158,20 @@ def in_lockstep(
         with hooked(chosen, take), hooked(copies, take):
             for walker in (*own, *twins):
                 walker.go()
+            before = Seen()
             while waiting := {walker.layer.name for walker in own if walker.layer is not None}:
                 name = min(waiting, key=layers.__getitem__)
                 layer = by_name[name]
-                moments = Moments.of(layer, gram=True, cross=bool(twins))
                 here = [number for number, walker in enumerate(own) if _at(walker, name)]
                 for number in here if twins else ():  # past layers that only the dense model sends this batch to
                     while (at := twins[number].layer) is not None and layers[at.name] < layers[name]:
                         twins[number].go()
                 there = [number for number, walker in enumerate(twins) if _at(walker, name)]
-                for number in here:
+                values = [own[number].value for number in here] + [twins[number].value for number in there]
+                moments = before.same(layer, (here, there), values)
+                again = moments is not None  # keys see what queries saw
+                moments = moments or Moments.of(layer, gram=True, cross=bool(twins))
+                for number in () if again else here:
                     walker = own[number]
                     other = twins[number].value if number in there else None
                     assert walker.module is not None
@@ -179,6 +184,8 @@ def in_lockstep(
                     if other is not None and not _same_rows(other, walker.value):
                         other = None  # routed otherwise: nothing to compare row by row
                     add(moments, layer, walker.module, walker.value, wanted[number], number, other)
+                before.keep(layer, (here, there), values, moments)
+                values.clear()  # activations are not to outlive their pass
                 treat(layer, moments)
                 pending.discard(name)
                 for walker in (*(own[number] for number in here), *(twins[number] for number in there)):

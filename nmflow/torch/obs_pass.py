@@ -136,4 +136,5 @@ def factor_of_inverse(hessian: torch.Tensor) -> torch.Tensor:
         turned.diagonal().add_(more * scale)
         more *= 10
     unit = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(lower, unit, upper=False).flip(0, 1)
+    upper: torch.Tensor = torch.linalg.solve_triangular(lower, unit, upper=False).flip(0, 1)
+    return upper

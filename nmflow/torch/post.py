@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch.calibrate import Calibration, with_known_inputs
 from nmflow.torch.feed import Draws, Forward, check_batches, evaluating, feed
-from nmflow.torch.gather import check_called, gather, hooked
+from nmflow.torch.gather import check_called, gather, hooked, passes_over
 from nmflow.torch.lockstep import in_lockstep
 from nmflow.torch.moments import Moments, matrices
 from nmflow.torch.post_layer import Options, Treat, Worker, all_or_nothing
@@ -183,13 +184,15 @@ def _parallel(model: nn.Module, data: Iterable[Any], worker: Worker, options: Op
         data = list(data)
         worker.store.sign(data)
     left = [layer for layer in worker.chosen if not worker.restorable(layer)]
-    sums: dict[str, Moments] = {}
-    if left:
-        sums = gather(model, data, left, gram=True, forward=options.forward, progress=options.progress)
+    parts = passes_over(data, left, gram=True) if left else []
+    # sums of a part go before those of the next are made; till then the model stays dense, and new weights wait
+    with worker.writing_at_the_end() if len(parts) > 1 else contextlib.nullcontext():
+        for part in parts:
+            sums = gather(model, data, part, gram=True, forward=options.forward, progress=options.progress)
+            for layer in part:
+                worker.treat(layer, sums.pop(layer.name))
     for layer in worker.chosen:
-        if layer in left:
-            worker.treat(layer, sums.pop(layer.name))
-        else:
+        if layer.name not in worker.done:
             worker.restore(layer)
 
 

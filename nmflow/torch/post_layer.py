@@ -119,6 +119,7 @@ class Worker:
         self.biases = {layer: _biases(layer, holders) for layer in chosen}
         self.done: dict[str, PostLayer] = {}
         self.report: Callable[[str], None] = lambda name: None
+        self._waiting: list[tuple[Layer, torch.Tensor, torch.Tensor | None]] | None = None
 
     def touched(self) -> list[nn.Parameter]:
         """All that may be written."""
@@ -154,7 +155,22 @@ class Worker:
         self._write(layer, weight, bias)
         self.done[layer.name] = report
 
+    @contextlib.contextmanager
+    def writing_at_the_end(self) -> Iterator[None]:
+        """Let layers stay as they are in a block of code, and write to all that were treated at its end."""
+        waiting: list[tuple[Layer, torch.Tensor, torch.Tensor | None]] = []
+        self._waiting = waiting
+        try:
+            yield
+        finally:
+            self._waiting = None
+        for each in waiting:
+            self._write(*each)
+
     def _write(self, layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        if self._waiting is not None:
+            self._waiting.append((layer, weight, bias))
+            return
         with torch.no_grad():
             layer.parameters[0].copy_(weight)
             if bias is not None:

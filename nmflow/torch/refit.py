@@ -13,8 +13,8 @@ METHODS = ("auto", "cholesky", "cg", "adam")
 CHOLESKY_FLOPS = 2e12
 """Above this, "auto" leaves rows as conjugate gradients left them that did not converge."""
 CHOLESKY_SHARE = 30.0
-"""In units of R K² operations: what the closed form may need and still be as fast as conjugate gradients. These take some
-60 products of 2 R K², and small matrices are factorised at a quarter of the operations a second that products reach."""
+"""In units of R K² operations: what the closed form may need and still be as fast as conjugate gradients. These take
+some 60 products of 2 R K², and small matrices are factorised at a quarter of the operations a second of a product."""
 COLUMNS = 1024
 """Columns of a layer's error at a time."""
 PART_BYTES = 8 << 20

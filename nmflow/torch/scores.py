@@ -40,7 +40,7 @@ def obs(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor
     hessian, _ = damped(moments, damping)
     # H = L Lᵀ, so that [H⁻¹]_jj is the squared length of column j of L⁻¹
     unit = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
-    inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(hessian), unit, upper=False)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(hessian), unit, upper=False)
     return weights.square() / inverse.square_().sum(-2)[:, None, :]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from nmflow.kernels.found_networks import DIGITS, FOUND
+
 __all__ = ["selection_network"]
 
 
@@ -24,13 +26,28 @@ def _merge(low: int, count: int, step: int) -> list[tuple[int, int]]:
     return pairs + [(i, i + step) for i in range(low + step, low + count - step, double)]
 
 
+def _found(count: int, wanted: tuple[int, ...]) -> list[tuple[int, int]] | None:
+    """Comparators from the table for two neighbouring ranks, or the mirror image of those for the opposite ranks."""
+    if len(wanted) != 2 or wanted[1] != wanted[0] + 1:
+        return None
+    for keep, mirrored in ((wanted[1], False), (count - wanted[1], True)):
+        if text := FOUND.get((count, keep)):
+            wires = [DIGITS.index(digit) for digit in text]
+            if mirrored:
+                wires = [count - 1 - wire for wire in wires]
+                return list(zip(wires[1::2], wires[::2], strict=True))
+            return list(zip(wires[::2], wires[1::2], strict=True))
+    return None
+
+
 @cache
 def selection_network(
     count: int, wanted: tuple[int, ...], *, unordered: bool = False
 ) -> tuple[tuple[int, int, bool, bool], ...]:
     """Comparators that leave the values of the `wanted` ranks on the wires of those numbers.
 
-    Batcher's odd-even merge sort (largest first), cut to `count` wires and then pruned backwards to what the
+    One that a search found (`nmflow.kernels.found_networks`), where two neighbouring ranks are wanted in any order;
+    else Batcher's odd-even merge sort (largest first), cut to `count` wires. It is pruned backwards to what the
     wanted ranks need: a comparator whose outputs nobody reads is dropped, one that is read on one side becomes
     a single maximum or minimum.
 
@@ -57,9 +74,11 @@ def selection_network(
     >>> selection_network(2, (0,))
     ((0, 1, True, False),)
     """
-    size = 1 << max(0, count - 1).bit_length()
-    # wires beyond `count` would hold minus infinity: already in place, so their comparators do nothing
-    pairs = [(i, j) for i, j in _merge_sort(0, size) if j < count]
+    pairs = _found(count, wanted) if unordered else None
+    if pairs is None:
+        size = 1 << max(0, count - 1).bit_length()
+        # wires beyond `count` would hold minus infinity: already in place, so their comparators do nothing
+        pairs = [(i, j) for i, j in _merge_sort(0, size) if j < count]
     if unordered:
         last = max((k for k, pair in enumerate(pairs) if set(pair) & set(wanted)), default=-1)
         if last >= 0 and set(pairs[last]) == set(wanted):

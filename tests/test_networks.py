@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,14 @@ def sorted_operations(count: int, wanted: int) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nmflow.kernels.networks.FOUND", {})
         return sum(a + b for *_, a, b in selection_network.__wrapped__(count, (wanted - 1, wanted), unordered=True))
+
+
+def test_the_page_on_performance_counts_their_operations() -> None:
+    page = " ".join((Path(__file__).parents[1] / "docs" / "performance.md").read_text(encoding="utf-8").split())
+    taken = [operations(2 * n, n) for n in (2, 4, 8, 16)]
+    assert "it has {} minima and maxima at 2:4, {} at 4:8, {} at 8:16 and {} at 16:32".format(*taken) in page
+    sorts = [sorted_operations(2 * n, n) for n in (8, 16)]
+    assert "has {} and {} of the last two".format(*sorts) in page
 
 
 def test_a_search_finds_what_takes_less_than_a_sort(capsys: pytest.CaptureFixture[str]) -> None:

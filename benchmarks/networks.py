@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.evolve import LONGEST, WORDS, evolve, first_wrong, live, whole
 from benchmarks.progress import counted, positive, tell
 from nmflow.arrays import Array
-from nmflow.kernels.found_networks import DIGITS, FOUND
+from nmflow.kernels.found_networks import DIGITS, FOUND, comparators
 from nmflow.kernels.networks import selection_network
 
 __all__ = ["main"]
@@ -124,8 +124,7 @@ def search(count: int, wanted: int, levels: int, mirrored: bool, minutes: float,
     cases, rng = Cases(count, wanted, levels), np.random.default_rng(seed)
     data, kinds = cases.some(rng)
     cube = np.array(hypercube(count, levels), np.int16).reshape(-1, 2)
-    digits = [DIGITS.index(digit) for digit in FOUND.get((count, wanted), "")]
-    start = list(zip(digits[::2], digits[1::2], strict=True)) or [
+    start = comparators(FOUND.get((count, wanted), "")) or [
         (i, j) for i, j, *_ in selection_network(count, (wanted - 1, wanted), unordered=True)
     ]
     if start[: len(cube)] == [tuple(pair) for pair in cube.tolist()]:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.evolve import live
 from benchmarks.networks import Cases, hypercube, search
-from nmflow.kernels.found_networks import DIGITS, FOUND
+from nmflow.kernels.found_networks import FOUND, comparators
 from nmflow.kernels.networks import selection_network
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -42,8 +42,7 @@ def test_every_input_of_zeros_and_ones_comes_out_right(count: int) -> None:
 
 @pytest.mark.parametrize(("count", "wanted"), FOUND, ids=str)
 def test_networks_of_the_table_select(count: int, wanted: int) -> None:
-    text = FOUND[count, wanted]
-    net = np.array([DIGITS.index(digit) for digit in text], np.int16).reshape(-1, 2)
+    net = np.array(comparators(FOUND[count, wanted]), np.int16)
     assert (net[:, 0] < net[:, 1]).all()
     assert net.max() < count
     every = 2 * len(net)
@@ -60,7 +59,7 @@ def test_networks_of_the_table_select(count: int, wanted: int) -> None:
 
 @pytest.mark.parametrize(("count", "wanted"), [key for key in FOUND if key[0] > 16], ids=str)
 def test_large_networks_of_the_table_select_from_all_that_their_cubes_leave(count: int, wanted: int) -> None:
-    net = np.array([DIGITS.index(digit) for digit in FOUND[count, wanted]], np.int16).reshape(-1, 2)
+    net = np.array(comparators(FOUND[count, wanted]), np.int16)
     cubes = {levels: hypercube(count, levels) for levels in range(5) if not count % (1 << levels)}
     levels = max(levels for levels, cube in cubes.items() if net[: len(cube)].tolist() == list(map(list, cube)))
     rest = net[len(cubes[levels]) :]

@@ -19,14 +19,12 @@ from nmflow.asked import as_path
 from nmflow.checkpoint.stamp import Stamp
 from nmflow.checkpoint.strict_json import load_json, short
 from nmflow.errors import CheckpointError, SourceNotFoundError
+from nmflow.formats.side_file import MAX_AXES
 
 __all__ = ["DTYPE_BITS", "MAX_HEADER", "Entry", "Header", "read_header"]
 
 MAX_HEADER = 100_000_000
 """Longest header in bytes: the limit of the reference reader. Headers of the largest models take a few megabytes."""
-
-MAX_AXES = 64
-"""Most axes of a tensor: NumPy's limit, and a bound on the work that a hostile shape can cause."""
 
 DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),

@@ -11,10 +11,10 @@ from typing import Any
 
 from nmflow.asked import as_path
 from nmflow.checkpoint.disk import write_new
-from nmflow.checkpoint.header import MAX_AXES
 from nmflow.checkpoint.report import REPORT, Report, TensorReport
 from nmflow.checkpoint.strict_json import load_json
 from nmflow.errors import CheckpointError, PatternError, SourceNotFoundError
+from nmflow.formats.side_file import MAX_AXES
 from nmflow.pattern import Pattern
 
 __all__ = ["pattern_of", "read_record", "read_report", "report_path", "run_of", "write_text"]

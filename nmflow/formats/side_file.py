@@ -32,16 +32,15 @@ from typing import Any
 from nmflow.asked import as_path
 from nmflow.errors import FormatError, SourceNotFoundError
 
-__all__ = ["NAME", "SideFile", "StoredArray", "StoredFile", "StoredTensor", "read_side_file"]
+__all__ = ["MAX_AXES", "NAME", "SideFile", "StoredArray", "StoredFile", "StoredTensor", "read_side_file"]
 
 NAME = "nmflow.json"
 
 MAX_BYTES = 1 << 28
 """Longest that is read: hundreds of thousands of tensors."""
 
-
 MAX_AXES = 64
-"""Most axes of a tensor: NumPy's limit."""
+"""Most axes of a tensor: NumPy's limit, and a bound on the work that a hostile shape can cause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DIGITS", "FOUND"]
+__all__ = ["DIGITS", "FOUND", "comparators"]
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 """Wires by one character each."""
@@ -91,3 +91,9 @@ FOUND: dict[tuple[int, int], str] = {
 }
 """By (count, wanted): comparators, two wires each; the first keeps the larger. The least of the `wanted` largest of
 `count` values and the next one end on wires wanted - 1 and wanted, in either order."""
+
+
+def comparators(text: str) -> list[tuple[int, int]]:
+    """The comparators of a network of the table."""
+    wires = [DIGITS.index(digit) for digit in text]
+    return list(zip(wires[::2], wires[1::2], strict=True))

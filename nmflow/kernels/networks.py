@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from nmflow.kernels.found_networks import DIGITS, FOUND
+from nmflow.kernels.found_networks import FOUND, comparators
 
 __all__ = ["selection_network"]
 
@@ -30,13 +30,10 @@ def _found(count: int, wanted: tuple[int, ...]) -> list[tuple[int, int]] | None:
     """Comparators from the table for two neighbouring ranks, or the mirror image of those for the opposite ranks."""
     if len(wanted) != 2 or wanted[1] != wanted[0] + 1:
         return None
-    for keep, mirrored in ((wanted[1], False), (count - wanted[1], True)):
-        if text := FOUND.get((count, keep)):
-            wires = [DIGITS.index(digit) for digit in text]
-            if mirrored:
-                wires = [count - 1 - wire for wire in wires]
-                return list(zip(wires[1::2], wires[::2], strict=True))
-            return list(zip(wires[::2], wires[1::2], strict=True))
+    if text := FOUND.get((count, wanted[1])):
+        return comparators(text)
+    if text := FOUND.get((count, count - wanted[1])):
+        return [(count - 1 - j, count - 1 - i) for i, j in comparators(text)]
     return None
 
 

@@ -35,7 +35,7 @@ class Seen:
             What its modules were called with.
         moments : Moments
         """
-        self.__init__()  # type: ignore[misc]
+        self._moments = None
         plain = [
             value for value in values if type(value) is torch.Tensor and not value.is_inference()
             and tokens_of(value) is None

@@ -237,6 +237,19 @@ def test_what_is_taken_by_name_only(name: str, reason: str) -> None:
     assert [layer.name for layer in nt.prune_(model, 2, 4, include=[f"*{last}*"]).layers] == [f"{name}.weight"]
 
 
+@pytest.mark.parametrize(
+    "kind", ["StdConv2d", "ScaledStdConv2dSame", "WeightStandardizedConv2d", "WeightStandardisedConv2d", "ConvAWS2d"]
+)
+def test_a_convolution_that_standardises_its_weight_is_taken_by_name_only(kind: str) -> None:
+    """It subtracts the mean of what is stored, so that what it multiplies by keeps no pattern."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), type(kind, (nn.Conv2d,), {})(8, 8, 3))
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["0.weight"]
+    reason = "convolution that standardises its weight, and so uses no zeros of it; name it in include to prune it"
+    assert report.skipped == (("1.weight", reason),)
+    assert [layer.name for layer in nt.prune_(model, 2, 4, include=["1*"]).layers] == ["1.weight"]
+
+
 def test_reasons() -> None:
     model = network()
     model.add_module("normed", parametrizations.weight_norm(nn.Linear(8, 8)))

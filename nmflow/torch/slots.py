@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -31,8 +32,12 @@ __all__ = [
     "original",
     "place_of",
     "router",
+    "standardises",
     "too_small",
 ]
+
+STANDARDISING = ("*Std*", "*Standardi[sz]ed*", "*WS[123]d")
+"""Names of convolutions that standardise their weight: of timm, of transformers, of mmcv."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +158,14 @@ def depthwise(slot: Slot) -> bool:
     module = slot.module
     alone = isinstance(module, _ConvNd) and module.groups > 1 and module.groups == module.in_channels
     return alone and slot.attribute == "weight"
+
+
+def standardises(slot: Slot) -> bool:
+    """Whether it is the weight of a convolution that subtracts its mean, and so multiplies by no zeros of it."""
+    if slot.attribute != "weight" or not isinstance(slot.module, _ConvNd):
+        return False
+    kinds = (kind.__name__ for kind in type(slot.module).__mro__)
+    return any(fnmatchcase(kind, glob) for kind in kinds for glob in STANDARDISING)
 
 
 def router(slot: Slot) -> bool:

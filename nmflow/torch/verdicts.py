@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from nmflow.names import left_alone
-from nmflow.torch.slots import Slot, depthwise, is_fused, is_turned, router
+from nmflow.torch.slots import Slot, depthwise, is_fused, is_turned, router, standardises
 
 __all__ = ["ELIGIBLE", "OUTSIDE", "Filter", "is_named", "is_sized", "matches", "verdict"]
 
@@ -71,7 +71,9 @@ def _unusual(slot: Slot) -> bool:
 
 
 def _special(slot: Slot) -> str:
-    """What it is, if the model or its name says that it is pruned only where it is asked for; else nothing."""
+    """What it is, if its model, type or name says that it is pruned only where it is asked for; else nothing."""
+    if standardises(slot):
+        return "convolution that standardises its weight, and so uses no zeros of it"
     return "output head" if slot.head else left_alone(slot.name)
 
 

@@ -113,6 +113,45 @@ def test_defaults(model: Path) -> None:
         ("vision_tower.head_linear.weight", "output head"),
         ("base_model.model.layers.0.q_proj.lora_A.weight", "adapter"),
         ("base_model.model.layers.0.q_proj.oft_R.weight", "adapter"),
+        ("down_blocks.0.resnets.0.time_emb_proj.weight", "embedding"),
+        ("model.diffusion_model.input_blocks.1.0.emb_layers.1.weight", "embedding"),
+        ("model.diffusion_model.label_emb.0.0.weight", "embedding"),
+        ("time_step_proj.linear_1.weight", "embedding"),
+        ("time_projection.1.weight", "embedding"),
+        ("guidance_in.in_layer.weight", "embedding"),
+        ("time_in.out_layer.weight", "embedding"),
+        ("adaln_single.linear.weight", "modulation"),
+        ("joint_blocks.0.x_block.adaLN_modulation.1.weight", "modulation"),
+        ("single_stream_modulation.linear.weight", "modulation"),
+        ("single_blocks.0.modulation.lin.weight", "modulation"),
+        ("double_blocks.0.img_mod.lin.weight", "modulation"),
+        ("transformer_blocks.0.txt_mod.1.weight", "modulation"),
+        ("class_labels_classifier.weight", "output head"),
+        ("classifier_distill.linear.weight", "output head"),
+        ("classif.weight", "output head"),
+        ("last_linear.weight", "output head"),
+        ("final_linear.weight", "output head"),
+        ("all_final_layer.2-1.linear.weight", "output head"),
+        ("perceiver.decoder.decoder.final_layer.weight", "output head"),
+        ("class_predictor.weight", "output head"),
+        ("roi_heads.box_predictor.cls_score.weight", "output head"),
+        ("roi_heads.box_predictor.bbox_pred.weight", "output head"),
+        ("roi_heads.mask_predictor.mask_fcn_logits.weight", "output head"),
+        ("detr.bbox_predictor.layers.2.weight", "output head"),
+        ("decoder.decoder_pred.weight", "output head"),
+        ("net.to_logits.weight", "output head"),
+        ("transformer.sequence_summary.summary.weight", "output head"),
+        ("proj_out.weight", "output head"),
+        ("proj_out_2.weight", "output head"),
+        ("encoder.proj_out.weight", "output head"),
+        ("conv_out.weight", "output head"),
+        ("first_stage_model.decoder.conv_out.weight", "output head"),
+        ("model.diffusion_model.out.2.weight", "output head"),
+        ("model.22.cv3.0.2.weight", "output head"),
+        ("model.23.one2one_cv2.2.2.weight", "output head"),
+        ("module.fc.weight", "output head"),
+        ("_orig_mod.output.weight", "output head"),
+        ("model.module.conv_out.weight", "output head"),
     ],
 )
 def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
@@ -148,6 +187,16 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "vocab_transform.weight",
         "funnel.encoder.blocks.0.0.attention.v_head.weight",
         "roberta_prelayernorm.encoder.layer.0.output.dense.weight",
+        "layers.0.blocks.0.modulation.proj.weight",
+        "focalnet.encoder.stages.0.layers.0.modulation.projection_in.weight",
+        "down_blocks.0.attentions.0.proj_out.weight",
+        "single_transformer_blocks.0.proj_out.weight",
+        "model.diffusion_model.out.0.attn.to_q.weight",
+        "encoder.down_blocks.1.time_conv.weight",
+        "blocks.0.rnn_tokens.fc.weight",
+        "model.22.cv3.0.1.conv.weight",
+        "model.layers.0.fc.weight",
+        "encoder._orig_mod.0.weight",
     ],
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:
@@ -161,6 +210,17 @@ def test_gates_are_routers_only_with_fewer_rows_than_columns(tmp_path: Path, sha
     assert reasons(named(tmp_path, name, shape=shape))[name] == ""
 
 
+def test_a_gain_beside_a_weight_tells_that_it_is_standardised(tmp_path: Path) -> None:
+    """As in NFNet; a mean is subtracted from what is stored, so that no zero of it stays one."""
+    tensors = {f"stages.0.0.{name}.weight": np.ones((8, 8, 3, 3), "f4") for name in ("conv1", "conv2")}
+    gain = {"stages.0.0.conv1.gain": np.ones((8, 1, 1, 1), "f4")}
+    path = write(tmp_path / "x.safetensors", {**tensors, **gain, "fc2.weight": np.ones((8, 8), "f4")})
+    found = reasons(path)
+    assert found["stages.0.0.conv1.weight"].startswith("convolution that standardises its weight")
+    assert (found["stages.0.0.conv2.weight"], found["fc2.weight"]) == ("", "")
+    assert reasons(path, include=["*.conv1.weight"])["stages.0.0.conv1.weight"] == ""
+
+
 def test_a_router_may_be_kept_the_other_way_round(tmp_path: Path) -> None:
     """With a column for each expert, as Ernie's folders have it."""
     name = "model.layers.0.mlp.gate.weight"
@@ -168,7 +228,8 @@ def test_a_router_may_be_kept_the_other_way_round(tmp_path: Path) -> None:
 
 
 def test_every_default_exclusion_excludes_something(tmp_path: Path) -> None:
-    names = {glob: glob.replace("*", "x") + ("" if glob.endswith("weight") else ".weight") for glob, _ in EXCLUDED}
+    plain = {glob: re.sub(r"\[(.).*?\]", r"\1", glob).replace("*", "x") for glob, _ in EXCLUDED}
+    names = {glob: name + ("" if name.endswith("weight") else ".weight") for glob, name in plain.items()}
     found = reasons(named(tmp_path, *names.values()))
     assert all(found[name] for name in names.values())
 

@@ -190,10 +190,11 @@ def make_plan(
                 raise InputValueError(
                     f"{argument} must match the name of a tensor of {source.path}, not {glob!r}{example}"
                 )
+    gained = {name.removesuffix("gain") + "weight" for name in names if name.endswith(".gain")}
     tensors = []
     for shard in source.shards:
         for entry in shard.entries:
             layout = layout_of(entry)
-            reason = impossible(entry, layout, pattern) or unwanted(entry, taken, left)
+            reason = impossible(entry, layout, pattern) or unwanted(entry, taken, left, entry.name in gained)
             tensors.append(PlannedTensor(shard, entry, reason, None if reason else layout))
     return Plan(source, pattern, tuple(tensors), taken)

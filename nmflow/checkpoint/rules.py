@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fnmatch import fnmatchcase
 
 from nmflow.arrays import Layout
@@ -41,8 +42,11 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("wte.weight", "embedding"),
     ("*.wpe.weight", "embedding"),
     ("wpe.weight", "embedding"),
-    ("emb.weight", "embedding"),
-    ("*.emb.weight", "embedding"),
+    ("*pos_emb*", "position"),
+    ("*emb[._]*", "embedding"),
+    ("*time_[ps]*", "embedding"),
+    ("*_in.in_layer.*", "embedding"),
+    ("*_in.out_layer.*", "embedding"),
     ("shared.weight", "embedding"),
     ("*.shared.weight", "embedding"),
     ("*transformer.w.weight", "embedding"),
@@ -52,7 +56,6 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*queries_features.weight", "embedding"),
     ("*codebook*", "codebook"),
     ("*position*", "position"),
-    ("*pos_emb*", "position"),
     ("*rel_pos*", "position"),
     ("*reference_points.weight", "position"),
     ("norm*", "norm"),
@@ -61,11 +64,15 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*Norm*", "norm"),
     ("*.ln_*", "norm"),
     ("*.bn*", "norm"),
+    ("*ada[lL][nN]*", "modulation"),
+    ("*modulation*", "modulation, FocalNet's aside"),
+    ("*img_mod.*", "modulation"),
+    ("*txt_mod.*", "modulation"),
     ("*bias*", "bias"),
     ("*_scale*", "quantisation scale"),
     *((glob, "output head") for glob in HEADS),
-    ("classifier.*", "output head"),
-    ("*.classifier.*", "output head"),
+    ("*classifier[._]*", "output head"),
+    ("classif.*", "output head"),
     ("score.*", "output head"),
     ("*.score.*", "output head"),
     ("head.*", "output head"),
@@ -82,6 +89,19 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("output_layer.weight", "output head"),
     ("transformer.output_layer.weight", "output head"),
     ("vocab_projector.*", "output head"),
+    ("last_linear.*", "output head"),
+    ("final_linear.*", "output head"),
+    ("*final_layer.*", "output head"),
+    ("*_predictor.*", "output head"),
+    ("*_pred.*", "output head"),
+    ("*to_logits.*", "output head"),
+    ("*sequence_summary.*", "output head"),
+    ("proj_out[._]*", "output head"),
+    ("*coder.proj_out.*", "output head"),
+    ("conv_out.*", "output head"),
+    ("*coder.conv_out.*", "output head"),
+    ("out.2.weight", "output head"),
+    ("*cv[2-5].[0-9].[0-9].weight", "output head"),
     *((glob, "adapter") for glob in ADAPTERS),
     *((glob, "kept aside by PEFT") for glob in SPARES),
     *((glob, "router of experts") for glob in ROUTERS),
@@ -93,9 +113,12 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
 LEFT_OUT = "excluded by"
 """How the reason begins where the caller asked for a tensor to be left alone."""
 
-INSIDE = ("conv_head.*", "*.conv_head.*", "*.[qkv]_head.*")
-"""Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier, and the
-projections to the heads of Funnel's attention."""
+INSIDE = ("conv_head.*", "*.conv_head.*", "*.[qkv]_head.*", "*.modulation.[fhp]*")
+"""Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier, the
+projections to the heads of Funnel's attention, and what FocalNet has in place of attention."""
+
+WRAPPED = re.compile(r"^((module|_orig_mod|model|timm_model|diffusion_model)\.)+")
+"""What DataParallel, torch.compile, Lightning and others put before names: `EXCLUDED` is about names without it."""
 
 
 def layout_of(entry: Entry) -> Layout | None:
@@ -128,18 +151,24 @@ def impossible(entry: Entry, layout: Layout | None, pattern: Pattern) -> str:
     return ""
 
 
-def unwanted(entry: Entry, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
-    """Why a tensor that could be pruned is not; empty if it is."""
+def unwanted(entry: Entry, include: tuple[str, ...], exclude: tuple[str, ...], gain: bool = False) -> str:
+    """Why a tensor that could be pruned is not; empty if it is.
+
+    gain : whether one of that name lies beside it, as NFNet's convolutions have it, which standardise their weight.
+    """
     for glob in exclude:
         if fnmatchcase(entry.name, glob):
             return f"{LEFT_OUT} {glob!r}"
     if any(fnmatchcase(entry.name, glob) for glob in include):
         return ""
-    for glob, meaning in () if any(fnmatchcase(entry.name, glob) for glob in INSIDE) else EXCLUDED:
-        if fnmatchcase(entry.name, glob) and counts(glob, entry.shape):
+    name = WRAPPED.sub("", entry.name)
+    for glob, meaning in () if any(fnmatchcase(name, glob) for glob in INSIDE) else EXCLUDED:
+        if fnmatchcase(name, glob) and counts(glob, entry.shape):
             return f"{meaning} ({glob})"
     if not any(fnmatchcase(entry.name, glob) for glob in WEIGHTS):
         return "not named as a weight of a linear or convolution layer"
     if len(entry.shape) >= 3 and entry.shape[1] == 1:
         return "depthwise convolution"
+    if gain and len(entry.shape) == 4:
+        return "convolution that standardises its weight, and so uses no zeros of it"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import multiprocessing
 import socket
@@ -517,7 +518,7 @@ def test_a_step_that_calls_the_step_of_its_base_is_one(by: str) -> None:
     """torch calls hooks around both once an optimizer of the base class was made, whatever for."""
     torch.optim.AdamW(nn.Linear(8, 8).parameters())
     model = nn.Linear(8, 8)
-    optimizer = Nested(model.parameters(), lr=0.0, weight_decay=0.0)
+    optimizer = Nested(model.parameters(), lr=1e-12, weight_decay=0.0)  # too little to change a weight
     training = nt.SparseTraining(model, optimizer, 2, 4, every=2, decay=0.5)
     dense = model.parametrizations.weight.original.detach().clone()
     for step in range(1, 5):
@@ -538,6 +539,30 @@ def test_a_step_that_calls_the_step_of_its_base_is_one(by: str) -> None:
             with pytest.raises(ValueError, match="no loss"):
                 optimizer.step(fail)
     assert [record.step for record in training.history] == [2, 4]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_that_only_makes_a_state_is_none(momentum: float) -> None:
+    """torch.distributed.checkpoint takes one where an optimizer has no state: before it loads, or saves plain SGD's."""
+    options = importlib.import_module("torch.distributed.checkpoint.state_dict")
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    training = nt.SparseTraining(model, optimizer, 2, 4, every=1)
+    state = training.state_dict()
+    options.get_state_dict(model, optimizer)
+    assert (training.step, training.history) == (0, [])
+    assert not any((one["momentum_buffer"] != 0).any() for one in optimizer.state.values() if momentum)
+    training.load_state_dict(state)  # before the others: the order does not matter
+    options.set_state_dict(
+        model, optimizer, model_state_dict=model.state_dict(), optim_state_dict=options.get_optimizer_state_dict(
+            model, optimizer
+        ),
+    )  # fmt: skip
+    assert training.step == 0
+    optimizer.state.clear()
+    optimizer.param_groups[0]["lr"] = 0.0  # a warm-up has gradients, and counts
+    advance(model, optimizer, 0, 1)
+    assert training.step == 1
 
 
 class Hookless(torch.optim.Optimizer):

@@ -23,6 +23,7 @@ class Steps:
 
     torch calls the hooks of an optimizer around every `step` in its class and in the bases of that of which an
     optimizer was made before: around a step within a step, too. That is told by the stack.
+    Nothing is called around a step that only makes the optimizer's state.
 
     Parameters
     ----------
@@ -33,12 +34,17 @@ class Steps:
 
     def __init__(self, optimizer: Optimizer, before: Before, after: Callable[[Optimizer], None]) -> None:
         aside: Any = torch.compiler.disable  # else Dynamo, compiling the optimizer's step, would trace into the solver
+        idle = False
 
         def begins(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return None if _is_within_another(optimizer) else before(optimizer, args, kwargs)
+            nonlocal idle
+            if _is_within_another(optimizer):
+                return None
+            idle = all(given is None for given in (*args[1:], *kwargs.values())) and _moves_nothing(optimizer)
+            return None if idle else before(optimizer, args, kwargs)
 
         def ended(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not _is_within_another(optimizer):
+            if not (idle or _is_within_another(optimizer)):
                 after(optimizer)
 
         self._hooks = [
@@ -60,6 +66,18 @@ def _is_within_another(optimizer: Optimizer) -> bool:
             found += 1
         frame = frame.f_back  # type: ignore[assignment]
     return found > 1
+
+
+def _moves_nothing(optimizer: Optimizer) -> bool:
+    """Whether rates and gradients are zero and no state is there: torch.distributed.checkpoint has one made like that.
+
+    A warm-up from a rate of zero has gradients, and its first step counts.
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(group.get("lr", 1.0) != 0 for group in groups):
+        return False
+    grads = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+    return not any(grad.layout != torch.strided or bool(grad.any()) for grad in grads)
 
 
 def inner_optimizer(optimizer: Any) -> Optimizer:

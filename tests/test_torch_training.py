@@ -721,6 +721,15 @@ def test_a_module_with_another_class_on_top_is_left_whole() -> None:
     assert type(model[3]) is nn.Linear
 
 
+def test_weights_of_which_fully_shard_holds_a_part_are_left_where_they_are() -> None:
+    """In the module itself they would stay parts in forward passes, too."""
+    model, _, training = plain()
+    model[3].parametrizations.weight.original.full_tensor = lambda: None  # as a DTensor has
+    with pytest.raises(nt.TrainingStateError, match=r"3\.weight must be whole in its module, .* go on from a state"):
+        training.release()
+    assert all(nn.utils.parametrize.is_parametrized(model[number]) for number in (0, 3, 5))
+
+
 @pytest.mark.parametrize("parameter", [True, False])
 def test_weights_that_were_sharded_are_left_where_they_are(parameter: bool) -> None:
     """FullyShardedDataParallel leaves a flat part in the parameter, or a tensor in its place."""
@@ -1257,6 +1266,19 @@ def test_tensors_come_from_ranks_of_the_group(monkeypatch: pytest.MonkeyPatch) -
     assert sources == [(7, "some")] * 2
 
 
+def test_what_keeps_ranks_apart_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Timed out waiting 20000ms for recv operation to complete")
+
+    monkeypatch.setattr(torch.distributed, "broadcast", late)
+    monkeypatch.setattr(torch.distributed, "get_global_rank", lambda group, rank: rank)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", late)
+    for call in (lambda ranks: ranks.send(torch.zeros(2), 0), lambda ranks: ranks.agree({"step": 1})):
+        with pytest.raises(RuntimeError, match="Timed out") as raised:
+            call(Ranks(0, 2, "some"))
+        assert "must take the same number of optimizer steps, without join()" in raised.value.__notes__[0]
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     too_early, early_optimizer, early = plain(every=1)
@@ -1301,7 +1323,19 @@ def worker(rank: int, port: int, folder: str) -> None:
     alone = [torch.distributed.new_group([number]) for number in range(2)][rank]
     model, optimizer, _ = plain(process_group=alone, every=1)
     errors.append(failure(lambda: advance(model, optimizer, 0, 1 + rank)))  # none waits for the other
-    torch.save((weights, state, solved, errors), Path(folder) / f"{rank}.pt")
+    # nor do they go on apart, where they were given different things
+    apart = [failure(lambda: plain(("2:4", "4:8")[rank])), failure(lambda: plain(exclude=(["0"], ["5"])[rank]))]
+    _, optimizer, uneven = plain(every=4 + rank)
+    apart.append(failure(optimizer.step))
+    model, optimizer, uneven = plain()
+    if rank == 0:
+        uneven.load_state_dict({**uneven.state_dict(), "step": 3})
+    apart.append(failure(optimizer.step))
+    if rank == 1:
+        uneven.load_state_dict({**uneven.state_dict(), "step": 3})
+        model[3] = nn.Linear(128, 16)
+    apart += [failure(optimizer.step), failure(uneven.refresh)]
+    torch.save((weights, state, solved, errors, apart), Path(folder) / f"{rank}.pt")
     torch.distributed.barrier()  # else one can leave while the other still talks to it
     torch.distributed.destroy_process_group()
 
@@ -1325,7 +1359,7 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    (one, state, solved, errors), (two, other, also, other_errors) = (
+    (one, state, solved, errors, apart), (two, other, also, other_errors, _) = (
         torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -1347,6 +1381,11 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     assert [error.split(":")[:2] for error in errors[4:]] == [late.split(":")] * 2 + [[""]] * 2
     assert other_errors[-1] == ""
     assert errors[3].startswith("InputValueError: model must not be in a DistributedDataParallel yet; make Sparse")
+    told_apart = "InputValueError: {} must be the same on every rank, and rank 1 differs from rank 0; make the training"
+    for error, name in zip(apart, ("pattern", "parameters", "every", "step"), strict=False):
+        assert error.startswith(told_apart.format(name))
+    assert apart[4] == ""
+    assert apart[5].startswith(told + "TrainingStateError: 3.weight must stay in the model")
     # and two processes do what one does
     model, optimizer, training = plain("4:8", every=3)
     advance(model, optimizer, 0, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -88,9 +89,16 @@ class MaskedLayers:
             if moved or any(parameter.shape != masked.mask.shape for parameter in parameters):  # a rank holds a part
                 raise TrainingStateError(
                     f"{layer.name} must stay the parameter that it was, and is another now; load states without "
-                    f"assign=True, and shard no model; release() leaves the weights as they are"
+                    f"assign=True, or release() this; and shard no model, which can only be made anew"
                 )
             _check_alone(layer, layer.slots)
+
+    def digest(self) -> bytes:
+        """What tells these masks from others."""
+        digest = hashlib.sha256()
+        for masked in self.by_name.values():
+            digest.update(to_array(masked.mask).tobytes())
+        return digest.digest()
 
     def change(self, found: Sequence[Found]) -> dict[str, int]:
         """Write other masks in place of these; how many entries of each differ."""
@@ -183,13 +191,14 @@ def _check_class(layer: Layer, slots: Sequence[Slot]) -> None:
 
 
 def _check_whole(layer: Layer, slots: Sequence[Slot], mask: torch.Tensor) -> None:
-    """Raise TrainingStateError if a module holds a part of its weight, in one row, or none: it could not do with that.
+    """Raise TrainingStateError if a module holds a part of its weight, or none: it could not do with that.
 
-    As FullyShardedDataParallel and DeepSpeed leave it.
+    FullyShardedDataParallel and DeepSpeed leave one row or none; fully_shard a DTensor, which it makes whole only where
+    the parameter was as it sharded the model.
     """
     for slot in slots:
         dense = original(slot)
-        if not isinstance(dense, nn.Parameter) or dense.ndim != mask.ndim:
+        if not isinstance(dense, nn.Parameter) or dense.ndim != mask.ndim or hasattr(dense, "full_tensor"):
             raise TrainingStateError(
                 f"{layer.name} must be whole in its module, which holds a part of it or none since the model was "
                 f"sharded; go on from a state dict, in a new model"

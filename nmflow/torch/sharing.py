@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,19 +86,31 @@ class Ranks:
             if failure:
                 raise InputValueError(f"masks must be found on every rank, and rank {rank} could not: {failure}")
 
-    def _told(self, failure: str) -> list[str]:
-        """What failed on each rank; empty where nothing did."""
-        failures = [""] * self.count
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Raise InputValueError on every rank unless all give the same values."""
+        given = self._told(dict(values))
+        for rank, others in enumerate(given):
+            if apart := [name for name, value in given[0].items() if others[name] != value]:
+                raise InputValueError(
+                    f"{', '.join(apart)} must be the same on every rank, and rank {rank} differs from rank 0; make the "
+                    f"training alike on each, and load its state on each"
+                )
+
+    def _told(self, value: Any) -> list[Any]:
+        """What each rank says, told to all."""
+        values = [value] * self.count
         if self.group is not None:
-            distributed.all_gather_object(failures, failure, group=self.group)
-        return failures
+            with _waiting():
+                distributed.all_gather_object(values, value, group=self.group)
+        return values
 
     def send(self, tensor: torch.Tensor, owner: int) -> None:
         """Broadcast a tensor of any strides from its owner, in place."""
         if self.group is None:
             return
         sent = tensor.contiguous()
-        distributed.broadcast(sent, distributed.get_global_rank(self.group, owner), group=self.group)
+        with _waiting():
+            distributed.broadcast(sent, distributed.get_global_rank(self.group, owner), group=self.group)
         if sent is not tensor:
             tensor.copy_(sent)
 
@@ -118,9 +130,8 @@ class Ranks:
         """
         if self.group is None:
             return [found[number] for number in range(len(owners))]
-        forms: list[Any] = [None] * self.count
         mine = {n: [(side.shape, side.dtype.str) for pair in one.duals for side in pair] for n, one in found.items()}
-        distributed.all_gather_object(forms, mine, group=self.group)
+        forms = self._told(mine)
         out = []
         for number, (owner, template) in enumerate(zip(owners, templates, strict=True)):
             one = found.get(number) or Found(np.empty(tuple(template.shape), np.bool_))
@@ -136,3 +147,16 @@ class Ranks:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
         self.send(tensor, owner)
         return tensor.cpu().numpy()
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Say what may have kept the other ranks away, in a note to torch's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(
+            "nmflow waited for the other ranks: each must take the same number of optimizer steps, without join(), and "
+            "make, load, refresh and freeze its training as the others do; look for the first error of each"
+        )
+        raise

@@ -139,6 +139,8 @@ class SparseTraining:
             )  # fmt: skip
             self._layers, self.skipped = selection.layers, selection.skipped
             self._pull = Decay(pull, driver, self._layers)
+        shapes = [(layer.name, tuple(layer.parameters[0].shape)) for layer in self._layers]
+        self._ranks.agree({"pattern": str(self.pattern), "parameters": shapes})
         self._weights = [layer.parameters[0] for layer in self._layers]
         for weight in self._weights:
             self._ranks.send(weight.detach(), 0)  # as DistributedDataParallel does when it takes the model
@@ -146,7 +148,7 @@ class SparseTraining:
         self._found = self._search()
         self._masked = MaskedLayers(inner, self._layers, self._found)
         self._pull.masked = list(self._masked.by_name.values())
-        self._finished = False
+        self._finished = self._agreed = False
         self._steps = Steps(driver, self._before_step, self._after_step)  # may load Dynamo, which takes seconds
         try:
             self._masked.attach()
@@ -188,7 +190,8 @@ class SparseTraining:
         if self.frozen:
             raise TrainingStateError("masks must not be frozen for refresh(); they are since freeze() or stop_at")
         self._check_ranks()
-        self._masked.check_held()
+        with self._ranks.together():
+            self._masked.check_held()
         started = time.perf_counter()
         found = self._search()
         layers = self._masked.change(found)
@@ -267,12 +270,13 @@ class SparseTraining:
         return packed(self.pattern, self.step, self.frozen, self.masks, self._found, self.history)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Options such as `every` stay as they were given to this object.
+        """Go on from a state, on every rank. Options such as `every` stay as they were given to this object.
 
         Raises
         ------
         InputValueError
-            If the state is of another version, pattern or model, or damaged; nothing is changed then.
+            If the state is of another version, pattern or model, or damaged; nothing is changed then. (At the next
+            optimizer step, if another rank did not load it.)
         """
         self._check_running()
         check(state, self.pattern, self.masks)
@@ -282,6 +286,7 @@ class SparseTraining:
         self._masked.change(found)
         self._masked.fix(state["frozen"])
         self._found, self.step, self.history = found, step, history
+        self._agreed = False
         self._stop_in_time()
 
     def _search(self) -> list[Found]:
@@ -324,6 +329,7 @@ class SparseTraining:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_ranks()
+        self._agree()
         return self._pull(optimizer, args, kwargs)
 
     def _after_step(self, optimizer: Optimizer) -> None:
@@ -348,6 +354,21 @@ class SparseTraining:
                 "SparseTraining must be made after the processes have found each other, and was before: make "
                 "TrainingArguments or Accelerator, or call init_process_group, first"
             )
+
+    def _agree(self) -> None:
+        """Raise InputValueError if another rank has other options, or has loaded what this one has not.
+
+        Without a word, weights would drift apart, or ranks wait for each other.
+        """
+        if self._agreed or self._ranks.count == 1:
+            return
+        self._ranks.agree(
+            {
+                "step": self.step, "every": self.every, "stop_at": self.stop_at, "decay": self.decay,
+                "frozen": self.frozen, "masks": self._masked.digest(),
+            }
+        )  # fmt: skip
+        self._agreed = True
 
     def _check_running(self) -> None:
         if self._finished:

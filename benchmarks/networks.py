@@ -57,7 +57,7 @@ def outcomes(levels: int) -> list[tuple[int, ...]]:
 def joined(levels: int, groups: int) -> Array:
     """Outcomes of several cubes, shape (outcomes, wires)."""
     one = np.array(outcomes(levels), np.uint8)
-    places = np.indices((len(one),) * groups).reshape(groups, -1)
+    places = np.indices((len(one),) * groups).reshape(groups, len(one) ** groups)
     return np.concatenate([np.empty((places.shape[1], 0), np.uint8), *(one[place] for place in places)], axis=1)
 
 

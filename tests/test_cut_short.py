@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -79,6 +80,68 @@ def test_what_is_done_is_kept_when_a_destination_appears(tmp_path: Path) -> None
     assert "(--resume) goes on from there" in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_a_link_that_appears_after_the_last_look_is_spared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool
+) -> None:
+    """It leads nowhere. Where renameat2 is to be had, what appears later than any look at it is spared, too."""
+    new, dst = tmp_path / "new", tmp_path / "dst"
+    new.touch()
+    dst.symlink_to("nowhere")
+    if can:
+        monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    else:
+        monkeypatch.setattr(publish, "_rename", lambda *names: False)
+    with pytest.raises(DestinationExistsError, match="appeared meanwhile; choose another"):
+        publish.put_in_place(new, dst, tmp_path / "old", False)
+    assert dst.is_symlink()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP])
+def test_a_file_takes_the_place_of_a_link_in_one_step_on_any_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    new, dst, old = (tmp_path / name for name in ("new", "dst", "old"))
+    (tmp_path / "home").mkdir()
+    new.touch()
+    dst.symlink_to("home")
+
+    class System:
+        @staticmethod
+        def renameat2(*names: Any) -> int:
+            ctypes.set_errno(code)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: System)
+    monkeypatch.delattr(os, "rename")
+    publish.put_in_place(new, dst, old, True)
+    assert dst.is_file()
+    assert sorted(os.listdir(tmp_path)) == ["dst", "home"]
+
+
+def test_after_both_renames_the_new_stays(tmp_path: Path) -> None:
+    dst, old = tmp_path / "dst", tmp_path / "old"
+    dst.write_text("new")
+    old.write_text("old")
+    publish.restore(dst, old)
+    assert dst.read_text() == "new"
+    dst.unlink()
+    publish.restore(dst, old)
+    assert dst.read_text() == "old"
+
+
+def test_what_a_kill_after_both_renames_left_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src, out = tmp_path / "hf", tmp_path / "out"
+    src.mkdir()
+    write(src / "model.safetensors")
+    prune_checkpoint(src, out, "2:4")
+    shutil.copytree(src, tmp_path / ".out.nmflow" / "old")
+    monkeypatch.setattr("nmflow.checkpoint.publish._rename", lambda *names: False)
+    prune_checkpoint(src, out, "1:4", overwrite=True)
+    assert (np.count_nonzero(read(out / "model.safetensors")["encoder.f32.weight"], axis=1) <= 2).all()
+    assert not leftovers(tmp_path)
+
+
 def test_two_interrupts_between_two_renames_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second comes as what was there is about to be put back."""
     folder, out = tmp_path / "hf", tmp_path / "dst"
@@ -102,24 +165,42 @@ def test_two_interrupts_between_two_renames_lose_nothing(tmp_path: Path, monkeyp
     assert not leftovers(tmp_path)
 
 
-def test_the_journal_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    src, out, synced, fsync = write(tmp_path / "model.safetensors"), tmp_path / "out", list[int](), os.fsync
+def test_all_that_is_renamed_is_on_the_disk_and_then_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, out, synced, fsync = tmp_path / "hf", tmp_path / "out", list[int](), os.fsync
+    (src / "sub").mkdir(parents=True)
+    (src / "sub" / "notes").write_text("mine")
+    write(src / "model.safetensors")
 
     def noted(file: int) -> None:
         synced.append(os.fstat(file).st_ino)
         fsync(file)
 
-    def rename(*names: Any) -> bool:
+    def rename(new: Path, dst: Path, flag: int) -> bool:
         text = (tmp_path / ".out.nmflow" / "journal").read_text().splitlines()
         assert "published" in text[-1]
         assert synced[-1] == (tmp_path / ".out.nmflow" / "journal").stat().st_ino
-        return real(*names)
+        assert {path.stat().st_ino for path in (new, *new.rglob("*"))} <= {*synced}
+        synced.clear()
+        return real(new, dst, flag)
 
     real = publish._rename
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(publish, "_rename", rename)
     prune_checkpoint(src, out, "2:4")
     assert out.exists()
+    assert synced == [tmp_path.stat().st_ino]
+
+
+def test_a_disk_that_fails_at_the_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    src = write(tmp_path / "model.safetensors")
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match=r"Input/output error: '.*/\.out\.nmflow/new-[0-9a-f]+'"):
+        prune_checkpoint(src, tmp_path / "out", "2:4")
 
 
 def test_half_a_line_on_a_full_disk_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +265,42 @@ def test_a_lock_that_was_removed_before_it_was_held_locks_nothing(
 
     monkeypatch.setattr(fcntl, "flock", late)
     here = folder, tmp_path / "out"
+    files = len(os.listdir("/proc/self/fd"))
     with lock.locked(*here), pytest.raises(DestinationBusyError), lock.locked(*here):
         pass
     assert not folder.exists()
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_stage_that_is_removed_between_two_looks_at_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process was at work when we would make it, and is done when we look whose it is."""
+    mkdir = Path.mkdir
+
+    def late(path: Path, **options: Any) -> None:
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        raise FileExistsError
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with lock.locked(tmp_path / ".out.nmflow", tmp_path / "out"):
+        assert (tmp_path / ".out.nmflow" / "lock").exists()
+
+
+def test_who_was_kept_out_leaves_the_lock_of_who_came_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that kept us out finished, and a third one began, before we left."""
+    folder, flock, path = tmp_path / ".out.nmflow", fcntl.flock, tmp_path / ".out.nmflow" / "lock"
+
+    def busy(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.rename(tmp_path / "first")
+        path.touch()
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    with pytest.raises(DestinationBusyError), lock.locked(folder, tmp_path / "out"):
+        pass
+    assert path.exists()
 
 
 def test_an_interrupt_between_two_renames_puts_the_old_back_at_once(

@@ -401,14 +401,25 @@ def test_a_stage_of_another_user(tmp_path: Path, model: Path, resume: bool, monk
     """In /tmp anybody can make it first, and then put links in place of what is written to it."""
     stage, lstat, owner = tmp_path / ".out.nmflow", Path.lstat, tmp_path.stat().st_uid
     (stage / "new-0").mkdir(parents=True)
+    (stage / "lock").touch()
     stranger = os.stat_result((*stage.stat()[:4], owner + 1, *stage.stat()[5:]))
     monkeypatch.setattr(Path, "lstat", lambda path: stranger if path == stage else lstat(path))
-    with pytest.raises(DestinationExistsError, match=rf"and it is user {owner + 1}'s, who could .* another dst"):
+    with pytest.raises(
+        DestinationExistsError, match=rf"nmflow must be your own, .* user {owner + 1}'s, who could .* another dst"
+    ):
         prune_checkpoint(model, tmp_path / "out", "2:4", resume=resume)
-    assert list(stage.iterdir()) == [stage / "new-0"]
+    assert sorted(stage.iterdir()) == [stage / "lock", stage / "new-0"]
     monkeypatch.undo()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)  # a mount on which one user owns all
     prune_checkpoint(model, tmp_path / "out", "2:4", solver="greedy")
+
+
+def test_a_lock_that_is_a_link_makes_no_file(tmp_path: Path, model: Path) -> None:
+    (tmp_path / ".out.nmflow").mkdir()
+    (tmp_path / ".out.nmflow" / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        prune_checkpoint(model, tmp_path / "out", "2:4")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "new", "new-york", "journal.pdf"])
@@ -546,8 +557,14 @@ def test_nobody_may_read_more_than_of_the_source(tmp_path: Path, folder: Path, k
     modes = {folder / "sub": 0o750, folder / "sub" / "notes": 0o440, folder / "model.safetensors": 0o400, folder: 0o700}
     for path, mode in modes.items():
         path.chmod(mode)
-    out = tmp_path / "out"
-    report = prune_checkpoint(folder if kind == "folder" else folder / "model.safetensors", out, "2:4")
+    out, staged = tmp_path / "out", set[int]()
+
+    def progress(*args: Any) -> None:
+        staged.add((tmp_path / ".out.nmflow").stat().st_mode & 0o777)
+
+    src = folder if kind == "folder" else folder / "model.safetensors"
+    report = prune_checkpoint(src, out, "2:4", progress=progress)
+    assert staged == {0o700}
     made = [*write_reports(out, report=report)]  # they show weights
     if kind == "file":
         assert {path.stat().st_mode & 0o777 for path in (out, *made)} == {0o600}

@@ -68,6 +68,12 @@ def test_large_networks_of_the_table_select_from_all_that_their_cubes_leave(coun
     assert cases.wrong(np.delete(rest, len(rest) // 2, axis=0)) is not None
 
 
+def test_a_cube_of_all_wires_leaves_nothing_to_put_beside_it() -> None:
+    cases = Cases(4, 1, 2)
+    assert cases.wrong(np.array([(1, 2)], np.int16)) is None
+    assert cases.wrong(np.empty((0, 2), np.int16)) is not None
+
+
 def operations(count: int, wanted: int) -> int:
     network = selection_network(count, (wanted - 1, wanted), unordered=True)
     return sum(use_max + use_min for _, _, use_max, use_min in network)

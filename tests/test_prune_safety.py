@@ -243,8 +243,11 @@ def test_other_inputs_are_spared(tmp_path: Path, folder: Path) -> None:
     prune_checkpoint(folder, out, "2:4")
     masks = write(out / "masks.safetensors", {"encoder.f32.weight": np.zeros((12, 8), bool)})
     alone = write(tmp_path / "alone", {"encoder.f32.weight": np.zeros((12, 8), bool)})
-    (tmp_path / "alias").symlink_to(alone)
+    for alias in (tmp_path / "alias", out / "alias"):
+        alias.symlink_to(alone)
     before = snapshot(out)
+    with pytest.raises(InputValueError, match=r"dst must not hold .*out/alias, which is read"):
+        prune_checkpoint(folder, out, "2:4", keep_from=out / "alias", overwrite=True)
     with pytest.raises(InputValueError, match=r"dst must not hold .*masks.safetensors, which is read"):
         prune_checkpoint(folder, out, "2:4", keep_from=masks, overwrite=True)
     with pytest.raises(InputValueError, match=r"dst must not hold .*masks.safetensors, which is read"):
@@ -260,10 +263,22 @@ def test_other_inputs_are_spared(tmp_path: Path, folder: Path) -> None:
 
 def test_a_link_to_the_source_is_no_other_place(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
+    (folder / "empty" / "too").mkdir(parents=True)
     for src in (folder, tmp_path / "link"):
-        for dst in (folder / "out", tmp_path / "link" / "out", folder / "sub" / "out"):
+        for dst in (
+            folder / "out",
+            tmp_path / "link" / "out",
+            folder / "sub" / "out",
+            folder / "empty" / "too" / "out",
+        ):
             with pytest.raises(InputValueError, match="dst must not lie inside src"):
                 prune_checkpoint(src, dst, "2:4")
+
+
+def test_a_link_that_leads_nowhere_is_in_the_way(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(DestinationExistsError, match=r"dst must not exist, and .*/out does; choose another"):
+        prune_checkpoint(model, tmp_path / "out", "2:4")
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -446,7 +461,19 @@ def stop(src: Path, out: Path) -> None:
     assert leftovers(out.parent)
 
 
+def test_what_was_replaced_stays_where_something_else_appeared(tmp_path: Path, folder: Path) -> None:
+    """A kill came between two renames, and then another program wrote to the free name."""
+    stop(folder, tmp_path / "out")
+    (tmp_path / ".out.nmflow" / "old").mkdir()
+    (tmp_path / ".out.nmflow" / "old" / "notes").write_text("mine")
+    (tmp_path / "out").write_text("another's")
+    with pytest.raises(DestinationExistsError, match=r"dst must not exist, and .* does; choose another"):
+        prune_checkpoint(folder, tmp_path / "out", "2:4", resume=True)
+    assert (tmp_path / ".out.nmflow" / "old" / "notes").read_text() == "mine"
+
+
 def test_nothing_of_an_earlier_run_gets_in(tmp_path: Path, folder: Path) -> None:
+    before: list[bool] = []
     (folder / "sub" / "gone").mkdir()
     for name in ("token.txt", "sub/gone/token.txt"):
         (folder / name).write_text("secret")
@@ -454,8 +481,10 @@ def test_nothing_of_an_earlier_run_gets_in(tmp_path: Path, folder: Path) -> None
     (folder / "token.txt").unlink()
     (folder / "sub" / "gone" / "token.txt").unlink()
     (folder / "sub" / "gone").rmdir()
-    (tmp_path / ".out.nmflow" / "new-0").mkdir()  # of a run whose journal went away
-    prune_checkpoint(folder, tmp_path / "out", "2:4", resume=True)
+    lost = tmp_path / ".out.nmflow" / "new-0"  # of a run whose journal went away
+    lost.mkdir()
+    prune_checkpoint(folder, tmp_path / "out", "2:4", resume=True, progress=lambda *args: before.append(lost.exists()))
+    assert not any(before)  # its room may be needed
     assert snapshot(tmp_path / "out").keys() == snapshot(folder).keys() | {"nmflow-report.json"}
     assert not (tmp_path / "out" / "sub" / "gone").exists()
     assert not leftovers(tmp_path)

@@ -67,6 +67,18 @@ def test_closed_form_is_least_squares(ragged: bool, monkeypatch: pytest.MonkeyPa
             assert torch.allclose(found[group, row, kept], best)
 
 
+def test_closed_form_of_nothing_and_of_rows_larger_than_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, hessian, none = random(2, 3, 8, dtype=torch.float64), hessian_of(8), torch.zeros(2, 3, 8, dtype=torch.bool)
+    mask = none.clone()
+    mask[1, 1:, ::2] = True
+    both = torch.stack([hessian, hessian])
+    expected = refit.refit(weights, mask, both, "cholesky")
+    monkeypatch.setattr(refit, "PART_BYTES", 1)
+    torch.testing.assert_close(refit.refit(weights, mask, both, "cholesky"), expected)
+    assert not refit.refit(weights, none, both, "cholesky").any()
+    assert expected[1, 1:, ::2].all()
+
+
 def test_descent_comes_close_and_never_makes_it_worse() -> None:
     weights, hessian = random(1, 16, 32, dtype=torch.float64), hessian_of(32)[None]
     mask = random(1, 16, 32, seed=3) > 0
@@ -76,6 +88,15 @@ def test_descent_comes_close_and_never_makes_it_worse() -> None:
     assert not found[~mask].any()
     again = refit.refit(weights, mask, hessian, "adam", start=exact)
     assert output_error(again - weights, hessian) <= least * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_descent_returns_the_best_that_it_saw(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The first step leads to the aim, be it the last, and the second beyond it."""
+    monkeypatch.setattr(refit, "ADAM_STEPS", steps)
+    aim = torch.ones(1, 2, 4, dtype=torch.float64)
+    found = refit.refit(aim, aim > 0, torch.eye(4, dtype=torch.float64)[None], "adam", 0.9 * aim)
+    torch.testing.assert_close(found, aim, rtol=1e-5, atol=0)
 
 
 def test_conjugate_gradients_are_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +121,26 @@ def test_conjugate_gradients_that_are_broken_off_are_no_worse_than_their_start(m
         monkeypatch.setattr(conjugate, "STEPS", steps)
         errors.append(output_error(refit.refit(weights, mask, hessian, "cg") - weights, hessian))
     assert all(after < before for before, after in itertools.pairwise(errors))
+    monkeypatch.setattr(conjugate, "STEPS", 0)
+    start = random(1, 16, 32, seed=4, dtype=torch.float64) * mask
+    assert torch.equal(refit.refit(weights, mask, hessian, "cg", start), start)
+
+
+def test_rows_are_done_by_what_their_mask_took_and_not_by_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is dropped has a residual too, which does not count, and a row that loses nothing is done."""
+    weights = torch.tensor([[0.0, 1e6], [0.0, 1e6], [1.0, 1.0]], dtype=torch.float64)
+    mask, hessian = weights < 1e6, torch.tensor([[4.0, 2e-3], [2e-3, 1.0]], dtype=torch.float64)
+    solution = torch.tensor([[500.0, 0.0], [500.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    start = solution.clone()
+    start[:2, 0] *= torch.tensor([1 - 0.7e-7, 1 - 1.5e-7])
+    given, out = start.clone(), torch.empty_like(start)
+    steps, found = conjugate.STEPS, []
+    for count in (0, steps):
+        monkeypatch.setattr(conjugate, "STEPS", count)
+        found.append(conjugate.conjugate_gradients(weights, mask, hessian, start, out).tolist())
+    assert found == [[True, False, True], [True, True, True]]
+    torch.testing.assert_close(out[1:], solution[1:], rtol=1e-12, atol=0)
+    assert torch.equal(start, given)
 
 
 def test_auto_takes_the_faster_way_and_the_closed_form_for_what_does_not_converge(
@@ -107,15 +148,26 @@ def test_auto_takes_the_faster_way_and_the_closed_form_for_what_does_not_converg
 ) -> None:
     weights, hessian = random(1, 4, 8, dtype=torch.float64), hessian_of(8)[None]
     mask = random(1, 4, 8, seed=3) > 0
+    mask[0, 0] = True  # done before the first step
     exact = refit.refit(weights, mask, hessian, "cholesky")
     assert torch.equal(refit.refit(weights, mask, hessian), exact)
     monkeypatch.setattr(refit, "CHOLESKY_SHARE", 0.0)
     assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cg"))
     monkeypatch.setattr(conjugate, "STEPS", 1)
-    assert torch.equal(refit.refit(weights, mask, hessian), exact)
+    mixed = refit.refit(weights, mask, hessian)
+    assert torch.equal(mixed[:, 1:], refit.refit(weights[:, 1:], mask[:, 1:], hessian, "cholesky"))
+    assert torch.equal(mixed[0, 0], weights[0, 0])
     monkeypatch.setattr(refit, "CHOLESKY_FLOPS", 1)
     assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cg"))
     assert not torch.allclose(refit.refit(weights, mask, hessian), exact)
+
+
+def test_auto_counts_more_operations_than_small_integers_hold() -> None:
+    weights, hessian = random(1, 2, 200, dtype=torch.float64), hessian_of(200)[None]
+    mask = random(1, 2, 200, seed=3) > -2
+    assert 127 < int(mask.sum(-1).min()) < 200
+    assert torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cg"))
+    assert not torch.equal(refit.refit(weights, mask, hessian), refit.refit(weights, mask, hessian, "cholesky"))
 
 
 def test_an_error_is_the_trace_whatever_the_columns_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def _rows(
         point.addcmul_(step, direction)
         residual.addcmul_(step, image, value=-1)
         before, scaled = size, residual * scale
-        size = torch.where(going, (residual * scaled).sum(-1), size)
+        size = (residual * scaled).sum(-1)
         turn = torch.where(going, size / before, 0.0)
         direction.mul_(turn[:, None]).add_(scaled)
     out.copy_(point)

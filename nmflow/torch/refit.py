@@ -106,7 +106,7 @@ def _closed(weights: torch.Tensor, mask: torch.Tensor, hessian: torch.Tensor) ->
             system.diagonal(dim1=-2, dim2=-1)[~real] = 1.0
         right = wanted[part : part + step].gather(-1, index) * real
         solved = torch.cholesky_solve(right[..., None], torch.linalg.cholesky(system))[..., 0]
-        out[part : part + step].scatter_(-1, index, solved * real)
+        out[part : part + step].scatter_(-1, index, solved)
     return out
 
 

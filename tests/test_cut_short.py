@@ -27,6 +27,7 @@ from nmflow.checkpoint import (
     prune_checkpoint,
     publish,
     read_header,
+    stage,
     tiles,
 )
 from nmflow.checkpoint.journal import Journal
@@ -201,6 +202,46 @@ def test_a_disk_that_fails_at_the_end_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match=r"Input/output error: '.*/\.out\.nmflow/new-[0-9a-f]+'"):
         prune_checkpoint(src, tmp_path / "out", "2:4")
+
+
+def test_a_stage_is_removed_where_the_journal_could_not_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    src = write(tmp_path / "model.safetensors")
+    monkeypatch.setattr(Journal, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoint(src, tmp_path / "out", "2:4")
+    assert not leftovers(tmp_path)
+
+
+def test_a_stage_is_removed_once_the_journal_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On network storage what is open stays under another name until then."""
+    remove, held = stage.remove, [True]
+
+    def closed(journal: Journal, *args: Any) -> None:
+        held.clear()
+        leave(journal, *args)
+
+    def removed(path: Path) -> None:
+        if held:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        remove(path)
+
+    leave = Journal.__exit__
+    monkeypatch.setattr(Journal, "__exit__", closed)
+    src = write(tmp_path / "model.safetensors")
+
+    def progress(*args: Any) -> None:
+        monkeypatch.setattr(stage, "remove", removed)
+        raise CheckpointError("x must be y")
+
+    with pytest.raises(CheckpointError, match="x must be y") as caught:
+        prune_checkpoint(src, tmp_path / "out", "2:4", progress=progress)
+    assert not hasattr(caught.value, "__notes__")
+    assert not leftovers(tmp_path)
 
 
 def test_half_a_line_on_a_full_disk_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

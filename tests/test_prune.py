@@ -388,6 +388,7 @@ def test_destination_that_no_folder_can_hold(tmp_path: Path, model: Path) -> Non
     for dst, words in (
         (Path("."), r"dst must be a name in a folder, as it appears whole, not \.; such as"),
         (Path("/"), "dst must be a name in a folder"),
+        (tmp_path / "..", "dst must be a name in a folder"),
         (model / "out", "model.safetensors is a file"),
         (tmp_path / "none" / "out", "make .*none first"),
         (Path("/proc/out"), "dst must lie in a folder that can be written to, and /proc cannot"),

@@ -90,6 +90,12 @@ def test_descent_comes_close_and_never_makes_it_worse() -> None:
     assert output_error(again - weights, hessian) <= least * (1 + 1e-12)
 
 
+def test_descent_leaves_zeros_where_others_can_be_made_up_for() -> None:
+    weights, mask = torch.tensor([[[0.0, 1.0]]], dtype=torch.float64), torch.tensor([[[True, False]]])
+    hessian = torch.tensor([[[1.0, 0.5], [0.5, 1.0]]], dtype=torch.float64)
+    assert refit.refit(weights, mask, hessian, "adam")[0, 0].tolist() == pytest.approx([0.5, 0.0], abs=1e-3)
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_descent_returns_the_best_that_it_saw(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """The first step leads to the aim, be it the last, and the second beyond it."""

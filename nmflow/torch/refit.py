@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from nmflow.asked import check_choice
 from nmflow.torch.conjugate import conjugate_gradients
 
 __all__ = ["METHODS", "output_error", "refit"]
@@ -70,7 +69,6 @@ def refit(
     operations. Conjugate gradients need 2 R K² a step, mostly 40 to 100 of them. Descent takes 400 such steps, and
     returns the best that it saw. Neither is ever worse than `start`, up to rounding.
     """
-    check_choice(method, METHODS, "solve")
     flops = float(mask.sum(-1, dtype=torch.float64).pow(3).sum()) / 3
     closed = flops <= CHOLESKY_SHARE * mask.numel() * mask.shape[-1]
     if method == "cholesky" or (method == "auto" and closed):

@@ -204,6 +204,21 @@ def test_a_disk_that_fails_at_the_end_is_named(tmp_path: Path, monkeypatch: pyte
         prune_checkpoint(src, tmp_path / "out", "2:4")
 
 
+def test_what_is_built_is_removed_once_the_journal_names_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with Journal(tmp_path / "journal", {}, resume=False) as journal:
+        built = tmp_path / journal.new
+        built.touch()
+        monkeypatch.setattr(Journal, "move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stage._copied(tmp_path, journal)
+        assert built.exists()
+
+
 def test_a_stage_is_removed_where_the_journal_could_not_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,9 +20,11 @@ import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError, UnknownSolverError
 from nmflow.pattern import Pattern
-from nmflow.torch import adaprune, conjugate, lockstep, post, refit, resume
+from nmflow.torch import adaprune, conjugate, lockstep, post, refit, resume, seen
+from nmflow.torch.moments import Moments
 from nmflow.torch.obs_pass import factor_of_inverse, obs_pass
 from nmflow.torch.refit import output_error
+from nmflow.torch.select import select
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -334,6 +336,28 @@ def test_sums_of_an_input_that_layers_share_are_made_once(
     monkeypatch.setattr("nmflow.torch.seen.Seen.same", lambda *_: None)
     nt.adaprune_(other, batches, 2, 4, follow=follow)
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_sums_are_made_anew_of_what_may_have_been_written_to() -> None:
+    """Tensors made for inference do not tell, nor need those of another type; an expert's has tokens beside it.
+
+    Sums are given away once.
+    """
+    layer = select(nn.Linear(8, 8), Pattern(2, 4)).layers[0]
+    moments, before, plain = Moments.of(layer, gram=True), seen.Seen(), random(4, 8)
+    with torch.inference_mode():
+        inference = random(4, 8)
+    routed: Any = random(4, 8)
+    routed.tokens = torch.arange(4), 4
+    for value in (inference, nn.Parameter(plain), routed, None):
+        before.keep(layer, 0, [plain, value], moments)
+        assert before.same(layer, 0, [plain, value]) is None
+    before.keep(layer, 0, [plain], moments)
+    assert before.same(layer, 0, [plain]) is moments
+    assert before.same(layer, 0, [plain]) is None
+    for number, value in ((1, plain), (0, plain.clone())):
+        before.keep(layer, 0, [plain], moments)
+        assert before.same(layer, number, [value]) is None
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -35,7 +35,6 @@ class Seen:
             What its modules were called with.
         moments : Moments
         """
-        self._moments = None
         plain = [
             value for value in values if type(value) is torch.Tensor and not value.is_inference()
             and tokens_of(value) is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import hashlib
 import itertools
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -571,6 +573,51 @@ def test_a_model_that_cannot_be_copied() -> None:
     ):
         nt.adaprune_(model, images(), 2, 4)
     assert nt.adaprune_(model, images(), 2, 4, follow="own").proven
+
+
+def test_the_copy_that_is_followed_is_what_would_be_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy of the pruned parameters, not two; and it is the dense model, whatever becomes of the other."""
+    held: dict[nn.Parameter, torch.Tensor] = {}
+    copies: list[nn.Module] = []
+
+    @contextlib.contextmanager
+    def watched(parameters: list[nn.Parameter]) -> Iterator[dict[nn.Parameter, torch.Tensor]]:
+        with all_or_nothing(parameters) as before:
+            held.update(before)
+            yield before
+
+    def lockstep_of(model: nn.Module, *args: Any, dense: nn.Module, **options: Any) -> None:
+        copies.append(dense)
+        in_lockstep(model, *args, dense=dense, **options)
+
+    all_or_nothing, in_lockstep = post.all_or_nothing, lockstep.in_lockstep
+    monkeypatch.setattr(post, "all_or_nothing", watched)
+    monkeypatch.setattr(post, "in_lockstep", lockstep_of)
+    model, dense = network(), network()
+    nt.adaprune_(model, images(), 2, 4)
+    followed = dict(copies[0].named_parameters())
+    for name, parameter in model.named_parameters():
+        assert followed[name].data_ptr() == held[parameter].data_ptr() != parameter.data_ptr()
+        assert torch.equal(followed[name], dense.get_parameter(name))
+        assert followed[name].requires_grad
+
+
+def test_a_model_that_writes_to_its_weights_is_put_back_too() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+
+    def halve(module: nn.Module, args: Any) -> None:
+        module.weight.data.mul_(0.5)
+
+    model[3].register_forward_pre_hook(halve)
+
+    def stop(name: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nt.adaprune_(model, images(), 2, 4, progress=stop)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_model_that_is_run_in_place_of_its_copy_is_not_followed() -> None:

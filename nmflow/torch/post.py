@@ -73,7 +73,7 @@ def run(
     )
     store.sign(scores(layer) for layer in chosen if scores is not None)
     worker = Worker(inner, chosen, treat, options, store)
-    with watching("pruning", options.progress) as report, all_or_nothing(worker.touched()):
+    with watching("pruning", options.progress) as report, all_or_nothing(worker.touched()) as before:
         worker.report = lambda name: report(name, len(worker.done), len(chosen))
         if isinstance(data, Calibration):
             for layer in chosen:
@@ -82,7 +82,7 @@ def run(
             for layer in chosen:
                 worker.treat(layer, data.moments[layer.name])
         elif options.sequential:
-            _sequential(inner, data, worker, options)
+            _sequential(inner, data, worker, options, before)
         else:
             _parallel(inner, data, worker, options)
         worker.report("")
@@ -139,7 +139,13 @@ def _chosen(
     return Selection(tuple(chosen), (*found.skipped, *dense)), chosen
 
 
-def _sequential(model: nn.Module, data: Iterable[Any], worker: Worker, options: Options) -> None:
+def _sequential(
+    model: nn.Module,
+    data: Iterable[Any],
+    worker: Worker,
+    options: Options,
+    before: Mapping[nn.Parameter, torch.Tensor],
+) -> None:
     """Every layer sees what the pruned ones before it make of the batches."""
     batches = list(data)
     if not batches:
@@ -149,7 +155,7 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: Worker, options: 
     repeated = [layer for layer in worker.chosen if order.get(layer.name, (0, 0))[1] > 1]
     follow = options.follow == "dense"
     with evaluating(model):
-        twin = _copy(model) if follow else None
+        twin = _copy(model, before) if follow else None
         if repeated:  # called again and again in one pass: seen whole in the dense model only
             sums = gather(model, batches, repeated, gram=True, forward=options.forward, progress=False)
             for layer in repeated:
@@ -168,10 +174,18 @@ def _sequential(model: nn.Module, data: Iterable[Any], worker: Worker, options: 
                 worker.treat(layer, Moments.of(layer, gram=True))
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """The dense model, to follow; some modules hold tensors that torch does not copy."""
+def _copy(model: nn.Module, before: Mapping[nn.Parameter, torch.Tensor]) -> nn.Module:
+    """The dense model, to follow; some modules hold tensors that torch does not copy.
+
+    What would be put back is the copy of the parameters that are pruned, unless passes have written to one: they would
+    write to this as well.
+    """
+    memo: dict[int, Any] = {}
+    if all(torch.equal(parameter, value) for parameter, value in before.items()):
+        plain = {parameter: value for parameter, value in before.items() if type(parameter) is nn.Parameter}
+        memo = {id(held): nn.Parameter(value, held.requires_grad) for held, value in plain.items()}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError, MemoryError) as error:
         raise InputValueError(
             f'model must be copied for follow="dense", and cannot be; use follow="own": {error}'

@@ -79,14 +79,14 @@ class Options:
 
 
 @contextlib.contextmanager
-def all_or_nothing(held: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Put parameters back if anything goes wrong."""
-    before = [parameter.detach().clone() for parameter in held]
+def all_or_nothing(held: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, torch.Tensor]]:
+    """Put parameters back if anything goes wrong; yields what would be put back, not to be written to."""
+    before = {parameter: parameter.detach().clone() for parameter in held}
     try:
-        yield
+        yield before
     except BaseException:
         with torch.no_grad():
-            for parameter, value in zip(held, before, strict=True):
+            for parameter, value in before.items():
                 parameter.copy_(value)
         raise
 

@@ -71,9 +71,51 @@ def test_moments_are_sums_in_float64(dtype: torch.dtype, monkeypatch: pytest.Mon
     assert torch.allclose(slim.norms, moments.norms)
 
 
+def gram_of(rows: torch.Tensor) -> torch.Tensor:
+    moments = nt.calibrate(nn.Linear(rows.shape[1], 8).to(rows.dtype), [rows]).moments["weight"]
+    assert moments.gram is not None
+    assert torch.equal(moments.square, moments.gram.diagonal(dim1=-2, dim2=-1))
+    return moments.gram[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rows_of_16_bits_are_multiplied_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.gram.COLUMNS", 8)
+    monkeypatch.setattr("nmflow.torch.gram.ROWS", 16)
+    scale = 2.0 ** random(24, seed=3).mul(2).round()
+    rows = (random(500, 24) * scale + random(500, 1, seed=1)).to(dtype)
+    exact = rows.double().T @ rows.double()
+    unit = exact.diagonal().sqrt()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # of float32 that would leave eight bits
+        found = gram_of(rows)
+    assert 0 < float(((found - exact).abs() / (unit[:, None] * unit)).max()) <= 16 * 2.0**-24
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_rows_of_16_bits_whose_squares_float32_cannot_hold(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.gram.COLUMNS", 4)
+    rows = random(40, 8)
+    rows[:, 2] *= scale
+    rows[:, 5] = 0
+    rows = rows.bfloat16()
+    torch.testing.assert_close(gram_of(rows), rows.double().T @ rows.double(), rtol=1e-14, atol=0)
+
+
+def test_float16_where_products_may_be_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.gram.COLUMNS", 4)
+    rows = random(40, 8, dtype=torch.float16)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = gram_of(rows)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(found, rows.double().T @ rows.double(), rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize("width", [24, 30])
 def test_a_gram_matrix_in_parts_is_that_of_one_product(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nmflow.torch.moments.GRAM_COLUMNS", 8)
+    monkeypatch.setattr("nmflow.torch.gram.COLUMNS", 8)
     batches = [random(2, 6, width), random(7, width, seed=1)]
     rows = torch.cat([batch.reshape(-1, width) for batch in batches]).double()
     gram = nt.calibrate(nn.Linear(width, 8), batches).moments["weight"].gram

@@ -12,14 +12,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from nmflow.errors import InputValueError, NonFiniteError
 from nmflow.torch.experts import tokens_of
+from nmflow.torch.gram import NARROW, add_gram, narrow
 from nmflow.torch.select import Layer
 
 __all__ = ["Moments", "from_matrices", "known", "matrices", "rows_of"]
 
 PART_BYTES = 32 << 20
-"""Rows are widened to float64 a part at a time, so that a batch never exists whole in that width."""
-GRAM_COLUMNS = 512
-"""Columns of a gram matrix that are multiplied together; of each such part only what is on and below the diagonal."""
+"""Rows are widened a part at a time, so that a batch never exists whole in that width."""
 
 
 def known(layer: Layer) -> bool:
@@ -86,7 +85,7 @@ def rows_of(module: nn.Module, value: torch.Tensor, wanted: Sequence[torch.Tenso
     if fitting:
         value = value[fitting[0]]
     flat = value.reshape(1, -1, value.shape[-1])
-    step = max(1, PART_BYTES // (8 * flat.shape[-1]))
+    step = max(1, PART_BYTES // ((4 if flat.dtype in NARROW else 8) * flat.shape[-1]))
     yield from torch.split(flat, step, dim=1)
 
 
@@ -190,37 +189,26 @@ class Moments:
         part, dense = part.detach(), None if dense is None else dense.detach()  # a model may differentiate as it runs
         if part.shape[-1] != self.total.shape[-1]:
             return  # the module is about to say so itself
-        rows = part.to(self.total.device).to(torch.float64)
+        rows = part.to(self.total.device)
+        rows = rows.to(torch.float32 if self.gram is not None and narrow(rows) else torch.float64)
         bad = ~torch.isfinite(rows)
         if bad.any():
             first = tuple(int(index) for index in bad.nonzero()[0])
             raise NonFiniteError("inputs", int(bad.sum()), first)
         self.count += rows.shape[1]
-        self.total += rows.sum(1)
+        self.total += rows.sum(1, dtype=torch.float64)
         if self.gram is None:
             self.square += rows.square().sum(1)
         else:
-            _add_gram(self.gram, rows)
+            add_gram(self.gram, rows)
             self.square = self.gram.diagonal(dim1=-2, dim2=-1)
         if not torch.isfinite(self.square).all():
             raise NonFiniteError("squares of inputs", int((~torch.isfinite(self.square)).sum()), ())
         if self.cross is not None and self.shift is not None and dense is not None:
+            rows = rows.to(torch.float64)  # what a row has moved by may need more bits than float32 has
             moved = dense.to(self.total.device).to(torch.float64) - rows
             self.shift += moved.sum(1)
             torch.baddbmm(self.cross, moved.mT, rows, out=self.cross)
-
-
-def _add_gram(gram: torch.Tensor, rows: torch.Tensor) -> None:
-    """Add rowsᵀ rows to a symmetric matrix for each group: what is above the diagonal is a copy of what is below."""
-    width = gram.shape[-1]
-    if width <= GRAM_COLUMNS:
-        torch.baddbmm(gram, rows.mT, rows, out=gram)
-        return
-    for matrix, each in zip(gram, rows, strict=True):
-        for start in range(0, width, GRAM_COLUMNS):
-            stop = min(start + GRAM_COLUMNS, width)
-            matrix[start:, start:stop].addmm_(each[:, start:].T, each[:, start:stop])
-            matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
 def accumulating(device: torch.device) -> torch.device:

@@ -74,9 +74,10 @@ train: $(VENV)/.developed
 	$(PY) -m benchmarks.training.overhead
 	$(PY) -m benchmarks.training.report
 
-# Interrupted, it goes on where it was. POST="--fresh" passes options on.
+# Interrupted, it goes on where it was. POST="--fresh", LAYERS="--shapes 4096x4096" pass options on.
 post: $(VENV)/.developed runs/download/.complete
 	$(PY) -m benchmarks.post_training.run $(POST)
+	$(PY) -m benchmarks.post_training.layers $(LAYERS)
 	$(PY) -m benchmarks.post_training.report
 
 # Any warning, such as a link that leads nowhere, is an error.

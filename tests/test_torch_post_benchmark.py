@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
-from benchmarks.post_training import report, run, sentences
+from benchmarks.page import fill
+from benchmarks.post_training import layers, report, run, sentences
 
 
 def test_sentences_differ_and_keep_topics_apart() -> None:
@@ -97,3 +98,56 @@ def test_verdicts(cosine: float, met: str) -> None:
 
 def test_report_without_results(tmp_path: Path) -> None:
     assert report.main(["--results", str(tmp_path / "none.json")]) == 2
+
+
+def test_layers_are_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "PATTERNS", ("2:4",))
+    monkeypatch.setattr(layers, "DTYPES", ("bfloat16",))
+    monkeypatch.setattr(layers, "TEXT", 100)
+    seen: list[layers.Key] = []
+
+    def here(key: layers.Key, tokens: int) -> dict[str, Any]:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(key)
+        return layers.measure(key, tokens)
+
+    monkeypatch.setattr(layers, "apart", here)
+    out = tmp_path / "layers.json"
+    options = ["--shapes", "64x128", "--tokens", "250", "--out", str(out)]
+    assert layers.main(options) == 130
+    assert "- Not complete" in layers.table(json.loads(out.read_text()))
+    seen.clear()
+    assert layers.main(options) == 0
+    assert [key[4] for key in seen] == ["adaprune"]  # the others are there
+    found = json.loads(out.read_text())
+    error = {row["of"][4]: row["error"] for row in found["rows"]}
+    assert list(error) == list(layers.METHODS)
+    assert 0 < error["adaprune"] < error["sparsegpt"] < error["magnitude"] < 1
+    assert all(row["peak_mb"] >= 0 and row["seconds"] > (row["solve_seconds"] or 0) for row in found["rows"])
+    text = layers.table(found)
+    assert "| 64 x 128, bfloat16, 2:4 | " in text
+    assert "too few" not in text
+    assert found["machine"]["cpu"] in text
+    assert "For 512 inputs these are too few tokens" in layers.table(
+        found | {"rows": [found["rows"][0] | {"of": (64, 512, "bfloat16", "2:4", "magnitude")}]}
+    )
+
+
+def test_a_layer_in_a_process_of_its_own() -> None:
+    found = layers.apart((64, 64, "float32", "2:4", "magnitude"), 64)
+    assert set(found) == {"seconds", "solve_seconds", "peak_mb", "error", "threads"}
+
+
+def test_the_table_of_layers_comes_from_its_results() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    table = layers.table(json.loads(layers.RESULTS.read_text(encoding="utf-8")))
+    assert fill(page, {"layers": table}) == page
+
+
+def test_layers_of_odd_shapes_or_unreadable_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        layers.main(["--shapes", "64x50"])
+    assert "must be multiples of 16, not '64x50'" in capsys.readouterr().err
+    (tmp_path / "layers.json").write_text("{}")
+    assert layers.main(["--out", str(tmp_path / "layers.json")]) == 2

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.post_training import run
+from benchmarks.page import fill
+from benchmarks.post_training import layers, run
 from benchmarks.progress import tell
 from benchmarks.table import HALVES, head, line
 
@@ -181,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the page and the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=run.RESULTS)
+    parser.add_argument("--layers", type=Path, default=layers.RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     if not options.results.exists():
@@ -188,7 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     found = json.loads(options.results.read_text(encoding="utf-8"))
     plot({tuple(row["key"]): row for row in found["rows"]}, options.page.with_suffix(".png"))
-    options.page.write_text(page_with(options.page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    page = page_with(options.page.read_text(encoding="utf-8"), found)
+    if options.layers.exists():
+        page = fill(page, {"layers": layers.table(json.loads(options.layers.read_text(encoding="utf-8")))})
+    options.page.write_text(page, encoding="utf-8")
     tell(f"{options.page} and its plot written")
     return 0
 

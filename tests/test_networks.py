@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evolve import live
-from benchmarks.networks import Cases, hypercube, search
+from benchmarks.networks import GREEN, Cases, hypercube, outcomes, search
 from nmflow.kernels.found_networks import FOUND, comparators
 from nmflow.kernels.networks import selection_network
 
@@ -40,6 +40,13 @@ def test_every_input_of_zeros_and_ones_comes_out_right(count: int) -> None:
         assert (selected(inputs, wanted, count) == least_and_next(inputs, wanted)).all(), wanted
 
 
+def test_groups_that_are_sorted_are() -> None:
+    wires = list((np.arange(1 << 16)[:, None] >> np.arange(16) & 1).astype(np.uint8).T)
+    for i, j in hypercube(16, 4) + comparators(GREEN):
+        wires[i], wires[j] = wires[i] | wires[j], wires[i] & wires[j]
+    assert (np.diff(np.stack(wires).astype(np.int8), axis=0) <= 0).all()
+
+
 @pytest.mark.parametrize(("count", "wanted"), FOUND, ids=str)
 def test_networks_of_the_table_select(count: int, wanted: int) -> None:
     net = np.array(comparators(FOUND[count, wanted]), np.int16)
@@ -63,15 +70,17 @@ def test_large_networks_of_the_table_select_from_all_that_their_cubes_leave(coun
     cubes = {levels: hypercube(count, levels) for levels in range(5) if not count % (1 << levels)}
     levels = max(levels for levels, cube in cubes.items() if net[: len(cube)].tolist() == list(map(list, cube)))
     rest = net[len(cubes[levels]) :]
-    cases = Cases(count, wanted, levels)
-    assert cases.wrong(rest) is None
-    assert cases.wrong(np.delete(rest, len(rest) // 2, axis=0)) is not None
+    cases = Cases(count, wanted, np.array(outcomes(levels), np.uint8))
+    rng = np.random.default_rng(0)
+    assert cases.wrong(rest, rng) is None
+    assert cases.wrong(np.delete(rest, len(rest) // 2, axis=0), rng) is not None
 
 
 def test_a_cube_of_all_wires_leaves_nothing_to_put_beside_it() -> None:
-    cases = Cases(4, 1, 2)
-    assert cases.wrong(np.array([(1, 2)], np.int16)) is None
-    assert cases.wrong(np.empty((0, 2), np.int16)) is not None
+    cases = Cases(4, 1, np.array(outcomes(2), np.uint8))
+    rng = np.random.default_rng(0)
+    assert cases.wrong(np.array([(1, 2)], np.int16), rng) is None
+    assert cases.wrong(np.empty((0, 2), np.int16), rng) is not None
 
 
 def operations(count: int, wanted: int) -> int:
@@ -99,7 +108,7 @@ def test_a_search_finds_what_takes_less_than_a_sort(capsys: pytest.CaptureFixtur
         patch.setattr("nmflow.kernels.networks.FOUND", {})
         patch.setattr("benchmarks.networks.FOUND", {})
         selection_network.cache_clear()
-        search(4, 1, 1, False, 0.05, 0)
+        search(4, 1, 1, False, False, 0.05, 0)
         selection_network.cache_clear()
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith('    (4, 1): "')

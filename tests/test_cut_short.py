@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import threading
 import time
@@ -20,6 +21,7 @@ from test_resume import Stop, Stopping, new_of
 
 from nmflow.checkpoint import (
     Done,
+    disk,
     export_checkpoint,
     lock,
     masked,
@@ -29,6 +31,7 @@ from nmflow.checkpoint import (
     read_header,
     stage,
     tiles,
+    unit,
 )
 from nmflow.checkpoint.journal import Journal
 from nmflow.checkpoint.pool import Pool
@@ -66,6 +69,28 @@ def test_a_worker_that_sees_another_file_reads_nothing_of_it(tmp_path: Path, whi
     with pytest.raises(ChangedError, match=f"{which} must not change while it is read, and it was replaced"):
         prune_checkpoint(source, tmp_path / "out", "2:4", keep_from=masks, executor=Behind())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_may_number_devices_and_files_in_another_way(tmp_path: Path) -> None:
+    """As another machine does that sees the same files: what a copy of the same time looks like here."""
+    eye = np.tile(np.eye(4, dtype=bool), (2, 2))
+    paths = write(tmp_path / "source", {"w.weight": eye.astype("f4")}), write(tmp_path / "masks", {"w.weight": eye})
+
+    class Elsewhere:
+        def submit(self, function: Any, /, *args: Any) -> Future[Done]:
+            future: Future[Done] = Future()
+            for path in paths:
+                path.rename(tmp_path / f"{path.name}-here")
+                shutil.copy2(tmp_path / f"{path.name}-here", path)
+            try:
+                future.set_result(function(*args))
+            finally:
+                for path in paths:
+                    (tmp_path / f"{path.name}-here").rename(path)
+            return future
+
+    prune_checkpoint(paths[0], tmp_path / "out", "1:4", keep_from=paths[1], executor=Elsewhere())
+    assert (read(tmp_path / "out")["w.weight"] == eye).all()
 
 
 def test_what_is_done_is_kept_when_a_destination_appears(tmp_path: Path) -> None:
@@ -202,6 +227,27 @@ def test_a_disk_that_fails_at_the_end_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match=r"Input/output error: '.*/\.out\.nmflow/new-[0-9a-f]+'"):
         prune_checkpoint(src, tmp_path / "out", "2:4")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EIO, "broken"), f"[Errno {errno.EIO}] broken: 'here'"),
+        (OSError(errno.EIO, "broken", "there"), f"[Errno {errno.EIO}] broken: 'there'"),
+        (OSError("of another library"), "of another library"),
+    ],
+)
+def test_an_error_that_names_its_file_or_is_not_of_the_system_stays_as_it_is(error: OSError, text: str) -> None:
+    with pytest.raises(OSError, match=f"^{re.escape(text)}$"), disk.named(Path("here")):
+        raise error
+
+
+def test_the_disk_is_waited_for_as_often_as_much_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fdatasync" if hasattr(os, "fdatasync") else "fsync", waited.append)
+    half = unit.FLUSH_BYTES // 2
+    assert unit.flushed(7, ((half, number) for number in range(5))) == [0, 1, 2, 3, 4]
+    assert waited == [7, 7]
 
 
 def test_what_is_built_is_removed_once_the_journal_names_its_copy(

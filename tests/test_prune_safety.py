@@ -637,6 +637,28 @@ def test_groups_that_may_not_read_the_source_may_not_read_the_copy(
     assert (closed / "nmflow-report.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_report_is_for_those_who_may_read_all_of_the_source(tmp_path: Path) -> None:
+    shards = [tmp_path / name for name in ("a", "b")]
+    for shard, mode in zip(shards, (0o640, 0o604), strict=True):
+        shard.touch()
+        shard.chmod(mode)
+    for like in (shards, shards[::-1]):
+        disk.write_new(tmp_path / "report", "", like)
+        assert (tmp_path / "report").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user who may give files to any group")
+def test_a_report_of_files_of_two_groups_is_for_neither(tmp_path: Path) -> None:
+    shards = [tmp_path / name for name in ("a", "b")]
+    for group, shard in enumerate(shards, 65533):
+        shard.touch()
+        shard.chmod(0o640)
+        os.chown(shard, -1, group)
+    disk.write_new(tmp_path / "report", "", shards)
+    made = (tmp_path / "report").stat()
+    assert (made.st_gid, made.st_mode & 0o777) == (os.getegid(), 0o600)
+
+
 def test_a_copy_does_not_run_as_whoever_made_it(tmp_path: Path, folder: Path) -> None:
     """A program that runs as its owner, the stranger who gave the folder, must not run as us once it is copied."""
     modes = {folder / "sub" / "notes": 0o6755, folder / "sub": 0o3755}

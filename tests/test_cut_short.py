@@ -93,6 +93,38 @@ def test_a_worker_may_number_devices_and_files_in_another_way(tmp_path: Path) ->
     assert (read(tmp_path / "out")["w.weight"] == eye).all()
 
 
+def test_what_is_written_is_never_open_to_read_as_well_and_all_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of network storage would write back whole pages, with what a neighbour had not written yet."""
+    values = {"w.weight": np.arange(1, 65, dtype="f4").reshape(8, 8)}
+    source = write(tmp_path / "source", values)
+    masks = write(tmp_path / "masks", {"w.weight": np.zeros((8, 8), bool)})
+    real, ways = os.open, []
+
+    def opened(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if ".out.nmflow/new-" in str(path):
+            ways.append(flags & os.O_ACCMODE)
+        return real(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    before = len(os.listdir("/proc/self/fd"))
+    prune_checkpoint(source, tmp_path / "out", "2:4", keep_from=masks)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.O_WRONLY in ways
+    assert os.O_RDWR not in ways
+
+
+def test_a_source_on_a_broken_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise OSError(errno.EIO, "broken disk")
+
+    src = write(tmp_path / "model.safetensors")
+    monkeypatch.setattr(unit, "read_tile", broken)
+    with pytest.raises(OSError, match=r"broken disk, at tensor '.*': '.*/model.safetensors'"):
+        prune_checkpoint(src, tmp_path / "out", "2:4")
+
+
 def test_what_is_done_is_kept_when_a_destination_appears(tmp_path: Path) -> None:
     src, out = write(tmp_path / "model.safetensors"), tmp_path / "out"
 
@@ -248,6 +280,51 @@ def test_the_disk_is_waited_for_as_often_as_much_is_written(monkeypatch: pytest.
     half = unit.FLUSH_BYTES // 2
     assert unit.flushed(7, ((half, number) for number in range(5))) == [0, 1, 2, 3, 4]
     assert waited == [7, 7]
+
+
+def test_a_journal_that_was_changed_leads_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path, {}, resume=False) as journal:
+        new = journal.new
+    path.write_text(path.read_text().replace(new, f"{new}/../../mine"))
+    with Journal(path, {}, resume=True) as journal:
+        assert journal.new not in (new, f"{new}/../../mine")
+        assert re.fullmatch("new-[0-9a-f]{16}", journal.new)
+
+
+def test_a_journal_knows_who_may_be_at_work_on_what_the_run_moved_to(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path, {"command": "x"}, resume=False) as journal:
+        for state in ("a", "b"):
+            journal.lend(state)
+        journal.move(journal.fresh())
+        for _ in range(2):
+            journal.lend("a")
+        new = journal.new
+    held = path.read_bytes()
+    with Journal(path, {"command": "x"}, resume=True) as journal:
+        assert (journal.new, journal.elsewhere) == (new, ["a"])
+    assert path.read_bytes() == held
+    first, *rest = held.splitlines(keepends=True)
+    for broken in (
+        held[:-5],
+        held[:-1],
+        *(b"".join((first, bad, *rest)) for bad in (b"x\n", b"5\n", b"[" * 9999 + b"\n")),
+    ):
+        path.write_bytes(broken)  # by a kill or a fault: what is written from now on must not be lost with it
+        with Journal(path, {"command": "x"}, resume=True) as journal:
+            assert journal.elsewhere == []
+            journal.lend("c")
+        with Journal(path, {"command": "x"}, resume=True) as journal:
+            assert journal.elsewhere == ["c"]
+
+
+def test_a_journal_is_written_through_no_link(tmp_path: Path) -> None:
+    (home := tmp_path / "home").write_text("mine")
+    (tmp_path / "journal").symlink_to(home)
+    with pytest.raises(OSError, match="journal"):
+        Journal(tmp_path / "journal", {}, resume=False)
+    assert home.read_text() == "mine"
 
 
 def test_what_is_built_is_removed_once_the_journal_names_its_copy(

@@ -315,7 +315,10 @@ def test_bad_masks_write_nothing(tmp_path: Path) -> None:
     refused("mask 'w' must be BOOL or U8, not F32", {"w": good.astype("f4")})
     refused(r"mask 'w' must have the shape of the tensor, \(64, 64\), not \(64, 32\)", {"w": good[:, :32].copy()})
     refused("must hold 0 and 1 only, not 2", {"w": good.astype("u1") * 2})
-    refused("'w': mask must keep at most 2 of 4 .* not 4 in row 0", {"w": np.ones((64, 64), bool)})
+    refused(
+        "'w': mask must keep at most 2 of 4 .* not 4 in row 0, .* a transposable mask of that first$",
+        {"w": np.ones((64, 64), bool)},
+    )
     refused(r"'v': weight must have 2 axes, not 1.*; or take it out of the masks \(--masks\)$", {"v": np.ones(3, bool)})
     refused("include and exclude must not be given with masks", {"w": good}, include=["w"])
 
@@ -673,7 +676,13 @@ def test_float32_at_2_4_is_told_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "x.safetensors", {"a.weight": np.tile(np.array([1, 1, 0, 0], "f4"), (64, 16))})
     result = run("export", tmp_path / "x.safetensors", tmp_path / "out", "--format", "cutlass-24")
     assert result.exit_code == 2
-    assert "; for 2:4, convert the checkpoint to float16 or bfloat16 and prune that" in result.stderr
+    advice = "; for 2:4, convert the checkpoint to float16 or bfloat16 and prune that"
+    assert advice in result.stderr
+    assert "counted within" not in result.stderr
+    write(tmp_path / "x.safetensors", {"a.weight": np.ones((64, 64), "f2")})
+    result = run("export", tmp_path / "x.safetensors", tmp_path / "out", "--format", "cutlass-24")
+    assert "float16 is stored at 2:4: prune at that" in result.stderr
+    assert advice not in result.stderr
 
 
 def test_verify_finds_lost_files_and_missing_digests(tmp_path: Path) -> None:

@@ -349,8 +349,9 @@ def test_a_finished_folder_is_read_again(tmp_path: Path, change: str, message: s
             raw = bytearray(path.read_bytes().replace(b'{"format":"pt"}', b'{"format":"np"}'))
         path.write_bytes(raw)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    which = "the source of it" if change == "source" else "it"
     with pytest.raises(
-        CheckpointError, match=f"resume must find .*out as it was finished, .* changed since: .*{message}"
+        CheckpointError, match=f"resume must find .*out as it was finished, and {which} was changed since: .*{message}"
     ):
         prune_checkpoint(src, out, "2:4", resume=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -69,7 +69,7 @@ def finished_report(
     if not isinstance(before, Mapping):
         return None
     skipped = any(done.reason for done in sums.values())
-    if not skipped and "on_nonfinite" in before:  # then it made no difference
+    if not skipped:  # then it made no difference
         before = {**before, "on_nonfinite": asked["on_nonfinite"]}
     if before != asked:
         raise DestinationExistsError(

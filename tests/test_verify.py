@@ -132,6 +132,13 @@ def test_convolution_counts_channels_first_then_the_next_position(tmp_path: Path
     assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 1, 2, 3, 2, 4, 8)
 
 
+def test_a_convolution_of_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.checkpoint.tiles.TILE_BYTES", 1)
+    weights = np.zeros((4, 8, 3), "f4")
+    weights[1, 4:7, 2] = 1  # entries 20 to 22 of row 1: position 2, channels of the second piece
+    assert first(one(tmp_path, weights)) == Violation("x.safetensors", "w.weight", "row", 1, 5, 3, 2, 4, 20)
+
+
 def test_stack_of_matrices_names_the_matrix(tmp_path: Path) -> None:
     weights = np.stack([MASK, MASK, MASK]).astype("f4")
     assert first(one(tmp_path, weights, "mlp.experts.up_proj")) is None

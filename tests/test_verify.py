@@ -218,3 +218,12 @@ def test_weights_of_another_variant_are_named(tmp_path: Path) -> None:
     assert found.unchecked_files == ("model.fp16.safetensors",)
     assert found.to_dict()["unchecked_files"] == ["model.fp16.safetensors"]
     assert "not checked: model.fp16.safetensors may hold" in run("verify", tmp_path, "--pattern", "2:4").stdout
+
+
+def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(*args: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("nmflow.checkpoint.verify.read_tile", cut_short)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: tensor 'w.weight' .* its file became shorter"):
+        verify_checkpoint(one(tmp_path, MASK.astype("f4")), "2:4")

@@ -70,6 +70,7 @@ MODELS: dict[str, Callable[[], Call]] = {
     "solve_on_device": lambda: (nt.solve_on_device, {"tensor": torch.randn(8, 8), "n": 2, "m": 4}),
     "adaprune_": lambda: (nt.adaprune_, batches()),
     "sparsegpt_": lambda: (nt.sparsegpt_, batches()),
+    "alps_": lambda: (nt.alps_, batches()),
     "allocate": lambda: (nt.allocate, {"model": model(), "m": 4, "density": 0.5}),
     "calibrate": lambda: (nt.calibrate, {"model": model(), "batches": [torch.randn(4, 16)]}),
     "choose_n": lambda: (nt.choose_n, {"model": model(), "m": 4}),

@@ -39,6 +39,7 @@ METHODS: dict[str, Callable[[nn.Module, list[torch.Tensor]], Any]] = {
     "prune_": lambda model, batches: nt.prune_(model, 2, 4),
     "wanda": lambda model, batches: nt.prune_(model, 2, 4, scores=nt.calibrate(model, batches).scores("wanda")),
     "sparsegpt_": lambda model, batches: nt.sparsegpt_(model, batches, 2, 4),
+    "alps_": lambda model, batches: nt.alps_(model, batches, 2, 4),
     "adaprune_": lambda model, batches: nt.adaprune_(model, batches, 2, 4, scores="obs"),
     "not sequential": lambda model, batches: nt.adaprune_(model, batches, 2, 4, sequential=False),
     "from_unstructured_": lambda model, batches: nt.from_unstructured_(model, 2, 4),

@@ -48,7 +48,7 @@ def test_a_small_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.Monk
     found = json.loads(out.read_text())
     rows = {tuple(row["key"]): row for row in found["rows"]}
     # every method at three kinds of masks, and the parts of the reconstruction at 8:16
-    assert len(rows) == 3 * len(run.METHODS) + len(run.METHODS) + len(run.LAYERWISE) - 1
+    assert len(rows) == 3 * len(run.METHODS) + len(run.METHODS) + sum("twice" not in name for name in run.LAYERWISE)
     for row in rows.values():
         assert row["layers"] == 3
         assert row["density"] == pytest.approx(0.5)
@@ -92,8 +92,8 @@ def test_verdicts(cosine: float, met: str) -> None:
     rows["MiniLM", "8:16", "transposable", "wanda"] = row(0.81)
     lines = report.verdicts(rows)
     assert lines[0].endswith(f"at least 0.97 both: {met}.")
-    assert "- adaprune is closer to the dense embeddings than magnitude in 1 of 3 cases: not at" in lines[3]
-    assert "in 2 of 4 cases; not for 8:16 magnitude, 8:16 sparsegpt." in lines[4]
+    assert "- adaprune is closer to the dense embeddings than magnitude in 1 of 3 cases: not at" in lines[4]
+    assert "in 2 of 5 cases; not for 8:16 magnitude, 8:16 sparsegpt, 8:16 alps." in lines[6]
 
 
 def test_report_without_results(tmp_path: Path) -> None:
@@ -119,11 +119,11 @@ def test_layers_are_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytes
     assert "- Not complete" in layers.table(json.loads(out.read_text()))
     seen.clear()
     assert layers.main(options) == 0
-    assert [key[4] for key in seen] == ["adaprune"]  # the others are there
+    assert [key[4] for key in seen] == ["adaprune", "alps"]  # the others are there
     found = json.loads(out.read_text())
     error = {row["of"][4]: row["error"] for row in found["rows"]}
     assert list(error) == list(layers.METHODS)
-    assert 0 < error["adaprune"] < error["sparsegpt"] < error["magnitude"] < 1
+    assert 0 < error["alps"] < error["adaprune"] < error["sparsegpt"] < error["magnitude"] < 1
     assert all(row["peak_mb"] >= 0 and row["seconds"] > (row["solve_seconds"] or 0) for row in found["rows"])
     text = layers.table(found)
     assert "| 64 x 128, bfloat16, 2:4 | " in text

@@ -75,7 +75,7 @@ def hidden(path: Path) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "adaprune"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "adaprune", "alps"])
 def test_methods(method: str, folder: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--pattern", "2:4", "--exclude", "pooler*", "--json"]
@@ -92,10 +92,10 @@ def test_methods(method: str, folder: Path, text: Path, tmp_path: Path) -> None:
             mask = (after[name] != 0).numpy()
             assert nmflow.certify(np.ones(mask.shape), mask, 2, 4).feasible
             assert torch.equal(after[name][after[name] != 0], old[after[name] != 0]) == (method == "wanda")
-        elif method != "adaprune" or not name.endswith("bias"):
+        elif method not in ("adaprune", "alps") or not name.endswith("bias"):
             assert torch.equal(after[name], old), name
     refitted = [name for name in before if name.endswith("bias") and not torch.equal(after[name], before[name])]
-    assert bool(refitted) == (method == "adaprune")
+    assert bool(refitted) == (method in ("adaprune", "alps"))
     assert run("verify", out, "--pattern", "2:4", "--exclude", "pooler*").exit_code == 0
     if method != "wanda":  # weights that were never trained know no magnitude worth keeping
         plain = tmp_path / "plain"
@@ -305,7 +305,7 @@ def test_a_weight_that_is_not_finite_is_named_before_any_work(
     ("options", "message"),
     [
         (["--method", "wanda"], "--calibration must be given for --method wanda: a file of text, a sample a line"),
-        (["--calibration", "TEXT"], "--calibration must come with --method wanda, sparsegpt or adaprune"),
+        (["--calibration", "TEXT"], "--calibration must come with --method wanda, sparsegpt, adaprune or alps"),
         (["--method", "wanda", "--calibration", "NONE"], "calibration must be a file of text, and "),
         (["--method", "wanda", "--calibration", "EMPTY"], "is empty; give a few hundred lines"),
         (["--method", "wanda", "--calibration", "LATIN"], "calibration must be text in UTF-8, and "),
@@ -330,7 +330,7 @@ def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch:
     result = run("prune", file, tmp_path / "out.safetensors", "--pattern", "2:4", "--method", "wanda",
                  "--calibration", text)  # fmt: skip
     assert "src must be a Hugging Face folder with config.json for method wanda" in result.stderr
-    words = 'method must be "magnitude", "wanda", "sparsegpt" or "adaprune", not'
+    words = 'method must be "magnitude", "wanda", "sparsegpt", "adaprune" or "alps", not'
     with pytest.raises(InputValueError, match=words):
         model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), "taylor", text)
     other = tmp_path / "strange"

@@ -253,6 +253,7 @@ def test_refit_after_the_pass_is_better_still() -> None:
 METHODS: dict[str, Any] = {
     "adaprune": nt.adaprune_,
     "sparsegpt": nt.sparsegpt_,
+    "alps": nt.alps_,
     "adaprune by wanda": lambda *args, **options: nt.adaprune_(*args, scores="wanda", **options),
     "adaprune by obs, own": lambda *args, **options: nt.adaprune_(*args, scores="obs", follow="own", **options),
 }
@@ -640,6 +641,8 @@ def test_a_model_that_is_run_in_place_of_its_copy_is_not_followed() -> None:
         (nt.adaprune_, images(), {"follow": "me"}, 'follow must be "dense" or "own", not \'me\''),
         (nt.adaprune_, images(), {"damping": float("nan")}, "damping must be finite and not negative, not nan"),
         (nt.sparsegpt_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),
+        (nt.alps_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),
+        (nt.alps_, images(), {"damping": -1.0}, "damping must be finite and not negative, not -1.0"),
         (nt.adaprune_, images(), {"scores": {"nobody": random(2)}}, "scores must be named like parameters of"),
         (nt.adaprune_, images(), {"n": {}}, "n must name at least one parameter, not none"),
         (nt.adaprune_, images(), {"n": {"3.weight": 4}}, "n must name a layer that can be pruned, at less than m"),
@@ -661,7 +664,7 @@ def test_bad_options(method: Any, data: Any, options: dict[str, Any], message: s
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("method", [nt.sparsegpt_, nt.adaprune_])
+@pytest.mark.parametrize("method", [nt.sparsegpt_, nt.adaprune_, nt.alps_])
 def test_a_solver_and_threads_are_checked_before_batches_run(method: Any) -> None:
     def forward(model: nn.Module, batch: torch.Tensor) -> None:
         pytest.fail("a batch ran")
@@ -812,7 +815,7 @@ class Looping(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("method", [nt.adaprune_, nt.sparsegpt_])
+@pytest.mark.parametrize("method", [nt.adaprune_, nt.sparsegpt_, nt.alps_])
 def test_a_layer_that_one_batch_calls_often_and_others_never_is_seen_whole(method: Any) -> None:
     torch.manual_seed(0)
     batches = [{"x": torch.randn(8, 16), "times": times} for times in (3, 0, 0)]

@@ -21,7 +21,7 @@ from nmflow.torch.obs_pass import obs_pass
 from nmflow.torch.resume import Store
 from nmflow.torch.scores import damped
 
-METHODS = [nt.sparsegpt_, nt.adaprune_]
+METHODS = [nt.sparsegpt_, nt.adaprune_, nt.alps_]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

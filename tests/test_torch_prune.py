@@ -59,6 +59,7 @@ def test_flags_are_true_or_false(value: Any) -> None:
         "calibrate": (nt.calibrate, (model, batches), ("gram",)),
         "adaprune_": (nt.adaprune_, (model, batches, 2, 4), ("sequential", "absorb_mean", "keep_zeros")),
         "sparsegpt_": (nt.sparsegpt_, (model, batches, 2, 4), ("refit", "sequential", "absorb_mean", "keep_zeros")),
+        "alps_": (nt.alps_, (model, batches, 2, 4), ("sequential", "absorb_mean", "keep_zeros")),
         "choose_n": (nt.choose_n, (model, 4), ("measured",)),
         "load": (nt.load_semi_structured, ("nowhere",), ("padded", "verify")),
         "on device": (nt.solve_on_device, (tensor(4, 4), 2, 4), ("duals",)),

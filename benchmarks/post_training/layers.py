@@ -51,6 +51,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "wanda": _wanda,
     "sparsegpt": lambda model, batches, **options: nt.sparsegpt_(model, batches, progress=False, **options),
     "adaprune": lambda model, batches, **options: nt.adaprune_(model, batches, scores="obs", progress=False, **options),
+    "alps": lambda model, batches, **options: nt.alps_(model, batches, progress=False, **options),
 }
 """As a caller gets them, from batches to the pruned layer; masks are transposable, and the rest is as by default."""
 

@@ -59,7 +59,7 @@ def verdicts(rows: Rows) -> list[str]:
         for method in (*run.METHODS, *run.LAYERWISE)
         if (row := rows.get(("MiniLM", "8:16", "transposable", method)))
     ]
-    for method in ("adaprune", "adaprune, twice the samples", "sparsegpt, refit, follow=dense"):
+    for method in ("adaprune", "alps", *(name for name in run.LAYERWISE if "twice" in name or "dense" in name)):
         row = rows.get(("MiniLM", "8:16", "transposable", method))
         if row:
             near = row["near"]
@@ -69,7 +69,7 @@ def verdicts(rows: Rows) -> list[str]:
                 f"{near['rank_correlation']:.4f}; at least {TARGET} both: {met}."
             )
     lines.append(f"- The best at transposable 8:16 is {max(best)[1]}.")
-    for method in ("sparsegpt", "adaprune"):
+    for method in ("sparsegpt", "adaprune", "alps"):
         pairs = [
             (f"{pattern} {kind}", rows[key], rows[base])
             for pattern in HALVES

@@ -44,9 +44,10 @@ METHODS: dict[str, Method] = {
     "adaprune": lambda model, batches, more, calibration, **options: nt.adaprune_(
         model, batches, scores="obs", **options
     ),
+    "alps": lambda model, batches, more, calibration, **options: nt.alps_(model, batches, **options),
 }
-"""The last one is what the page calls reconstruction: masks by "obs", then all kept weights fitted, layer after layer,
-to what the dense model gives."""
+"""The last two are sequential, and fit all kept weights, layer after layer, to what the dense model gives; "adaprune"
+has masks by "obs"."""
 LAYERWISE: dict[str, Method] = {
     "adaprune, |w|, each layer alone": lambda model, batches, more, calibration, **options: nt.adaprune_(
         model, calibration(), sequential=False, **options
@@ -56,6 +57,9 @@ LAYERWISE: dict[str, Method] = {
     ),
     "adaprune, twice the samples": lambda model, batches, more, calibration, **options: nt.adaprune_(
         model, batches + more, scores="obs", **options
+    ),
+    "alps, twice the samples": lambda model, batches, more, calibration, **options: nt.alps_(
+        model, batches + more, **options
     ),
     "sparsegpt, refit, follow=dense": lambda model, batches, more, calibration, **options: nt.sparsegpt_(
         model, batches, refit=True, follow="dense", absorb_mean=True, **options

@@ -20,7 +20,9 @@ def check_options(method: str, calibration: Path | None, others: dict[str, bool]
     """Raise InputValueError where options do not go together."""
     if method == "magnitude":
         if calibration is not None:
-            raise InputValueError("--calibration must come with --method wanda, sparsegpt or adaprune, not magnitude")
+            raise InputValueError(
+                "--calibration must come with --method wanda, sparsegpt, adaprune or alps, not magnitude"
+            )
         return
     if calibration is None:
         raise InputValueError(f"--calibration must be given for --method {method}: a file of text, a sample a line")

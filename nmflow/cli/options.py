@@ -39,6 +39,7 @@ class Method(StrEnum):
     wanda = "wanda"
     sparsegpt = "sparsegpt"
     adaprune = "adaprune"
+    alps = "alps"
 
 
 class Fill(StrEnum):

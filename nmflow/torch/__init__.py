@@ -28,6 +28,7 @@ if is_older(torch.__version__, TORCH):
 
 from nmflow.torch.adaprune import adaprune_
 from nmflow.torch.allocate import Allocation, allocate
+from nmflow.torch.alps import alps_
 from nmflow.torch.batch_norm import reestimate_batch_norm_
 from nmflow.torch.calibrate import Calibration, calibrate
 from nmflow.torch.device import solve_on_device
@@ -56,6 +57,7 @@ __all__ = [
     "TrainingStateError",
     "adaprune_",
     "allocate",
+    "alps_",
     "calibrate",
     "choose_n",
     "experts_apart",

@@ -18,9 +18,9 @@ from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
 from nmflow.torch.obs_pass import Pruned, solve_mask
 from nmflow.torch.post import Data, run
-from nmflow.torch.post_layer import Job, Options
+from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.refit import METHODS, refit
+from nmflow.torch.refit import METHODS
 from nmflow.torch.scores import score_named
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.watch import OnStep
@@ -138,11 +138,7 @@ def adaprune_(
                        threads=threads)
             for group, (weights, score) in enumerate(zip(job.weights, values, strict=True))
         ]  # fmt: skip
-        mask = torch.stack([group.mask for group in found])
-        fitted = refit(job.weights, mask, job.hessian, solve)
-        for group, weights in zip(found, fitted, strict=True):
-            group.weights = weights
-        return found
+        return fit_again(job, found, solve)
 
     options = Options(
         include, exclude, filter_fn, damping, sequential, follow, absorb_mean, keep_zeros, forward, resume, progress

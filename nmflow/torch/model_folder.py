@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nmflow.checkpoint.replace import replace_tensors
 from nmflow.errors import CheckpointError, InputValueError, SourceNotFoundError
 from nmflow.pattern import Pattern
 from nmflow.torch.adaprune import adaprune_
+from nmflow.torch.alps import alps_
 from nmflow.torch.beside import layers_beside
 from nmflow.torch.calibrate import calibrate
 from nmflow.torch.convert import to_array
@@ -27,6 +29,7 @@ from nmflow.torch.experts import experts_apart
 from nmflow.torch.finite import non_finite_error
 from nmflow.torch.model_load import load_model
 from nmflow.torch.model_names import DTYPES, fused_names, stored_names
+from nmflow.torch.post_report import PostReport
 from nmflow.torch.prune import named_error, prune_
 from nmflow.torch.report import PruneReport
 from nmflow.torch.sparsegpt import sparsegpt_
@@ -34,7 +37,10 @@ from nmflow.torch.watch import OnStep
 
 __all__ = ["METHODS", "check_folder", "prune_folder", "read_texts"]
 
-METHODS = ("wanda", "sparsegpt", "adaprune")
+_PRUNE: dict[str, Callable[..., PostReport]] = {
+    "sparsegpt": sparsegpt_, "adaprune": partial(adaprune_, scores="obs"), "alps": alps_
+}  # fmt: skip
+METHODS = ("wanda", *_PRUNE)
 
 
 def prune_folder(
@@ -62,8 +68,8 @@ def prune_folder(
         The folder to write: the same files, with new data for what was pruned or refitted. It appears whole or not at
         all.
     pattern : Pattern
-    method : {"wanda", "sparsegpt", "adaprune"}
-        Masks by `wanda` alone; `sparsegpt_`; or `adaprune_` with masks by "obs".
+    method : {"wanda", "sparsegpt", "adaprune", "alps"}
+        Masks by `wanda` alone; `sparsegpt_`; `adaprune_` with masks by "obs"; or `alps_`.
     calibration : path
         Text in UTF-8; every line that is not empty is a sample.
     include, exclude : iterable of str
@@ -125,12 +131,9 @@ def prune_folder(
             if method == "wanda":
                 seen = calibrate(model, batches, include=layers["include"], gram=False, progress=progress)
                 report = prune_(model, pattern=pattern, scores=seen.scores("wanda"), **layers)
-            elif method == "sparsegpt":
-                report = sparsegpt_(model, batches, pattern=pattern, resume=work, progress=progress, **layers)
             else:
-                report = adaprune_(
-                    model, batches, pattern=pattern, scores="obs", resume=work, progress=progress, **layers
-                )
+                prune = _PRUNE[method]
+                report = prune(model, batches, pattern=pattern, resume=work, progress=progress, **layers)
             data = _changed(plan, model, {stored: apart[0] for stored, apart in names.items() if stored not in fused})
         data |= _changed(plan, model, fused)
         replace_tensors(plan.source, dst, data, {"command": "prune", "method": method}, overwrite=overwrite)

@@ -24,14 +24,14 @@ from nmflow.torch.moments import Moments, from_matrices, matrices
 from nmflow.torch.obs_pass import Pruned
 from nmflow.torch.post_report import PostLayer
 from nmflow.torch.prune import named_error
-from nmflow.torch.refit import output_error
+from nmflow.torch.refit import output_error, refit
 from nmflow.torch.resume import Saved, Store
 from nmflow.torch.scores import damped
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.slots import identity, is_writable
 from nmflow.torch.watch import OnStep
 
-__all__ = ["Job", "Options", "Treat", "Worker", "all_or_nothing"]
+__all__ = ["Job", "Options", "Treat", "Worker", "all_or_nothing", "fit_again"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,14 @@ class Job:
 
 Treat: TypeAlias = Callable[[Job], list[Pruned]]
 """What a method does with a layer: masks and new weights, one for each group."""
+
+
+def fit_again(job: Job, found: list[Pruned], method: str = "auto") -> list[Pruned]:
+    """Refit what is kept, from the weights that were found on."""
+    mask, start = (torch.stack([getattr(group, name) for group in found]) for name in ("mask", "weights"))
+    for group, weights in zip(found, refit(job.weights, mask, job.hessian, method, start), strict=True):
+        group.weights = weights
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from nmflow.asked import amount, check_flags
@@ -15,9 +14,8 @@ from nmflow.torch.by_name import Counts, check_names, patterns_of
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
 from nmflow.torch.post import Data, run
-from nmflow.torch.post_layer import Job, Options
+from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.refit import refit as refitted
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep
 
@@ -80,6 +78,7 @@ def sparsegpt_(
 
     Examples
     --------
+    >>> import torch
     >>> layer = nn.Linear(16, 16)
     >>> report = sparsegpt_(layer, [torch.randn(64, 16)], 2, 4)
     >>> report.proven, int((layer.weight != 0).sum())
@@ -95,11 +94,7 @@ def sparsegpt_(
         for group, (weights, hessian) in enumerate(zip(job.weights, job.hessian, strict=True)):
             drop = None if job.drop is None else job.drop[group]
             found.append(obs_pass(weights, hessian, job.pattern, drop, solver=solver, threads=threads))
-        if refit:
-            mask, start = (torch.stack([getattr(one, name) for one in found]) for name in ("mask", "weights"))
-            for one, weights in zip(found, refitted(job.weights, mask, job.hessian, start=start), strict=True):
-                one.weights = weights
-        return found
+        return fit_again(job, found) if refit else found
 
     options = Options(
         include, exclude, filter_fn, damping, sequential, follow, absorb_mean, keep_zeros, forward, resume, progress

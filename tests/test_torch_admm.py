@@ -1,0 +1,152 @@
+"""ADMM finds masks under which a layer's error becomes small."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nmflow
+import nmflow.torch as nt
+from nmflow.pattern import Pattern
+from nmflow.torch import admm as module
+from nmflow.torch.admm import admm
+from nmflow.torch.obs_pass import obs_pass, solve_mask
+from nmflow.torch.refit import output_error, refit
+
+BOTH_WAYS = Pattern(2, 4)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def hessian_of(width: int, seed: int = 0) -> torch.Tensor:
+    """Of inputs that depend on each other and have scales of their own."""
+    x = random(4 * width, width, seed=seed) @ random(width, width, seed=seed + 1) * (1 + 9 * random(width, seed=2) ** 2)
+    return x.T @ x / len(x) + 0.01 * torch.eye(width, dtype=torch.float64)
+
+
+def least(weights: torch.Tensor, mask: torch.Tensor, hessian: torch.Tensor) -> float:
+    """The error under a mask when what it keeps is refitted."""
+    return output_error(refit(weights[None], mask[None], hessian[None], "cholesky")[0] - weights, hessian)
+
+
+def test_it_beats_masks_by_scores_and_sparsegpt() -> None:
+    for seed, pattern in itertools.product(range(5), (BOTH_WAYS, Pattern(4, 8), Pattern(2, 4, transposable=False))):
+        weights, hessian = random(32, 64, seed=seed), hessian_of(64, seed=10 * seed)
+        found = admm(weights, hessian, pattern)
+        assert nmflow.certify(np.ones(weights.shape), found.mask.numpy(), pattern=pattern).feasible
+        assert (found.n_proven, found.kept <= found.dense) == (found.n_blocks, True)
+        assert not found.weights[~found.mask].any()
+        other = obs_pass(weights, hessian, pattern).mask
+        wanda = solve_mask(weights, weights.abs() * hessian.diagonal().sqrt(), pattern, None).mask
+        error, after, before = (least(weights, mask, hessian) for mask in (found.mask, other, wanda))
+        assert error < 0.97 * after
+        assert error < 0.9 * before
+        assert error <= output_error(found.weights - weights, hessian) < 1.1 * error
+
+
+def test_small_blocks_against_all_of_their_masks() -> None:
+    masks = [mask for mask in itertools.product(itertools.combinations(range(4), 2), repeat=4)
+             if np.bincount(np.ravel(mask), minlength=4).tolist() == [2] * 4]  # fmt: skip
+    assert len(masks) == 90
+    every = torch.zeros(90, 4, 4, dtype=torch.bool)
+    for number, rows in enumerate(masks):
+        every[number][torch.arange(4)[:, None], torch.tensor(rows)] = True
+    best, ratios = 0, []
+    for seed in range(40):
+        weights, hessian = random(4, 4, seed=seed), hessian_of(4, seed=seed)
+        errors = sorted(least(weights, mask, hessian) for mask in every)
+        error = least(weights, admm(weights, hessian, BOTH_WAYS).mask, hessian)
+        best += error <= errors[0] * (1 + 1e-9)
+        ratios.append(error / errors[0])
+        assert error < errors[len(errors) // 3]
+    assert best >= 20
+    assert np.median(ratios) < 1.05
+
+
+def test_inputs_that_do_not_depend_on_each_other_leave_the_best_mask_of_squares() -> None:
+    weights, scale = random(16, 16), 1 + random(16, seed=3) ** 2
+    found = admm(weights, scale.diag(), BOTH_WAYS)
+    assert torch.equal(found.mask, solve_mask(weights, weights.square() * scale, BOTH_WAYS, None).mask)
+    torch.testing.assert_close(found.weights, weights * found.mask, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [1e-200, 1e-30, 2.0**20, 1e200])
+def test_units_do_not_matter(times: float) -> None:
+    weights, hessian = random(16, 32), hessian_of(32)
+    one, two, three = (admm(w, h, BOTH_WAYS) for w, h in
+                       ((weights, hessian), (weights * times, hessian), (weights, hessian * times)))  # fmt: skip
+    assert torch.equal(one.mask, two.mask)
+    assert torch.equal(one.mask, three.mask)
+    torch.testing.assert_close(two.weights, one.weights * times, rtol=1e-4, atol=1e-6 * times)
+
+
+def test_it_is_the_same_twice_and_leaves_its_inputs_alone() -> None:
+    weights, hessian = random(16, 32), hessian_of(32)
+    copies = weights.clone(), hessian.clone()
+    one, two = admm(weights, hessian, BOTH_WAYS, threads=1), admm(weights, hessian, BOTH_WAYS, threads=2)
+    assert torch.equal(one.mask, two.mask)
+    assert torch.equal(one.weights, two.weights)
+    assert torch.equal(weights, copies[0])
+    assert torch.equal(hessian, copies[1])
+
+
+def test_nothing_to_keep_and_a_penalty_that_rounding_asks_for() -> None:
+    zeros = admm(torch.zeros(8, 8, dtype=torch.float64), hessian_of(8), BOTH_WAYS)
+    assert (int(zeros.mask.sum()), bool(zeros.weights.any())) == (32, False)
+    indefinite = torch.ones(8, 8, dtype=torch.float64) - 0.5 * torch.eye(8, dtype=torch.float64).flip(0)
+    assert torch.linalg.eigvalsh(indefinite)[0] < -module.PENALTY
+    assert torch.isfinite(admm(random(8, 8), indefinite, BOTH_WAYS).weights).all()
+
+
+def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, when the mask stays; or after as many steps as it may take."""
+    steps: list[int] = []
+
+    def counting(*args: object, **options: object) -> object:
+        steps.append(1)
+        return solve_mask(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "solve_mask", counting)
+    admm(random(32, 64), hessian_of(64), BOTH_WAYS)
+    assert 10 < len(steps) < 200
+    assert len(steps) % module.EVERY == 1
+    steps.clear()
+    monkeypatch.setattr(module, "STEPS", 7)
+    assert admm(random(32, 64), hessian_of(64), BOTH_WAYS).n_proven == 128
+    assert len(steps) == 8
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_zeros_that_stay_and_lines_that_are_not_full(fill: nmflow.Fill) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16))
+    with torch.no_grad():
+        model[0].weight[::4, ::4] = 0
+        if fill == "at-most":
+            model[0].weight[3] = 0
+    zeros = model[0].weight == 0
+    report = nt.alps_(model, [random(64, 16).float()], 2, 4, fill=fill, keep_zeros=True)
+    assert report.proven
+    assert not model[0].weight[zeros].any()
+    mask = (model[0].weight != 0).numpy()
+    assert nmflow.certify(np.ones(mask.shape), mask, 2, 4, fill="at-most").feasible
+
+
+def test_of_a_layer_it_leaves_the_least_error() -> None:
+    torch.manual_seed(0)
+    dense, batches = nn.Linear(64, 64), [(random(512, 64) @ random(64, 64, seed=1) / 8).float()]
+    errors = []
+    for method, options in ((nt.alps_, {}), (nt.sparsegpt_, {"refit": True, "absorb_mean": True}),
+                            (nt.adaprune_, {"scores": "obs"})):  # fmt: skip
+        layer = nn.Linear(64, 64)
+        layer.load_state_dict(dense.state_dict())
+        report = method(layer, batches, 2, 4, **options)
+        assert report.method == method.__name__.strip("_")
+        errors.append(report.layers[0].error)
+    assert errors[0] < 0.97 * errors[1] < errors[2]

@@ -88,6 +88,16 @@ FOUND: dict[tuple[int, int], str] = {
         "687dDHYa5WBDef8cNVjnZbhj34FtAe4Z9ahiZabn3hSiAC1YJZ2NDmAcYkGNEjhkEIBCJNAYep7WDYYhceBJbdHJEGGcCaYbFHCSCWFY"
         "FGDEGWEG"
     ),
+    (64, 32): (
+        "0123456789ABCDEF021346578A9BCEDF041526378C9DAEBF08192A3B4C5D6E7FGHIJKLMNOPQRSTUVGIHJKMLNOQPRSUTVGKHLIMJN"
+        "OSPTQURVGOHPIQJRKSLTMUNVWXYZabcdefghijklWYXZacbdegfhikjlWaXbYcZdeifjgkhlWeXfYgZhaibjckdlmnopqrstuvwxyz-_"
+        "monpqsrtuwvxy-z_mqnrosptuyvzw-x_munvowpxqyrzs-t_123CDE7B485A69147D28BE24569ABD387C68AC35793456789ABC6789"
+        "HIJSTUNRKOLQMPHKNTIORUIKLMPQRTJONSMOQSJLNPJKLMNOPQRSMNOPXYZijkdhaebgcfXadjYehkYabcfghjZedicegiZbdfZabcde"
+        "fghicdefnopyz-txqurwsvnqtzoux-oqrsvwxzputysuwyprtvpqrstuvwxystuvdt8O9Pcs2Ijz2bQz6MfvaqBR4Khx3JiyXnEUDTYo"
+        "FVWmEMfn1Hk-8s9t7Neugw5LCSZpDx4oDLgo8Glt6nEv7eNuAjIrAQbrO_0dAIjrLkHgQYTbiqBJGfMlFqBmPy3c9cPsdfMO5pCwFNem"
+        "YjITLPcgFZSmDiJoCKhpEdOnChKpKfMhPgLcR-1aJPciPZScTdOYDPcoKMfhRXUaMSZfXfMUVYTWPeNcXiJUVdOWNVWeSWVZVXUWSVWZ"
+        "NUXeUWVXUeNXWXUV"
+    ),
 }
 """By (count, wanted): comparators, two wires each; the first keeps the larger. The least of the `wanted` largest of
 `count` values and the next one end on wires wanted - 1 and wanted, in either order."""

@@ -50,6 +50,42 @@ def test_it_beats_masks_by_scores_and_sparsegpt() -> None:
         assert error <= output_error(found.weights - weights, hessian) < 1.1 * error
 
 
+def plainly(weights: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Algorithm 1 of ALPS in float64, by an inverse."""
+    scale = hessian.diagonal().sqrt()
+    unit, wanted = hessian / torch.outer(scale, scale), weights * scale
+    kept, owed, penalty, masks = wanted, torch.zeros_like(wanted), module.PENALTY, []
+    while len(masks) < module.STEPS:
+        inverse = torch.linalg.inv(unit + penalty * torch.eye(len(unit), dtype=torch.float64))
+        free = (wanted @ unit - owed + penalty * kept) @ inverse
+        near = free + owed / penalty
+        masks.append(solve_mask(near, near.square(), pattern, None).mask)
+        kept = near * masks[-1]
+        owed = owed + penalty * (free - kept)
+        if len(masks) % 3 == 1 and len(masks) > 1:
+            share = float((masks[-1] ^ masks[-4]).sum() / masks[-1].sum())
+            if not share:
+                break
+            penalty *= 1.2 if share > 0.1 else 1.1 if share > 0.005 else 1.05
+    return masks[-1]
+
+
+def test_its_steps_are_those_of_the_authors() -> None:
+    for seed, pattern in itertools.product(range(2), (BOTH_WAYS, Pattern(4, 8))):
+        weights, hessian = random(16, 32, seed=seed), hessian_of(32, seed=10 * seed)
+        assert torch.equal(admm(weights, hessian, pattern).mask, plainly(weights, hessian, pattern)), (seed, pattern)
+
+
+def test_what_must_be_dropped_is_dropped_from_the_first_mask_on() -> None:
+    """Which is the best there is, where inputs do not depend on each other."""
+    weights, drop = random(8, 8), np.zeros((8, 8), bool)
+    drop[::4, 1::4] = True
+    weights[::4, 1::4] = 9
+    found = admm(weights, torch.eye(8, dtype=torch.float64), BOTH_WAYS, drop)
+    assert not found.mask[torch.from_numpy(drop)].any()
+    assert torch.equal(found.mask, solve_mask(weights, weights.square(), BOTH_WAYS, drop).mask)
+
+
 def test_small_blocks_against_all_of_their_masks() -> None:
     masks = [mask for mask in itertools.product(itertools.combinations(range(4), 2), repeat=4)
              if np.bincount(np.ravel(mask), minlength=4).tolist() == [2] * 4]  # fmt: skip

@@ -134,10 +134,9 @@ def adaprune_(
     def treat(job: Job) -> list[Pruned]:
         values = _values(job, scores, damping)
         found = [
-            solve_mask(weights, score, job.pattern, None if job.drop is None else job.drop[group], solver=solver,
-                       threads=threads)
-            for group, (weights, score) in enumerate(zip(job.weights, values, strict=True))
-        ]  # fmt: skip
+            solve_mask(weights, score, job.pattern, drop, solver=solver, threads=threads)
+            for (weights, _, drop), score in zip(job.groups(), values, strict=True)
+        ]
         return fit_again(job, found, solve)
 
     options = Options(

@@ -105,7 +105,7 @@ def allocate(
     Returns
     -------
     Allocation
-        A mapping from parameter names to n, for `adaprune_`, `sparsegpt_` and `from_unstructured_`.
+        A mapping from parameter names to n, for `alps_`, `adaprune_`, `sparsegpt_` and `from_unstructured_`.
 
     Raises
     ------

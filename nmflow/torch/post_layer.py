@@ -56,6 +56,11 @@ class Job:
     hessian: torch.Tensor
     drop: Array | None
 
+    def groups(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, Array | None]]:
+        """Weights, H and what must be dropped, of each group."""
+        drops = [None] * len(self.weights) if self.drop is None else self.drop
+        yield from zip(self.weights, self.hessian, drops, strict=True)
+
 
 Treat: TypeAlias = Callable[[Job], list[Pruned]]
 """What a method does with a layer: masks and new weights, one for each group."""

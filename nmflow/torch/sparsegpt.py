@@ -90,10 +90,10 @@ def sparsegpt_(
     check_names(model, n, "n")
 
     def treat(job: Job) -> list[Pruned]:
-        found = []
-        for group, (weights, hessian) in enumerate(zip(job.weights, job.hessian, strict=True)):
-            drop = None if job.drop is None else job.drop[group]
-            found.append(obs_pass(weights, hessian, job.pattern, drop, solver=solver, threads=threads))
+        found = [
+            obs_pass(weights, hessian, job.pattern, drop, solver=solver, threads=threads)
+            for weights, hessian, drop in job.groups()
+        ]
         return fit_again(job, found) if refit else found
 
     options = Options(

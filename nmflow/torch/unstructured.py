@@ -166,7 +166,7 @@ def choose_n(
     Returns
     -------
     dict
-        n by parameter name, between 1 and m, for `from_unstructured_`, `adaprune_` and `sparsegpt_`.
+        n by parameter name, between 1 and m, for `from_unstructured_`, `alps_`, `adaprune_` and `sparsegpt_`.
 
     Raises
     ------

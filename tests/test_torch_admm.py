@@ -186,3 +186,27 @@ def test_of_a_layer_it_leaves_the_least_error() -> None:
         assert report.method == method.__name__.strip("_")
         errors.append(report.layers[0].error)
     assert errors[0] < 0.97 * errors[1] < errors[2]
+
+
+def test_masks_are_found_on_the_device_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU stands for one: the same masks, by plain torch operations, and nothing goes through NumPy."""
+    weights, hessian, asked = random(32, 64), hessian_of(64), []
+
+    def anywhere(scores: torch.Tensor, pattern: Pattern, **options: object) -> bool:
+        asked.append((scores.dtype, pattern, options))
+        return True
+
+    there = admm(weights, hessian, Pattern(4, 8), solver="dual", threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("nmflow.torch.obs_pass.on_device", anywhere)
+        patch.setattr("nmflow.torch.obs_pass.solve", None)
+        here = admm(weights, hessian, Pattern(4, 8), solver="dual", threads=1)
+    assert torch.equal(here.mask, there.mask)
+    assert torch.equal(here.weights, there.weights)
+    assert (here.n_proven, here.n_blocks) == (32, 32)
+    assert here.kept == pytest.approx(there.kept, rel=1e-6)
+    assert here.dense == there.dense > here.kept
+    # at once what a device can do, and what `on_device` must be told to see that it can
+    assert set(map(repr, asked)) == {
+        repr((torch.float32, Pattern(4, 8), {"drop": None, "solver": "dual", "threads": 1}))
+    }

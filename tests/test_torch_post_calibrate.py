@@ -17,7 +17,7 @@ from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Draws, wanted_rows
 from nmflow.torch.moments import from_matrices, matrices, rows_of
-from nmflow.torch.scores import damped
+from nmflow.torch.scores import DAMPING, damped
 from nmflow.torch.select import select
 
 
@@ -236,8 +236,9 @@ def test_scores_for_prune() -> None:
     x = random(16, 4, 3, 3).double()
     assert torch.allclose(wanda, model[0].weight.abs() * x.square().sum(0).sqrt(), rtol=1e-6)
     obs = calibration.scores("obs")("2.weight", model[2])
-    hessian, share = damped(calibration.moments["2.weight"], 0.01)
-    assert share == 0.01
+    hessian, share, bare = damped(calibration.moments["2.weight"], DAMPING)
+    assert share == DAMPING
+    assert torch.allclose(hessian[0].diagonal(), 1.05 * bare[0] + 0.005 * bare.mean())
     assert obs is not None
     assert torch.allclose(obs, model[2].weight.double() ** 2 / torch.linalg.inv(hessian[0]).diagonal(), rtol=1e-6)
     assert calibration.scores("wanda")("other", model[2]) is None
@@ -292,11 +293,11 @@ def test_obs_score_is_what_dropping_one_weight_costs() -> None:
 
 def test_few_samples_are_damped() -> None:
     moments = nt.calibrate(nn.Linear(8, 8), [random(3, 8)]).moments["weight"]
-    hessian, share = damped(moments, 0.0)
+    hessian, share, _ = damped(moments, 0.0)
     assert share > 0
     assert not torch.linalg.cholesky_ex(hessian).info.any()
     nothing = nt.calibrate(nn.Linear(4, 4), [torch.zeros(3, 4)]).moments["weight"]
-    assert torch.equal(damped(nothing, 0.5)[0][0], 0.5 * torch.eye(4, dtype=torch.float64))
+    assert torch.equal(damped(nothing, 0.5)[0][0], 0.05 * torch.eye(4, dtype=torch.float64))
 
 
 class Greedy(nn.Linear):

@@ -280,6 +280,22 @@ def test_masks_keep_to_the_pattern_and_outputs_come_closer(method: str, sequenti
     assert errors[0] < 0.8 * errors[1]
 
 
+@pytest.mark.parametrize("method", [nt.adaprune_, nt.sparsegpt_, nt.alps_])
+def test_reported_errors_are_those_of_the_outputs(method: Any) -> None:
+    """Damping is no part of them, be it ever so strong."""
+    layer, x = nn.Linear(16, 8, bias=False).double(), random(64, 16, dtype=torch.float64)
+    before = layer.weight.detach().clone()
+    for damping in (0.0, 0.05, 2.0):
+        pruned = copy.deepcopy(layer)
+        (report,) = method(pruned, [x], 2, 4, damping=damping).layers
+        after = pruned.weight.detach()
+        wrong, masked = (float((x @ (weight - before).T).square().sum()) for weight in (after, before * (after != 0)))
+        whole = float((x @ before.T).square().sum())
+        assert report.damping == damping
+        assert report.error == pytest.approx(wrong / whole, rel=1e-9)
+        assert report.masked_error == pytest.approx(masked / whole, rel=1e-9)
+
+
 def test_sequential_sees_what_pruned_layers_give() -> None:
     """Lockstep against one whole pass for each layer."""
     model, batches = network(), images()
@@ -546,8 +562,8 @@ def test_few_samples_are_said() -> None:
     model = network()
     report = nt.adaprune_(model, [images()[0][:2]], 2, 4)
     assert dict(report.notes) == {
-        "3.weight": "only 2 rows for 128 inputs: damped by 0.01, give more samples",
-        "5.weight": "only 2 rows for 16 inputs: damped by 0.01, give more samples",
+        "3.weight": "only 2 rows for 128 inputs: damped by 0.05, give more samples",
+        "5.weight": "only 2 rows for 16 inputs: damped by 0.05, give more samples",
     }
     assert "only 2 rows for 128 inputs" in str(report)
     assert report.to_dict()["notes"][0]["name"] == "3.weight"

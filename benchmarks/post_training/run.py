@@ -61,6 +61,12 @@ LAYERWISE: dict[str, Method] = {
     "alps, twice the samples": lambda model, batches, more, calibration, **options: nt.alps_(
         model, batches + more, **options
     ),
+    "alps, damping=0.01": lambda model, batches, more, calibration, **options: nt.alps_(
+        model, batches, damping=0.01, **options
+    ),
+    "alps, damping=0.2": lambda model, batches, more, calibration, **options: nt.alps_(
+        model, batches, damping=0.2, **options
+    ),
     "sparsegpt, refit, follow=dense": lambda model, batches, more, calibration, **options: nt.sparsegpt_(
         model, batches, refit=True, follow="dense", absorb_mean=True, **options
     ),

@@ -17,6 +17,7 @@ from nmflow.torch.obs_pass import Pruned
 from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
+from nmflow.torch.scores import DAMPING
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep
 
@@ -36,7 +37,7 @@ def alps_(
     solver: str | Any = "dual",
     fill: Fill = "exact",
     keep_zeros: bool = False,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     sequential: bool = True,
     follow: str = "dense",
     absorb_mean: bool = True,

@@ -16,7 +16,7 @@ from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.gather import MEMORY, gather
 from nmflow.torch.moments import Moments, from_matrices, known, matrices
-from nmflow.torch.scores import score_named
+from nmflow.torch.scores import DAMPING, score_named
 from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
 from nmflow.torch.watch import OnStep
 
@@ -33,12 +33,12 @@ class Calibration:
         By the name of the parameter, in the order of the model.
     moments : mapping of str to Moments
     damping : float
-        Share of the mean diagonal that "obs" adds to XᵀX.
+        What "obs" adds to XᵀX, as in `adaprune_`.
     """
 
     layers: Mapping[str, Layer]
     moments: Mapping[str, Moments]
-    damping: float = 0.01
+    damping: float = DAMPING
 
     def scores(self, name: str) -> Callable[[str, nn.Module], torch.Tensor | None]:
         """Scores for `prune_(model, ..., scores=calibration.scores("wanda"))`; "magnitude", "wanda" or "obs".
@@ -97,7 +97,7 @@ def calibrate(
     exclude: Iterable[str] | None = None,
     filter_fn: Filter | None = None,
     gram: bool = True,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     forward: Forward | None = None,
     memory: float = MEMORY,
     progress: OnStep | bool | None = None,
@@ -117,7 +117,7 @@ def calibrate(
     gram : bool
         Sum x xᵀ too (8 K² bytes for a layer of K inputs); "wanda" does without.
     damping : float
-        For the score "obs"; at least 0.
+        For the score "obs", as in `adaprune_`; at least 0.
     forward : callable (model, batch), optional
         How a batch goes through the model, where it is none of the above: a loader's (images, labels), for one.
     memory : float

@@ -12,6 +12,7 @@ from nmflow.arrays import Array
 from nmflow.pattern import Pattern
 from nmflow.pipeline import solve
 from nmflow.torch.convert import to_mask
+from nmflow.torch.device import on_device, solve_on_device
 
 __all__ = ["Pruned", "factor_of_inverse", "obs_pass", "solve_mask"]
 
@@ -40,9 +41,9 @@ class Pruned:
     n_blocks: int = 0
     n_proven: int = 0
 
-    def count(self, scores: Array, solution: Any) -> None:
-        """Add what one solve said."""
-        self.dense += float(scores.sum())
+    def count(self, dense: float, solution: Any) -> None:
+        """Add what one solve said, and the sum of the scores it was given."""
+        self.dense += dense
         self.kept += solution.objective
         self.gap += solution.gap
         self.n_blocks += solution.certificate.n_blocks
@@ -52,12 +53,16 @@ class Pruned:
 def solve_mask(
     weights: torch.Tensor, scores: torch.Tensor, pattern: Pattern, drop: Array | None, **options: Any
 ) -> Pruned:
-    """Mask a matrix by scores, and leave the weights that are kept as they are."""
-    values = scores.detach().cpu().numpy()
-    solution = solve(values, pattern=pattern, scores=values, drop=drop, certify=True, **options)
+    """Mask a matrix by scores, on the device where that can be, and leave the weights that are kept as they are."""
+    scores = scores.detach()
+    if on_device(scores, pattern, drop=drop, **options):
+        solution = solve_on_device(scores, pattern=pattern, scores=scores, threads=options.get("threads"))
+    else:
+        values = scores.cpu().numpy()
+        solution = solve(values, pattern=pattern, scores=values, drop=drop, certify=True, **options)
     mask = to_mask(solution.mask, weights.device)
     found = Pruned(mask, weights * mask)
-    found.count(values, solution)
+    found.count(float(scores.sum()), solution)
     return found
 
 
@@ -108,7 +113,7 @@ def obs_pass(
             values = np.ascontiguousarray((work[left:right] / diagonal[left:right]).square().cpu().numpy().T)
             banned = None if drop is None else drop[:, left:right]
             solution = solve(values, pattern=pattern, scores=values, drop=banned, certify=True, **options)
-            found.count(values, solution)
+            found.count(float(values.sum()), solution)
             masks[left:right] = to_mask(solution.mask, work.device).T
             for column in range(left, right):
                 lost = errors[column - start]

@@ -26,7 +26,7 @@ from nmflow.torch.post_report import PostLayer
 from nmflow.torch.prune import named_error
 from nmflow.torch.refit import output_error, refit
 from nmflow.torch.resume import Saved, Store
-from nmflow.torch.scores import damped
+from nmflow.torch.scores import DAMPING, damped
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.slots import identity, is_writable
 from nmflow.torch.watch import OnStep
@@ -81,7 +81,7 @@ class Options:
     include: Iterable[str] | None = None
     exclude: Iterable[str] | None = None
     filter_fn: Filter | None = None
-    damping: float = 0.01
+    damping: float = DAMPING
     sequential: bool = True
     follow: str = "dense"
     absorb_mean: bool = True
@@ -198,7 +198,7 @@ class Worker:
             first = tuple(int(index) for index in (~torch.isfinite(parameter)).nonzero()[0])
             count = int(bad.sum())
             raise NonFiniteError.among("weights", count, bad.numel(), first, "repair them")
-        hessian, share = damped(moments, self.options.damping, centred=bool(biases))
+        hessian, share, bare = damped(moments, self.options.damping, centred=bool(biases))
         target = dense + _moved(dense, moments, hessian, centred=bool(biases))
         drop = (dense == 0).cpu().numpy() if self.options.keep_zeros else None
         found = self.method(Job(layer, self.chosen[layer], target, moments, hessian, drop))
@@ -220,6 +220,8 @@ class Worker:
                 raise InputValueError(
                     f"the bias must fit into {bias.dtype} with the mean output; use absorb_mean=False"
                 )
+        if moments.count:  # what damping holds dear is no error of the outputs
+            hessian.diagonal(dim1=-2, dim2=-1).copy_(bare)
         whole = output_error(target, hessian) or 1.0
         report = PostLayer(
             layer.name, layer.also, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), layer.layout,
@@ -227,8 +229,8 @@ class Worker:
             float(np.count_nonzero(to_array(mask))) / mask.numel(), sum(group.n_blocks for group in found),
             sum(group.n_proven for group in found), 0.0,
             pattern=str(self.chosen[layer]), rows=moments.count, inputs=dense.shape[-1], damping=share,
-            masked_error=output_error(dense * mask - target, hessian) / whole,
-            error=output_error(rounded - target, hessian) / whole,
+            masked_error=max(0.0, output_error(dense * mask - target, hessian)) / whole,
+            error=max(0.0, output_error(rounded - target, hessian)) / whole,
         )  # fmt: skip
         if not math.isfinite(report.error):
             raise InputValueError("errors must be finite; the inputs are too large or too small: scale them")

@@ -24,10 +24,10 @@ class PostLayer(LayerReport):
     inputs : int
         Columns: inputs of each output.
     damping : float
-        Share of the mean diagonal that was added to the diagonal of XᵀX.
+        As it was given to `adaprune_`, or more where XᵀX could not be factorised with it.
     masked_error, error : float
-        Squared error of the layer's outputs relative to the outputs themselves (damped, and without their mean where a
-        bias absorbs it): by the mask alone, and in the end.
+        Squared error of the layer's outputs relative to the outputs themselves (both without their mean where a bias
+        absorbs it), over all rows that were seen: by the mask alone, and in the end.
     """
 
     pattern: str

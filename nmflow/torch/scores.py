@@ -11,8 +11,10 @@ import torch
 from nmflow.errors import InputValueError
 from nmflow.torch.moments import Moments
 
-__all__ = ["SCORES", "Score", "damped", "magnitude", "obs", "score_named", "wanda"]
+__all__ = ["DAMPING", "SCORES", "Score", "damped", "magnitude", "obs", "score_named", "wanda"]
 
+DAMPING, REST = 0.05, 0.1
+"""What is added to H: this share of an input's own mean square, and a tenth of that of the mean over all inputs."""
 Score: TypeAlias = Callable[[torch.Tensor, Moments, float], torch.Tensor]
 """(weights of shape (groups, R, K), moments, damping) -> scores of that shape."""
 
@@ -37,7 +39,7 @@ def obs(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor
 
     H is the damped mean of x xᵀ; Hassibi and Stork 1993, "Optimal Brain Surgeon", up to the factor 1/2.
     """
-    hessian, _ = damped(moments, damping)
+    hessian = damped(moments, damping)[0]
     # H = L Lᵀ, so that [H⁻¹]_jj is the squared length of column j of L⁻¹
     unit = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device).expand_as(hessian)
     inverse: torch.Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(hessian), unit, upper=False)
@@ -60,7 +62,7 @@ def score_named(name: str) -> Score:
     return SCORES[name]
 
 
-def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[torch.Tensor, float]:
+def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[torch.Tensor, float, torch.Tensor]:
     """The mean of x xᵀ with enough on its diagonal to be factorised.
 
     Parameters
@@ -68,7 +70,7 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
     moments : Moments
         With a gram matrix.
     damping : float
-        Share of the mean diagonal that is added to the diagonal, as in SparseGPT (Frantar and Alistarh 2023).
+        Share of an input's own mean square, and of a tenth of the mean of all inputs', that is added to the diagonal.
     centred : bool
         Take the covariance instead: right where a bias is free to make up for the mean.
 
@@ -78,6 +80,8 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
         Positive definite.
     float
         The share that was needed: more than `damping` where rounding or too few samples made it so.
+    Tensor of float64, shape (groups, K)
+        The diagonal without it.
 
     Raises
     ------
@@ -86,7 +90,10 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
 
     Notes
     -----
-    An input that is always zero gets the damping alone; where all of them are, it is a share of 1.
+    A ridge that pulls new weights to the old ones where samples say little. SparseGPT (Frantar and Alistarh 2023) adds
+    a share of the mean diagonal to every input: much to those that are small beside others, little to those that are
+    large. Here an input's scale hardly matters. An input that is always zero gets its part of the mean, so that it is
+    not given up altogether; where all inputs are, the mean is taken to be 1.
     """
     if moments.gram is None:
         raise InputValueError("calibration must hold gram matrices; calibrate with gram=True")
@@ -98,11 +105,12 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
     scale = (mean.diagonal(dim1=-2, dim2=-1) / mean.shape[-1]).sum(-1)  # in this order, as a sum could overflow
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     bare = mean.diagonal(dim1=-2, dim2=-1).clone()
+    more = bare + REST * scale[:, None]
     share = damping
     while True:
-        mean.diagonal(dim1=-2, dim2=-1).copy_(bare + (share * scale)[:, None])
+        mean.diagonal(dim1=-2, dim2=-1).copy_(bare + share * more)
         if not torch.linalg.cholesky_ex(mean).info.any():
-            return mean, share
+            return mean, share, bare
         share = max(10 * share, 1e-10)
         if not math.isfinite(share):
             raise InputValueError("inputs must have a mean of squares that float64 holds; scale them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 import nmflow.torch as nt
 from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
+from nmflow.torch import lockstep
 from nmflow.torch.obs_pass import obs_pass
 from nmflow.torch.resume import Store
 from nmflow.torch.scores import damped
@@ -62,6 +64,15 @@ def test_an_eval_that_does_more_is_not_called() -> None:
     nt.sparsegpt_(model, [random(32, 16)], 2, 4, include=["0.weight"])
     model.eval().train()
     assert (model[0].weight != 0).sum() == 128
+
+
+def test_other_matrices_of_a_linear_are_left_alone() -> None:
+    """What they are multiplied by cannot be known."""
+    model = nn.Sequential(Merging(), nn.ReLU(), nn.Linear(16, 16)).eval()
+    report = nt.sparsegpt_(model, [random(32, 16)], 2, 4, filter_fn=lambda name, module: True)
+    assert [layer.name for layer in report.layers] == ["0.weight", "2.weight"]
+    assert ("0.extra", "its inputs cannot be seen; use prune_ for it") in report.skipped
+    assert (model[0].extra != 0).all()
 
 
 class InPlace(nn.Module):
@@ -140,6 +151,54 @@ def test_another_activation_or_calibration_resumes_nothing(tmp_path: Path) -> No
             nt.sparsegpt_(bad, calibration, 2, 4, resume=tmp_path / "sums", sequential=False)
         keys.append({path.name for path in (tmp_path / "sums").iterdir()})
     assert len(keys[1] - keys[0]) == 1
+
+
+def test_a_layer_is_resumed_by_the_same_options_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "2.weight":
+            raise KeyboardInterrupt
+
+    def finished(method: Any = nt.sparsegpt_, x: torch.Tensor = random(64, 16), **options: Any) -> int:  # noqa: B008
+        with pytest.raises(KeyboardInterrupt):
+            method(two_layers(), [x], 2, 4, **{"resume": tmp_path, "progress": stop, "follow": "own", **options})
+        return len(list(tmp_path.iterdir()))
+
+    kinds: list[dict[str, Any]] = [
+        {}, {"solver": "greedy"}, {"refit": True}, {"follow": "dense"}, {"absorb_mean": True}, {"keep_zeros": True},
+        {"damping": 0.02}, {"fill": "at-most"}, {"sequential": False}, {"x": random(64, 16, seed=1)},
+        {"x": random(64, 16, seed=1), "sequential": False}, {"method": nt.adaprune_}, {"method": nt.alps_},
+    ]  # fmt: skip
+    assert [finished(**options) for options in kinds] == list(range(1, len(kinds) + 1))
+    assert finished(**kinds[0]) == len(kinds)
+    monkeypatch.setattr("nmflow.__version__", "0.0.0")
+    assert finished(**kinds[0]) == len(kinds) + 1
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_batches_that_can_be_read_once_are_enough_to_resume(sequential: bool, tmp_path: Path) -> None:
+    models, x = (two_layers(), two_layers()), random(64, 16)
+    kinds: tuple[dict[str, Any], ...] = {}, {"resume": tmp_path}
+    for model, options in zip(models, kinds, strict=True):
+        nt.sparsegpt_(model, iter([x]), 2, 4, sequential=sequential, **options)
+    assert all(torch.equal(one, two) for one, two in zip(*(model.parameters() for model in models), strict=True))
+
+
+@pytest.mark.parametrize(("method", "follow"), [(nt.sparsegpt_, "own"), (nt.adaprune_, "dense"), (nt.alps_, "dense")])
+def test_what_is_followed_by_default(method: Any, follow: str) -> None:
+    models = two_layers(), two_layers()
+    for model, options in zip(models, ({}, {"follow": follow}), strict=True):
+        method(model, [random(64, 16)], 2, 4, **options)
+    other = two_layers()
+    method(other, [random(64, 16)], 2, 4, follow="own" if follow == "dense" else "dense")
+    assert torch.equal(models[0][2].weight, models[1][2].weight)
+    assert not torch.equal(models[0][2].weight, other[2].weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_comes_next_is_told_and_the_end(method: Any) -> None:
+    told: list[tuple[str, int, int]] = []
+    method(two_layers(), [random(64, 16)], 2, 4, progress=lambda *step: told.append(step))
+    assert told == [("0.weight", 0, 2), ("2.weight", 1, 2), ("", 2, 2)]
 
 
 class Auxiliary(nn.Module):
@@ -292,7 +351,8 @@ def test_an_interrupt_while_a_pass_is_started_leaves_nothing(monkeypatch: pytest
             if len(walks) == 2:
                 raise KeyboardInterrupt  # as a signal that arrives while it waits for the thread
 
-    model = Net(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    model, ran = Net(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), []
+    model[1].register_forward_hook(lambda *_: ran.append(None))
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -301,10 +361,65 @@ def test_an_interrupt_while_a_pass_is_started_leaves_nothing(monkeypatch: pytest
         thread.join(10)
     assert len(walks) == 2
     assert not any(thread.is_alive() for thread in walks)
+    assert len(ran) == 1  # for the order of layers: passes that are given up go no further
     walks.clear()
     del model
     gc.collect()
     assert not any(type(each) is Net for each in gc.get_objects())  # others may be proxies of what is gone
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_error_that_only_a_pruned_model_raises_is_raised(method: Any) -> None:
+    model = two_layers()
+    before = copy.deepcopy(model.state_dict())
+
+    def check(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        if not model[0].weight.all():
+            raise ArithmeticError("a weight is zero")
+
+    model[1].register_forward_hook(check)
+    with pytest.raises(ArithmeticError, match="a weight is zero"):
+        method(model, [random(32, 16)], 2, 4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("follow", ["own", "dense"])
+def test_activations_do_not_outlive_their_pass(follow: str) -> None:
+    """With many batches they are most of what there is to hold."""
+    inputs: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def before(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        inputs.append(weakref.ref(args[0]))
+
+    def after(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        alive.append(sum(one() is not None for one in inputs))
+
+    model = nn.Sequential(two_layers(), nn.ReLU())
+    model[0][2].register_forward_pre_hook(before)
+    model[1].register_forward_hook(after)
+    nt.adaprune_(model, [random(32, 16, seed=seed) for seed in range(3)], 2, 4, follow=follow)
+    assert alive == ([0, 0, 0, 2, 1, 0] if follow == "own" else [0, 0, 0, 5, 4, 3, 2, 1, 0])
+
+
+def test_each_batch_draws_its_own_numbers_and_the_dense_model_the_same() -> None:
+    drawn: list[float] = []
+    model = two_layers()
+    model[1].register_forward_hook(lambda *_: drawn.append(float(torch.rand(()))))
+    nt.adaprune_(model, [random(32, 16)] * 3, 2, 4, follow="dense")
+    own, dense = drawn[3:6], drawn[6:]  # the first are of the passes that set the order
+    assert own == dense
+    assert len(set(own)) == 3
+
+
+def test_seeds_follow_from_the_caller_s_generator_and_leave_it() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, again = lockstep._seeds(3), lockstep._seeds(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert one == again != lockstep._seeds(3)
+    assert len(set(one)) == 3
 
 
 @pytest.mark.filterwarnings("ignore:only .* rows for")

@@ -75,7 +75,7 @@ class _Walker:
             pass
         except BaseException as error:
             self._error = error
-        self.layer = self.module = self.value = None
+        self.layer = None
         self._stopped.release()
 
     def go(self) -> None:
@@ -186,6 +186,7 @@ def in_lockstep(
                     add(moments, layer, walker.module, walker.value, wanted[number], number, other)
                 before.keep(layer, (here, there), values, moments)
                 values.clear()  # activations are not to outlive their pass
+                other = None
                 treat(layer, moments)
                 pending.discard(name)
                 for walker in (*(own[number] for number in here), *(twins[number] for number in there)):

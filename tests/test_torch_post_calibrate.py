@@ -16,7 +16,7 @@ import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Draws, wanted_rows
-from nmflow.torch.moments import from_matrices, matrices, rows_of
+from nmflow.torch.moments import Moments, from_matrices, matrices, rows_of
 from nmflow.torch.scores import DAMPING, damped
 from nmflow.torch.select import select
 
@@ -28,6 +28,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 CONVOLUTIONS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(6, 8, 3, padding=1), (2, 6, 5, 7)),
     (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), dilation=(1, 2), groups=2, bias=False), (3, 6, 7, 8)),
+    (nn.Conv2d(4, 4, (3, 5), padding=(1, 2)), (2, 4, 5, 6)),
     (nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect"), (1, 4, 5, 6)),
     (nn.Conv2d(4, 4, 2, padding=1, padding_mode="circular", groups=4), (4, 5, 5)),
     (nn.Conv1d(4, 6, 3, stride=2, padding=2, groups=2), (2, 4, 9)),
@@ -48,6 +49,9 @@ def test_windows_times_weight_is_the_output(
     weight = matrices(layer, module.weight.detach())
     assert torch.equal(from_matrices(layer, weight, module.weight.shape), module.weight)
     rows = torch.cat(list(rows_of(module, x)), dim=1)
+    sums = nt.calibrate(module, [x], include=["weight"]).moments["weight"]
+    assert sums.count == rows.shape[1]
+    assert torch.allclose(sums.total, rows.sum(1))
     module.bias = None
     expected = module(x if x.ndim == module.weight.ndim else x[None]).detach()
     found = (rows @ weight.mT).reshape(module.groups, len(expected), *expected.shape[2:], -1)
@@ -72,9 +76,13 @@ def test_moments_are_sums_in_float64(dtype: torch.dtype, monkeypatch: pytest.Mon
 
 
 def gram_of(rows: torch.Tensor) -> torch.Tensor:
-    moments = nt.calibrate(nn.Linear(rows.shape[1], 8).to(rows.dtype), [rows]).moments["weight"]
+    layer = nn.Linear(rows.shape[1], 8).to(rows.dtype)
+    slim = nt.calibrate(layer, [rows], gram=False).moments["weight"]
+    torch.testing.assert_close(slim.square[0], rows.double().square().sum(0), rtol=1e-14, atol=0)
+    moments = nt.calibrate(layer, [rows]).moments["weight"]
     assert moments.gram is not None
     assert torch.equal(moments.square, moments.gram.diagonal(dim1=-2, dim2=-1))
+    assert ((moments.total[0] - rows.double().sum(0)).abs() <= 1e-14 * rows.double().abs().sum(0)).all()
     return moments.gram[0]
 
 
@@ -91,11 +99,26 @@ def test_rows_of_16_bits_are_multiplied_in_float32(dtype: torch.dtype, monkeypat
     assert 0 < float(((found - exact).abs() / (unit[:, None] * unit)).max()) <= 16 * 2.0**-24
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_what_rows_of_16_bits_have_moved_by_is_summed_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.gram.COLUMNS", 4)
+    layer = select(nn.Linear(8, 8).bfloat16(), Pattern(2, 4)).layers[0]
+    moments, (now, dense) = Moments.of(layer, gram=True, cross=True), random(2, 1, 40, 8, dtype=torch.bfloat16)
+    moments.add(now, dense)
+    moved = dense[0].double() - now[0].double()
+    assert moments.cross is not None
+    assert moments.shift is not None
+    torch.testing.assert_close(moments.cross[0], moved.T @ now[0].double(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(moments.shift[0], moved.sum(0), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25, -1e25])
 def test_rows_of_16_bits_whose_squares_float32_cannot_hold(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nmflow.torch.gram.COLUMNS", 4)
     rows = random(40, 8)
-    rows[:, 2] *= scale
+    if scale > 0:
+        rows[:, 2] *= scale
+    else:
+        rows[0, 2] = scale  # the largest magnitude of its column, and the least number
     rows[:, 5] = 0
     rows = rows.bfloat16()
     torch.testing.assert_close(gram_of(rows), rows.double().T @ rows.double(), rtol=1e-14, atol=0)
@@ -171,6 +194,15 @@ def test_padding_is_left_out_of_flat_texts_and_of_those_of_a_decoder() -> None:
         with pytest.raises(InputValueError, match=r"batches must tell padding of the encoder from that of the decoder"):
             seen(some, 3, **known)
     assert seen([[1, 1, 1]] * 2, 3, labels=torch.zeros(2, 3)) == {"flat.weight": 6, "decoder.weight": 6}
+
+
+def test_padding_is_left_out_of_an_expert_s_tokens_by_the_mask_of_as_many() -> None:
+    value: Any = random(3, 8)
+    value.tokens = torch.tensor([0, 1, 3]), 4
+    masks = torch.tensor([[True, False], [True, True]]), torch.tensor([[False, True, True], [True, True, True]])
+    for wanted in (masks, masks[::-1]):
+        (rows,) = rows_of(nn.Linear(8, 8), value, wanted)
+        assert torch.equal(rows[0], value[[0, 2]])
 
 
 def test_shared_and_repeated_layers_sum_all_their_calls() -> None:
@@ -294,10 +326,34 @@ def test_obs_score_is_what_dropping_one_weight_costs() -> None:
 def test_few_samples_are_damped() -> None:
     moments = nt.calibrate(nn.Linear(8, 8), [random(3, 8)]).moments["weight"]
     hessian, share, _ = damped(moments, 0.0)
-    assert share > 0
+    assert 0 < share < 1e-6  # no more than it takes
     assert not torch.linalg.cholesky_ex(hessian).info.any()
     nothing = nt.calibrate(nn.Linear(4, 4), [torch.zeros(3, 4)]).moments["weight"]
-    assert torch.equal(damped(nothing, 0.5)[0][0], 0.05 * torch.eye(4, dtype=torch.float64))
+    no_rows = Moments.of(select(nn.Linear(4, 4), Pattern(2, 4)).layers[0], gram=True)
+    for sums in (nothing, no_rows):
+        assert torch.equal(damped(sums, 0.5)[0][0], 0.05 * torch.eye(4, dtype=torch.float64))
+
+
+def test_each_group_is_damped_by_its_own_scale() -> None:
+    x = random(32, 4, 5, 5) * torch.tensor([1.0, 1.0, 100.0, 100.0])[:, None, None]
+    moments = nt.calibrate(nn.Conv2d(4, 4, 3, groups=2), [x]).moments["weight"]
+    assert moments.gram is not None
+    mean = moments.gram / moments.count
+    own = mean.diagonal(dim1=1, dim2=2)
+    scale = own.mean(1, keepdim=True)
+    assert scale[1] > 1000 * scale[0]
+    torch.testing.assert_close(damped(moments, 0.1)[0], mean + (0.1 * own + 0.01 * scale).diag_embed())
+
+
+def test_wanda_of_inputs_that_are_zero() -> None:
+    """Weights of one are worth nothing; of all of them, what they are."""
+    layer, x = nn.Linear(4, 4), random(6, 4)
+    x[:, 1] = 0
+    for inputs in (x, torch.zeros(6, 4)):
+        found = nt.calibrate(layer, [inputs], gram=False).scores("wanda")("weight", layer)
+        norms = inputs.double().norm(dim=0) if inputs.any() else torch.ones(4)
+        assert found is not None
+        torch.testing.assert_close(found, layer.weight.detach().abs() * norms, check_dtype=False)
 
 
 class Greedy(nn.Linear):
@@ -317,7 +373,7 @@ class Idle(nn.Module):
 
 
 NAN = random(2, 4)
-NAN[1, 2] = float("nan")
+NAN[:, 2] = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +381,7 @@ NAN[1, 2] = float("nan")
     [
         (nn.Linear(4, 4), [], {}, "batches must hold at least one batch, not none"),
         (nn.Linear(4, 4), random(3, 4), {}, "batches must be a list or loader of batches, not one Tensor"),
-        (nn.Linear(4, 4), [random(2, 4), NAN], {}, "inputs of weight must be finite, not NaN or infinite at 1 entries "
+        (nn.Linear(4, 4), [random(2, 4), NAN], {}, "inputs of weight must be finite, not NaN or infinite at 2 entries "
          "in batch 1"),
         (nn.Linear(4, 4).double(), [1e200 * random(2, 4).double()], {},
          "squares of inputs of weight must be finite, not"),
@@ -341,6 +397,15 @@ def test_bad_input(model: nn.Module, batches: Any, options: dict[str, Any], mess
         nt.calibrate(model, batches, **options)
     assert isinstance(caught.value, NonFiniteError) == ("finite, not" in message)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_layer_that_no_batch_calls_is_missed_before_any_is_pruned(sequential: bool) -> None:
+    def progress(name: str, done: int, total: int) -> None:
+        assert not name.endswith("weight")
+
+    with pytest.raises(InputValueError, match=r"every layer must be called by the model, and idle\.weight never"):
+        nt.adaprune_(Idle(), [random(8, 4)], 2, 4, sequential=sequential, progress=progress)
 
 
 def test_other_errors_of_the_model_pass() -> None:

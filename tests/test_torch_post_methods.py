@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import copy
 import hashlib
+import importlib
 import itertools
 import re
 import threading
@@ -211,20 +212,40 @@ def by_the_book(weights: torch.Tensor, hessian: torch.Tensor, pattern: Pattern) 
 
 @pytest.mark.parametrize(
     ("pattern", "width"),
-    [("2:4", 32), ("2:4", 30), ("1:4 rows", 30), ("4:8", 30), ("2:4 by 4:8", 32), ("2:4 at-most", 30)],
+    [("2:4", 32), ("2:4", 30), ("1:4 rows", 30), ("4:8", 30), ("8:16", 30), ("2:4 by 4:8", 32), ("2:4 at-most", 30)],
 )
 def test_pass_is_optimal_brain_surgeon(pattern: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nmflow.torch.obs_pass.LAZY", 9)  # several times in these few columns
+    monkeypatch.setattr("nmflow.torch.obs_pass.LAZY", 9)  # several times in these few columns, or after each group
     chosen = {
         "1:4 rows": Pattern(1, 4, transposable=False),
         "2:4 by 4:8": Pattern(row="2:4", col="4:8"),
         "2:4 at-most": Pattern(2, 4, fill="at-most"),
     }.get(pattern) or Pattern.parse(pattern)
-    weights, hessian = random(16, width, dtype=torch.float64), hessian_of(width)
+    weights, hessian = random(width, 16, dtype=torch.float64).T, hessian_of(width)  # the pass works on columns
+    before = weights.clone()
     found = obs_pass(weights, hessian, chosen)
+    assert torch.equal(weights, before)
     assert torch.allclose(found.weights, by_the_book(weights, hessian, chosen), atol=1e-9)
+    assert not found.weights[~found.mask].any()
     assert found.n_proven == found.n_blocks > 0
     assert nmflow.certify(np.ones(weights.shape), found.mask.numpy(), pattern=chosen).feasible
+
+
+@pytest.mark.parametrize("solver", ["dual", "greedy"])
+def test_sums_of_a_pass_are_those_of_all_its_solves(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("nmflow.torch.obs_pass")  # by the package's name for it, that is the function
+    solve, solved = module.solve, []
+    monkeypatch.setattr(
+        module, "solve", lambda values, **options: solved.append((values, solve(values, **options))) or solved[-1][1]
+    )
+    found = obs_pass(random(16, 32, dtype=torch.float64), hessian_of(32), Pattern(4, 8), solver=solver)
+    assert len(solved) == 4
+    assert found.dense == pytest.approx(sum(float(values.sum()) for values, _ in solved))
+    assert found.kept == pytest.approx(sum(solution.objective for _, solution in solved))
+    assert found.gap == pytest.approx(sum(solution.gap for _, solution in solved))
+    assert found.n_blocks == 8
+    assert found.n_proven == sum(solution.certificate.n_proven for _, solution in solved)
+    assert (found.n_proven < 8) == (found.gap > 0) == (solver == "greedy")
 
 
 def test_factor_of_inverse() -> None:
@@ -236,6 +257,7 @@ def test_factor_of_inverse() -> None:
     singular = torch.ones(4, 4, dtype=torch.float64)
     assert torch.isfinite(factor_of_inverse(singular)).all()
     assert torch.equal(singular, torch.ones(4, 4, dtype=torch.float64))
+    assert torch.equal(factor_of_inverse(4.0**20 * singular), factor_of_inverse(singular) / 2.0**20)
 
 
 def test_refit_after_the_pass_is_better_still() -> None:
@@ -267,6 +289,7 @@ def test_masks_keep_to_the_pattern_and_outputs_come_closer(method: str, sequenti
     report = METHODS[method](model, batches, 2, 4, sequential=sequential)
     assert [layer.name for layer in report.layers] == ["0.weight", "3.weight", "5.weight"]
     assert report.proven
+    assert report.seconds > sum(layer.seconds for layer in report.layers) > 0
     for layer in report.layers:
         weight = model.get_parameter(layer.name).detach()
         layout, groups = ("conv", 2) if layer.name == "0.weight" else (None, 1)
@@ -346,9 +369,13 @@ def test_sums_of_an_input_that_layers_share_are_made_once(
     model, batches, summed = Attending(write), [random(40, 16), random(30, 16, seed=1)], []
     other = copy.deepcopy(model)
     add = lockstep.add
-    monkeypatch.setattr(
-        lockstep, "add", lambda moments, layer, *rest: summed.append(layer.name) or add(moments, layer, *rest)
-    )
+
+    def adding(moments: Moments, layer: Any, *rest: Any) -> None:
+        summed.append(layer.name)
+        assert (moments.cross is None) == (follow == "own")  # as large as all else
+        add(moments, layer, *rest)
+
+    monkeypatch.setattr(lockstep, "add", adding)
     nt.adaprune_(model, batches, 2, 4, follow=follow)
     once = ["first.weight", "q.weight", *(["k.weight"] if write else []), "last.weight"]
     assert summed == [name for name in once for _ in batches]
@@ -391,7 +418,12 @@ def test_sums_that_do_not_fit_together_are_made_of_the_dense_model_one_after_the
     gather = post.gather
     monkeypatch.setattr(post, "gather", lambda *args, **options: alive.append(len(args[2])) or gather(*args, **options))
     nt.adaprune_(whole := network(), images(), 2, 4, sequential=False)
+    nt.adaprune_(pair := network(), images(), 2, 4, sequential=False, include=["0", "3"])
     monkeypatch.setattr("nmflow.torch.gather.MEMORY", 1.0)
+    nt.adaprune_(one := network(), images(), 2, 4, sequential=False, include=["0", "3"])
+    assert alive == [3, 2, 1, 1]
+    assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), one.parameters(), strict=True))
+    del alive[1:]
     model = network()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     options: dict[str, Any] = {"sequential": False, "resume": tmp_path / "resume"}
@@ -487,6 +519,72 @@ def test_a_layer_that_is_called_twice_and_one_that_is_called_now_and_then() -> N
     assert all((model.get_parameter(layer.name) != 0).sum() == 32 for layer in report.layers)
 
 
+def test_a_module_of_two_names_is_followed_by_either() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Linear(16, 16)
+            self.one = self.other = nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(torch.relu(self.first(x)))
+
+    report = nt.adaprune_(Twice(), [random(64, 16)], 2, 4, follow="dense")
+    assert [(layer.name, layer.rows) for layer in report.layers] == [("first.weight", 64), ("one.weight", 64)]
+
+
+def test_inputs_of_other_rows_than_the_dense_model_s_are_not_compared_with_them() -> None:
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.second(x[x[:, 0] > 0])
+
+    model, x = Choosing(), random(64, 16)
+    dense = int((model.first(x)[:, 0] > 0).sum())
+    rows = nt.adaprune_(model, [x], 2, 4, follow="dense").layers[1].rows
+    assert rows == int((model.first(x)[:, 0] > 0).sum()) != dense
+
+
+def test_rows_of_an_expert_are_compared_with_those_of_the_same_tokens() -> None:
+    def routed(*tokens: int) -> torch.Tensor:
+        rows: Any = random(len(tokens), 4)
+        rows.tokens = torch.tensor(tokens), 9
+        return rows  # type: ignore[no-any-return]
+
+    assert lockstep._same_rows(routed(1, 5), routed(1, 5))
+    assert not lockstep._same_rows(routed(1, 5), routed(1, 6))
+    assert not lockstep._same_rows(routed(1, 5), routed(1))
+    assert lockstep._same_rows(random(2, 4), random(2, 4))
+
+
+def test_layers_that_batches_come_to_in_opposite_orders() -> None:
+    """None is before the other, so they have the order of the first batch; what comes after both still waits."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two, self.last = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+            for name in names:
+                x = self.get_submodule(name)(torch.relu(x))
+            return x
+
+    ways = (["one", "two", "last"], ["two", "one", "last"], ["last"])
+    batches = [{"x": random(10 + number, 8, seed=number), "names": way} for number, way in enumerate(ways)]
+    report = nt.adaprune_(Model(), batches, 2, 4)
+    assert {layer.name: layer.rows for layer in report.layers} == {
+        "one.weight": 10, "two.weight": 21, "last.weight": 33,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("follow", ["dense", "own"])
 def test_a_weight_that_is_parametrized_during_a_pass(follow: str) -> None:
     """As by PEFT's adapters of parameters."""
@@ -543,6 +641,11 @@ def test_zeros_stay_zeros() -> None:
         method(model, images(), 2, 4, include=["3"], fill="at-most", keep_zeros=True)
         assert not model[3].weight[zeros].any()
         assert model[3].weight.any()
+        if method is nt.adaprune_:  # be they worth most
+            given = {"3.weight": random(16, 128, seed=2).abs() + zeros}
+            report = method(model, images(), 2, 4, include=["3"], fill="at-most", keep_zeros=True, scores=given)
+            assert not model[3].weight[zeros].any()
+            assert 0 < report.layers[0].density <= 1 - float(zeros.float().mean())
 
 
 def test_scores_of_the_user() -> None:
@@ -611,12 +714,13 @@ def test_the_copy_that_is_followed_is_what_would_be_put_back(monkeypatch: pytest
     monkeypatch.setattr(post, "all_or_nothing", watched)
     monkeypatch.setattr(post, "in_lockstep", lockstep_of)
     model, dense = network(), network()
+    model[3].weight.requires_grad_(False)
     nt.adaprune_(model, images(), 2, 4)
     followed = dict(copies[0].named_parameters())
     for name, parameter in model.named_parameters():
         assert followed[name].data_ptr() == held[parameter].data_ptr() != parameter.data_ptr()
         assert torch.equal(followed[name], dense.get_parameter(name))
-        assert followed[name].requires_grad
+        assert followed[name].requires_grad == parameter.requires_grad == (name != "3.weight")
 
 
 def test_a_model_that_writes_to_its_weights_is_put_back_too() -> None:
@@ -656,6 +760,11 @@ def test_a_model_that_is_run_in_place_of_its_copy_is_not_followed() -> None:
         (nt.adaprune_, images(), {"solve": "qr"}, "solve must be \"auto\", \"cholesky\", \"cg\" or \"adam\", not 'qr'"),
         (nt.adaprune_, images(), {"follow": "me"}, 'follow must be "dense" or "own", not \'me\''),
         (nt.adaprune_, images(), {"damping": float("nan")}, "damping must be finite and not negative, not nan"),
+        (nt.sparsegpt_, images(), {"damping": -1.0}, "damping must be finite and not negative, not -1.0"),
+        (nt.sparsegpt_, images(), {"refit": "no"}, "refit must be True or False, not 'no'"),
+        (nt.sparsegpt_, images(), {"sequential": 1}, "sequential must be True or False, not 1"),
+        (nt.adaprune_, images(), {"absorb_mean": "no"}, "absorb_mean must be True or False, not 'no'"),
+        (nt.adaprune_, images(), {"keep_zeros": None}, "keep_zeros must be True or False, not None"),
         (nt.sparsegpt_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),
         (nt.alps_, images(), {"n": {"nobody": 2}}, "n must be named like parameters of the model, not 'nobody'"),
         (nt.alps_, images(), {"damping": -1.0}, "damping must be finite and not negative, not -1.0"),
@@ -832,8 +941,11 @@ class Looping(nn.Module):
 
 
 @pytest.mark.parametrize("method", [nt.adaprune_, nt.sparsegpt_, nt.alps_])
-def test_a_layer_that_one_batch_calls_often_and_others_never_is_seen_whole(method: Any) -> None:
+@pytest.mark.parametrize(("calls", "rows"), [((3, 0, 0), 24), ((3, 1, 0), 32), ((1, 3, 1), 40)])
+def test_a_layer_that_one_batch_calls_often_and_others_less_is_seen_whole(
+    calls: tuple[int, ...], rows: int, method: Any
+) -> None:
     torch.manual_seed(0)
-    batches = [{"x": torch.randn(8, 16), "times": times} for times in (3, 0, 0)]
+    batches = [{"x": torch.randn(8, 16), "times": times} for times in calls]
     report = method(Looping(), batches, 2, 4)
-    assert {layer.name: layer.rows for layer in report.layers} == {"once.weight": 24, "often.weight": 24}
+    assert {layer.name: layer.rows for layer in report.layers} == {"once.weight": 24, "often.weight": rows}

@@ -7,12 +7,14 @@ import importlib
 import io
 import multiprocessing
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from torch import nn
 import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.solvers.greedy import Greedy
 from nmflow.torch.sharing import Found, Ranks
 
 
@@ -127,6 +130,22 @@ def test_decay_with_a_closure(by: str) -> None:
     assert same(model, twin)
 
 
+def test_what_else_a_step_is_given_is_passed_on() -> None:
+    class Taking(torch.optim.SGD):
+        def step(self, closure: Any = None, *rest: Any, **named: Any) -> Any:
+            given.append((rest, named))
+            return super().step(closure)
+
+    given: list[Any] = []
+    model = nn.Linear(8, 8)
+    optimizer = Taking(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4)
+    optimizer.step(lambda: 1.0, 2, three=3)
+    optimizer.step(closure=lambda: 1.0, three=3)
+    assert given == [((2,), {"three": 3}), ((), {"three": 3})]
+    assert training.step == 2
+
+
 @pytest.mark.parametrize("idle", [None, 0, 1])
 def test_decay_pulls_once_where_two_parameters_are_one_memory(idle: int | None) -> None:
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
@@ -182,23 +201,30 @@ def test_fused_optimizers_get_scaled_decay() -> None:
         assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_float16_weights_survive_the_scale_that_a_scaler_begins_with() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [(torch.float16, 1e-3), (torch.bfloat16, 1e-2), (torch.float32, 1e-6), (torch.float64, 1e-12)],
+    ids=str,
+)
+def test_weights_survive_the_scale_that_a_scaler_begins_with(dtype: torch.dtype, error: float) -> None:
     """65536 is no float16; nor is a large weight's pull, times such a scale."""
     torch.manual_seed(0)
-    model = nn.Linear(8, 8).half()
+    model = nn.Linear(8, 8).to(dtype)
     with torch.no_grad():
         model.weight[0, :2] = 8.0
     fused = torch.optim.AdamW(model.parameters(), eps=1e-4, fused=True)
     training = nt.SparseTraining(model, fused, 1, 4, decay=0.25)
     dense, dropped = model.parametrizations.weight.original, ~training.masks["weight"]
-    wanted = (0.25 * 65536 * dense.detach().float() * dropped).clamp(-65504, 65504)
-    assert (wanted == 65504).any()
+    wanted = 0.25 * 65536 * dense.detach().double() * dropped
+    assert wanted.max() > 65504
+    largest = torch.finfo(dtype).max
+    wanted = wanted.clamp(-largest, largest)
     pulled: list[torch.Tensor] = []
-    fused.register_step_pre_hook(lambda *_: pulled.append(dense.grad.float()))
+    fused.register_step_pre_hook(lambda *_: pulled.append(dense.grad.double().clone()))
     scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(model(torch.zeros(4, 8).half()).float().sum() * 1e-3).backward()
+    scaler.scale(model(torch.zeros(4, 8, dtype=dtype)).float().sum() * 1e-3).backward()
     scaler.step(fused)
-    assert torch.allclose(pulled[0], wanted, rtol=1e-3)
+    assert torch.allclose(pulled[0], wanted, rtol=error)
     assert training.step == 1
     assert dense.isfinite().all()
 
@@ -239,6 +265,11 @@ def test_a_solver_that_cannot_start_from_duals_keeps_none() -> None:
     advance(model, optimizer, 0, 11)
     assert [record.step for record in training.history] == [5, 10]
     assert not training.state_dict()["duals"]["3.weight"]
+    assert training.finish().solver == "greedy"
+
+
+def test_a_solver_may_be_an_object() -> None:
+    assert plain(solver=Greedy())[2].finish().solver == "greedy"
 
 
 def test_switch_cost_keeps_masks() -> None:
@@ -275,6 +306,20 @@ def test_a_state_beyond_the_last_step_freezes() -> None:
     _, _, stopping = plain(stop_at=7)
     stopping.load_state_dict(training.state_dict())
     assert stopping.frozen
+
+
+def test_a_state_from_before_masks_were_frozen_thaws_them() -> None:
+    model, optimizer, training = plain(decay=0.0)
+    state = training.state_dict()
+    training.freeze()
+    other = plain()[2]
+    other.load_state_dict(training.state_dict())
+    assert other.frozen
+    training.load_state_dict(state)
+    assert not training.frozen
+    advance(model, optimizer, 0, 1)
+    assert model[3].parametrizations.weight.original.grad[~training.masks["3.weight"]].any()
+    training.refresh()
 
 
 @pytest.mark.parametrize("damage", ["short", "nan", "integers", "fewer"])
@@ -322,8 +367,13 @@ def test_own_masks() -> None:
             return Found((torch.arange(weight.size).reshape(weight.shape) % 2 == 0).numpy())
 
     model = network()
-    Checkered(model, torch.optim.SGD(model.parameters()), 2, 4)
+    training = Checkered(model, torch.optim.SGD(model.parameters()), 2, 4)
     assert not model[3].weight[:, 1::2].any()
+    state = training.state_dict()
+    for mask in state["masks"].values():
+        mask.logical_not_()
+    training.load_state_dict(state)  # of no pattern, and yet its own
+    assert not model[3].weight[:, ::2].any()
 
 
 @pytest.mark.parametrize(
@@ -458,7 +508,10 @@ def test_finish_says_how_far_masks_are_from_the_best_now() -> None:
     advance(model, optimizer, 0, 10)
     dense = model[3].parametrizations.weight.original.detach().clone()
     mask = training.masks["3.weight"].clone()
-    (layer,) = [layer for layer in training.finish().layers if layer.name == "3.weight"]
+    begun = time.perf_counter()
+    report = training.finish()
+    assert 0 < report.seconds <= time.perf_counter() - begun
+    (layer,) = [layer for layer in report.layers if layer.name == "3.weight"]
     assert layer.gap > 0
     assert layer.gap == pytest.approx(
         nmflow.solve(dense.numpy(), 2, 4).objective - float(dense.abs()[mask].double().sum())
@@ -563,6 +616,40 @@ def test_a_step_that_only_makes_a_state_is_none(momentum: float) -> None:
     optimizer.param_groups[0]["lr"] = 0.0  # a warm-up has gradients, and counts
     advance(model, optimizer, 0, 1)
     assert training.step == 1
+    optimizer.zero_grad()
+    optimizer.step()  # nor is one with a state made for it
+    assert training.step == (2 if momentum else 1)
+
+
+@pytest.mark.parametrize("by", ["position", "name"])
+def test_a_warm_up_with_a_closure_counts_from_the_first_step_on(by: str) -> None:
+    """Before it is called there is neither a gradient nor a rate, as where only a state is made."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    training = nt.SparseTraining(model, optimizer, 2, 4)
+
+    def closure() -> torch.Tensor:
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    assert (optimizer.step(closure) if by == "position" else optimizer.step(closure=closure)) is not None
+    assert training.step == 1
+
+
+def test_steps_of_an_optimizer_without_rates_count() -> None:
+    class Rateless(torch.optim.Optimizer):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, {})
+
+        def step(self, closure: Any = None) -> None:
+            pass
+
+    model = nn.Linear(8, 8)
+    optimizer = Rateless(model.parameters())
+    training = nt.SparseTraining(model, optimizer, 2, 4)
+    optimizer.step()
+    assert training.step == 1
 
 
 class Hookless(torch.optim.Optimizer):
@@ -577,6 +664,10 @@ def test_an_optimizer_without_hooks_is_refused_before_anything_is_changed() -> N
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputTypeError, match=r"this Hookless has none.*; give the one in it, \.optim"):
         nt.SparseTraining(model, Hookless(inner), 2, 4)
+    alone = Hookless(inner)
+    del alone.optim
+    with pytest.raises(InputTypeError, match=r"this Hookless has none.*; give the one that updates the weights"):
+        nt.SparseTraining(model, alone, 2, 4)
     assert same(model, network())
     assert nt.SparseTraining(model, inner, 2, 4).masks
 
@@ -1170,6 +1261,7 @@ def test_a_compiled_step_of_the_optimizer() -> None:
         ({"strict": True, "pattern": "8:16"}, InputValueError, "strict=True needs whole blocks of 16 x 16"),
         ({"include": ["no"]}, InputValueError, "include must match"),
         ({"solver": "magic"}, ValueError, "solver must be one of"),
+        ({"warm_start": "no"}, InputTypeError, "warm_start must be True or False, not 'no'"),
     ],
 )
 def test_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -1191,6 +1283,9 @@ def test_sparse_gradients_cannot_be_added_to() -> None:
     model(torch.tensor([1, 2])).sum().backward()
     optimizer.step()
     assert training.step == 1
+    other = nn.Linear(8, 8)
+    other.sparse = "what its author calls so"
+    assert nt.SparseTraining(other, torch.optim.SGD(other.parameters()), 2, 4).decay > 0
 
 
 def test_the_optimizer_must_hold_the_parameters() -> None:
@@ -1198,6 +1293,8 @@ def test_the_optimizer_must_hold_the_parameters() -> None:
     optimizer = torch.optim.SGD([model[0].weight, model[3].weight])
     with pytest.raises(InputValueError, match=r"optimizer must hold every parameter .* lacks '5.weight'; make it"):
         nt.SparseTraining(model, optimizer, 2, 4)
+    with pytest.raises(InputValueError, match=r"lacks '3.weight', '5.weight'; make it"):
+        nt.SparseTraining(model, torch.optim.SGD([model[0].weight]), 2, 4)
     with pytest.raises(InputTypeError, match=r"optimizer must be a torch.optim.Optimizer, not list"):
         nt.SparseTraining(model, [], 2, 4)  # type: ignore[arg-type]
     model[5].weight.requires_grad_(False)
@@ -1220,6 +1317,21 @@ def test_wrapped_optimizers() -> None:
     training = nt.SparseTraining(model, Wrapper(optimizer), 2, 4)  # type: ignore[arg-type]
     advance(model, optimizer, 0, 3)
     assert training.step == 3
+    optimizer.optimizer = "what its author calls it"
+    training.release()
+    assert nt.SparseTraining(model, optimizer, 2, 4).masks
+
+
+def test_an_optimizer_that_another_one_drives_takes_steps() -> None:
+    class Driving(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return optimizer.step(closure)
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = nt.SparseTraining(model, optimizer, 2, 4)
+    advance(model, Driving(model.parameters(), lr=0.1), 0, 2)
+    assert training.step == 2
 
 
 def test_weights_that_are_not_finite_at_a_refresh() -> None:
@@ -1247,6 +1359,17 @@ def test_layers_are_shared_out_evenly() -> None:
     assert Ranks(0, 2).owners([5, 9, 4, 1]) == [1, 0, 1, 0]
     assert Ranks(0, 3).owners([]) == []
     assert Ranks().owners([3, 2]) == [0, 0]
+
+
+def test_what_was_found_on_a_device_is_brought_over_in_its_order() -> None:
+    mask, u, v = torch.eye(4) > 0, torch.arange(4.0), torch.arange(8.0)
+    for found in (Found(mask, ((u, v), (v, u))), Found(mask.numpy(), ((u.numpy(), v.numpy()), (v.numpy(), u.numpy())))):
+        there = found.as_arrays()
+        assert all(isinstance(array, np.ndarray) for array in (there.mask, *there.duals[0], *there.duals[1]))
+        assert (there.mask == mask.numpy()).all()
+        assert [[array.tolist() for array in pair] for pair in there.duals] == [
+            [u.tolist(), v.tolist()], [v.tolist(), u.tolist()],
+        ]  # fmt: skip
 
 
 def test_tensors_come_from_ranks_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1277,6 +1400,61 @@ def test_what_keeps_ranks_apart_is_noted(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(RuntimeError, match="Timed out") as raised:
             call(Ranks(0, 2, "some"))
         assert "must take the same number of optimizer steps, without join()" in raised.value.__notes__[0]
+
+
+def turn(training: nt.SparseTraining) -> None:
+    state = training.state_dict()
+    state["masks"]["3.weight"].logical_not_()
+    training.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "change"),
+    [
+        ("every", {"every": 6}, lambda training: None),
+        ("stop_at", {"stop_at": 9}, lambda training: None),
+        ("decay", {}, lambda training: setattr(training, "decay", 0.5)),
+        ("step", {}, lambda training: training.load_state_dict({**training.state_dict(), "step": 3})),
+        ("frozen", {}, lambda training: training.freeze()),
+        ("masks", {}, turn),
+    ],
+)
+def test_ranks_agree_on_all_that_would_lead_them_apart(
+    name: str, options: dict[str, Any], change: Callable[[nt.SparseTraining], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings, told = [plain(), plain(**options)], []
+    change(trainings[1][2])
+    monkeypatch.setattr(Ranks, "_told", lambda ranks, value: told.append(value) or list(told))
+    for _, optimizer, training in trainings:
+        training._ranks = Ranks(0, 2)
+        if training is trainings[0][2]:
+            optimizer.step()
+    with pytest.raises(InputValueError, match=f"^{name} must be the same on every rank, and rank 1 differs from rank"):
+        optimizer.step()
+
+
+def test_ranks_agree_once_and_again_after_a_state_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+    _, optimizer, training = plain()
+    training._ranks = Ranks(0, 2)
+    monkeypatch.setattr(Ranks, "_told", lambda ranks, value: told.append(value) or [value] * 2)
+    for loaded in (False, False, True, False):
+        if loaded:
+            training.load_state_dict(training.state_dict())
+        optimizer.step()
+    assert [one["step"] for one in told] == [0, 2]
+
+
+def test_a_training_from_before_the_processes_takes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only refreshes: till the first, each would go on with masks of its own."""
+    model, optimizer, training = plain(every=100)
+    before = copy.deepcopy(model.state_dict())
+    loss_of(model, 0).backward()
+    monkeypatch.setattr(Ranks, "current", lambda group=None: Ranks(0, 2))
+    with pytest.raises(nt.TrainingStateError, match="must be made after the processes have found each other"):
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert training.step == 0
 
 
 def worker(rank: int, port: int, folder: str) -> None:

@@ -275,8 +275,8 @@ class SparseTraining:
         Raises
         ------
         InputValueError
-            If the state is of another version, pattern or model, or damaged; nothing is changed then. (At the next
-            optimizer step, if another rank did not load it.)
+            If the state is of another version, pattern or model, or damaged; nothing is changed then. (At the first
+            optimizer step, if another rank did not load it. Later, ranks would wait for each other.)
         """
         self._check_running()
         check(state, self.pattern, self.masks)

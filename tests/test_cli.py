@@ -215,6 +215,7 @@ def test_usage_errors(args: tuple[str, ...]) -> None:
         (("--row", "2:4", "--col", "2:4", "--rows-only"), "a pattern must be given as"),
         (("--row", "2:4", "--col", "1:4"), "(--fill at-most)"),
         (("--pattern", "2:4", "--row", "2:4"), "--pattern must be given without --row and --col"),
+        (("--pattern", "2:4", "--col", "2:4"), "--pattern must be given without --row and --col"),
         (("--pattern", "2:4 at-most", "--fill", "at-most"), "--fill and --rows-only must be left out with --pattern"),
         (("--pattern", "2:4 rows only", "--rows-only"), "--fill and --rows-only must be left out with --pattern"),
     ],

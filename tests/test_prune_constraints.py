@@ -127,6 +127,11 @@ def test_diversity_table() -> None:
     assert [row["count"] for row in rows] == ["exact", "exact", "exact", "2021 formula"]
     assert rows[2]["masks_of_a_block"] == "116963796250"
     assert rows[2]["blocks"] == 2
+    rows = json.loads(run("diversity", "2:5", "--shape", "5X10", "--json").stdout)["rows"]
+    assert [row["masks_of_a_block"] for row in rows[:3]] == [str(math.comb(50, 20)), "10", "2040"]
+    assert [row["log2"] for row in rows[:3]] == pytest.approx(
+        [math.log2(math.comb(50, 20)), 10 * math.log2(10), 2 * math.log2(2040)]
+    )
     assert "~1e" in run("diversity", "16:32").stdout
     assert "2,040" in run("diversity", "2:5").stdout
     for args, message in (

@@ -466,6 +466,15 @@ def test_prune_with_a_report(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "two.safetensors").exists()
 
 
+def test_nothing_is_pictured_where_nothing_was_pruned(tmp_path: Path) -> None:
+    src = write(tmp_path / "src.safetensors", {"a.weight": np.full((8, 8), np.nan, "f4")})
+    asked = ("prune", src, tmp_path / "out.safetensors", "--pattern", "2:4", "--on-nonfinite", "skip", "--report")
+    done = run(*asked)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"nothing was pruned; wrote {tmp_path / 'out.safetensors'}\n")
+    assert not list(tmp_path.glob("*.html"))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

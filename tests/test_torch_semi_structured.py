@@ -60,6 +60,13 @@ def test_torchs_decoder_reads_both_sides(name: str, seed: int, tall: int, wide: 
         np.testing.assert_array_equal(dense.numpy().view(expected.dtype), side)
 
 
+def test_multiples_are_those_of_torchs_class() -> None:
+    """Both ways, as W and its transpose are tensors of it."""
+    for dtype, least in SparseSemiStructuredTensorCUTLASS._DTYPE_SHAPE_CONSTRAINTS.items():
+        need = formats.get("cutlass-24").requirements[str(dtype).removeprefix("torch.")]
+        assert (need.rows, need.cols) == 2 * (max(least.sparse_min_rows, least.sparse_min_cols),)
+
+
 @pytest.mark.parametrize("name", list(DTYPES))
 def test_tensor_is_the_masked_weight(name: str) -> None:
     rng = np.random.default_rng(4)

@@ -113,6 +113,15 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_dry_run_names_files_that_would_be_copied(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    write(tmp_path / "hf" / "model.safetensors")
+    for name in ("b.txt", "config.json"):
+        (tmp_path / "hf" / name).write_text("{}")
+    result = run("prune", tmp_path / "hf", tmp_path / "out", "--pattern", "2:4", "--dry-run")
+    assert "Copied files: b.txt, config.json" in result.stdout.splitlines()
+
+
 def test_dry_run_as_json(tmp_path: Path, model: Path) -> None:
     result = run("prune", model, tmp_path / "out", "--pattern", "2:4", "--dry-run", "--json")
     plan = json.loads(result.stdout)
@@ -289,6 +298,41 @@ def test_no_number_is_cut_where_a_terminal_is_narrow(width: int) -> None:
     assert name in "".join(line.strip("│ ").split(" ")[0] for line in out.getvalue().splitlines())
     assert "[some]" in out.getvalue()
     assert width < 120 or max(map(len, out.getvalue().splitlines())) <= width
+
+
+def printed(table: Table, width: int) -> list[str]:
+    out = io.StringIO()
+    print_table(Console(file=out, width=width, highlight=False), table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_a_table_that_does_not_fit_has_each_name_above_its_numbers() -> None:
+    table = Table(title="weights")
+    for heading, justify in (("tensor", "left"), ("kept entries", "right"), ("note", "left")):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_row("encoder.w", "1,234", "as it was")
+    table.add_row("b", "5,678,901", "-")
+    assert printed(table, 36) == [
+        "weights",
+        "tensor",
+        "       kept",
+        "    entries  note",
+        "encoder.w",
+        "      1,234  as it was",
+        "b",
+        "  5,678,901  -",
+    ]
+    assert "│ b         │ 5,678,901 │ -         │" in printed(table, 37)  # lines and the room beside them fit
+
+
+def test_only_names_are_folded_where_a_table_fits_so() -> None:
+    table = Table()
+    table.add_column("tensor", overflow="fold")
+    table.add_column("kept entries", justify="right")
+    table.add_row(name := "encoder.layer.0.attention.output.dense.weight", "5,678,901")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed(table, 45) if "│" in line]
+    assert "".join(row[0] for row in rows) == name
+    assert [row[1] for row in rows if row[1]] == ["5,678,901"]
 
 
 def test_as_a_process(tmp_path: Path, model: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors_files import bits
 
 from nmflow import formats
 from nmflow.errors import FormatError, InputTypeError, InputValueError, UnknownFormatError
+from nmflow.formats.cutlass_24 import _plain_sides
 
 GOLDEN = np.load(Path(__file__).parent / "fixtures" / "golden_cutlass_24.npz")
 PACKED = ("nibble", "cutlass-24")
@@ -370,6 +371,22 @@ def test_faults_are_named() -> None:
     assert "a kept entry that values_t and meta_t does not index" in fault("meta_t", (0, 0), other)
     assert "a number in values and meta where the mask drops" in fault("mask", (1, 1), 0)
     assert "differs between values and meta and values_t and meta_t" in fault("values_t", (5, 3), 99)
+
+
+@pytest.mark.parametrize("dtype", list(formats.get("cutlass-24").requirements))
+def test_a_fault_is_looked_for_in_the_order_of_nibble(dtype: str) -> None:
+    """The slow search for it, which names a tile, brings the permuted arrays back into plain order."""
+    rng = np.random.default_rng(12)
+    mask = two_way(rng, (128, 256), formats.get("cutlass-24").requirements[dtype].pattern)
+    weight = any_bits(rng, mask.shape, dtype_of(dtype))
+    found = _plain_sides(formats.get("cutlass-24").encode(weight, mask))
+    plain = formats.get("nibble").encode(weight, mask)
+    for part, name in zip(
+        (found.values, found.codes, found.values_t, found.codes_t, found.tiles),
+        ("values", "meta", "values_t", "meta_t", "mask"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(bits(part), bits(plain[name]), err_msg=name)
 
 
 def test_arrays_that_are_not_those_of_a_matrix() -> None:

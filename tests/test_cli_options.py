@@ -9,10 +9,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from command import run
 from safetensors_files import write
 
@@ -243,3 +245,30 @@ def test_without_a_command_all_are_listed() -> None:
 def test_json_never_holds_what_is_no_json() -> None:
     with pytest.raises(ValueError, match="JSON"):
         terminal.print_json({"loss": float("nan")})
+
+
+def test_of_several_signals_the_last_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "_interrupts", [signal.SIGINT, signal.SIGTERM])
+    with pytest.raises(typer.Exit) as ended, terminal.one_line_errors():
+        terminal.check_interrupts()
+    assert ended.value.exit_code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "nmflow: interrupted\n"
+
+
+def test_an_interrupt_that_a_callback_lost_is_kept_and_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(terminal, "_interrupts", interrupts := [])
+    terminal.catch_signals()
+    kept, other = (SimpleNamespace(exc_value=error) for error in (KeyboardInterrupt(), ValueError()))
+    for lost in (kept, other):
+        sys.unraisablehook(lost)  # type: ignore[arg-type]
+    assert reported == [kept, other]  # no signal came that could be raised again
+    interrupts.append(signal.SIGINT)
+    for lost in (kept, other):
+        sys.unraisablehook(lost)  # type: ignore[arg-type]
+    assert reported[2:] == [other]

@@ -24,6 +24,7 @@ from nmflow.checkpoint import (
     read_header,
     verify_packed,
 )
+from nmflow.checkpoint.pool import Pool
 from nmflow.checkpoint.replace import replace_tensors
 from nmflow.checkpoint.source import open_source
 from nmflow.checkpoint.support import find_support
@@ -442,6 +443,7 @@ def test_a_side_file_beyond_memory_is_not_read(tmp_path: Path, model: Path) -> N
         (lambda tensor: tensor["arrays"]["meta"].update(name="gone"), "must hold 'gone'"),
         (lambda tensor: tensor["arrays"].pop("meta"), "arrays must be packed, meta"),
         (lambda tensor: tensor.update(shape=[1, 1]), "shape must be one that is padded"),
+        (lambda tensor: tensor.update(shape=[63, 128]), "padding beyond (63, 128) must be dropped"),
     ],
 )
 def test_a_side_file_that_does_not_fit_its_tensors(tmp_path: Path, model: Path, change: Any, match: str) -> None:
@@ -576,6 +578,21 @@ def test_exports_of_an_earlier_nmflow_are_checked_as_far_as_their_record_goes(tm
     edit_record(out, lambda side: side.update(tensors={}))
     with pytest.raises(FormatError, match="and it names none; export again"):
         verify_packed(out)
+
+
+def test_each_tensor_and_file_is_named_while_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    named: list[tuple[str, int, int]] = []
+
+    def pool(count: int) -> Pool:
+        threads.append(count)
+        return Pool(count)
+
+    out = small_export(tmp_path)
+    monkeypatch.setattr("nmflow.checkpoint.packed.Pool", pool)
+    assert verify_packed(out, threads=3, progress=lambda *args: named.append(args)).ok
+    assert named == [("a.weight", 0, 3), (ONE, 1, 3), (TWO, 2, 3), ("", 3, 3)]
+    assert threads == [3]
 
 
 def test_truncated_and_missing(tmp_path: Path, model: Path) -> None:

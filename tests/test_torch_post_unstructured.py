@@ -106,6 +106,41 @@ def test_whole_filters_gone() -> None:
     assert not model[0].weight[gone].any()
 
 
+def test_what_counts_as_zero_goes_under_exact_fill_too() -> None:
+    """There a mask is filled up with such entries, as with zeros; and they are none yet."""
+    model = nn.Linear(8, 8)
+    report = nt.from_unstructured_(model, 2, 4, fill="exact", zeros={"weight": torch.ones(8, 8, dtype=torch.bool)})
+    assert not model.weight.any()
+    assert report.layers[0].kept == 0
+
+
+def test_what_is_asked_for_reaches_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def solve(*args: Any, **options: Any) -> Any:
+        calls.append(options)
+        return nmflow.solve(*args, **options)
+
+    monkeypatch.setattr("nmflow.torch.unstructured.solve", solve)
+    model = nn.ModuleDict({name: nn.Conv2d(16, 8, 1, groups=2) for name in "abc"})
+    asked: dict[str, Any] = {"include": ["a", "b"], "exclude": ["b"]}
+    report = nt.from_unstructured_(model, 2, 4, solver="greedy", threads=1, **asked)
+    (options,) = calls
+    given = {name: options[name] for name in ("solver", "threads", "layout", "groups")}
+    assert given == {"solver": "greedy", "threads": 1, "layout": "conv", "groups": 2}
+    assert (report.solver, [layer.name for layer in report.layers]) == ("greedy", ["a.weight"])
+    assert list(nt.choose_n(model, 4, **asked)) == ["a.weight"]
+    left = {"filter_fn": lambda name, module: name != "c"}
+    assert list(nt.choose_n(model, 4, **left)) == ["a.weight", "b.weight"]
+    assert len(nt.from_unstructured_(model, 2, 4, **left).layers) == 2
+
+
+def test_groups_of_stacked_matrices_are_counted_in_each() -> None:
+    model = nn.Module()
+    model.experts = nn.Parameter(torch.eye(4).repeat(2, 1, 1))
+    assert nt.choose_n(model, 4, 1.0, measured=True, include=["experts"]) == {"experts": 1}
+
+
 def test_layers_that_are_not_named_only_get_their_zeros() -> None:
     model = sparse()
     zeros = random(16, 128, seed=2) > 0
@@ -133,6 +168,27 @@ def test_chosen_n_is_binomial(density: float, m: int, confidence: float, n: int)
         layer.weight.fill_(1.0)
         layer.weight.view(-1)[int(256 * density) :] = -0.0
     assert nt.choose_n(layer, m, confidence) == {"weight": n}
+
+
+def test_a_sum_that_rounds_to_just_below_confidence_reaches_it() -> None:
+    layer = nn.Linear(10, 10)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(100)[0].view(10, 10))
+    assert nt.choose_n(layer, 4, 0.99940797) == {"weight": 1}  # 0.99⁴ + 4 · 0.99³ · 0.01, exactly
+
+
+def test_what_is_zero_counts_as_zero_whatever_else_does() -> None:
+    layer = nn.Linear(8, 8)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(8))
+    others = {"weight": torch.zeros(8, 8, dtype=torch.bool)}
+    assert nt.choose_n(layer, 4, 1.0, measured=True, zeros=others) == {"weight": 1}
+
+
+def test_scores_of_either_sign_are_added_up() -> None:
+    layer, scores = nn.Linear(4, 4), torch.ones(4, 4)
+    scores[0] = -1
+    assert nt.from_unstructured_(layer, 2, 4, scores={"weight": scores}).layers[0].dense == 8
 
 
 def test_what_was_chosen_for_rows_is_pruned_by_rows() -> None:

@@ -101,7 +101,7 @@ def test_tensors_are_taken_as_they_are(dtype: torch.dtype) -> None:
 
 def checkpoint(tmp_path: Path, shape: tuple[int, int] = (64, 128)) -> tuple[Path, dict[str, np.ndarray]]:
     rng = np.random.default_rng(7)
-    held: dict[str, np.ndarray] = {"bias": rng.standard_normal(5).astype("f4")}
+    held: dict[str, np.ndarray] = {"bias": rng.standard_normal(5).astype("f4"), "none": np.zeros((0, 3), "f2")}
     for name, pattern in (("float16", "2:4"), ("bfloat16", "2:4"), ("float32", "1:2")):
         weight = rng.standard_normal(shape).astype(DTYPES[name])
         held[f"{name}.weight"] = nmflow.solve(weight, pattern=pattern).prune(weight)
@@ -116,7 +116,7 @@ def test_load_an_export(tmp_path: Path) -> None:
         state = load_semi_structured(path)
         assert set(state) == set(held)
         np.testing.assert_array_equal(state["bias"].numpy(), held["bias"])
-        for name in set(held) - {"bias"}:
+        for name in set(held) - {"bias", "none"}:
             tensor = state[name]
             assert isinstance(tensor, SparseSemiStructuredTensorCUTLASS)
             np.testing.assert_array_equal(of_bits(tensor.to_dense()), held[name].view(of_bits(tensor.to_dense()).dtype))
@@ -290,6 +290,56 @@ def test_a_weight_that_torch_does_not_multiply_stays_dense(card: pytest.MonkeyPa
     assert (report.converted, report.verified, report.skipped) == ((), (), (("weight", said),))
     assert model.weight is weight
     assert torch.equal(model(x), expected)
+
+
+def test_a_frozen_weight_that_modules_share_is_replaced_in_all(card: pytest.MonkeyPatch) -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 64), "b": torch.nn.Linear(64, 64)}).bfloat16()
+    model["b"].weight = model["a"].weight
+    model["a"].weight.requires_grad_(False)
+    prune_(model, 2, 4)
+    assert to_semi_structured_(model).converted == ("a.weight",)
+    assert model["a"].weight is model["b"].weight
+    assert isinstance(model["a"].weight.data, torch.sparse.SparseSemiStructuredTensorCUSPARSELT)
+    assert not model["a"].weight.requires_grad
+
+
+def test_layers_are_chosen_as_for_pruning() -> None:
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(64, 64).half() for name in "abcd"})
+    prune_(model, 2, 4)
+    report = to_semi_structured_(
+        torch.nn.DataParallel(model), include=["a", "b", "c"], exclude=["b"], filter_fn=lambda name, _: name != "c"
+    )
+    assert report.verified == ("a.weight",)
+    assert [name for name, _ in report.skipped] == ["b.weight", "c.weight", "d.weight"]
+
+
+def test_tensors_are_made_on_a_device(tmp_path: Path) -> None:
+    weight, mask = pruned(np.random.default_rng(3), "int8", (128, 128))
+    assert semi_structured(torch.from_numpy(weight), mask, device="meta").device.type == "meta"
+    export_checkpoint(checkpoint(tmp_path)[0], tmp_path / "out", "cutlass-24")
+    state = load_semi_structured(tmp_path / "out", device="meta")
+    assert {tensor.device.type for tensor in state.values()} == {"meta"}
+
+
+def test_one_file_of_several_is_loaded_by_itself(tmp_path: Path) -> None:
+    _, held = checkpoint(tmp_path)
+    parts = {"a": ["bias", "none", "float16.weight"], "b": ["bfloat16.weight", "float32.weight"]}
+    (tmp_path / "src").mkdir()
+    for part, names in parts.items():
+        write(tmp_path / "src" / f"{part}.safetensors", {name: held[name] for name in names})
+    weight_map = {name: f"{part}.safetensors" for part, names in parts.items() for name in names}
+    (tmp_path / "src" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    export_checkpoint(tmp_path / "src", tmp_path / "out", "cutlass-24")
+    for part, names in parts.items():
+        assert set(load_semi_structured(tmp_path / "out" / f"{part}.safetensors")) == set(names)
+    assert set(load_semi_structured(tmp_path / "out")) == set(held)
+
+
+def test_what_is_kept_beyond_a_shape_is_refused(tmp_path: Path) -> None:
+    export_checkpoint(checkpoint(tmp_path, (60, 100))[0], tmp_path / "out", "cutlass-24", pad=True)
+    edit_record(tmp_path / "out", lambda side: side["tensors"]["float16.weight"].update(shape=[59, 100]))
+    with pytest.raises(FormatError, match=r"padding beyond \(59, 100\) must be dropped, and some of it is kept"):
+        load_semi_structured(tmp_path / "out", padded=True)
 
 
 def can_multiply() -> bool:

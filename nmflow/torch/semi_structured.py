@@ -177,7 +177,7 @@ def _check_digests(header: Header, held: Mapping[str, torch.Tensor], side: SideF
         if hashlib.sha256(header.read_head()).hexdigest() != whole.header:
             raise FormatError(f"{path}: header must have the digest of {NAME}; it was changed, export again")
     for name, tensor in held.items():
-        raw = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        raw = tensor.reshape(-1).view(torch.uint8).numpy().data
         if name in told and hashlib.sha256(raw).hexdigest() != told[name]:
             raise FormatError(f"{path}: tensor {name!r} must have the digest of {NAME}; it was changed, export again")
 

@@ -112,9 +112,12 @@ def test_dense_keeps_every_bit(tmp_path: Path) -> None:
     assert verify_packed(tmp_path / "out").ok
 
 
-def test_names_in_the_file(tmp_path: Path, model: Path) -> None:
-    export_checkpoint(model, tmp_path / "out", "cutlass-24")
+def test_names_and_bytes_in_the_file(tmp_path: Path, model: Path) -> None:
+    report = export_checkpoint(model, tmp_path / "out", "cutlass-24")
     held = read(tmp_path / "out" / "model.safetensors")
+    for tensor in report.tensors:
+        assert tensor.dense_bytes == weights()[tensor.name].nbytes
+        assert tensor.stored_bytes == sum(array.nbytes for name, array in held.items() if name.startswith(tensor.name))
     assert {name for name in held if name.startswith("b.weight")} == {
         f"b.weight.{part}" for part in ("packed", "meta", "packed_t", "meta_t", "threads_masks")
     }
@@ -230,6 +233,7 @@ def test_zeros_that_leave_a_choice_are_solved_for_and_said(tmp_path: Path) -> No
     result = run("export", src, tmp_path / "out", "--format", "cutlass-24")
     assert "2 blocks had zeros to choose from" in result.stdout
     assert "1 blocks cannot be filled exactly" in result.stdout
+    assert "-0.0" not in result.stdout
     _, mask = decoded(tmp_path / "out", "w.weight")
     assert mask[weight != 0].all()
     blocks = mask.reshape(16, 4, 16, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 import nmflow
+from nmflow.checkpoint.journal import identity
 from nmflow.checkpoint.lock import locked
+from nmflow.checkpoint.source import open_source
 from nmflow.cli import app, methods
 from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
 from nmflow.pattern import Pattern
@@ -135,6 +138,60 @@ def test_nothing_is_calibrated_on_what_transformers_makes_up(folder: Path, text:
     assert "and the model embeds 20; it is another's" in fault("another's")
 
 
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_what_is_asked_for_reaches_the_method(
+    method: str, folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def ended(*args: Any, **options: Any) -> None:
+        given.update(options)
+        raise InputValueError("ended here")
+
+    def calibrated(*args: Any, **options: Any) -> Any:
+        given.update(options)
+        return SimpleNamespace(scores=lambda name: {})
+
+    def beside(dst: Path, record: dict[str, Any], **options: Any) -> Any:
+        given.update(record=record)
+        return layers_beside(dst, record, **options)
+
+    def progress(*args: object) -> None:
+        pass
+
+    monkeypatch.setattr(model_folder, "layers_beside", beside)
+    monkeypatch.setattr(model_folder, "calibrate", calibrated)
+    monkeypatch.setattr(model_folder, "prune_", ended)
+    monkeypatch.setitem(model_folder._PRUNE, method, ended)
+    asked: dict[str, Any] = {"exclude": ["*layer.1*"], "solver": "greedy", "threads": 3, "progress": progress}
+    with pytest.raises(InputValueError, match="ended here"):
+        model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), method, text, **asked)
+    expected = {"solver": "greedy", "threads": 3, "pattern": Pattern(2, 4), "progress": progress}
+    assert {name: given[name] for name in expected} == expected
+    record, lines = given["record"], [line for line in text.read_text().splitlines() if line.strip()]
+    assert (record["method"], record["solver"], record["pattern"]) == (method, "greedy", "2:4")
+    assert record["calibration"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert record["source"] == identity(open_source(folder))
+    assert sorted(record["pruned"]) == sorted(given["include"])
+    assert len(record["pruned"]) == 7  # those of the first layer, and the pooler
+
+
+def test_every_text_is_in_a_batch(folder: Path) -> None:
+    texts = [" ".join(WORDS[: 1 + number % 9]) for number in range(70)]
+    model, batches = model_load.load_model(folder, texts)
+    assert not model.training
+    assert [len(batch["input_ids"]) for batch in batches] == [32, 32, 6]
+    assert [batch["input_ids"].shape[1] for batch in batches] == [6, 11, 11]  # of about the same length
+
+
+def test_transformers_speaks_again_afterwards() -> None:
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with model_load._quiet(transformers):
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.CRITICAL, False)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
 def test_one_token_for_all_is_no_unknown_word() -> None:
     """That of GPT-2 ends texts, pads them, and stands for what is unknown, which nothing is."""
     model = transformers.BertModel(transformers.BertConfig(vocab_size=20, hidden_size=8, num_attention_heads=1))
@@ -147,6 +204,8 @@ def test_one_token_for_all_is_no_unknown_word() -> None:
     model_load._check_tokens([batch], padded, model)
     with pytest.raises(ValueError, match="its tokenizer knows 1 of 7 tokens"):
         model_load._check_tokens([{"input_ids": batch["input_ids"]}], padded, model)
+    with pytest.raises(ValueError, match="its tokenizer gives token 20, and the model embeds 20"):
+        model_load._check_tokens([{"input_ids": torch.tensor([[1, 20]])}], padded, model)
 
 
 def test_positions_of_roberta_begin_after_that_of_padding(folder: Path, text: Path, tmp_path: Path) -> None:
@@ -168,6 +227,7 @@ def test_the_table(folder: Path, text: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "sparsegpt by dual" in result.stdout
     why = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.split("skipped", 1)[1].splitlines()[2:]}
+    assert not any(name.endswith("bias") for name in why)
     assert why["embeddings.position_embeddings.weight"] == "embedding (*embed*)"
     assert why["encoder.layer.1.output.dense.weight"] == "excluded by '*layer.1*'"
     assert f"every block proven optimal for its score; wrote {out}" in result.stdout

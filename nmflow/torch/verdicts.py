@@ -32,8 +32,6 @@ def verdict(
         return "left out by filter_fn", ""
     if wanted is not None and not any(matches(slot, glob) for glob in wanted):
         return "", OUTSIDE
-    if answer:
-        return "", ""
     kind = type(slot.module).__name__
     if is_fused(slot.module):
         return "", "of all experts at once; take them apart with experts_apart, or give its plain name in include"

@@ -362,6 +362,17 @@ def test_what_is_made_of_an_export_has_no_record_of_it(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_an_export_as_dense_is_exported_with_a_record_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    write(tmp_path / "src" / "model.safetensors", weights())
+    (tmp_path / "src" / "config.json").write_text("{}")
+    export_checkpoint(tmp_path / "src", tmp_path / "dense", "dense")
+    export_checkpoint(tmp_path / "dense", tmp_path / "out", "nibble")
+    side = read_side_file(tmp_path / "out")
+    assert (side.format, side.others) == ("nibble", ("config.json",))
+    assert verify_packed(tmp_path / "out").ok
+
+
 def test_a_file_of_an_export_by_itself_is_told_by_its_mark(tmp_path: Path, model: Path) -> None:
     """A weight that was left dense would be pruned, and what is packed beside it would have no record."""
     for format_ in ("nibble", "dense"):

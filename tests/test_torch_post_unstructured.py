@@ -145,10 +145,17 @@ def test_layers_that_are_not_named_only_get_their_zeros() -> None:
     model = sparse()
     zeros = random(16, 128, seed=2) > 0
     report = nt.from_unstructured_(model, {"0.weight": 2, "3.weight": 4}, 4, zeros={"3.weight": zeros})
-    assert [layer.name for layer in report.layers] == ["0.weight"]
+    assert (report.pattern, [layer.name for layer in report.layers]) == ("2:4 at-most", ["0.weight"])
     assert ("3.weight", "only its zeros: not in n, or n = m") in report.skipped
     assert not model[3].weight[zeros].any()
     assert (model[3].weight != 0).any()
+
+
+def test_n_is_found_under_the_second_name_of_a_shared_weight() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
+    model["b"].weight = model["a"].weight
+    (layer,) = nt.from_unstructured_(model, {"b.weight": 2}, 4).layers
+    assert (layer.name, layer.also, layer.density) == ("a.weight", ("b.weight",), 0.5)
 
 
 def test_scores_decide_what_joins() -> None:
@@ -235,6 +242,7 @@ def test_choice_holds_on_random_zeros() -> None:
         (lambda m: nt.from_unstructured_(m, 2, 4, scores={"nobody": random(2)}), "scores must be named like"),
         (lambda m: nt.allocate(m, 4, 0.5, scores={"nobody": random(2)}), "scores must be named like"),
         (lambda m: nt.from_unstructured_(m, {"3.weight": 2}), "m must be given beside n for each layer"),
+        (lambda m: nt.from_unstructured_(m, {"3.weight": 2}, 4, pattern="2:4"), "n for each layer, and no pattern"),
         (lambda m: nt.from_unstructured_(m, nt.Allocation({"3.weight": 2}, 4, 0.5, 0.0, 1.0, 0.0), 8),
          "m must be 4, for which n was chosen, not 8"),
         (lambda m: nt.allocate(m, 4, 0.2), "density must be between 1/m = 0.25 and 1, not 0.2"),

@@ -595,6 +595,14 @@ def test_exports_of_an_earlier_nmflow_are_checked_as_far_as_their_record_goes(tm
         verify_packed(out)
 
 
+def test_the_progress_of_an_export_ends_with_all_bytes(tmp_path: Path, model: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    export_checkpoint(model, tmp_path / "out", "dense", progress=lambda *args: seen.append(args))
+    total = sum(tensor.nbytes for tensor in weights().values())
+    assert seen[-1] == ("", total, total)
+    assert {whole for _, _, whole in seen} == {total}
+
+
 def test_each_tensor_and_file_is_named_while_it_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     named: list[tuple[str, int, int]] = []

@@ -186,10 +186,12 @@ def test_every_text_is_in_a_batch(folder: Path) -> None:
 
 def test_transformers_speaks_again_afterwards() -> None:
     logging = transformers.utils.logging
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with model_load._quiet(transformers):
-        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.CRITICAL, False)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    logging.set_verbosity(logging.WARNING)
+    for shown in (False, True):  # as a caller has it; the last is the default
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        with model_load._quiet(transformers):
+            assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.CRITICAL, False)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.WARNING, shown)
 
 
 def test_one_token_for_all_is_no_unknown_word() -> None:

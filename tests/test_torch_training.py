@@ -801,11 +801,12 @@ def test_a_module_with_another_class_on_top_is_left_whole() -> None:
     model[3].__class__ = type("Sharded", (type("Mixin", (), {}), masked), {})  # as fully_shard does
     advance(model, optimizer, 0, 1)
     training.refresh()
-    seen = model[3](inputs)
+    seen, dense = model[3](inputs), [parameter.detach().clone() for parameter in model.parameters()]
     for call in (training.release, training.finish):
         with pytest.raises(nt.TrainingStateError, match=r"3\.weight must be in .* and was made a Sharded since; give "):
             call()
         assert torch.equal(model[3](inputs), seen)
+        assert all(map(torch.equal, model.parameters(), dense))  # no zeros are written either
         assert type(model[0]) is not nn.Conv2d
     model[3].__class__ = masked
     training.release()
@@ -849,7 +850,7 @@ def test_weights_that_were_sharded_are_left_where_they_are(parameter: bool) -> N
 def test_a_parametrization_beside_the_mask_is_not_lost() -> None:
     model, _, training = plain()
     nn.utils.parametrizations.spectral_norm(model[5])
-    for call in (training.refresh, training.finish):
+    for call in (training.refresh, training.finish, training.release):
         with pytest.raises(
             nt.TrainingStateError, match=r"5\.weight must have its mask as the only .* has _SpectralNorm"
         ):

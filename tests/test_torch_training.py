@@ -1584,3 +1584,16 @@ def test_a_snapshot_of_a_sharded_model_is_refused() -> None:
     model.register_state_dict_post_hook(shard)
     with pytest.raises(InputValueError, match=r"must hold whole tensors, and a rank has a part of 0.weight; shard no"):
         nt.sparse_state_dict(model)
+
+
+def test_finish_grades_each_group_of_a_convolution() -> None:
+    """Groups of 6 rows have blocks of their own: taken as one matrix, there would be fewer, which the masks break."""
+    model = nn.Conv2d(8, 12, 3, groups=2)
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    dense = model.parametrizations.weight.original.detach().numpy()
+    best = nmflow.solve(dense, 2, 4, layout="conv", groups=2)
+    report = training.finish()
+    assert report.proven
+    (layer,) = report.layers
+    assert layer.n_blocks == best.certificate.n_blocks == 2 * 2 * 9
+    assert layer.kept == pytest.approx(best.objective, rel=1e-6)

@@ -11,9 +11,9 @@ __all__ = ["METHODS", "output_error", "refit"]
 METHODS = ("auto", "cholesky", "cg", "adam")
 CHOLESKY_FLOPS = 2e12
 """Above this, "auto" leaves rows as conjugate gradients left them that did not converge."""
-CHOLESKY_SHARE = 30.0
+CHOLESKY_SHARE = 5.0
 """In units of R K² operations: what the closed form may need and still be as fast as conjugate gradients. These take
-some 60 products of 2 R K², and small matrices are factorised at a quarter of the operations a second of a product."""
+some 60 products of 2 R K² in float32, and small matrices are factorised at a tenth of that in operations a second."""
 COLUMNS = 1024
 """Columns of a layer's error at a time."""
 PART_BYTES = 8 << 20
@@ -66,7 +66,7 @@ def refit(
     Notes
     -----
     With S the entries kept of a row w, w'_S = (H_SS)⁻¹ (H w)_S: one Cholesky factorisation a row, R |S|³ / 3
-    operations. Conjugate gradients need 2 R K² a step, mostly 40 to 100 of them. Descent takes 400 such steps, and
+    operations. Conjugate gradients need 2 R K² a step in float32, mostly 40 to 100 of them. Descent takes 400 such steps, and
     returns the best that it saw. Neither is ever worse than `start`, up to rounding.
     """
     flops = float(mask.sum(-1, dtype=torch.float64).pow(3).sum()) / 3

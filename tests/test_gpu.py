@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import nmflow  # noqa: E402
 from nmflow.errors import InputValueError, NonFiniteError  # noqa: E402
-from nmflow.torch import SparseTraining, mask_for, prune_, solve_on_device  # noqa: E402
+from nmflow.torch import SparseTraining, alps_, mask_for, prune_, solve_on_device  # noqa: E402
 from nmflow.torch.device import engine  # noqa: E402
 from nmflow.torch.products import multiplying  # noqa: E402
 
@@ -206,6 +206,15 @@ def test_the_adapter_stays_on_the_card() -> None:
     assert len(training.history) == 1
     assert training.finish().proven
     assert prune_(torch.nn.Linear(64, 64, device="cuda"), 4, 8).proven
+
+
+def test_masks_of_alps_stay_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nmflow.torch.obs_pass.solve", None)
+    layer = torch.nn.Linear(64, 32, device="cuda", dtype=torch.bfloat16)
+    report = alps_(layer, [torch.randn(256, 64, device="cuda", dtype=torch.bfloat16)], 4, 8)
+    assert report.proven
+    assert int((layer.weight != 0).sum()) <= layer.weight.numel() // 2
+    assert report.layers[0].error < report.layers[0].masked_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

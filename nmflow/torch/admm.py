@@ -8,6 +8,7 @@ import torch
 
 from nmflow.arrays import Array
 from nmflow.pattern import Pattern
+from nmflow.torch.conjugate import in_units
 from nmflow.torch.obs_pass import Pruned, solve_mask
 from nmflow.torch.refit import output_error
 
@@ -54,10 +55,10 @@ def admm(
     Meng et al. 2025, "TSENOR". No mask is known to be the best of all: the problem is hard. 2 R K² operations and one
     solve a step, mostly 30 to 60 of them, and K³ / 3 every third, all in float32.
     """
-    scale = hessian.diagonal().sqrt()
+    scale, unit = in_units(hessian)
     largest = (weights * scale).abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    unit, wanted = hessian / scale[:, None] / scale, weights * scale / largest
-    pulled, unit, wanted = (wanted @ unit).float(), unit.float(), wanted.float()
+    wanted = (weights * scale / largest).float()
+    pulled = ((weights / largest) @ hessian / scale).float()
     first = solve_mask(wanted, wanted.square(), pattern, drop, **options)
     found, owed, penalty, before = first, PENALTY * (wanted - first.weights), PENALTY, first.mask
     for step in range(1, STEPS + 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["conjugate_gradients"]
+__all__ = ["conjugate_gradients", "in_units"]
 
 STEPS, ROUNDS = 400, 4
 """The most that are made for a row, and how often what is left to do may be formed anew for them."""
@@ -13,6 +13,18 @@ TOLERANCE = 1e-5
 ones, the error was then within 1e-8 of the least."""
 ROWS = 512
 """Rows at a time: enough for products at full speed, and few enough for a step's vectors to stay in the cache."""
+
+
+def in_units(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The square root of the diagonal of H, and H in float32, in coordinates where that diagonal is one.
+
+    H may hold what float32 cannot; some rows at a time, so that it is not there twice in float64.
+    """
+    scale, unit = hessian.diagonal().sqrt(), torch.empty_like(hessian, dtype=torch.float32)
+    for first in range(0, len(hessian), ROWS):
+        part = slice(first, first + ROWS)
+        unit[part] = hessian[part] / scale[part, None] / scale
+    return scale, unit
 
 
 def conjugate_gradients(
@@ -45,8 +57,7 @@ def conjugate_gradients(
     before the first and after the last, and steps go on from there if it is too much.
     """
     done = torch.ones(len(weights), dtype=torch.bool, device=weights.device)
-    scale = hessian.diagonal().sqrt()
-    unit = (hessian / scale[:, None]).div_(scale).float()
+    scale, unit = in_units(hessian)
     for first in range(0, len(weights), ROWS):
         part = slice(first, first + ROWS)
         done[part] = _rows(weights[part], mask[part], hessian, unit, scale, start[part], out[part])

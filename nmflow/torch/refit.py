@@ -66,8 +66,8 @@ def refit(
     Notes
     -----
     With S the entries kept of a row w, w'_S = (H_SS)⁻¹ (H w)_S: one Cholesky factorisation a row, R |S|³ / 3
-    operations. Conjugate gradients need 2 R K² a step in float32, mostly 40 to 100 of them. Descent takes 400 such steps, and
-    returns the best that it saw. Neither is ever worse than `start`, up to rounding.
+    operations. Conjugate gradients need 2 R K² a step in float32, mostly 40 to 100 of them. Descent takes 400
+    such steps in float64, and returns the best that it saw. Neither is ever worse than `start`, up to rounding.
     """
     flops = float(mask.sum(-1, dtype=torch.float64).pow(3).sum()) / 3
     closed = flops <= CHOLESKY_SHARE * mask.numel() * mask.shape[-1]

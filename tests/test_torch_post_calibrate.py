@@ -334,6 +334,30 @@ def test_few_samples_are_damped() -> None:
         assert torch.equal(damped(sums, 0.5)[0][0], 0.05 * torch.eye(4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("rows", "share"), [(400, 0.012), (20, 0.24), (12, 0.3), (1, 0.3), (0, 0.3)])
+def test_damping_by_rows_and_inputs(rows: int, share: float) -> None:
+    moments = Moments.of(select(nn.Linear(8, 4), Pattern(2, 4)).layers[0], gram=True)
+    if rows:
+        moments = nt.calibrate(nn.Linear(8, 4), [random(rows, 8)]).moments["weight"]
+    found, got, _ = damped(moments, None)
+    assert got == pytest.approx(share)
+    assert torch.equal(found, damped(moments, share)[0])
+
+
+@pytest.mark.filterwarnings("ignore:only .* rows for")
+def test_damping_of_none_is_chosen_for_each_layer() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    batch = random(64, 8)
+    for method in (nt.adaprune_, nt.sparsegpt_, nt.alps_):
+        report = method(copy.deepcopy(model), [batch], 2, 4, damping=None)
+        assert [layer.damping for layer in report.layers] == pytest.approx([0.6 * 8 / 64, 0.6 * 16 / 64])
+    seen = nt.calibrate(model, [random(12, 8)], damping=None)
+    with pytest.warns(UserWarning, match="only 12 rows for 16 inputs of 2.weight: damped by 0.3, give more samples"):
+        scores = seen.scores("obs")("2.weight", model[2])
+    assert scores is not None
+    assert torch.equal(scores, nt.calibrate(model, [random(12, 8)], damping=0.3).scores("obs")("2.weight", model[2]))
+
+
 def test_each_group_is_damped_by_its_own_scale() -> None:
     x = random(32, 4, 5, 5) * torch.tensor([1.0, 1.0, 100.0, 100.0])[:, None, None]
     moments = nt.calibrate(nn.Conv2d(4, 4, 3, groups=2), [x]).moments["weight"]

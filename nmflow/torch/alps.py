@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from nmflow.asked import amount
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import check_method
 from nmflow.torch.admm import admm
@@ -17,7 +16,7 @@ from nmflow.torch.obs_pass import Pruned
 from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.scores import DAMPING
+from nmflow.torch.scores import DAMPING, checked_damping
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep
 
@@ -37,7 +36,7 @@ def alps_(
     solver: str | Any = "dual",
     fill: Fill = "exact",
     keep_zeros: bool = False,
-    damping: float = DAMPING,
+    damping: float | None = DAMPING,
     sequential: bool = True,
     follow: str = "dense",
     absorb_mean: bool = True,
@@ -85,7 +84,7 @@ def alps_(
     (True, 128)
     """
     check_method(solver, threads)
-    damping = amount(damping, "damping")
+    damping = checked_damping(damping)
     check_names(model, n, "n")
 
     def treat(job: Job) -> list[Pruned]:

@@ -16,7 +16,7 @@ from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.gather import MEMORY, gather
 from nmflow.torch.moments import Moments, from_matrices, known, matrices
-from nmflow.torch.scores import DAMPING, score_named
+from nmflow.torch.scores import DAMPING, checked_damping, score_named, share_of
 from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
 from nmflow.torch.watch import OnStep
 
@@ -32,13 +32,13 @@ class Calibration:
     layers : mapping of str to Layer
         By the name of the parameter, in the order of the model.
     moments : mapping of str to Moments
-    damping : float
+    damping : float or None
         What "obs" adds to XᵀX, as in `adaprune_`.
     """
 
     layers: Mapping[str, Layer]
     moments: Mapping[str, Moments]
-    damping: float = DAMPING
+    damping: float | None = DAMPING
 
     def scores(self, name: str) -> Callable[[str, nn.Module], torch.Tensor | None]:
         """Scores for `prune_(model, ..., scores=calibration.scores("wanda"))`; "magnitude", "wanda" or "obs".
@@ -80,7 +80,7 @@ class Calibration:
             more = f", and in {len(few) - 1} more layers" if len(few) > 1 else ""
             warnings.warn(
                 f"only {self.moments[few[0]].count} rows for {widths[few[0]]} inputs of {few[0]}{more}: damped by "
-                f"{self.damping:g}, give more samples",
+                f"{share_of(self.damping, self.moments[few[0]]):g}, give more samples",
                 stacklevel=3,
             )
 
@@ -97,7 +97,7 @@ def calibrate(
     exclude: Iterable[str] | None = None,
     filter_fn: Filter | None = None,
     gram: bool = True,
-    damping: float = DAMPING,
+    damping: float | None = DAMPING,
     forward: Forward | None = None,
     memory: float = MEMORY,
     progress: OnStep | bool | None = None,
@@ -116,7 +116,7 @@ def calibrate(
         Which layers, as in `prune_`.
     gram : bool
         Sum x xᵀ too (8 K² bytes for a layer of K inputs); "wanda" does without.
-    damping : float
+    damping : float or None
         For the score "obs", as in `adaprune_`; at least 0.
     forward : callable (model, batch), optional
         How a batch goes through the model, where it is none of the above: a loader's (images, labels), for one.
@@ -149,7 +149,8 @@ def calibrate(
     <Calibration of 2 layers, 32 to 32 rows each>
     """
     inner = unwrapped(model)
-    damping, memory = amount(damping, "damping"), amount(memory, "memory", finite=False)
+    damping = checked_damping(damping)
+    memory = amount(memory, "memory", finite=False)
     check_flags(gram=gram)
     # any pattern will do: layers too small for one of its blocks can still be looked at
     selection = select(inner, Pattern(1, 1), include=include, exclude=exclude, filter_fn=filter_fn)

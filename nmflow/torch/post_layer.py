@@ -81,7 +81,7 @@ class Options:
     include: Iterable[str] | None = None
     exclude: Iterable[str] | None = None
     filter_fn: Filter | None = None
-    damping: float = DAMPING
+    damping: float | None = DAMPING
     sequential: bool = True
     follow: str = "dense"
     absorb_mean: bool = True

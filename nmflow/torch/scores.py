@@ -8,23 +8,29 @@ from typing import TypeAlias
 
 import torch
 
+from nmflow.asked import amount
 from nmflow.errors import InputValueError
 from nmflow.torch.moments import Moments
 
-__all__ = ["DAMPING", "SCORES", "Score", "damped", "magnitude", "obs", "score_named", "wanda"]
+__all__ = [
+    "DAMPING", "SCORES", "Score", "checked_damping", "damped", "magnitude", "obs", "score_named", "share_of", "wanda",
+]  # fmt: skip
 
 DAMPING, REST = 0.05, 0.1
 """What is added to H: this share of an input's own mean square, and a tenth of that of the mean over all inputs."""
-Score: TypeAlias = Callable[[torch.Tensor, Moments, float], torch.Tensor]
+PER_ROW, MOST = 0.6, 0.3
+"""The share where none is given: so much for each input of a row, as what a fit takes from chance falls with the number
+of rows; and the most."""
+Score: TypeAlias = Callable[[torch.Tensor, Moments, float | None], torch.Tensor]
 """(weights of shape (groups, R, K), moments, damping) -> scores of that shape."""
 
 
-def magnitude(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:
+def magnitude(weights: torch.Tensor, moments: Moments, damping: float | None) -> torch.Tensor:
     """|w|."""
     return weights.abs()
 
 
-def wanda(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:
+def wanda(weights: torch.Tensor, moments: Moments, damping: float | None) -> torch.Tensor:
     """|w| times the Euclidean norm of its input (Sun et al. 2024, "A Simple and Effective Pruning Approach for LLMs").
 
     The square root of what the layer's squared error grows by if this weight alone is dropped and no other changes.
@@ -34,7 +40,7 @@ def wanda(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tens
     return weights.abs() * torch.where(norms.any(-1, keepdim=True), norms, 1.0)[:, None, :]
 
 
-def obs(weights: torch.Tensor, moments: Moments, damping: float) -> torch.Tensor:
+def obs(weights: torch.Tensor, moments: Moments, damping: float | None) -> torch.Tensor:
     """w² / [H⁻¹]_jj: what the layer's squared error grows by if this weight alone is dropped and the others make up.
 
     H is the damped mean of x xᵀ; Hassibi and Stork 1993, "Optimal Brain Surgeon", up to the factor 1/2.
@@ -62,15 +68,28 @@ def score_named(name: str) -> Score:
     return SCORES[name]
 
 
-def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[torch.Tensor, float, torch.Tensor]:
+def checked_damping(damping: float | None) -> float | None:
+    """What may be given for `damping`: a number that is finite and not negative, or None."""
+    return None if damping is None else amount(damping, "damping")
+
+
+def share_of(damping: float | None, moments: Moments) -> float:
+    """The share itself: as given, or else by inputs and rows."""
+    return min(MOST, PER_ROW * moments.total.shape[-1] / max(1, moments.count)) if damping is None else damping
+
+
+def damped(
+    moments: Moments, damping: float | None, *, centred: bool = False
+) -> tuple[torch.Tensor, float, torch.Tensor]:
     """The mean of x xᵀ with enough on its diagonal to be factorised.
 
     Parameters
     ----------
     moments : Moments
         With a gram matrix.
-    damping : float
+    damping : float or None
         Share of an input's own mean square, and of a tenth of the mean of all inputs', that is added to the diagonal.
+        None: 0.6 inputs for each row that was seen, at most 0.3.
     centred : bool
         Take the covariance instead: right where a bias is free to make up for the mean.
 
@@ -106,7 +125,7 @@ def damped(moments: Moments, damping: float, *, centred: bool = False) -> tuple[
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     bare = mean.diagonal(dim1=-2, dim2=-1).clone()
     more = bare + REST * scale[:, None]
-    share = damping
+    share = share_of(damping, moments)
     while True:
         mean.diagonal(dim1=-2, dim2=-1).copy_(bare + share * more)
         if not torch.linalg.cholesky_ex(mean).info.any():

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from nmflow.asked import amount, check_flags
+from nmflow.asked import check_flags
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import check_method
 from nmflow.torch.by_name import Counts, check_names, patterns_of
@@ -16,7 +16,7 @@ from nmflow.torch.obs_pass import Pruned, obs_pass
 from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.scores import DAMPING
+from nmflow.torch.scores import DAMPING, checked_damping
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep
 
@@ -36,7 +36,7 @@ def sparsegpt_(
     solver: str | Any = "dual",
     fill: Fill = "exact",
     keep_zeros: bool = False,
-    damping: float = DAMPING,
+    damping: float | None = DAMPING,
     refit: bool = False,
     sequential: bool = True,
     follow: str = "own",
@@ -87,7 +87,7 @@ def sparsegpt_(
     """
     check_flags(refit=refit)
     check_method(solver, threads)
-    damping = amount(damping, "damping")
+    damping = checked_damping(damping)
     check_names(model, n, "n")
 
     def treat(job: Job) -> list[Pruned]:

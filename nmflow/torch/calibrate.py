@@ -77,10 +77,11 @@ class Calibration:
         widths = {name: moments.total.shape[1] for name, moments in self.moments.items()}
         few = [name for name, moments in self.moments.items() if 0 < moments.count < widths[name]]
         if few:
+            name, moments = few[0], self.moments[few[0]]
             more = f", and in {len(few) - 1} more layers" if len(few) > 1 else ""
             warnings.warn(
-                f"only {self.moments[few[0]].count} rows for {widths[few[0]]} inputs of {few[0]}{more}: damped by "
-                f"{share_of(self.damping, self.moments[few[0]]):g}, give more samples",
+                f"only {moments.count} rows for {widths[name]} inputs of {name}{more}: damped by "
+                f"{share_of(self.damping, moments):g}, give more samples",
                 stacklevel=3,
             )
 

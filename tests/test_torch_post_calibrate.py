@@ -17,7 +17,7 @@ from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.torch.feed import Draws, wanted_rows
 from nmflow.torch.moments import Moments, from_matrices, matrices, rows_of
-from nmflow.torch.scores import DAMPING, damped
+from nmflow.torch.scores import damped
 from nmflow.torch.select import select
 
 
@@ -268,9 +268,9 @@ def test_scores_for_prune() -> None:
     x = random(16, 4, 3, 3).double()
     assert torch.allclose(wanda, model[0].weight.abs() * x.square().sum(0).sqrt(), rtol=1e-6)
     obs = calibration.scores("obs")("2.weight", model[2])
-    hessian, share, bare = damped(calibration.moments["2.weight"], DAMPING)
-    assert share == DAMPING
-    assert torch.allclose(hessian[0].diagonal(), 1.05 * bare[0] + 0.005 * bare.mean())
+    hessian, share, bare = damped(calibration.moments["2.weight"], None)
+    assert share == 0.3
+    assert torch.allclose(hessian[0].diagonal(), 1.3 * bare[0] + 0.03 * bare.mean())
     assert obs is not None
     assert torch.allclose(obs, model[2].weight.double() ** 2 / torch.linalg.inv(hessian[0]).diagonal(), rtol=1e-6)
     assert calibration.scores("wanda")("other", model[2]) is None
@@ -345,13 +345,13 @@ def test_damping_by_rows_and_inputs(rows: int, share: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:only .* rows for")
-def test_damping_of_none_is_chosen_for_each_layer() -> None:
+def test_damping_is_chosen_for_each_layer() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     batch = random(64, 8)
     for method in (nt.adaprune_, nt.sparsegpt_, nt.alps_):
-        report = method(copy.deepcopy(model), [batch], 2, 4, damping=None)
+        report = method(copy.deepcopy(model), [batch], 2, 4)
         assert [layer.damping for layer in report.layers] == pytest.approx([0.6 * 8 / 64, 0.6 * 16 / 64])
-    seen = nt.calibrate(model, [random(12, 8)], damping=None)
+    seen = nt.calibrate(model, [random(12, 8)])
     with pytest.warns(UserWarning, match="only 12 rows for 16 inputs of 2.weight: damped by 0.3, give more samples"):
         scores = seen.scores("obs")("2.weight", model[2])
     assert scores is not None

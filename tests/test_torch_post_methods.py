@@ -599,7 +599,7 @@ def test_inputs_of_other_rows_than_the_dense_model_s_are_not_compared_with_them(
             x = self.first(x)
             return self.second(x[x[:, 0] > 0])
 
-    model, x = Choosing(), random(64, 16)
+    model, x = Choosing(), random(256, 16)
     dense = int((model.first(x)[:, 0] > 0).sum())
     rows = nt.adaprune_(model, [x], 2, 4, follow="dense").layers[1].rows
     assert rows == int((model.first(x)[:, 0] > 0).sum()) != dense
@@ -719,8 +719,8 @@ def test_few_samples_are_said() -> None:
     model = network()
     report = nt.adaprune_(model, [images()[0][:2]], 2, 4)
     assert dict(report.notes) == {
-        "3.weight": "only 2 rows for 128 inputs: damped by 0.05, give more samples",
-        "5.weight": "only 2 rows for 16 inputs: damped by 0.05, give more samples",
+        "3.weight": "only 2 rows for 128 inputs: damped by 0.3, give more samples",
+        "5.weight": "only 2 rows for 16 inputs: damped by 0.3, give more samples",
     }
     assert "only 2 rows for 128 inputs" in str(report)
     assert report.to_dict()["notes"][0]["name"] == "3.weight"

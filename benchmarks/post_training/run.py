@@ -61,8 +61,8 @@ LAYERWISE: dict[str, Method] = {
     "alps, twice the samples": lambda model, batches, more, calibration, **options: nt.alps_(
         model, batches + more, **options
     ),
-    "alps, damping=0.01": lambda model, batches, more, calibration, **options: nt.alps_(
-        model, batches, damping=0.01, **options
+    "alps, damping=0.05": lambda model, batches, more, calibration, **options: nt.alps_(
+        model, batches, damping=0.05, **options
     ),
     "alps, damping=0.2": lambda model, batches, more, calibration, **options: nt.alps_(
         model, batches, damping=0.2, **options

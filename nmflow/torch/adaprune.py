@@ -21,7 +21,7 @@ from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.refit import METHODS
-from nmflow.torch.scores import DAMPING, checked_damping, score_named
+from nmflow.torch.scores import checked_damping, score_named
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.watch import OnStep
 
@@ -42,7 +42,7 @@ def adaprune_(
     solver: str | Any = "dual",
     fill: Fill = "exact",
     keep_zeros: bool = False,
-    damping: float | None = DAMPING,
+    damping: float | None = None,
     solve: str = "auto",
     sequential: bool = True,
     follow: str = "dense",
@@ -78,10 +78,10 @@ def adaprune_(
         As for `nmflow.solve`.
     keep_zeros : bool
         Entries that are zero stay zero; with ``fill="at-most"`` that is always possible.
-    damping : float or None
+    damping : float, optional
         Pulls W′ to W where samples say little: this share of its diagonal is added to that of XᵀX, and a tenth of it
-        of the mean diagonal. Less for very many samples, more for few, or for inputs unlike the samples. None chooses
-        it for each layer: 0.6 times its inputs over the rows it saw, at most 0.3.
+        of the mean diagonal. By default each layer's own: 0.6 times its inputs over the rows it saw, at most 0.3.
+        Give more where the model will see inputs unlike the samples.
     solve : {"auto", "cholesky", "cg", "adam"}
         Closed form for each row, conjugate gradients, or descent; "auto" takes the faster of the first two.
     sequential : bool

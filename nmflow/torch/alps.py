@@ -16,7 +16,7 @@ from nmflow.torch.obs_pass import Pruned
 from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.scores import DAMPING, checked_damping
+from nmflow.torch.scores import checked_damping
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep
 
@@ -36,7 +36,7 @@ def alps_(
     solver: str | Any = "dual",
     fill: Fill = "exact",
     keep_zeros: bool = False,
-    damping: float | None = DAMPING,
+    damping: float | None = None,
     sequential: bool = True,
     follow: str = "dense",
     absorb_mean: bool = True,

@@ -16,7 +16,7 @@ from nmflow.pattern import Pattern
 from nmflow.torch.feed import Forward
 from nmflow.torch.gather import MEMORY, gather
 from nmflow.torch.moments import Moments, from_matrices, known, matrices
-from nmflow.torch.scores import DAMPING, checked_damping, score_named, share_of
+from nmflow.torch.scores import checked_damping, score_named, share_of
 from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
 from nmflow.torch.watch import OnStep
 
@@ -38,7 +38,7 @@ class Calibration:
 
     layers: Mapping[str, Layer]
     moments: Mapping[str, Moments]
-    damping: float | None = DAMPING
+    damping: float | None = None
 
     def scores(self, name: str) -> Callable[[str, nn.Module], torch.Tensor | None]:
         """Scores for `prune_(model, ..., scores=calibration.scores("wanda"))`; "magnitude", "wanda" or "obs".
@@ -98,7 +98,7 @@ def calibrate(
     exclude: Iterable[str] | None = None,
     filter_fn: Filter | None = None,
     gram: bool = True,
-    damping: float | None = DAMPING,
+    damping: float | None = None,
     forward: Forward | None = None,
     memory: float = MEMORY,
     progress: OnStep | bool | None = None,
@@ -117,7 +117,7 @@ def calibrate(
         Which layers, as in `prune_`.
     gram : bool
         Sum x xᵀ too (8 K² bytes for a layer of K inputs); "wanda" does without.
-    damping : float or None
+    damping : float, optional
         For the score "obs", as in `adaprune_`; at least 0.
     forward : callable (model, batch), optional
         How a batch goes through the model, where it is none of the above: a loader's (images, labels), for one.

@@ -26,7 +26,7 @@ from nmflow.torch.post_report import PostLayer
 from nmflow.torch.prune import named_error
 from nmflow.torch.refit import output_error, refit
 from nmflow.torch.resume import Saved, Store
-from nmflow.torch.scores import DAMPING, damped
+from nmflow.torch.scores import damped
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.slots import identity, is_writable
 from nmflow.torch.watch import OnStep
@@ -81,7 +81,7 @@ class Options:
     include: Iterable[str] | None = None
     exclude: Iterable[str] | None = None
     filter_fn: Filter | None = None
-    damping: float | None = DAMPING
+    damping: float | None = None
     sequential: bool = True
     follow: str = "dense"
     absorb_mean: bool = True

@@ -13,14 +13,14 @@ from nmflow.errors import InputValueError
 from nmflow.torch.moments import Moments
 
 __all__ = [
-    "DAMPING", "SCORES", "Score", "checked_damping", "damped", "magnitude", "obs", "score_named", "share_of", "wanda",
+    "SCORES", "Score", "checked_damping", "damped", "magnitude", "obs", "score_named", "share_of", "wanda",
 ]  # fmt: skip
 
-DAMPING, REST = 0.05, 0.1
-"""What is added to H: this share of an input's own mean square, and a tenth of that of the mean over all inputs."""
 PER_ROW, MOST = 0.6, 0.3
-"""The share where none is given: so much for each input of a row, as what a fit takes from chance falls with the number
-of rows; and the most."""
+"""The share of damping: so much for each input of a row, as what a fit takes from chance falls with the number of rows;
+and the most."""
+REST = 0.1
+"""How much of it every input gets of the mean over all of them."""
 Score: TypeAlias = Callable[[torch.Tensor, Moments, float | None], torch.Tensor]
 """(weights of shape (groups, R, K), moments, damping) -> scores of that shape."""
 

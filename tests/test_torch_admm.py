@@ -140,6 +140,13 @@ def test_nothing_to_keep_and_a_penalty_that_rounding_asks_for() -> None:
     assert torch.isfinite(admm(random(8, 8), indefinite, BOTH_WAYS).weights).all()
 
 
+def test_no_more_is_kept_than_there_is() -> None:
+    """Scores of float32 are added up in float64, as the solver does it."""
+    weights = (random(64, 64) * torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(16)).float()
+    found = solve_mask(weights, weights.square(), Pattern(2, 4, transposable=False), None)
+    assert found.kept == pytest.approx(found.dense, rel=1e-14)
+
+
 def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself, when the mask stays; or after as many steps as it may take."""
     steps: list[int] = []

@@ -62,7 +62,7 @@ def solve_mask(
         solution = solve(values, pattern=pattern, scores=values, drop=drop, certify=True, **options)
     mask = to_mask(solution.mask, weights.device)
     found = Pruned(mask, weights * mask)
-    found.count(float(scores.sum()), solution)
+    found.count(float(scores.sum(dtype=torch.float64)), solution)
     return found
 
 

@@ -181,6 +181,17 @@ def test_steps_that_make_rows_worse_are_not_taken(monkeypatch: pytest.MonkeyPatc
     assert left == [400, 250, 100]
 
 
+def test_steps_that_lead_beyond_all_numbers_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As float32's may where it takes H for indefinite."""
+    weights, mask = random(1, 3, 8, dtype=torch.float64), random(1, 3, 8, seed=3) > 0
+    lengths = torch.tensor([torch.inf, torch.nan, 1e-3])[:, None]
+    monkeypatch.setattr(conjugate, "_steps", lambda residual, *_: (residual * lengths, 400))
+    found = refit.refit(weights, mask, hessian_of(8)[None], "cg")
+    assert torch.equal(found[0, :2], (weights * mask)[0, :2])
+    assert torch.isfinite(found[0, 2]).all()
+    assert (found[0, 2] != (weights * mask)[0, 2]).any()
+
+
 def test_directions_that_float32_calls_flat_are_left() -> None:
     weights, mask = torch.tensor([[[1.0, 1.0, 1.0]]], dtype=torch.float64), torch.tensor([[[True, True, False]]])
     near, c = 1 - 1e-12, 5e-7

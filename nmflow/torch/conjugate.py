@@ -101,7 +101,7 @@ def _rows(
         after = residual_of(weights - out - change)
         # what the error falls by is half the product of the change and both residuals
         better = (moved * (residual + after)).sum(-1, keepdim=True) > 0
-        out.add_(change.mul_(better))
+        out.add_(torch.where(better, change, 0.0))  # steps may have led beyond all numbers
         residual = torch.where(better, after, residual)
     return residual.square().sum(-1) <= aim
 

@@ -11,6 +11,7 @@ import itertools
 import re
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -565,6 +566,19 @@ def test_sequential_passes_run_in_the_state_of_the_caller(follow: str) -> None:
     with torch.device("meta"):
         nt.adaprune_(model, [x.float()], 2, 4, follow=follow)
     assert seen == {(torch.float32, "meta")}
+
+
+@pytest.mark.parametrize("method", [nt.alps_, partial(nt.adaprune_, solve="cg")])
+def test_autocast_is_for_passes_and_not_for_steps(method: Any) -> None:
+    """In bfloat16 steps in float32 got nowhere."""
+    layer = nn.Linear(128, 32)
+    seen = nt.calibrate(layer, [random(400, 128) @ random(128, 128, seed=1)])
+    one, other = copy.deepcopy(layer), copy.deepcopy(layer)
+    report = method(one, seen, 2, 4, sequential=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = method(other, seen, 2, 4, sequential=False)
+    assert torch.equal(one.weight, other.weight)
+    assert report.layers[0].error == again.layers[0].error
 
 
 def test_a_layer_that_is_called_twice_and_one_that_is_called_now_and_then() -> None:

@@ -201,7 +201,9 @@ class Worker:
         hessian, share, bare = damped(moments, self.options.damping, centred=bool(biases))
         target = dense + _moved(dense, moments, hessian, centred=bool(biases))
         drop = (dense == 0).cpu().numpy() if self.options.keep_zeros else None
-        found = self.method(Job(layer, self.chosen[layer], target, moments, hessian, drop))
+        job = Job(layer, self.chosen[layer], target, moments, hessian, drop)
+        with torch.autocast(target.device.type, enabled=False):  # which is for passes: what steps in float32 needs that
+            found = self.method(job)
         mask = torch.stack([group.mask for group in found])
         new = torch.stack([group.weights for group in found]) * mask
         weight = from_matrices(layer, new, parameter.shape).to(parameter)

@@ -369,6 +369,35 @@ def test_each_group_is_damped_by_its_own_scale() -> None:
     torch.testing.assert_close(damped(moments, 0.1)[0], mean + (0.1 * own + 0.01 * scale).diag_embed())
 
 
+@pytest.mark.parametrize("rows", [1, 3, 7, 100, 333])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_rounding_leaves_of_inputs_that_are_always_the_same_is_no_variance(dtype: torch.dtype, rows: int) -> None:
+    """It could be negative, and so large that nothing made the matrix definite."""
+    always = 1.7e9 * (1 + random(8, seed=1, dtype=torch.float64).abs())
+    for count in (3, 8):
+        x = random(rows, 8, dtype=torch.float64)
+        x[:, :count] = always[:count]
+        moments = nt.calibrate(nn.Linear(8, 8).to(dtype), [x.to(dtype)]).moments["weight"]
+        hessian, share, bare = damped(moments, 0.25, centred=True)
+        assert share == 0.25
+        assert not bare[0, :count].any()
+        assert (bare[0, count:] > 0.05).all() or rows == 1
+        assert not hessian[0, :count].triu(1).any()
+        scale = bare.mean() if bare.any() else 1.0
+        torch.testing.assert_close(hessian[0].diagonal(), 1.25 * bare[0] + 0.025 * scale)
+
+
+def test_more_is_added_where_a_pivot_is_but_rounding() -> None:
+    """A Cholesky factor may exist by chance, and none of what a mask leaves of the matrix."""
+    for seed in range(20):  # in a quarter of them there is one; which depends on LAPACK
+        x = random(200, 8, seed=seed)
+        few, all_ = (nt.calibrate(nn.Linear(rows.shape[1], 16), [rows]) for rows in (x @ random(8, 32, seed=99), x))
+        hessian, share, bare = damped(few.moments["weight"], 0.0)
+        assert share == 1e-10, seed
+        torch.testing.assert_close(hessian[0].diagonal(), bare[0], rtol=1e-8, atol=0)
+        assert damped(all_.moments["weight"], 0.0)[1] == 0
+
+
 def test_wanda_of_inputs_that_are_zero() -> None:
     """Weights of one are worth nothing; of all of them, what they are."""
     layer, x = nn.Linear(4, 4), random(6, 4)

@@ -21,6 +21,8 @@ PER_ROW, MOST = 0.6, 0.3
 and the most."""
 REST = 0.1
 """How much of it every input gets of the mean over all of them."""
+ROUNDING = 2.0**-52
+"""Of float64: what one operation may be wrong by, twice over."""
 Score: TypeAlias = Callable[[torch.Tensor, Moments, float | None], torch.Tensor]
 """(weights of shape (groups, R, K), moments, damping) -> scores of that shape."""
 
@@ -100,7 +102,7 @@ def damped(
     float
         The share that was needed: more than `damping` where rounding or too few samples made it so.
     Tensor of float64, shape (groups, K)
-        The diagonal without it.
+        The diagonal without it; not negative.
 
     Raises
     ------
@@ -111,24 +113,32 @@ def damped(
     -----
     A ridge that pulls new weights to the old ones where samples say little. SparseGPT (Frantar and Alistarh 2023) adds
     a share of the mean diagonal to every input: much to those that are small beside others, little to those that are
-    large. Here an input's scale hardly matters. An input that is always zero gets its part of the mean, so that it is
-    not given up altogether; where all inputs are, the mean is taken to be 1.
+    large. Here an input's scale hardly matters. An input that is always zero (or the same, if centred) gets its part of
+    the mean, so that it is not given up altogether; where all inputs are, the mean is taken to be 1.
     """
     if moments.gram is None:
         raise InputValueError("calibration must hold gram matrices; calibrate with gram=True")
     count = max(1, moments.count)
     mean = moments.gram / count
     if centred:
-        centre = moments.total / count
+        centre, squares = moments.total / count, mean.diagonal(dim1=-2, dim2=-1).clone()
         mean.baddbmm_(centre[:, :, None], centre[:, None, :], alpha=-1)
+        # a sum of that many squares may be wrong by this, and so what is left of an input that is always the same
+        still = mean.diagonal(dim1=-2, dim2=-1) <= 2 * ROUNDING * count * squares
+        if still.any():
+            mean.masked_fill_(still[:, :, None] | still[:, None, :], 0.0)
     scale = (mean.diagonal(dim1=-2, dim2=-1) / mean.shape[-1]).sum(-1)  # in this order, as a sum could overflow
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     bare = mean.diagonal(dim1=-2, dim2=-1).clone()
     more = bare + REST * scale[:, None]
     share = share_of(damping, moments)
     while True:
-        mean.diagonal(dim1=-2, dim2=-1).copy_(bare + share * more)
-        if not torch.linalg.cholesky_ex(mean).info.any():
+        diagonal = bare + share * more
+        mean.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
+        lower, info = torch.linalg.cholesky_ex(mean)
+        # a pivot that is but rounding may be negative in what a mask leaves of the matrix
+        pivots = lower.diagonal(dim1=-2, dim2=-1).square()
+        if not info.any() and (pivots > 16 * ROUNDING * mean.shape[-1] * diagonal).all():
             return mean, share, bare
         share = max(10 * share, 1e-10)
         if not math.isfinite(share):

@@ -410,6 +410,23 @@ def test_following_the_dense_model_is_least_squares_on_its_outputs() -> None:
         assert torch.allclose(torch.cat([weight[row, kept], bias[row, None]]), best, rtol=1e-6)
 
 
+@pytest.mark.parametrize("absorb", [True, False])
+def test_errors_where_the_dense_model_is_followed_are_against_the_best_full_weights(absorb: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)).double()
+    x, old = random(60, 8, dtype=torch.float64), copy.deepcopy(model)
+    report = nt.adaprune_(model, [x], 2, 4, damping=0.0, absorb_mean=absorb).layers[1]
+    hidden, wanted = model[1](model[0](x)).detach(), (old(x) - old[2].bias).detach()
+    if absorb:
+        hidden, wanted = hidden - hidden.mean(0), wanted - wanted.mean(0)
+    best = hidden @ torch.linalg.lstsq(hidden, wanted).solution
+    weight = model[2].weight.detach()
+    errors = [(hidden @ kept.T - best).square().sum() / best.square().sum()
+              for kept in (old[2].weight.detach() * (weight != 0), weight)]  # fmt: skip
+    assert [report.masked_error, report.error] == pytest.approx([float(error) for error in errors], rel=1e-8)
+    assert float((best - wanted).square().sum() / best.square().sum()) > 0.01
+
+
 class Attending(nn.Module):
     """Queries, keys and values of one input; on request it is written to between them."""
 

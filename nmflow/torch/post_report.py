@@ -27,7 +27,9 @@ class PostLayer(LayerReport):
         As it was given to `adaprune_`, or more where XᵀX could not be factorised with it.
     masked_error, error : float
         Squared error of the layer's outputs relative to the outputs themselves (both without their mean where a bias
-        absorbs it), over all rows that were seen: by the mask alone, and in the end.
+        absorbs it), over all rows that were seen: by the mask alone, and in the end. Where the dense model is followed,
+        outputs are those of the weights that would come closest to it without a mask: what earlier layers have lost
+        for good is no part of the error.
     """
 
     pattern: str

@@ -182,6 +182,15 @@ def test_steps_that_make_rows_worse_are_not_taken(monkeypatch: pytest.MonkeyPatc
     assert left == [400, 250, 100]
 
 
+def test_rows_that_lose_nothing_are_soon_done_from_a_start_that_is_rounded() -> None:
+    """As ALPS gives it for weights that keep to the pattern already; what float32 holds of them is no aim to go by."""
+    mask, hessian = random(8, 32, seed=3) > 0, hessian_of(32) + 0.1 * torch.eye(32, dtype=torch.float64)
+    weights = random(8, 32, dtype=torch.float64) * mask
+    out = torch.empty_like(weights)
+    assert conjugate.conjugate_gradients(weights, mask, hessian, weights.float().double(), out).all()
+    torch.testing.assert_close(out, weights, rtol=1e-8, atol=1e-9)
+
+
 def test_steps_that_lead_beyond_all_numbers_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """As float32's may where it takes H for indefinite."""
     weights, mask = random(1, 3, 8, dtype=torch.float64), random(1, 3, 8, seed=3) > 0

@@ -387,6 +387,15 @@ def test_what_rounding_leaves_of_inputs_that_are_always_the_same_is_no_variance(
         torch.testing.assert_close(hessian[0].diagonal(), 1.25 * bare[0] + 0.025 * scale)
 
 
+def test_a_channel_that_is_always_the_same_where_products_are_summed_in_float32() -> None:
+    """Sums of its squares had lost more than the others vary by."""
+    layer, rows = nn.Linear(520, 4).half(), random(2048, 520, dtype=torch.float16)
+    rows[:, 3] = 1023
+    moments = nt.calibrate(layer, [rows]).moments["weight"]
+    _, share, bare = damped(moments, None, centred=True)
+    assert (share, float(bare[0, 3])) == (0.6 * 520 / 2048, 0.0)
+
+
 def test_more_is_added_where_a_pivot_is_but_rounding() -> None:
     """A Cholesky factor may exist by chance, and none of what a mask leaves of the matrix."""
     for seed in range(20):  # in a quarter of them there is one; which depends on LAPACK

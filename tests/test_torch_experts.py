@@ -242,6 +242,9 @@ def test_a_folder(kind: str, method: str, text: Path, tmp_path: Path) -> None:
                 kept = turned[keeps].sum()
                 assert kept == pytest.approx(best.objective, rel=1e-12)
     assert changed == (4 if kind in TOGETHER else 2 * 6 * 3)
+    biases = [name for name in before if "experts" in name and name.endswith("bias")]
+    refitted = [name for name in biases if not torch.equal(before[name], after[name])]
+    assert len(refitted) == (4 if (kind, method) == ("gpt-oss", "adaprune") else 0)
     assert run("verify", out, *chosen).exit_code == 0
 
 
@@ -399,3 +402,46 @@ def test_alike_experts_are_told_apart_by_their_place(text: Path, tmp_path: Path)
             stored = name.replace("mlp", "block_sparse_moe").replace("up_proj", "w3").replace("down_proj", "w2")
             kept = (load_file(tmp_path / "out" / "model.safetensors")[f"{stored}.weight"] != 0).numpy()
             assert score.numpy()[kept].sum() == pytest.approx(nmflow.solve(score.numpy(), 4, 8).objective, rel=1e-12)
+
+
+class Ungated(nn.Module):
+    """Two experts without a gate, as NemotronH has them."""
+
+    has_gate, is_transposed = False, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = (nn.Parameter(torch.randn(shape)) for shape in ((2, 12, 8), (2, 8, 12)))
+        self.act_fn = torch.relu
+
+    def _apply_gate(self, both: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        each = torch.einsum("eoi,ti->teo", self.up_proj, hidden).relu()
+        all_of_them = torch.einsum("eoi,tei->teo", self.down_proj, each)
+        picked = all_of_them.gather(1, chosen[..., None].expand(-1, -1, hidden.shape[-1]))
+        return (picked * weights[..., None]).sum(1)
+
+
+def test_experts_without_a_gate() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"experts": Ungated()})
+    hidden, chosen = torch.randn(6, 8), torch.tensor([[0], [1], [1], [0], [1], [0]])
+    whole = model["experts"](hidden, chosen, torch.full((6, 1), 0.5))
+    with nt.experts_apart(model) as taken:
+        assert taken == ["experts"]
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        assert names == [f"experts.{number}.{own}" for number in (0, 1) for own in ("up_proj", "down_proj")]
+        torch.testing.assert_close(model["experts"](hidden, chosen, torch.full((6, 1), 0.5)), whole.detach())
+
+
+@pytest.mark.parametrize(("axes", "rule"), [(3, False), (2, True)])
+def test_what_only_has_the_names_of_experts_stays(axes: int, rule: bool) -> None:
+    own = nn.Module()
+    for name in ("gate_up_proj", "down_proj"):
+        own.register_parameter(name, nn.Parameter(torch.ones([8] * axes)))
+    if rule:
+        own.is_transposed, own._apply_gate = False, torch.relu
+    with nt.experts_apart(nn.ModuleDict({"own": own})) as taken:
+        assert taken == []

@@ -80,6 +80,13 @@ def test_patterns_that_are_not_the_same_both_ways_leave_it_alone() -> None:
     )
 
 
+def test_another_matrix_of_it_may_be_of_any_pattern() -> None:
+    model = nn.Sequential(pair()[0][0])
+    model[0].lora = nn.Parameter(torch.randn(8, 8))
+    report = nt.prune_(model, pattern=nmflow.Pattern(2, 4, transposable=False), include=["0.lora"])
+    assert [layer.name for layer in report.layers] == ["0.lora"]
+
+
 def test_a_weight_that_a_linear_shares_is_not_turned() -> None:
     model = nn.ModuleDict({"turned": transformers.pytorch_utils.Conv1D(16, 16), "plain": nn.Linear(16, 16)})
     assert [layer.turned for layer in select(model, nmflow.Pattern(2, 4)).layers] == [True, False]

@@ -94,6 +94,14 @@ def test_mask_of_strides_gradients_and_layouts() -> None:
 def test_mask_by_scores() -> None:
     weight, scores = tensor(8, 8), tensor(8, 8, seed=1)
     assert torch.equal(nt.mask_for(weight, 2, 4, scores=scores.abs()), nt.mask_for(scores, 2, 4))
+    with pytest.raises(InputTypeError, match=r"scores must have a dtype that NumPy can hold, not torch\.float8"):
+        nt.mask_for(weight, 2, 4, scores=scores.to(torch.float8_e4m3fn))
+
+
+def test_mask_of_what_torch_negates_as_it_is_read() -> None:
+    weight = torch.complex(tensor(8, 8), tensor(8, 8, seed=1))
+    assert weight.conj().imag.is_neg()
+    assert torch.equal(nt.mask_for(weight.conj().imag, 2, 4), nt.mask_for(weight.imag.clone(), 2, 4))
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
@@ -140,8 +148,12 @@ class Parted(torch.Tensor):
             r"tensor must be whole, not a Parted, of which each rank has a part; use \.full_tensor",
         ),
         (torch.ones(4, 4, dtype=torch.float8_e4m3fn), "tensor must have a dtype that NumPy can hold, not torch.float8"),
+        (
+            torch.ones(4, 4, dtype=torch.cfloat).conj(),
+            "tensor must have a dtype that NumPy can hold, not torch.complex64",
+        ),
     ],
-    ids=["array", "sparse", "meta", "parted", "float8"],
+    ids=["array", "sparse", "meta", "parted", "float8", "complex"],
 )
 def test_tensors_that_cannot_be_read(bad: Any, message: str) -> None:
     with pytest.raises((InputTypeError, InputValueError), match=message):
@@ -242,13 +254,15 @@ def test_what_is_taken_by_name_only(name: str, reason: str) -> None:
     "kind", ["StdConv2d", "ScaledStdConv2dSame", "WeightStandardizedConv2d", "WeightStandardisedConv2d", "ConvAWS2d"]
 )
 def test_a_convolution_that_standardises_its_weight_is_taken_by_name_only(kind: str) -> None:
-    """It subtracts the mean of what is stored, so that what it multiplies by keeps no pattern."""
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), type(kind, (nn.Conv2d,), {})(8, 8, 3))
+    """It subtracts the mean of what is stored, so that what it multiplies by keeps no pattern. So do classes of it."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), type("Own", (type(kind, (nn.Conv2d,), {}),), {})(8, 8, 3))
     report = nt.prune_(model, 2, 4)
     assert [layer.name for layer in report.layers] == ["0.weight"]
     reason = "convolution that standardises its weight, and so uses no zeros of it; name it in include to prune it"
     assert report.skipped == (("1.weight", reason),)
     assert [layer.name for layer in nt.prune_(model, 2, 4, include=["1*"]).layers] == ["1.weight"]
+    linear = type("StdLinear", (nn.Linear,), {})(8, 8)  # only of convolutions is this known
+    assert [layer.name for layer in nt.prune_(linear, 2, 4).layers] == ["weight"]
 
 
 def test_reasons() -> None:
@@ -262,6 +276,10 @@ def test_reasons() -> None:
     model.byte.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
     model.add_module("wide", nn.Linear(8, 8))
     model.wide.weight = nn.Parameter(torch.ones(1, 8).expand(8, 8))
+    model.add_module("packed", nn.Linear(8, 8))
+    model.packed.weight = type("Params4bit", (nn.Parameter,), {})(torch.ones(8, 8))  # as bitsandbytes'
+    model.add_module("sparse", nn.Linear(8, 8))
+    model.sparse.weight = nn.Parameter(torch.eye(8).to_sparse())
     with torch.inference_mode():
         model.add_module("frozen", nn.Linear(8, 8))
     reasons = dict(nt.prune_(model, 2, 4).skipped)
@@ -280,6 +298,8 @@ def test_reasons() -> None:
         "empty.weight": "empty",
         "byte.weight": "dtype torch.int8",
         "wide.weight": "cannot be written in place (an inference or expanded tensor)",
+        "packed.weight": "a Params4bit of layout torch.strided, not a dense parameter",
+        "sparse.weight": "a Parameter of layout torch.sparse_coo, not a dense parameter",
         "frozen.weight": "cannot be written in place (an inference or expanded tensor)",
     }
 
@@ -802,3 +822,45 @@ def test_what_is_named_and_left_out_by_the_caller_is_no_error() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     options = {"include": ["0.weight", "1.weight"], "filter_fn": lambda name, module: False if name == "0" else None}
     assert [layer.name for layer in select(model, nmflow.Pattern(2, 4), **options).layers] == ["1.weight"]
+
+
+def test_a_convolution_of_one_channel_is_not_depthwise() -> None:
+    assert [layer.name for layer in nt.prune_(nn.Conv2d(1, 8, 3), 2, 4).layers] == ["weight"]
+
+
+def test_what_has_no_memory_is_not_shared() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8, device="meta") for _ in range(2)), nn.Linear(8, 8))
+    for _ in range(2):
+        model.append(nn.Linear(8, 8))
+        model[-1].weight = nn.Parameter(torch.ones(8, 0))
+    assert [name for name, _ in nt.prune_(model, 2, 4).skipped] == [f"{number}.weight" for number in (0, 1, 3, 4)]
+
+
+def test_a_conv1d_of_anybody_else_is_no_turned_linear() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(tensor(8, 8))
+
+    model = nn.Sequential(Conv1D(), nn.Linear(8, 8))
+    assert dict(nt.prune_(model, 2, 4).skipped)["0.weight"].startswith("in a Conv1D, not a Linear, Conv1d or Conv2d")
+    model[1].nf = 8
+    layers = select(model, nmflow.Pattern(2, 4), include=["0.weight", "1.weight"]).layers
+    assert [layer.turned for layer in layers] == [False, False]
+
+
+def test_other_matrices_of_a_convolution() -> None:
+    for kind, groups in (("Depthwise", 8), ("StdConv2d", 1)):
+        convolution = type(kind, (nn.Conv2d,), {})(8, 8, 3, groups=groups)
+        convolution.lora = nn.Parameter(tensor(8, 8))
+        model = nn.Sequential(convolution)
+        assert [layer.name for layer in nt.prune_(model, 2, 4, include=["0.*"]).layers] == ["0.weight"]
+        (layer,) = nt.prune_(model, 2, 4, include=["0.lora"]).layers
+        assert (layer.name, layer.layout) == ("0.lora", None)
+
+
+def test_a_weight_that_is_seen_in_another_dtype_too_is_not_shared() -> None:
+    model = nn.Sequential(nn.Linear(8, 8, dtype=torch.float16), nn.Linear(8, 8))
+    model[1].weight = nn.Parameter(model[0].weight.detach().view(torch.bfloat16))
+    report = nt.prune_(model, 2, 4)
+    assert report.skipped == (("1.weight", "has entries in common with 0.weight, which gets a mask"),)

@@ -70,7 +70,7 @@ def checked(tensor: torch.Tensor, name: str) -> torch.Tensor:
         )
     if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):  # which calls its layout strided
         raise InputTypeError(f"{name} must be a dense tensor, not a {type(tensor).__name__}; use .to_dense()")
-    if tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.layout != torch.strided:
         raise InputTypeError(f"{name} must be a dense tensor, not {tensor.layout} of {tensor.dtype}; use .to_dense()")
     if tensor.is_meta:
         raise InputValueError(f"{name} must have data, not be on the meta device; load its weights first")
@@ -116,5 +116,5 @@ def _view(tensor: torch.Tensor, name: str) -> Array:
         return tensor.numpy()
     except (TypeError, RuntimeError) as error:
         raise InputTypeError(
-            f"{name} must have a dtype that NumPy can hold, not {tensor.dtype}; use .float()"
+            f"{name} must have a dtype that NumPy can hold, not {tensor.dtype}; use .float() or .dequantize()"
         ) from error

@@ -128,7 +128,7 @@ def is_fused(module: nn.Module) -> bool:
 
 def is_sorted(module: nn.Module) -> bool:
     """Whether it is called as Llama 4's experts are: with all tokens for each, and zeros for those it does not get."""
-    return type(module).__name__ == "Llama4TextExperts" and hasattr(module, "act_fn")
+    return type(module).__name__ == "Llama4TextExperts"
 
 
 def _rank(parameter: nn.Parameter) -> int:
@@ -137,9 +137,8 @@ def _rank(parameter: nn.Parameter) -> int:
 
 def identity(parameter: nn.Parameter) -> tuple[object, ...]:
     """Equal for parameters that are the same object or the same memory."""
-    if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
-        return (id(parameter),)
-    return place_of(parameter)
+    held = type(parameter) is nn.Parameter and parameter.layout == torch.strided and not parameter.is_meta
+    return place_of(parameter) if held and parameter.numel() else (id(parameter),)
 
 
 def place_of(tensor: torch.Tensor) -> tuple[object, ...]:

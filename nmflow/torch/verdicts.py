@@ -60,7 +60,7 @@ def is_sized(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
 
 
 def _plain(slot: Slot, wanted: tuple[str, ...] | None) -> bool:
-    return slot.name in (wanted or ()) or bool(slot.module_name and slot.module_name in (wanted or ()))
+    return not {slot.name, slot.module_name}.isdisjoint(wanted or ())
 
 
 def _unusual(slot: Slot) -> bool:

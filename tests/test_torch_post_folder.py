@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +17,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import nmflow
-from nmflow.checkpoint.journal import identity
+from nmflow.checkpoint import make_plan
+from nmflow.checkpoint.journal import Journal, identity, version
 from nmflow.checkpoint.lock import locked
 from nmflow.checkpoint.source import open_source
 from nmflow.cli import app, methods
-from nmflow.errors import CheckpointError, DestinationExistsError, InputValueError
+from nmflow.errors import (
+    CheckpointError,
+    DestinationExistsError,
+    InputValueError,
+    NonFiniteError,
+    PatternError,
+    SourceNotFoundError,
+)
 from nmflow.pattern import Pattern
 from nmflow.torch import model_folder, model_load
 from nmflow.torch.beside import layers_beside
@@ -31,6 +41,7 @@ from nmflow.torch.report import PruneReport
 from nmflow.torch.resume import Store
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
+import tokenizers  # noqa: E402  comes with it
 from safetensors.torch import load_file, save_file  # noqa: E402  comes with it
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers
@@ -125,12 +136,15 @@ def test_nothing_is_calibrated_on_what_transformers_makes_up(folder: Path, text:
         assert not (tmp_path / "out").exists()
         return result.stderr
 
-    for name in ("lost weight", "lost words", "another's"):
+    for name in ("lost weight", "small weight", "lost words", "another's"):
         shutil.copytree(folder, tmp_path / name)
     weights = load_file(folder / "model.safetensors")
-    del weights["encoder.layer.0.intermediate.dense.weight"]
+    name = "encoder.layer.0.intermediate.dense.weight"
+    save_file(weights | {name: torch.ones(8, 8)}, tmp_path / "small weight" / "model.safetensors", {"format": "pt"})
+    assert "must hold a model that transformers can load" in fault("small weight")
+    del weights[name]
     save_file(weights, tmp_path / "lost weight" / "model.safetensors", {"format": "pt"})
-    assert "encoder.layer.0.intermediate.dense.weight is missing or of another shape" in fault("lost weight")
+    assert f"{name} is missing, and transformers would make it up" in fault("lost weight")
     (tmp_path / "lost words" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     assert "its tokenizer knows 0 of" in fault("lost words")
     more = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40)), *WORDS])
@@ -169,7 +183,9 @@ def test_what_is_asked_for_reaches_the_method(
     expected = {"solver": "greedy", "threads": 3, "pattern": Pattern(2, 4), "progress": progress}
     assert {name: given[name] for name in expected} == expected
     record, lines = given["record"], [line for line in text.read_text().splitlines() if line.strip()]
+    assert (record["command"], record["version"]) == ("prune", version())
     assert (record["method"], record["solver"], record["pattern"]) == (method, "greedy", "2:4")
+    assert method != "wanda" or given["gram"] is False  # which takes the memory of each layer's inputs squared
     assert record["calibration"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
     assert record["source"] == identity(open_source(folder))
     assert sorted(record["pruned"]) == sorted(given["include"])
@@ -182,6 +198,25 @@ def test_every_text_is_in_a_batch(folder: Path) -> None:
     assert not model.training
     assert [len(batch["input_ids"]) for batch in batches] == [32, 32, 6]
     assert [batch["input_ids"].shape[1] for batch in batches] == [6, 11, 11]  # of about the same length
+    _, [batch] = model_load.load_model(folder, ["dog " * 30])
+    assert batch["input_ids"].shape == (1, 16)  # as many as there are positions
+
+
+def test_a_model_is_of_the_class_and_dtype_that_its_config_names(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    kind = transformers.BertForSequenceClassification
+    kind(transformers.AutoConfig.from_pretrained(folder)).bfloat16().save_pretrained(tmp_path / "model")
+    model, _ = model_load.load_model(tmp_path / "model", ["a dog"])
+    assert type(model) is kind
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_nothing_to_prune_is_said_before_a_model_is_loaded(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(model_folder, "load_model")
+    with pytest.raises(PatternError, match="must hold a weight that 2:4 can prune, and all"):
+        model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), "wanda", text, exclude=["*"])
 
 
 def test_transformers_speaks_again_afterwards() -> None:
@@ -204,6 +239,10 @@ def test_one_token_for_all_is_no_unknown_word() -> None:
     model_load._check_tokens([{"input_ids": batch["input_ids"]}], SimpleNamespace(**tokens), model)
     padded = SimpleNamespace(unk_token_id=3, eos_token_id=1)  # and padding by it, as LLaMA's recipes do
     model_load._check_tokens([batch], padded, model)
+    marked = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    model_load._check_tokens([batch], SimpleNamespace(unk_token_id=None, **marked), model)  # LLaMA's has none at all
+    with pytest.raises(ValueError, match="its tokenizer knows 1 of 2 tokens"):
+        model_load._check_tokens([{"input_ids": torch.tensor([[2, 3]])}], padded, model)
     with pytest.raises(ValueError, match="its tokenizer knows 1 of 7 tokens"):
         model_load._check_tokens([{"input_ids": batch["input_ids"]}], padded, model)
     with pytest.raises(ValueError, match="its tokenizer gives token 20, and the model embeds 20"):
@@ -436,6 +475,7 @@ def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path, monkeypatch: p
     [
         {"attn_implementation": "stranger/kernels"},  # would be fetched and run
         {"architectures": ["AutoTokenizer"]},  # a class that is no model
+        {"architectures": []},
         {"architectures": [7]},
         {"architectures": {"a": 1}},
     ],
@@ -511,3 +551,112 @@ def test_layers_of_somebody_else_are_spared(tmp_path: Path) -> None:
     ):
         pass
     assert [path.name for path in layers.iterdir()] == ["notes.new"]
+
+
+def test_nothing_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are pickled weights read, which may lie beside others of a name that transformers does not know."""
+    given: dict[str, dict[str, Any]] = {}
+
+    def noting(kind: Any) -> Callable[..., Any]:
+        real = kind.from_pretrained
+
+        def noted(*args: Any, **options: Any) -> Any:
+            given.setdefault(kind.__name__, options)
+            return real(*args, **options)
+
+        return noted
+
+    for kind in (transformers.AutoConfig, transformers.BertModel, transformers.AutoTokenizer):
+        monkeypatch.setattr(kind, "from_pretrained", noting(kind))
+    model_load.load_model(folder, ["a dog"])
+    assert list(given) == ["AutoConfig", "BertModel", "AutoTokenizer"]
+    assert all(options["local_files_only"] and options["trust_remote_code"] is False for options in given.values())
+    assert given["BertModel"]["use_safetensors"]
+
+
+@pytest.mark.parametrize("most", [None, -1, 600])
+def test_texts_end_somewhere(most: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many positions a model has, and whatever its config says: BLOOM's says nothing, and XLNet's -1."""
+    real = transformers.BertModel.from_pretrained
+
+    def changed(*args: Any, config: Any, **options: Any) -> Any:
+        found = real(*args, config=config, **options)
+        found[0].embeddings.position_embeddings = nn.Embedding(1000, 32, padding_idx=1)  # as Longformer's
+        vars(config)["max_position_embeddings"] = most
+        return found
+
+    monkeypatch.setattr(transformers.BertModel, "from_pretrained", changed)
+    _, [batch] = model_load.load_model(folder, ["dog " * 700])
+    assert batch["input_ids"].shape == (1, 512)
+
+
+def test_a_tokenizer_without_padding_pads_by_the_end_of_texts(folder: Path, tmp_path: Path) -> None:
+    """As GPT-2's; and this one knows no unknown word."""
+    other = strange(folder, tmp_path / "model")
+    (other / "vocab.txt").unlink()
+    vocabulary = {word: place for place, word in enumerate(["end", *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end").save_pretrained(other)
+    _, [batch] = model_load.load_model(other, ["a dog runs", "dog"])
+    assert batch["input_ids"].tolist() == [[3, 0, 0], [2, 3, 14]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_memory_that_runs_out_is_no_fault_of_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", short)
+    with pytest.raises(MemoryError):
+        model_load.load_model(folder, ["a dog"])
+
+
+def test_samples_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("  a dog \n\n \nruns\n")
+    assert model_folder.read_texts(tmp_path / "text.txt") == ["a dog", "runs"]
+    with pytest.raises(SourceNotFoundError, match=r"calibration must be a file of text, and .* is none"):
+        model_folder.read_texts(tmp_path)
+
+
+def test_what_a_file_and_a_model_do_not_both_have_is_left(tmp_path: Path) -> None:
+    """Biases; and a weight may be known by the second name of a parameter."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    save_file({name: torch.ones(8, 8) for name in ("0.weight", "1.weight")} | {"0.bias": torch.ones(8)},
+              tmp_path / "model.safetensors")  # fmt: skip
+    plan = make_plan(tmp_path / "model.safetensors", Pattern(2, 4))
+    data = model_folder._changed(plan, model, {name: name for name in ("0.weight", "1.weight")})
+    whole = model[0].weight.detach().numpy().tobytes()
+    assert data == {"0.weight": whole, "1.weight": whole}
+    with torch.no_grad():
+        model[0].weight[2, 3] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"tensor 'stored': weights must be finite, .* the first at \(2, 3\)"):
+        model_folder._check_finite(model, {"stored": ["1.weight"]})
+
+
+def test_what_a_killed_run_left_behind_its_layers_stops_nobody(tmp_path: Path) -> None:
+    """Killed before the first was finished, or as one was written."""
+    layers = tmp_path / ".out.nmflow-layers"
+    for resume in (True, False):
+        layers.mkdir()
+        with Journal(layers / "journal", {"pattern": "2:4"}, resume=False):
+            pass
+        if not resume:
+            (layers / "0.new").touch()
+        with layers_beside(tmp_path / "out", {"pattern": "1:4"}, resume=resume) as work:
+            assert sorted(path.name for path in work.iterdir()) == ["journal", "lock"]
+        assert not layers.exists()
+
+
+def test_layers_lie_beside_the_folder_where_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with layers_beside(Path(), {}, resume=False) as work:
+        assert work == tmp_path / ".out.nmflow-layers"
+
+
+def test_an_error_before_the_first_layer_says_nothing_of_layers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="early") as caught, layers_beside(tmp_path / "out", {}, resume=False):
+        raise ValueError("early")
+    assert not hasattr(caught.value, "__notes__")

@@ -154,7 +154,7 @@ def _check_finite(model: nn.Module, names: Mapping[str, Sequence[str]]) -> None:
 
 def check_folder(plan: Plan, method: str, calibration: Path) -> list[str]:
     """The samples of a text; CheckpointError if `plan` is of no Hugging Face folder, and what `read_texts` raises."""
-    if not plan.source.is_folder or not (plan.source.path / "config.json").is_file():
+    if not (plan.source.path / "config.json").is_file():
         raise CheckpointError(
             f"src must be a Hugging Face folder with config.json for method {method}, and {plan.source.path} is not; "
             f"for a file of weights alone use method magnitude"
@@ -205,4 +205,4 @@ def _bias_of(name: str) -> str:
 
 
 def _bytes(tensor: torch.Tensor, dtype: str) -> bytes:
-    return to_array(tensor.detach().to(DTYPES[dtype]).contiguous()).tobytes()
+    return to_array(tensor.to(DTYPES[dtype])).tobytes()

@@ -9,7 +9,7 @@ import multiprocessing
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,13 @@ from torch import nn
 import nmflow
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
+from nmflow.solvers.dual import Dual
 from nmflow.solvers.greedy import Greedy
+from nmflow.torch import joint_search, masked_layers, search
+from nmflow.torch.joint_search import find_all
+from nmflow.torch.select import select
 from nmflow.torch.sharing import Found, Ranks
+from nmflow.torch.wholly import wholly
 
 
 def network() -> nn.Sequential:
@@ -270,6 +275,7 @@ def test_a_solver_that_cannot_start_from_duals_keeps_none() -> None:
 
 def test_a_solver_may_be_an_object() -> None:
     assert plain(solver=Greedy())[2].finish().solver == "greedy"
+    assert plain(solver=Dual(), warm_start=True)[2].state_dict()["duals"]["3.weight"]
 
 
 def test_switch_cost_keeps_masks() -> None:
@@ -471,6 +477,13 @@ def test_order_of_parameters_in_all_places_and_with_later_ones(way: str) -> None
     assert [list(module._parameters) for module in model] == [["weight", "bias", "later"], ["weight", "bias"]]
 
 
+def test_a_bias_that_was_removed_meanwhile_does_not_come_back() -> None:
+    model, _, training = plain()
+    del model[3].bias
+    training.finish()
+    assert list(model[3]._parameters) == ["weight"]
+
+
 def test_a_module_that_left_the_model_is_missed() -> None:
     model, _, training = plain()
     model[3] = nn.Linear(128, 16)
@@ -510,7 +523,7 @@ def test_finish_says_how_far_masks_are_from_the_best_now() -> None:
     mask = training.masks["3.weight"].clone()
     begun = time.perf_counter()
     report = training.finish()
-    assert 0 < report.seconds <= time.perf_counter() - begun
+    assert 0 < sum(layer.seconds for layer in report.layers) < report.seconds <= time.perf_counter() - begun
     (layer,) = [layer for layer in report.layers if layer.name == "3.weight"]
     assert layer.gap > 0
     assert layer.gap == pytest.approx(
@@ -703,8 +716,6 @@ def test_a_training_that_gets_no_hooks_leaves_the_model_as_it_was(monkeypatch: p
 
 
 def test_a_failure_half_way_takes_masks_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nmflow.torch import masked_layers
-
     whole = masked_layers.attach
 
     def attach(layer: Any, masked: Any) -> None:
@@ -723,8 +734,6 @@ def test_a_failure_half_way_takes_masks_off_again(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("where", ["zeros", "masks"])
 def test_an_interrupt_of_finish_leaves_nothing_half_done(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nmflow.torch import masked_layers
-
     name = {"zeros": "bake", "masks": "take_off"}[where]
     done, calls = getattr(masked_layers, name), []
 
@@ -747,6 +756,18 @@ def test_an_interrupt_of_finish_leaves_nothing_half_done(where: str, monkeypatch
     with pytest.raises(nt.TrainingStateError, match=r"finish\(\) must be called once"):
         training.finish()
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_step_that_cannot_be_taken_is_not_taken_again() -> None:
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        wholly([fail, fail])
+    assert calls == [1]
 
 
 def test_dense_weights_behind_masks_are_out_of_reach() -> None:
@@ -1063,6 +1084,17 @@ def test_a_snapshot_of_a_state_dict_of_copies(rename: bool) -> None:
         nt.sparse_state_dict(model)
 
 
+def test_a_snapshot_misses_one_of_several_weights() -> None:
+    def losing(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        del state["1.parametrizations.weight.original"]
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    model.register_state_dict_post_hook(losing)
+    with pytest.raises(InputValueError, match=r"masked weights in its state dict, and 1\.weight is not there"):
+        nt.sparse_state_dict(model)
+
+
 def test_a_snapshot_leaves_what_is_no_masked_weight() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(8))
     model[0].register_buffer("bits", model[0].weight.detach().view(torch.int32))
@@ -1341,7 +1373,7 @@ def test_weights_that_are_not_finite_at_a_refresh() -> None:
     masks = {name: mask.clone() for name, mask in training.masks.items()}
     with torch.no_grad():
         model[5].parametrizations.weight.original[1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"5\.weight: weights must be finite.*; repair them, or go back to a"):
+    with pytest.raises(NonFiniteError, match=r"5\.weight: .* at 1 of 128 entries, the first at \(1, 2\); repair them"):
         training.refresh()
     assert all(torch.equal(mask, masks[name]) for name, mask in training.masks.items())
     assert not training.history
@@ -1597,3 +1629,106 @@ def test_finish_grades_each_group_of_a_convolution() -> None:
     (layer,) = report.layers
     assert layer.n_blocks == best.certificate.n_blocks == 2 * 2 * 9
     assert layer.kept == pytest.approx(best.objective, rel=1e-6)
+
+
+def test_what_a_training_is_given_reaches_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            asked.append(options)
+            return real(*args, **options)
+
+        return noted
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(search, "solve", noting(search.solve))
+    monkeypatch.setattr(masked_layers, "certify", noting(masked_layers.certify))
+    model = nn.Linear(16, 8)
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4, threads=3, warm_start=True)
+    ((u, v),) = training.state_dict()["duals"]["weight"]
+    training.refresh()
+    start = asked[1]["warm_start"]
+    assert np.array_equal(start.row_duals[0], u)
+    assert np.array_equal(start.col_duals[0], v)
+    training.finish()
+    assert [options["threads"] for options in asked] == [3, 3, 3]
+
+
+def test_each_layer_is_solved_for_its_own_weight_wherever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last go to the CPU, and other ranks are sent arrays."""
+
+    class First(Ranks):
+        def owners(self, sizes: Sequence[int]) -> list[int]:
+            assert list(sizes) == [8 * 16, 8 * 4 * 9, 16 * 8]
+            return [0] * len(sizes)
+
+        def exchange(self, found: dict[int, Found], *_: Any) -> list[Found]:
+            return list(found.values())
+
+    def on_its_device(weight: torch.Tensor, *_: Any, **options: Any) -> Found:
+        told.append(options)
+        return Found(weight > 0)
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(joint_search, "find_on_device", on_its_device)
+    model = nn.Sequential(nn.Linear(16, 8), nn.Conv2d(8, 8, 3, groups=2), nn.Linear(8, 16))
+    layers = select(model, nmflow.Pattern(2, 4)).layers
+    weights = [layer.parameters[0].detach() for layer in layers]
+    for ranks, kind in ((First(0, 1), torch.Tensor), (First(0, 2), np.ndarray)):
+        found = find_all(
+            layers, weights, None, nmflow.Pattern(2, 4), ranks, find=lambda layer, weight, last: Found(weight > 0),
+            stays=lambda weight: weight is weights[1], threads=3, warm_start=True,
+        )  # fmt: skip
+        assert all(np.array_equal(one.mask, weight > 0) for one, weight in zip(found, weights, strict=True))
+        assert isinstance(found[1].mask, kind)
+    assert told == [{"layout": "conv", "groups": 2, "threads": 3, "warm_start": True}] * 2
+
+
+def test_masks_of_a_later_training_are_not_taken_off() -> None:
+    model, optimizer, training = plain()
+    nn.utils.parametrize.remove_parametrizations(model[3], "weight", leave_parametrized=False)
+    later = nt.SparseTraining(model, optimizer, 2, 4, include=["3"])
+    training.release()
+    assert [nn.utils.parametrize.is_parametrized(module) for module in model] == [False] * 3 + [True] + [False] * 2
+    assert later.finish().layers[0].density == 0.5
+
+
+def test_zeros_are_written_where_one_memory_became_two() -> None:
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    model.double()
+    training.finish()
+    assert [int((module.weight != 0).sum()) for module in model] == [32, 32]
+
+
+def test_a_snapshot_of_a_state_dict_of_copies_elsewhere() -> None:
+    """Of a layer with two names, whose copies are known by both; and of a model that is a layer itself."""
+
+    def copied(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        state.update({name: value.to("meta") for name, value in state.items()})
+
+    layer = nn.Linear(8, 8, bias=False)
+    for model, names in ((nn.Sequential(layer, layer), ["0.weight", "1.weight"]), (layer, ["weight"])):
+        training = nt.SparseTraining(model, torch.optim.SGD(layer.parameters(), lr=0.1), 2, 4)
+        model.register_state_dict_post_hook(copied)
+        state = nt.sparse_state_dict(model)
+        assert {name: value.device.type for name, value in state.items()} == dict.fromkeys(names, "meta")
+        training.release()
+    nt.SparseTraining(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 2, 4)
+    nn.utils.parametrizations.spectral_norm(layer)
+    with pytest.raises(InputValueError, match=r"^weight must have its mask as the only parametrization"):
+        nt.sparse_state_dict(layer)
+
+
+@pytest.mark.parametrize("what", ["part", "parametrization"])
+def test_all_places_of_a_shared_weight_are_looked_at_before_masks_come_off(what: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    training = nt.SparseTraining(model, torch.optim.SGD(model.parameters(), lr=0.1), 2, 4)
+    if what == "part":
+        model[1].parametrizations.weight.original = nn.Parameter(torch.ones(8))
+    else:
+        nn.utils.parametrizations.spectral_norm(model[1])
+    with pytest.raises(nt.TrainingStateError, match=r"0\.weight must (be whole in|have its mask as the only)"):
+        training.release()
+    assert all(nn.utils.parametrize.is_parametrized(module) for module in model)

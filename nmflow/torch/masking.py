@@ -81,7 +81,6 @@ class Masked(nn.Module):
         return masked
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Masked:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = fn(self.mask)
         self.mask = moved if moved.dtype == torch.bool else self.mask.to(moved.device)  # model.type(...) casts all
         return self

@@ -166,8 +166,7 @@ def map_on_threads(work: Callable[[Item], Result], items: Sequence[Item], thread
 
     def help_out(place: int) -> None:
         helping[place] = True
-        if not stop[0]:  # else nobody may wait for it any more
-            run()
+        run()  # which does nothing where nobody may wait for it any more
         helping[place] = False
 
     crew, jobs, waiting = _Crew(), list[_Job](), True

@@ -101,6 +101,28 @@ def test_an_interrupt_waits_for_what_threads_are_at() -> None:
     assert map_on_threads(abs, range(-50, 0), 3) == list(range(50, 0, -1))
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal to a thread here")
+def test_an_interrupt_is_raised_rather_than_an_error_that_came_before() -> None:
+    main, barrier, numbers = threading.get_ident(), threading.Barrier(3), iter(range(2))
+
+    def work(_: int) -> None:
+        barrier.wait(10)
+        if threading.get_ident() == main:
+            return
+        if next(numbers) == 0:
+            raise ValueError("before")
+        time.sleep(0.1)
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.1)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            map_on_threads(work, range(3), 3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 # calls within calls, and interrupts anywhere
 
 
@@ -325,3 +347,19 @@ def test_a_call_that_begins_while_a_mask_is_graded_has_memory_of_its_own(place: 
     assert (graded.objective, graded.gap, graded.bound) == (expected.objective, expected.gap, expected.bound)
     assert np.array_equal(graded.unproven, expected.unproven)
     assert np.array_equal(graded.gaps, expected.gaps)
+
+
+def test_no_more_threads_are_hired_than_there_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "_idle", [])
+    assert map_on_threads(abs, [-1, 2], 8) == [1, 2]
+    assert len(crew._idle) == 1
+
+
+def test_an_idle_thread_that_another_call_takes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taken(list[crew._Worker]):
+        def __bool__(self) -> bool:
+            return True
+
+    monkeypatch.setattr(crew, "_idle", Taken())
+    assert map_on_threads(abs, range(-3, 0), 3) == [3, 2, 1]
+    assert len(crew._idle) == 2

@@ -11,6 +11,7 @@ import sys
 import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,44 @@ def test_a_wide_matrix_is_cut_into_several_chunks() -> None:
     """So that the test above tests what it says."""
     cut = [p for p in cutting.places(Problem.build(np.ones(WIDE, np.int8), P24)).all if not p.padded]
     assert len({(p.block_cols.start, p.block_cols.stop) for p in cut}) > 1
+    odd = cutting.places(Problem.build(np.ones((3, 1 << 21), np.int8), Pattern(1, 3))).all
+    starts = [p.block_cols.start for p in odd if not p.padded]
+    assert len(starts) > 1
+    assert not any(start % SIZES.stripe_blocks for start in starts)  # vector lanes are full up to the end
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "together"),
+    [
+        ("plain", 1 << 23, 1),  # all of it
+        *((kind, SIZES.fixed, 0) for kind in ("keep", "drop")),
+        *((kind, SIZES.copied, 0) for kind in ("conv", "turned", "previous", "integers", "swapped")),
+        *((kind, SIZES.held, 1) for kind in ("at-most", "graded")),
+    ],
+)
+def test_chunks_are_smaller_where_more_is_held_of_each(kind: str, most: int, together: int) -> None:
+    """Each thread copies a chunk of its own, or a chunk has duals and a mask beside those of the problem."""
+    mask, scores = np.zeros((2048, 4096), np.bool_), np.zeros((2048, 4096), np.float32)
+    others = {
+        "conv": scores.reshape(2048, -1, 2), "turned": scores.reshape(4096, 2048).T, "integers": mask.view(np.int8),
+        "swapped": scores.view(">f4"),
+    }  # fmt: skip
+    options: dict[str, Any] = {kind: mask} if kind in ("keep", "drop", "previous") else {}
+    pattern = Pattern(2, 4, fill="at-most") if kind == "at-most" else P24
+    problem = Problem(others.get(kind, scores), True, pattern, "conv" if kind == "conv" else None, **options)
+    cut = cutting.places(problem, shared=True, graded=kind == "graded")
+    assert (max(place.n_blocks for place in cut.all) * 16, cut.together) == (most, together)
+
+
+def test_chunks_of_a_large_matrix_and_their_shares() -> None:
+    large = cutting.places(Problem(np.zeros((4096, 8192), np.float32), True, P24), shared=True).all
+    assert large[0].n_blocks * 16 == SIZES.first  # so that two threads do not end at a time
+    assert max(place.n_blocks for place in large) * 16 == SIZES.chunk
+    (whole,) = cutting.places(Problem(np.zeros((4096, 4096), np.float32), True, Pattern(8, 16)), shared=True).all
+    assert whole.shares == SIZES.shares
+    (few,) = cutting.places(Problem(np.zeros((2048, 2048), np.float32), True, Pattern(32, 64)), shared=True).all
+    assert few.share_rows * 32 == SIZES.share_blocks
+    assert replace(few, block_rows=slice(0, 5)).shares == 2  # the last is smaller
 
 
 @pytest.mark.parametrize(
@@ -157,6 +196,8 @@ def test_no_more_threads_than_asked_for(shape: tuple[int, ...]) -> None:
     for count in (1, 2, 3, 5, 8, 9):
         at_once, each = cut.threads(count)
         assert min(at_once, len(cut.all)) * each <= count
+        assert each > 0
+        assert not cut.together or at_once * each == count  # and no fewer where they share
 
 
 def test_a_block_is_solved_alike_wherever_it_lies() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -14,7 +15,7 @@ import pytest
 
 from nmflow import crew
 from nmflow.crew import call_on_threads, map_on_threads
-from nmflow.kernels.boxes import LAST, MORE
+from nmflow.kernels.boxes import ABSENT, BUSY, IDLE, LAST, MORE, NOT_ENDED, SIZE, STATE
 from nmflow.kernels.compile import operation
 from nmflow.kernels.memory import add_word, read_word, write_word
 
@@ -137,3 +138,52 @@ def test_threads_on_one_processor_end() -> None:
     finally:
         crew._idle.clear()  # they were born to one processor
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize("soon", [0.0, 60.0])
+def test_threads_are_woken_for_a_small_call_that_follows_another(soon: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[crew._Worker] = []
+    monkeypatch.setattr(crew, "SOON", soon)
+    monkeypatch.setattr(crew, "_last_call", [-1e9])
+    monkeypatch.setattr(crew._Worker, "wake", lambda worker: woken.append(worker))
+    monkeypatch.setattr(crew, "_idle", [])
+    counted(3)
+    assert len(woken) == len(crew._idle) == 2
+    counted(3, wake=False)
+    assert len(woken) == (4 if soon else 2)
+
+
+def test_a_call_is_made_again_when_threads_have_ended_that_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a call watches them, which depends on the machine."""
+    waited: list[int] = []
+    said = iter([NOT_ENDED, NOT_ENDED, 7])
+    monkeypatch.setattr("nmflow.kernels.together.call_kernel", lambda: lambda *_: next(said))
+    monkeypatch.setattr(crew, "_wait_for", lambda workers: waited.append(len(workers)))
+    assert call_on_threads(0, (), 0, 3) == 7
+    assert waited == [2] * 4  # and at the end
+
+
+def test_an_interrupt_while_a_call_waits_at_its_end_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+
+    def wait(workers: Sequence[crew._Worker]) -> None:
+        waited.append(len(workers))
+        if len(waited) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("nmflow.kernels.together.call_kernel", lambda: lambda *_: 7)
+    monkeypatch.setattr(crew, "_wait_for", wait)
+    with pytest.raises(KeyboardInterrupt):
+        call_on_threads(0, (), 0, 3)
+    assert waited == [2] * 3
+
+
+def test_threads_that_watch_their_boxes_need_not_be_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    worker = crew._Worker.__new__(crew._Worker)
+    worker._box = np.zeros(SIZE, np.int64)
+    monkeypatch.setattr(crew._Worker, "give", lambda self, job: given.append(int(self._box[STATE])))
+    for state in (IDLE, ABSENT, BUSY):
+        worker._box[STATE] = state
+        worker.wake()
+    assert given == [ABSENT]

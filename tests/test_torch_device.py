@@ -24,6 +24,7 @@ import nmflow.torch as nt  # noqa: E402
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError  # noqa: E402
 from nmflow.torch import SparseTraining, solve_on_device  # noqa: E402
 from nmflow.torch import prune as prune_module  # noqa: E402
+from nmflow.torch.aside import aside  # noqa: E402
 from nmflow.torch.device import cpu, driver, engine, plain  # noqa: E402
 from nmflow.torch.device.numbers import NARROW, WIDE, power_of_two, to_numbers  # noqa: E402
 from nmflow.torch.device.paths import augment, proven  # noqa: E402
@@ -542,6 +543,23 @@ def test_a_compiler_does_not_trace_into_the_solver() -> None:
             weight = torch.randn(tall, 8, generator=torch.Generator().manual_seed(tall))
             assert torch.equal(compiled(weight), masked(weight))
     assert torch._dynamo.utils.counters["frames"]["ok"] <= 20
+
+
+def test_no_compiler_is_loaded_for_what_it_is_kept_out_of() -> None:
+    code = "import sys, torch, nmflow.torch as nt; nt.mask_for(torch.ones(4, 4), 2, 4); "
+    code += "print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_function_is_kept_out_of_the_compiler_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setitem(sys.modules, "torch._dynamo", torch)
+    monkeypatch.setattr(torch.compiler, "disable", lambda function: made.append(function) or function)
+    apart = aside(math.gcd)
+    assert [apart(4, 6), apart(6, 9)] == [2, 3]
+    assert made == [math.gcd]
+    assert apart.__name__ == "gcd"
 
 
 def test_more_blocks_in_a_row_than_triton_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,6 +353,35 @@ def test_batch_normalisation_is_estimated_anew() -> None:
     assert model[1].momentum == 0.1
 
 
+def test_batch_normalisation_is_fed_as_it_is_asked() -> None:
+    def forward(model: nn.Module, batch: torch.Tensor) -> None:
+        if len(batch) > 32:
+            raise MemoryError
+        model(batch + 5)
+
+    model, batches = nn.BatchNorm1d(4), [random(32, 4), random(32, 4, seed=1)]
+    nt.reestimate_batch_norm_(model, batches, forward=forward)
+    assert torch.allclose(model.running_mean, torch.cat(batches).mean(0) + 5, atol=1e-6)
+    with pytest.raises(InputValueError, match=r"batches must fit in memory .*, and batch 2 of shape"):
+        nt.reestimate_batch_norm_(model, [*batches, random(64, 4)], forward=forward)
+    assert nt.reestimate_batch_norm_(nn.BatchNorm1d(4, track_running_stats=False), []) == 0
+    with pytest.raises(InputTypeError, match=r"model must be a torch.nn.Module, not list"):
+        nt.reestimate_batch_norm_([model], batches)
+    before = [value.clone() for value in model.buffers()]
+
+    def interrupted(model: nn.Module, batch: torch.Tensor) -> None:
+        model(batch)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nt.reestimate_batch_norm_(model, batches, forward=interrupted)
+    assert all(torch.equal(one, two) for one, two in zip(before, model.buffers(), strict=True))
+    with pytest.raises(InputTypeError, match="batches must be a list or loader of batches, not one Tensor"):
+        nt.reestimate_batch_norm_(model, batches[0])
+    with pytest.raises(InputTypeError, match="forward must be a function, not 3"):
+        nt.reestimate_batch_norm_(model, batches, forward=3)
+
+
 def test_allocation_keeps_no_more_than_was_asked_for() -> None:
     pytest.importorskip("ortools", reason="allocate needs OR-Tools")
     assert dict(nt.allocate(nn.Linear(8, 8), 4, 0.7499)) == {"weight": 2}

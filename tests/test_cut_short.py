@@ -622,7 +622,7 @@ def test_an_export_that_resumes_looks_at_all_it_did(tmp_path: Path, format_: str
     assert not leftovers(tmp_path)
 
 
-def test_an_export_resumes_only_what_was_asked_for(tmp_path: Path) -> None:
+def test_an_export_resumes_only_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {f"{name}.weight": np.ones((8, 8), "f4") for name in "ab"}
     src = write(tmp_path / "src", values)
     masks = [write(tmp_path / f"masks{k}", {name: np.ones((8, 8), bool) for name in values}) for k in range(2)]
@@ -634,3 +634,6 @@ def test_an_export_resumes_only_what_was_asked_for(tmp_path: Path) -> None:
         export_checkpoint(src, tmp_path / "other", "dense", executor=Stopping(1))
     with pytest.raises(CheckpointError, match=r"'b.weight' was packed, and is not now"):
         export_checkpoint(src, tmp_path / "other", "dense", exclude=["b.weight"], resume=True)
+    monkeypatch.setattr("nmflow.checkpoint.export.version", lambda: "9.9")
+    with pytest.raises(CheckpointError, match=r'version was ".*", not "9\.9"'):
+        export_checkpoint(src, tmp_path / "other", "dense", resume=True)

@@ -117,6 +117,7 @@ def test_names_and_bytes_in_the_file(tmp_path: Path, model: Path) -> None:
     held = read(tmp_path / "out" / "model.safetensors")
     for tensor in report.tensors:
         assert tensor.dense_bytes == weights()[tensor.name].nbytes
+        assert tensor.seconds > 0
         assert tensor.stored_bytes == sum(array.nbytes for name, array in held.items() if name.startswith(tensor.name))
     assert {name for name in held if name.startswith("b.weight")} == {
         f"b.weight.{part}" for part in ("packed", "meta", "packed_t", "meta_t", "threads_masks")
@@ -201,6 +202,7 @@ def test_a_folder_with_an_index(tmp_path: Path, model: str) -> None:
     index = json.loads((tmp_path / "out" / f"{model}.safetensors.index.json").read_text())
     assert index["weight_map"]["a.weight.values"] == names[0]
     assert index["weight_map"]["c.weight.mask"] == names[1]
+    assert list(index["weight_map"]) == sorted(index["weight_map"])
     stored = sum(entry.n_bytes for name in names for entry in read_header(tmp_path / "out" / name).entries)
     assert index["metadata"] == {**metadata, "total_size": stored}
     assert (tmp_path / "out" / "config.json").read_text() == "{}"

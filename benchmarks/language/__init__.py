@@ -1,0 +1,1 @@
+"""A pretrained language model pruned without training: ``python -m benchmarks.language.run``."""

@@ -122,11 +122,11 @@ def test_a_dry_run_asks_what_a_run_would(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_options_reach_a_method_that_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    asked = ("prune", SRC, DST, "--pattern", "2:4", "--method", "wanda", "--calibration", "text", *GLOB_OPTIONS)
-    options = ("--solver", "greedy", "--threads", "3", "--overwrite", "--resume")
+    asked = ("prune", SRC, DST, "--pattern", "2:4", "--method", "alps", "--calibration", "text", *GLOB_OPTIONS)
+    options = ("--solver", "greedy", "--damping", "0.2", "--threads", "3", "--overwrite", "--resume")
     assert call_of(monkeypatch, "nmflow.torch.model_folder.prune_folder", *asked, *options) == (
-        (SRC, DST, Pattern(2, 4), "wanda", Path("text")),
-        {**GLOBS, "solver": "greedy", "threads": 3, "overwrite": True, "resume": True},
+        (SRC, DST, Pattern(2, 4), "alps", Path("text")),
+        {**GLOBS, "solver": "greedy", "damping": 0.2, "threads": 3, "overwrite": True, "resume": True},
     )
 
 

@@ -178,13 +178,15 @@ def test_what_is_asked_for_reaches_the_method(
     monkeypatch.setattr(model_folder, "prune_", ended)
     monkeypatch.setitem(model_folder._PRUNE, method, ended)
     asked: dict[str, Any] = {"exclude": ["*layer.1*"], "solver": "greedy", "threads": 3, "progress": progress}
+    damping = {} if method == "wanda" else {"damping": 0.2}
     with pytest.raises(InputValueError, match="ended here"):
-        model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), method, text, **asked)
-    expected = {"solver": "greedy", "threads": 3, "pattern": Pattern(2, 4), "progress": progress}
+        model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), method, text, **asked, **damping)
+    expected = {**damping, "solver": "greedy", "threads": 3, "pattern": Pattern(2, 4), "progress": progress}
     assert {name: given[name] for name in expected} == expected
     record, lines = given["record"], [line for line in text.read_text().splitlines() if line.strip()]
     assert (record["command"], record["version"]) == ("prune", version())
     assert (record["method"], record["solver"], record["pattern"]) == (method, "greedy", "2:4")
+    assert record["damping"] == damping.get("damping")
     assert method != "wanda" or given["gram"] is False  # which takes the memory of each layer's inputs squared
     assert record["calibration"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
     assert record["source"] == identity(open_source(folder))
@@ -411,6 +413,10 @@ def test_a_weight_that_is_not_finite_is_named_before_any_work(
         (["--method", "wanda", "--calibration", "EMPTY"], "is empty; give a few hundred lines"),
         (["--method", "wanda", "--calibration", "LATIN"], "calibration must be text in UTF-8, and "),
         (["--method", "wanda", "--calibration", "TEXT", "--keep-from", "x"], "--keep-from must be left out"),
+        (["--damping", "0.3"], "--damping must come with --method sparsegpt, adaprune or alps, not magnitude"),
+        (["--method", "wanda", "--calibration", "TEXT", "--damping", "0"], "--damping must come with --method"),
+        (["--method", "alps", "--calibration", "TEXT", "--damping", "-1"], "--damping must be finite and not negative"),
+        (["--method", "alps", "--calibration", "TEXT", "--damping", "nan", "--dry-run"], "--damping must be finite"),
         (["--method", "wanda", "--calibration", "TEXT", "--include", "embeddings.word_embeddings.weight"],
          "'embeddings.word_embeddings.weight' must be the weight of a Linear or convolution of the model, and is not"),
     ],
@@ -424,6 +430,12 @@ def test_bad_options(options: list[str], message: str, folder: Path, text: Path,
     assert result.stderr.startswith("nmflow: ")
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_damping_is_for_methods_that_refit(folder: Path, text: Path, tmp_path: Path) -> None:
+    for damping, message in ((0.3, "damping must be None for method wanda, which refits nothing"), (-1.0, "negative")):
+        with pytest.raises(InputValueError, match=message):
+            model_folder.prune_folder(folder, tmp_path / "out", Pattern(2, 4), "wanda", text, damping=damping)
 
 
 def test_what_is_no_model(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

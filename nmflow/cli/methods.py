@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nmflow.asked import amount
 from nmflow.cli.text import printable
 from nmflow.errors import InputValueError, MissingLibraryError
 from nmflow.pattern import Pattern
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["check_by", "check_options", "prune_by"]
 
 
-def check_options(method: str, calibration: Path | None, others: dict[str, bool]) -> None:
-    """Raise InputValueError where options do not go together."""
+def check_options(method: str, calibration: Path | None, damping: float | None, others: dict[str, bool]) -> None:
+    """Raise InputValueError where options do not go together, or the damping is none."""
+    if damping is not None:
+        if method in ("magnitude", "wanda"):
+            raise InputValueError(f"--damping must come with --method sparsegpt, adaprune or alps, not {method}")
+        amount(damping, "--damping")
     if method == "magnitude":
         if calibration is not None:
             raise InputValueError(

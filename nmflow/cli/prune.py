@@ -79,6 +79,14 @@ def prune(
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text for these methods: UTF-8, a sample a line.")
     ] = None,
+    damping: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="For sparsegpt, adaprune and alps: what pulls new weights to the old ones. Default: by each layer's "
+            "inputs and samples, at most 0.3.",
+        ),
+    ] = None,
 ) -> None:
     """Prune the weights of linear and convolution layers with the best N:M masks.
 
@@ -99,7 +107,7 @@ def prune(
         "--scheduler": scheduler is not None,
         "--on-nonfinite": on_nonfinite is not OnNonFinite.error,
     }
-    check_options(method.value, calibration, others)
+    check_options(method.value, calibration, damping, others)
     if (engine is Engine.dask) != (scheduler is not None):
         raise InputValueError(
             "--engine dask and --scheduler must be given together: --engine dask --scheduler tcp://host:8786"
@@ -126,6 +134,7 @@ def prune(
                 include=include or (),
                 exclude=exclude or (),
                 solver=solver,
+                damping=damping,
                 threads=threads,
                 overwrite=overwrite,
                 resume=resume,

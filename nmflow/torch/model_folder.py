@@ -32,6 +32,7 @@ from nmflow.torch.model_names import DTYPES, fused_names, stored_names
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.prune import named_error, prune_
 from nmflow.torch.report import PruneReport
+from nmflow.torch.scores import checked_damping
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.watch import OnStep
 
@@ -53,6 +54,7 @@ def prune_folder(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     solver: str = "dual",
+    damping: float | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -76,6 +78,8 @@ def prune_folder(
         Globs over tensor names, as for `prune_checkpoint`: the same layers are pruned.
     solver, threads, overwrite
         As for `prune_checkpoint`.
+    damping : float, optional
+        As for `adaprune_`; not for "wanda".
     resume : bool
         Take layers from a run that was broken off; they are kept beside `dst`.
     progress : callable (name, done, total) or bool, optional
@@ -100,6 +104,9 @@ def prune_folder(
     """
     check_choice(method, ("magnitude", *METHODS), "method")
     check_flags(overwrite=overwrite, resume=resume)
+    damping = checked_damping(damping)
+    if damping is not None and method not in _PRUNE:
+        raise InputValueError(f"damping must be None for method {method}, which refits nothing")
     dst, text = as_path(dst, "dst"), as_path(calibration, "calibration")
     plan = make_plan(src, pattern, include=include, exclude=exclude)
     plan.check()
@@ -115,6 +122,7 @@ def prune_folder(
         "pattern": str(pattern),
         "method": method,
         "solver": solver,
+        "damping": damping,
         "calibration": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         "pruned": [tensor.entry.name for tensor in plan.pruned],
     }
@@ -133,7 +141,9 @@ def prune_folder(
                 report = prune_(model, pattern=pattern, scores=seen.scores("wanda"), **layers)
             else:
                 prune = _PRUNE[method]
-                report = prune(model, batches, pattern=pattern, resume=work, progress=progress, **layers)
+                report = prune(
+                    model, batches, pattern=pattern, damping=damping, resume=work, progress=progress, **layers
+                )
             data = _changed(plan, model, {stored: apart[0] for stored, apart in names.items() if stored not in fused})
         data |= _changed(plan, model, fused)
         replace_tensors(plan.source, dst, data, {"command": "prune", "method": method}, overwrite=overwrite)

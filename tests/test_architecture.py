@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "bench": BASE | {"", "asked", "cores", "given", "kernels", "solvers", "pipeline", "checkpoint"},
     "__main__": {"cli"},
-    "cli": BASE | {"", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
+    "cli": BASE | {"", "asked", "bench", "checkpoint", "formats", "diversity", "network", "pipeline", "torch"},
     "": BASE | {"network", "solvers", "pipeline", "diversity", "formats"},
 }
 """What each room may import, at the top of a file or inside a function; "" is nmflow/__init__.py."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +20,22 @@ import nmflow.torch as nt
 from benchmarks.language.smollm import FOLDER, WINDOW, Language
 from benchmarks.page import fill_page
 from benchmarks.post_training import layers
-from benchmarks.progress import counted, showing, tell
-from benchmarks.store import INTERRUPTED, Store, load, moved_to
+from benchmarks.post_training.run import options_of
+from benchmarks.progress import counted, tell
+from benchmarks.rows import measure_rows
+from benchmarks.store import load
 from benchmarks.table import HALVES, head, line
 from nmflow.bench.machine import digest_of
-from nmflow.pattern import Pattern
 
 __all__ = ["KINDS", "METHODS", "PAGE", "RESULTS", "main", "table"]
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "language.json"
 PAGE = HERE.parents[1] / "docs" / "post-training.md"
-PATTERNS = ("8:16", "2:4")
-KINDS = ("transposable", "rows only")
+PATTERNS, KINDS = ("8:16", "2:4"), ("transposable", "rows only")
 METHODS: dict[str, Callable[..., Any]] = layers.METHODS | {
-    "alps, follow=own": lambda model, batches, **options: nt.alps_(
-        model, batches, follow="own", progress=False, **options
-    ),
-    "alps, damping=0.3": lambda model, batches, **options: nt.alps_(
-        model, batches, damping=0.3, progress=False, **options
-    ),
+    "alps, follow=own": partial(layers.METHODS["alps"], follow="own"),
+    "alps, damping=0.3": partial(layers.METHODS["alps"], damping=0.3),
 }
 CALIBRATION, HELD_OUT = 32, 16
 """Windows of text."""
@@ -46,13 +44,12 @@ CALIBRATION, HELD_OUT = 32, 16
 def pruned(language: Language, pattern: str, kind: str, method: str) -> dict[str, Any]:
     """A row: a copy of the model pruned, and its perplexity."""
     model = copy.deepcopy(language.model)
-    chosen = Pattern.parse(pattern, transposable=kind != "rows only")
     begun = time.perf_counter()
     # without the head, whose weights are those of the embedding and stay dense
-    report = METHODS[method](model.model, language.batches, pattern=chosen)
+    report = METHODS[method](model.model, language.batches, **options_of(pattern, kind))
     seconds = time.perf_counter() - begun
     row = {"layers": len(report.layers), "proven": report.proven, "seconds": seconds, **language.perplexity(model)}
-    if hasattr(report.layers[0], "masked_error"):
+    if isinstance(report, nt.PostReport):
         row["error"] = sum(layer.error for layer in report.layers) / len(report.layers)
     return row
 
@@ -116,28 +113,17 @@ def _measure(options: argparse.Namespace) -> int:
         return 2
     try:
         language = Language.load(options.calibration, options.held_out)
-        also = {"code": digest_of(HERE, list(HERE.glob("*.py"))), "text": language.digest}
-        asked = {"calibration": options.calibration, "held_out": options.held_out}
-        store = Store(options.out, asked, resume=not options.fresh, also=also)
     except ValueError as error:
         tell(str(error))
         return 2
-    if store.moved:
-        tell(moved_to(store.moved, options.fresh))
-    cases = [(pattern, kind, method) for pattern in options.patterns for kind in options.kinds for method in METHODS]
-    left = [case for case in cases if " | ".join(case) not in store]
-    try:
-        with showing("pruning", len(left)) as report:
-            if "dense" not in store:
-                store.add("dense", language.perplexity(language.model))
-            for number, case in enumerate(left):
-                report(" | ".join(case), number)
-                store.add(" | ".join(case), pruned(language, *case))
-    except KeyboardInterrupt:
-        tell(f"interrupted; {len(store.rows)} finished rows are in {options.out}: the same command goes on from there")
-        return INTERRUPTED
-    store.finish()
-    return 0
+    cases: dict[str, Callable[[], dict[str, Any]]] = {"dense": partial(language.perplexity, language.model)}
+    for case in itertools.product(options.patterns, options.kinds, METHODS):
+        cases[" | ".join(case)] = partial(pruned, language, *case)
+    return measure_rows(
+        options.out, {"calibration": options.calibration, "held_out": options.held_out}, cases,
+        also={"code": digest_of(HERE, list(HERE.glob("*.py"))), "text": language.digest}, fresh=options.fresh,
+        verb="pruning",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

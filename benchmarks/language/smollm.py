@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class Language:
         found = {}
         for name, texts in self.held_out.items():
             total = sum(float(model(part, labels=part).loss) * len(part) for part in texts.split(BATCH // 2))
-            found[name] = float(torch.tensor(total / len(texts)).exp())
+            found[name] = math.exp(total / len(texts))
         return found
 
 

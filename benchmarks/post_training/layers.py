@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 from torch import nn
 
 import nmflow.torch as nt
-from benchmarks.progress import counted, showing, tell
-from benchmarks.store import INTERRUPTED, Store, moved_to
+from benchmarks.progress import counted, tell
+from benchmarks.rows import measure_rows
 from benchmarks.table import head, line
 from nmflow.bench.machine import digest_of
 
@@ -125,6 +126,10 @@ def apart(key: Key, tokens: int) -> dict[str, Any]:
     return found
 
 
+def _row(key: Key, tokens: int) -> dict[str, Any]:
+    return {"of": key, **apart(key, tokens)}
+
+
 def table(found: dict[str, Any]) -> str:
     """The section of the page."""
     rows = {tuple(row["of"]): row for row in found["rows"]}
@@ -179,28 +184,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one:
         print(json.dumps(measure(tuple(options.one), options.tokens)))
         return 0
-    code = digest_of(HERE, [Path(__file__)])
-    try:
-        store = Store(options.out, {"tokens": options.tokens}, resume=not options.fresh, also={"code": code})
-    except ValueError as error:
-        tell(str(error))
-        return 2
-    if store.moved:
-        tell(moved_to(store.moved, options.fresh))
     keys = [(*sides, *rest) for sides in options.shapes for rest in itertools.product(DTYPES, PATTERNS, METHODS)]
-    left = [key for key in keys if " ".join(map(str, key)) not in store]
-    try:
-        with showing("pruning", len(left)) as report:
-            for number, key in enumerate(left):
-                name = " ".join(map(str, key))
-                report(name, number)
-                store.add(name, {"of": key, **apart(key, options.tokens)})
-    except KeyboardInterrupt:
-        tell(f"interrupted; {len(store.rows)} finished rows are in {options.out}: the same command goes on from there")
-        return INTERRUPTED
-    store.finish()
-    tell(f"{len(store.rows)} rows in {options.out}; python -m benchmarks.post_training.report shows them")
-    return 0
+    status = measure_rows(
+        options.out, {"tokens": options.tokens},
+        {" ".join(map(str, key)): partial(_row, key, options.tokens) for key in keys},
+        also={"code": digest_of(HERE, [Path(__file__)])}, fresh=options.fresh, verb="pruning",
+    )  # fmt: skip
+    if not status:
+        tell(f"rows are in {options.out}; python -m benchmarks.post_training.report shows them")
+    return status
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from torch import nn
 import nmflow.torch as nt
 from nmflow.errors import InputTypeError, InputValueError, NonFiniteError
 from nmflow.pattern import Pattern
+from nmflow.torch.cross_validation import best_damping
+from nmflow.torch.damping import damped
 from nmflow.torch.feed import Draws, wanted_rows
 from nmflow.torch.moments import Moments, from_matrices, matrices, rows_of
-from nmflow.torch.scores import damped
 from nmflow.torch.select import select
 
 
@@ -222,7 +223,9 @@ def test_shared_and_repeated_layers_sum_all_their_calls() -> None:
 def test_too_few_rows_for_obs_are_told(recwarn: pytest.WarningsRecorder) -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(64, 8))
     seen = nt.calibrate(model, [random(12, 64)])
-    with pytest.warns(UserWarning, match="^only 12 rows for 64 inputs of 0.weight, and in 1 more layers: damped"):
+    with pytest.warns(
+        UserWarning, match="^only 12 rows for 64 inputs of 0.weight, and in 1 more layers: give more samples$"
+    ):
         seen.scores("obs")
     seen.scores("wanda")
     nt.calibrate(model, [random(64, 64)]).scores("obs")
@@ -268,9 +271,11 @@ def test_scores_for_prune() -> None:
     x = random(16, 4, 3, 3).double()
     assert torch.allclose(wanda, model[0].weight.abs() * x.square().sum(0).sqrt(), rtol=1e-6)
     obs = calibration.scores("obs")("2.weight", model[2])
-    hessian, share, bare = damped(calibration.moments["2.weight"], None)
-    assert share == 0.3
-    assert torch.allclose(hessian[0].diagonal(), 1.3 * bare[0] + 0.03 * bare.mean())
+    hessian, share, bare = damped(
+        calibration.moments["2.weight"],
+        best_damping(model[2].weight.detach().double()[None], calibration.moments["2.weight"]),
+    )
+    assert torch.allclose(hessian[0].diagonal(), (1 + share) * bare[0] + 0.1 * share * bare.mean())
     assert obs is not None
     assert torch.allclose(obs, model[2].weight.double() ** 2 / torch.linalg.inv(hessian[0]).diagonal(), rtol=1e-6)
     assert calibration.scores("wanda")("other", model[2]) is None
@@ -334,30 +339,6 @@ def test_few_samples_are_damped() -> None:
         assert torch.equal(damped(sums, 0.5)[0][0], 0.05 * torch.eye(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("rows", "share"), [(400, 0.012), (20, 0.24), (12, 0.3), (1, 0.3), (0, 0.3)])
-def test_damping_by_rows_and_inputs(rows: int, share: float) -> None:
-    moments = Moments.of(select(nn.Linear(8, 4), Pattern(2, 4)).layers[0], gram=True)
-    if rows:
-        moments = nt.calibrate(nn.Linear(8, 4), [random(rows, 8)]).moments["weight"]
-    found, got, _ = damped(moments, None)
-    assert got == pytest.approx(share)
-    assert torch.equal(found, damped(moments, share)[0])
-
-
-@pytest.mark.filterwarnings("ignore:only .* rows for")
-def test_damping_is_chosen_for_each_layer() -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
-    batch = random(64, 8)
-    for method in (nt.adaprune_, nt.sparsegpt_, nt.alps_):
-        report = method(copy.deepcopy(model), [batch], 2, 4)
-        assert [layer.damping for layer in report.layers] == pytest.approx([0.6 * 8 / 64, 0.6 * 16 / 64])
-    seen = nt.calibrate(model, [random(12, 8)])
-    with pytest.warns(UserWarning, match="only 12 rows for 16 inputs of 2.weight: damped by 0.3, give more samples"):
-        scores = seen.scores("obs")("2.weight", model[2])
-    assert scores is not None
-    assert torch.equal(scores, nt.calibrate(model, [random(12, 8)], damping=0.3).scores("obs")("2.weight", model[2]))
-
-
 def test_each_group_is_damped_by_its_own_scale() -> None:
     x = random(32, 4, 5, 5) * torch.tensor([1.0, 1.0, 100.0, 100.0])[:, None, None]
     moments = nt.calibrate(nn.Conv2d(4, 4, 3, groups=2), [x]).moments["weight"]
@@ -392,8 +373,8 @@ def test_a_channel_that_is_always_the_same_where_products_are_summed_in_float32(
     layer, rows = nn.Linear(520, 4).half(), random(2048, 520, dtype=torch.float16)
     rows[:, 3] = 1023
     moments = nt.calibrate(layer, [rows]).moments["weight"]
-    _, share, bare = damped(moments, None, centred=True)
-    assert (share, float(bare[0, 3])) == (0.6 * 520 / 2048, 0.0)
+    _, share, bare = damped(moments, 0.125, centred=True)
+    assert (share, float(bare[0, 3])) == (0.125, 0.0)
 
 
 def test_more_is_added_where_a_pivot_is_but_rounding() -> None:

@@ -770,8 +770,8 @@ def test_few_samples_are_said() -> None:
     model = network()
     report = nt.adaprune_(model, [images()[0][:2]], 2, 4)
     assert dict(report.notes) == {
-        "3.weight": "only 2 rows for 128 inputs: damped by 0.3, give more samples",
-        "5.weight": "only 2 rows for 16 inputs: damped by 0.3, give more samples",
+        "3.weight": "only 2 rows for 128 inputs: damped by 1, give more samples",
+        "5.weight": "only 2 rows for 16 inputs: damped by 1, give more samples",
     }
     assert "only 2 rows for 128 inputs" in str(report)
     assert report.to_dict()["notes"][0]["name"] == "3.weight"

@@ -20,9 +20,9 @@ import nmflow.torch as nt
 from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
 from nmflow.torch import lockstep
+from nmflow.torch.damping import damped
 from nmflow.torch.obs_pass import obs_pass
 from nmflow.torch.resume import Store
-from nmflow.torch.scores import damped
 
 METHODS = [nt.sparsegpt_, nt.adaprune_, nt.alps_]
 

@@ -83,8 +83,8 @@ def prune(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="For sparsegpt, adaprune and alps: what pulls new weights to the old ones. Default: by each layer's "
-            "inputs and samples, at most 0.3.",
+            help="For sparsegpt, adaprune and alps: what pulls new weights to the old ones. Default: each layer's "
+            "own, by cross-validation.",
         ),
     ] = None,
 ) -> None:

@@ -14,6 +14,7 @@ from nmflow.errors import InputTypeError, InputValueError
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import check_method
 from nmflow.torch.by_name import Counts, Scores, check_names, given_for, patterns_of
+from nmflow.torch.damping import checked_damping
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import matrices
 from nmflow.torch.obs_pass import Pruned, solve_mask
@@ -21,7 +22,7 @@ from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.refit import METHODS
-from nmflow.torch.scores import checked_damping, score_named
+from nmflow.torch.scores import score_named
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.watch import OnStep
 
@@ -80,8 +81,8 @@ def adaprune_(
         Entries that are zero stay zero; with ``fill="at-most"`` that is always possible.
     damping : float, optional
         Pulls W′ to W where samples say little: this share of its diagonal is added to that of XᵀX, and a tenth of it
-        of the mean diagonal. By default each layer's own: 0.6 times its inputs over the rows it saw, at most 0.3.
-        Give more where the model will see inputs unlike the samples.
+        of the mean diagonal. By default each layer's own, from 0.003 to 1: what it would do best with on other samples
+        of the kind, as generalised cross-validation finds, or the most that is next to as good.
     solve : {"auto", "cholesky", "cg", "adam"}
         Closed form for each row, conjugate gradients, or descent; "auto" takes the faster of the first two.
     sequential : bool
@@ -134,7 +135,7 @@ def adaprune_(
     check_names(model, scores, "scores")
 
     def treat(job: Job) -> list[Pruned]:
-        values = _values(job, scores, damping)
+        values = _values(job, scores)
         found = [
             solve_mask(weights, score, job.pattern, drop, solver=solver, threads=threads)
             for (weights, _, drop), score in zip(job.groups(), values, strict=True)
@@ -149,10 +150,10 @@ def adaprune_(
     return run(model, data, "adaprune", str(solver), patterns_of(n, m, pattern, fill), treat, options, key, given)
 
 
-def _values(job: Job, scores: str | Scores, damping: float | None) -> torch.Tensor:
+def _values(job: Job, scores: str | Scores) -> torch.Tensor:
     """Scores of a layer, shape (groups, R, K)."""
     if isinstance(scores, str):
-        return score_named(scores)(job.weights, job.moments, damping)
+        return score_named(scores)(job.weights, job.moments, job.damping)
     found = _given(job.layer, scores)
     if found is None:
         return job.weights.abs()

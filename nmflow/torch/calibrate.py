@@ -13,10 +13,11 @@ from torch import nn
 from nmflow.asked import amount, check_flags
 from nmflow.errors import InputValueError
 from nmflow.pattern import Pattern
+from nmflow.torch.damping import checked_damping
 from nmflow.torch.feed import Forward
 from nmflow.torch.gather import MEMORY, gather
 from nmflow.torch.moments import Moments, from_matrices, known, matrices
-from nmflow.torch.scores import checked_damping, score_named, share_of
+from nmflow.torch.scores import score_named
 from nmflow.torch.select import Filter, Layer, Selection, select, unwrapped
 from nmflow.torch.watch import OnStep
 
@@ -80,8 +81,7 @@ class Calibration:
             name, moments = few[0], self.moments[few[0]]
             more = f", and in {len(few) - 1} more layers" if len(few) > 1 else ""
             warnings.warn(
-                f"only {moments.count} rows for {widths[name]} inputs of {name}{more}: damped by "
-                f"{share_of(self.damping, moments):g}, give more samples",
+                f"only {moments.count} rows for {widths[name]} inputs of {name}{more}: give more samples",
                 stacklevel=3,
             )
 

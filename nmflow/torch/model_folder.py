@@ -25,6 +25,7 @@ from nmflow.torch.alps import alps_
 from nmflow.torch.beside import layers_beside
 from nmflow.torch.calibrate import calibrate
 from nmflow.torch.convert import to_array
+from nmflow.torch.damping import checked_damping
 from nmflow.torch.experts import experts_apart
 from nmflow.torch.finite import non_finite_error
 from nmflow.torch.model_load import load_model
@@ -32,7 +33,6 @@ from nmflow.torch.model_names import DTYPES, fused_names, stored_names
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.prune import named_error, prune_
 from nmflow.torch.report import PruneReport
-from nmflow.torch.scores import checked_damping
 from nmflow.torch.sparsegpt import sparsegpt_
 from nmflow.torch.watch import OnStep
 

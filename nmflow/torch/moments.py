@@ -145,8 +145,9 @@ class Moments:
         Sums of x and of its squares.
     gram : Tensor of float64, shape (groups, K, K), or None
         Sum of x xᵀ.
-    shift, cross : Tensor of float64, shapes (groups, K) and (groups, K, K), or None
-        Sums of d and of d xᵀ, where d is the same row of the dense model less x: how far inputs have moved.
+    shift, drift, cross : Tensor of float64, shapes (groups, K), (groups, K) and (groups, K, K), or None
+        Sums of d, of its squares and of d xᵀ, where d is the same row of the dense model less x: how far inputs have
+        moved.
     """
 
     count: int
@@ -154,6 +155,7 @@ class Moments:
     square: torch.Tensor
     gram: torch.Tensor | None = None
     shift: torch.Tensor | None = None
+    drift: torch.Tensor | None = None
     cross: torch.Tensor | None = None
 
     @classmethod
@@ -169,6 +171,7 @@ class Moments:
         return cls(
             0, zeros(groups, width), zeros(groups, width),
             zeros(groups, width, width) if gram else None,
+            zeros(groups, width) if cross else None,
             zeros(groups, width) if cross else None,
             zeros(groups, width, width) if cross else None,
         )  # fmt: skip
@@ -204,10 +207,11 @@ class Moments:
             self.square = self.gram.diagonal(dim1=-2, dim2=-1)
         if not torch.isfinite(self.square).all():
             raise NonFiniteError("squares of inputs", int((~torch.isfinite(self.square)).sum()), ())
-        if self.cross is not None and self.shift is not None and dense is not None:
+        if self.cross is not None and self.shift is not None and self.drift is not None and dense is not None:
             rows = rows.to(torch.float64)  # what a row has moved by may need more bits than float32 has
             moved = dense.to(self.total.device).to(torch.float64) - rows
             self.shift += moved.sum(1)
+            self.drift += moved.square().sum(1)
             torch.baddbmm(self.cross, moved.mT, rows, out=self.cross)
 
 

@@ -18,6 +18,8 @@ from nmflow.arrays import Array
 from nmflow.errors import InputValueError, NmflowError, NonFiniteError
 from nmflow.pattern import Pattern
 from nmflow.torch.convert import to_array
+from nmflow.torch.cross_validation import best_damping
+from nmflow.torch.damping import damped
 from nmflow.torch.experts import may_be_idle
 from nmflow.torch.feed import Forward
 from nmflow.torch.moments import Moments, from_matrices, matrices
@@ -26,7 +28,6 @@ from nmflow.torch.post_report import PostLayer
 from nmflow.torch.prune import named_error
 from nmflow.torch.refit import output_error, refit
 from nmflow.torch.resume import Saved, Store
-from nmflow.torch.scores import damped
 from nmflow.torch.select import Filter, Layer
 from nmflow.torch.slots import identity, is_writable
 from nmflow.torch.watch import OnStep
@@ -46,6 +47,8 @@ class Job:
         What the kept ones are to stand in for.
     moments : Moments
     hessian : Tensor of float64, shape (groups, K, K)
+        Damped.
+    damping : float
     drop : ndarray of bool, shape (groups, R, K), or None
     """
 
@@ -54,6 +57,7 @@ class Job:
     weights: torch.Tensor
     moments: Moments
     hessian: torch.Tensor
+    damping: float
     drop: Array | None
 
     def groups(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, Array | None]]:
@@ -198,10 +202,13 @@ class Worker:
             first = tuple(int(index) for index in (~torch.isfinite(parameter)).nonzero()[0])
             count = int(bad.sum())
             raise NonFiniteError.among("weights", count, bad.numel(), first, "repair them")
-        hessian, share, bare = damped(moments, self.options.damping, centred=bool(biases))
-        target = dense + _moved(dense, moments, hessian, centred=bool(biases))
+        centred, share = bool(biases), self.options.damping
+        if share is None:
+            share = best_damping(dense, moments, centred=centred)
+        hessian, share, bare = damped(moments, share, centred=centred)
+        target = dense + _moved(dense, moments, hessian, centred=centred)
         drop = (dense == 0).cpu().numpy() if self.options.keep_zeros else None
-        job = Job(layer, self.chosen[layer], target, moments, hessian, drop)
+        job = Job(layer, self.chosen[layer], target, moments, hessian, share, drop)
         with torch.autocast(target.device.type, enabled=False):  # which is for passes: what steps in float32 needs that
             found = self.method(job)
         mask = torch.stack([group.mask for group in found])

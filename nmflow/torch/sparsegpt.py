@@ -11,12 +11,12 @@ from nmflow.asked import check_flags
 from nmflow.pattern import Fill, Pattern
 from nmflow.pipeline import check_method
 from nmflow.torch.by_name import Counts, check_names, patterns_of
+from nmflow.torch.damping import checked_damping
 from nmflow.torch.feed import Forward
 from nmflow.torch.obs_pass import Pruned, obs_pass
 from nmflow.torch.post import Data, run
 from nmflow.torch.post_layer import Job, Options, fit_again
 from nmflow.torch.post_report import PostReport
-from nmflow.torch.scores import checked_damping
 from nmflow.torch.select import Filter
 from nmflow.torch.watch import OnStep
 

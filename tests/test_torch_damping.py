@@ -15,6 +15,7 @@ from torch import nn  # noqa: E402
 import nmflow  # noqa: E402
 import nmflow.torch as nt  # noqa: E402
 from nmflow import Pattern  # noqa: E402
+from nmflow.torch import cross_validation  # noqa: E402
 from nmflow.torch.cross_validation import GOLDEN, ROWS_FOR_ONE, SHARES, best_damping, expected_errors  # noqa: E402
 from nmflow.torch.damping import damped, second_moments  # noqa: E402
 from nmflow.torch.moments import Moments  # noqa: E402
@@ -113,6 +114,26 @@ def test_more_damping_for_fewer_rows_and_for_inputs_that_have_moved() -> None:
     assert found[0] > 3 * found[-1]
     x = alike(512, 64)
     assert best_damping(weight, moments_of(x, x + random(512, 64, seed=6))) > best_damping(weight, moments_of(x, x))
+
+
+def test_the_most_is_taken_that_is_next_to_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = moments_of(alike(64, 16))
+    for errors, place in (
+        ([9, 8, 7, 5, 4, 4.07, 4.09, 5, 4.5, 6, 7], 5),
+        ([1.0] * 11, 10),
+        ([0.0] * 4 + [1.0] * 7, 3),
+        ([math.inf] * 9 + [3.0, 2.0], 10),
+        ([math.inf] * 11, 10),
+    ):
+        monkeypatch.setattr(cross_validation, "expected_errors", lambda *args, found=errors, **options: found)
+        assert best_damping(random(1, 4, 16), moments) == SHARES[place]
+
+
+def test_some_rows_of_a_weight_speak_for_all() -> None:
+    weight, moments = random(1, 130, 16), moments_of(alike(64, 16))
+    second = second_moments(moments)
+    few = expected_errors(weight[:, ::3], moments, second, centred=False)
+    assert expected_errors(weight, moments, second, centred=False) == few
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])

@@ -158,6 +158,38 @@ def test_tables_come_from_their_results(name: str, page: str, tables: Any) -> No
         assert any(found["machine"]["cpu"] in section for section in tables(made, found).values())
 
 
+def test_the_table_of_machines_comes_from_its_results() -> None:
+    machines, pages = importlib.import_module("benchmarks.machines"), importlib.import_module("benchmarks.page")
+    found, text = machines.found(), machines.PAGE.read_text(encoding="utf-8")
+    table = machines.tables(found)
+    assert pages.fill(text, table) == text
+    assert len(found) > 1
+    assert len({each["machine"]["cpu"] for each in found}) == len(found)
+
+
+def test_a_table_of_machines_shows_what_one_of_them_misses() -> None:
+    machines = importlib.import_module("benchmarks.machines")
+
+    def results(cpu: str, **measured: float) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = [
+            {"target": name, "group": "stream" if name == "s" else "forms", "sign": "<=", "bound": 2, "measured": value,
+             "met": value <= 2}
+            for name, value in measured.items()
+        ]  # fmt: skip
+        machine, versions = {"cpu": cpu, "usable_cores": 2}, {"numba": "1"}
+        return {
+            "machine": machine, "versions": versions, "complete": cpu == "A", "started": "May", "finished": None,
+            "rows": [*rows, {"target": None}],
+        }  # fmt: skip
+
+    table = machines.tables([results("A", s=1, a=1, b=2.5), results("B", s=3, a=1.5)])["machines"]
+    assert table.splitlines() == [
+        "| target | bound | A | B |", "| --- | --- | --- | --- |", "| met |  | 2 of 3 | 1 of 2 |",
+        "| s | ≤ 2 | 1 | **3** |", "| b | ≤ 2 | **2.5** |  |", "",
+        "- A: 2 cores, numba 1, measured May.", "- B: 2 cores, numba 1, measured May, not complete.",
+    ]  # fmt: skip
+
+
 def test_times_of_approximate_solvers_say_what_they_were_measured_on() -> None:
     approximate = importlib.import_module("benchmarks.approximate")
     found = json.loads(approximate.RESULTS.read_text(encoding="utf-8"))

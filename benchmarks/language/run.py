@@ -73,6 +73,7 @@ def table(found: dict[str, Any]) -> str:
             f"Dense: {_pair(dense)}.",
             "", *lines, "",
             *([] if found["complete"] else ["- Not complete: the run was interrupted."]),
+            *(["- Empty cells were not measured."] if any("|  |" in each for each in lines[2:]) else []),
             f"- {len(rows)} runs; torch {versions['torch']}, Python {versions['python']}, nmflow {versions['nmflow']}.",
         ]
     )  # fmt: skip

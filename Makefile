@@ -66,6 +66,7 @@ bench: $(VENV)/.benched runs/download/.complete
 	$(PY) -m benchmarks.targets $(TARGETS)
 	$(PY) -m benchmarks.stages
 	$(PY) -m benchmarks.rounds
+	$(PY) -m benchmarks.machines
 	$(PY) -m benchmarks.report
 
 # Interrupted, it goes on where it was. TRAIN="--fresh" passes options on.

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.page import fill_page
 from benchmarks.progress import tell
 from benchmarks.store import load
-from benchmarks.table import figure, head, line
+from benchmarks.table import bound, figure, head, line
 
 __all__ = ["PAGE", "found", "main", "tables"]
 
@@ -30,7 +30,7 @@ def found() -> list[Results]:
 
 
 def tables(results: Sequence[Results]) -> dict[str, str]:
-    """How many targets are met, and those of which one machine misses some; multiples of stream all."""
+    """How many targets are met, and what: those that a machine misses, and all multiples of stream."""
     rows = [{row["target"]: row for row in each["rows"] if row["target"] is not None} for each in results]
     lines = head("target", "bound", *(each["machine"]["cpu"] for each in results))
     met = (f"{sum(row['met'] is True for row in each.values())} of {len(each)}" for each in rows)
@@ -39,8 +39,7 @@ def tables(results: Sequence[Results]) -> dict[str, str]:
         here = [each.get(target) for each in rows]
         first = next(row for row in here if row is not None)
         if first["group"] == "stream" or any(row is not None and row["met"] is False for row in here):
-            sign = {"<=": "≤", ">=": "≥"}[first["sign"]]
-            lines.append(line(target, f"{sign} {first['bound']:g}", *map(_cell, here)))
+            lines.append(line(target, bound(first), *map(_cell, here)))
     notes = [
         f"- {each['machine']['cpu']}: {each['machine']['usable_cores']} cores, numba {each['versions']['numba']}, "
         f"measured {each.get('finished') or each['started']}{'' if each['complete'] else ', not complete'}."

@@ -18,7 +18,7 @@ from benchmarks.page import fill
 from benchmarks.plots import gaussian, plots
 from benchmarks.progress import tell
 from benchmarks.store import load
-from benchmarks.table import HALVES, figure, head, line, named, proven_share, side_by_side
+from benchmarks.table import HALVES, bound, figure, head, line, named, proven_share, side_by_side
 
 __all__ = ["main", "pages", "tables"]
 
@@ -88,10 +88,8 @@ def _targets(results: Results, bench: Results | None) -> str:
     lines = head("group", "target", "bound", "measured", "met", "passes")
     for row in rows:
         met = ", ".join(filter(None, ({True: "yes", False: "**no**", None: ""}[row["met"]], row["note"])))
-        sign = {"<=": "≤", ">=": "≥"}[row["sign"]]
         passes = " / ".join(figure(one["measured"]) for one in row.get("passes", ()))
-        bound = f"{sign} {row['bound']:g}"
-        lines.append(line(row["group"], row["target"], bound, figure(row["measured"]), met, passes))
+        lines.append(line(row["group"], row["target"], bound(row), figure(row["measured"]), met, passes))
     counts = [sum(row["met"] is value for row in rows) for value in (True, False, None)]
     summary = f"{counts[0]} of {len(rows)} met, {counts[1]} not met, {counts[2]} not available."
     same = bench is not None and all(bench[name] == results[name] for name in ("machine", "versions", "source"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["HALVES", "figure", "head", "line", "named", "proven_share", "side_by_side"]
+__all__ = ["HALVES", "bound", "figure", "head", "line", "named", "proven_share", "side_by_side"]
 
 Row = dict[str, Any]
 HALVES = ("2:4", "4:8", "8:16", "16:32")
@@ -32,6 +32,12 @@ def figure(value: float | None) -> str:
         return f"{value:,.0f}"
     text = f"{value:.3g}"
     return text if "e" not in text else f"{value:.1e}"
+
+
+def bound(row: Row) -> str:
+    """What a target asks for."""
+    sign = {"<=": "≤", ">=": "≥"}[row["sign"]]
+    return f"{sign} {row['bound']:g}"
 
 
 def named(row: Row) -> str:

@@ -167,6 +167,19 @@ def test_the_table_of_machines_comes_from_its_results() -> None:
     assert all(each["complete"] for each in found)
 
 
+def test_machines_are_written_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machines = importlib.import_module("benchmarks.machines")
+    text = machines.PAGE.read_text(encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(text.replace("| met |  |", "| was |  |"), encoding="utf-8")
+    assert machines.main(["--page", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == text
+    page.write_text("no markers", encoding="utf-8")
+    assert machines.main(["--page", str(page)]) == 2
+    assert "must have the markers <!-- begin: machines -->" in capsys.readouterr().err.replace("\n", " ")
+    assert page.read_text(encoding="utf-8") == "no markers"
+
+
 def test_a_table_of_machines_shows_what_one_of_them_misses() -> None:
     machines = importlib.import_module("benchmarks.machines")
 

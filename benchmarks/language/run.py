@@ -58,11 +58,12 @@ def table(found: dict[str, Any]) -> str:
     """The section of the page."""
     rows, options, versions = {row["key"]: row for row in found["rows"]}, found["options"], found["versions"]
     dense = rows["dense"]
-    lines = head("", *METHODS)
+    lines, whole = head("", *METHODS), True
     for pattern in HALVES:
         for kind in KINDS:
             here = [rows.get(f"{pattern} | {kind} | {method}") for method in METHODS]
             if any(here):
+                whole = whole and all(here)
                 lines.append(line(f"{pattern} {kind}", *(_pair(row) if row else "" for row in here)))
     weights = max(row.get("layers", 0) for row in rows.values())
     return "\n".join(
@@ -73,7 +74,7 @@ def table(found: dict[str, Any]) -> str:
             f"Dense: {_pair(dense)}.",
             "", *lines, "",
             *([] if found["complete"] else ["- Not complete: the run was interrupted."]),
-            *(["- Empty cells were not measured."] if any("|  |" in each for each in lines[2:]) else []),
+            *([] if whole else ["- Empty cells were not measured."]),
             f"- {len(rows)} runs; torch {versions['torch']}, Python {versions['python']}, nmflow {versions['nmflow']}.",
         ]
     )  # fmt: skip

@@ -27,6 +27,7 @@ from nmflow.kernels.memory import (
 )
 from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_shortest
 from nmflow.kernels.scores import KINDS
+from nmflow.kernels.turn import turn_floats
 
 __all__ = ["finish_list", "finish_plan", "finish_room", "finish_scratch"]
 
@@ -106,8 +107,6 @@ def _finishing() -> int:
         at_turned = at_line + 8 * rows * wide
         at_duals = at_turned + 8 * cols * first
         at_floats = at_duals + 8 * 4 * longer
-        line = numba.carray(pointer(at_line), (rows, wide), np.float64)
-        turned = numba.carray(pointer(at_turned), (cols, first), np.float64)
         duals = numba.carray(pointer(at_duals), (4, longer), np.float64)
         floats = numba.carray(pointer(at_floats), (3, nodes), np.float64)
         words = numba.carray(pointer(at_floats + 8 * 3 * nodes), (9, nodes), np.int64)
@@ -124,9 +123,7 @@ def _finishing() -> int:
             block = read_word(blocks + 8 * k)
             source = block_at(scores, stride, grid_cols, k if apart else block, rows, cols * item)
             call(widen, (source, stride, rows, cols, at_line, 8 * wide))
-            for i in range(rows):
-                for j in range(cols):
-                    turned[j, i] = line[i, j]
+            turn_floats(at_line, 8 * wide, at_turned, 8 * first, cols, rows)
             _read_finite(u + k * u_bytes, row, rows, size)
             _read_finite(v + k * v_bytes, col, cols, size)
             if k + SOON < count:

@@ -19,7 +19,7 @@ import numpy as np
 from nmflow.kernels.bits import WIDTH
 from nmflow.kernels.compile import part
 from nmflow.kernels.memory import count_ones, trailing_zeros
-from nmflow.kernels.words import compare_line, move_line, nearest_node, relax_line
+from nmflow.kernels.words import compare_line, move_line, nearest_nodes, relax_line
 
 __all__ = ["fill_lines", "find_ties", "send_along_ties", "send_shortest"]
 
@@ -121,37 +121,40 @@ def send_along_ties(row_words, col_words, row_ties, col_ties, need, previous, qu
         adds[i] &= ~row_words[i]
     for j in range(cols):
         drops[j] &= col_words[j]
-    while True:
-        reached_rows, reached_cols, tail = 0, 0, 0
-        for node in range(first + cols):
-            if need[node] > 0:
-                queue[tail] = node
+    have_rows, have_cols, lack_rows, lack_cols = 0, 0, 0, 0
+    for i in range(rows):
+        have_rows |= (1 << i) if need[i] > 0 else 0
+        lack_rows |= (1 << i) if need[i] < 0 else 0
+    for j in range(cols):
+        have_cols |= (1 << j) if need[first + j] > 0 else 0
+        lack_cols |= (1 << j) if need[first + j] < 0 else 0
+    while have_rows != 0 or have_cols != 0:
+        tail = 0
+        for have, base in ((have_rows, 0), (have_cols, first)):
+            while have != 0:
+                node = base + trailing_zeros(have)
+                have &= have - 1
+                queue[tail], previous[node] = node, -1
                 tail += 1
-                previous[node] = -1
-                if node < first:
-                    reached_rows |= 1 << node
-                else:
-                    reached_cols |= 1 << (node - first)
-        if tail == 0:
-            return True
+        reached_rows, reached_cols = have_rows, have_cols
         head, end = 0, -1
-        while head < tail and end < 0:
+        while head < tail:
             node = queue[head]
             head += 1
             if node < first:
-                fresh, base = adds[node] & ~reached_cols, first
+                fresh, lack, base = adds[node] & ~reached_cols, lack_cols, first
                 reached_cols |= fresh
             else:
-                fresh, base = drops[node - first] & ~reached_rows, 0
+                fresh, lack, base = drops[node - first] & ~reached_rows, lack_rows, 0
                 reached_rows |= fresh
+            if fresh & lack != 0:
+                end = base + trailing_zeros(fresh & lack)
+                previous[end] = node
+                break
             while fresh != 0:
                 other = base + trailing_zeros(fresh)
                 fresh &= fresh - 1
-                previous[other] = node
-                if need[other] < 0:
-                    end = other
-                    break
-                queue[tail] = other
+                queue[tail], previous[other] = other, node
                 tail += 1
         if end < 0:
             return False
@@ -171,6 +174,17 @@ def send_along_ties(row_words, col_words, row_ties, col_ties, need, previous, qu
             col_words[j] ^= 1 << i
             node = before
         need[node] -= 1
+        if need[node] == 0:
+            if node < first:
+                have_rows &= ~(1 << node)
+            else:
+                have_cols &= ~(1 << (node - first))
+        if need[end] == 0:
+            if end < first:
+                lack_rows &= ~(1 << end)
+            else:
+                lack_cols &= ~(1 << (end - first))
+    return True
 
 
 @part
@@ -190,18 +204,28 @@ def send_shortest(  # type: ignore[no-untyped-def]
         keys[node] = 0.0 if need[node] > 0 else np.inf
         previous[node] = -1
     row_done, col_done, slack_done = 0, 0, False
+    length, row_next, col_next = 0.0, 0, 0  # nodes of this length that are not settled
     while True:
-        length, node = nearest_node(at_keys, down + across)
-        if keys[slack] < length:
-            length, node = keys[slack], slack
-        if not length < np.inf:
-            return False
+        if row_next == 0 and col_next == 0:
+            length, row_next, col_next = nearest_nodes(at_keys, down, across)
+            if keys[slack] < length:
+                length, row_next, col_next = keys[slack], 0, 0
+            elif not length < np.inf:
+                return False
+        if row_next != 0:
+            node = trailing_zeros(row_next)
+            row_next &= row_next - 1
+        elif col_next != 0:
+            node = first + trailing_zeros(col_next)
+            col_next &= col_next - 1
+        else:
+            node = slack
         keys[node], dist[node] = np.inf, length
         if need[node] < 0:
             break
         if node < first:
             row_done |= 1 << node
-            relax_line(
+            col_next |= relax_line(
                 lines + node * (8 * WIDTH) * across, u[node], at_v, across, length, at_keys + 8 * first,
                 at_previous + 8 * first, node, in_row & ~(row_words[node] | col_done), 1,
             )  # fmt: skip
@@ -210,7 +234,7 @@ def send_shortest(  # type: ignore[no-untyped-def]
         elif node < slack:
             j = node - first
             col_done |= 1 << j
-            relax_line(
+            row_next |= relax_line(
                 turned + j * (8 * WIDTH) * down, v[j], at_u, down, length, at_keys, at_previous, node,
                 col_words[j] & ~row_done, 0,
             )  # fmt: skip

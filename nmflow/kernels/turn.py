@@ -12,12 +12,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.compile import compiled, once
+from nmflow.kernels.compile import compiled, once, part
 from nmflow.kernels.memory import LINE, copy_bytes
 from nmflow.kernels.simd import Emitter, literal, vector
 from nmflow.kernels.transpose import interleave
 
-__all__ = ["turn_kernel"]
+__all__ = ["turn_floats", "turn_kernel"]
 
 MOST = 32
 """Most entries of a side of a square: beyond that registers do not hold it."""
@@ -32,23 +32,16 @@ def turn_square(typing, source, source_stride, target, target_stride, side, item
         emit, kind = Emitter(builder), vector(ir.IntType(8 * item_), side_)
         source, source_stride, target, target_stride = args[:4]
 
-        parts = [emit.load(emit.beyond(source, source_stride, k), kind) for k in range(side_)]
-        for k, part in enumerate(interleave(emit, parts, side_)):
-            emit.store(part, emit.beyond(target, target_stride, k))
+        lines = [emit.load(emit.beyond(source, source_stride, k), kind) for k in range(side_)]
+        for k, line in enumerate(interleave(emit, lines, side_)):
+            emit.store(line, emit.beyond(target, target_stride, k))
         return context.get_dummy_value()
 
     return types.none(source, source_stride, target, target_stride, side, item), codegen
 
 
-@once
-def turn_kernel(item: int) -> Any:
-    """Compile for entries of `item` bytes.
-
-    Returns
-    -------
-    function (source, source_stride, target, target_stride, rows, cols) -> None
-        Addresses as int64; target: rows x cols entries, those of a row side by side; source: cols x rows.
-    """
+def _turning(item: int) -> Any:
+    """Turning entries of `item` bytes, as `turn_kernel` has it, to be compiled."""
     side = min(LINE // item, MOST)
 
     def turn(source, source_stride, target, target_stride, rows, cols):  # type: ignore[no-untyped-def]
@@ -66,4 +59,20 @@ def turn_kernel(item: int) -> Any:
                     target_stride, side, item,
                 )  # fmt: skip
 
-    return compiled(turn, types.none(*[types.int64] * 6))
+    return turn
+
+
+turn_floats = part(_turning(8))
+"""The same in a kernel, of entries of 8 bytes."""
+
+
+@once
+def turn_kernel(item: int) -> Any:
+    """Compile for entries of `item` bytes.
+
+    Returns
+    -------
+    function (source, source_stride, target, target_stride, rows, cols) -> None
+        Addresses as int64; target: rows x cols entries, those of a row side by side; source: cols x rows.
+    """
+    return compiled(_turning(item), types.none(*[types.int64] * 6))

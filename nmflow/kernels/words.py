@@ -13,9 +13,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.bits import WIDTH, bits_of, each_vector, truths_of
-from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal, vector
+from nmflow.kernels.simd import F64, I32, I64, Emitter, literal, vector
 
-__all__ = ["compare_line", "move_line", "nearest_node", "prove_line", "relax_line"]
+__all__ = ["compare_line", "move_line", "nearest_nodes", "prove_line", "relax_line"]
 
 SHAPE = vector(F64, WIDTH)
 
@@ -59,7 +59,8 @@ def relax_line(  # type: ignore[no-untyped-def]
 ):
     """Shorten the distances `keys` of the nodes across a line, where a bit of `ahead` says there is an arc.
 
-    start : distance of the line's own node. previous : address of int64, set to `node` where a distance falls.
+    start : distance of the line's own node. previous : address of int64, set to `node` where a distance falls. Returns,
+    as a word, the nodes whose distance falls to `start`.
     """
     by_row_ = bool(literal(by_row))
 
@@ -68,6 +69,7 @@ def relax_line(  # type: ignore[no-untyped-def]
         line, base, across, chunks, start, keys, previous, node, ahead = args[:9]
         base, start, node = (emit.broadcast(x, WIDTH) for x in (base, start, node))
         zero = emit.splat(F64, WIDTH, 0.0)
+        near = emit.variable(ir.Constant(I64, 0))
 
         def relax(number: Any, place: Any) -> None:
             if by_row_:  # a row adds an entry
@@ -83,46 +85,49 @@ def relax_line(  # type: ignore[no-untyped-def]
             better = builder.and_(builder.fcmp_ordered("<", length, old), truths_of(builder, ahead, number))
             emit.store(builder.select(better, length, old), at)
             emit.store(builder.select(better, node, before), to)
+            as_near = builder.and_(better, builder.fcmp_ordered("==", length, start))
+            builder.store(builder.or_(builder.load(near), bits_of(builder, as_near, number)), near)
 
         each_vector(builder, chunks, relax)
-        return context.get_dummy_value()
+        return builder.load(near)
 
     i8, f8 = types.int64, types.float64
-    return types.none(i8, f8, i8, i8, f8, i8, i8, i8, i8, by_row), codegen
+    return i8(i8, f8, i8, i8, f8, i8, i8, i8, i8, by_row), codegen
 
 
 @intrinsic
-def nearest_node(typing, keys, chunks):  # type: ignore[no-untyped-def]
-    """The least of all distances, and the first node that has it."""
+def nearest_nodes(typing, keys, down, across):  # type: ignore[no-untyped-def]
+    """The least of all distances, and the nodes that have it: rows and columns, as two words.
+
+    down, across : vectors of rows, and of columns after them.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        keys, chunks = args
+        keys, down, across = args
         least = emit.variable(emit.splat(F64, WIDTH, float("inf")))
 
         def fold(number: Any, place: Any) -> None:
             builder.store(emit.better(emit.load(builder.add(keys, place), SHAPE), builder.load(least), "<"), least)
 
-        each_vector(builder, chunks, fold)
+        each_vector(builder, builder.add(down, across), fold)
         every = builder.load(least)
         for step in (4, 2, 1):
             every = emit.better(every, emit.pick(every, [t ^ step for t in range(WIDTH)]), "<")
-        node = emit.variable(ir.Constant(I64, -1))
+        words = []
+        for start, chunks in ((keys, down), (emit.beyond(keys, down, 8 * WIDTH), across)):
+            word = emit.variable(ir.Constant(I64, 0))
 
-        def find(number: Any, place: Any) -> None:
-            back = builder.sub(builder.sub(chunks, ir.Constant(I64, 1)), number)
-            at = emit.beyond(keys, back, 8 * WIDTH)
-            bits = builder.bitcast(builder.fcmp_ordered("==", emit.load(at, SHAPE), every), I8)
-            bits = builder.zext(bits, I64)
-            first = builder.add(emit.trailing_zeros(bits), builder.mul(back, ir.Constant(I64, WIDTH)))
-            some = builder.icmp_signed("!=", bits, ir.Constant(I64, 0))
-            builder.store(builder.select(some, first, builder.load(node)), node)
+            def find(number: Any, place: Any, start: Any = start, word: Any = word) -> None:
+                equal = builder.fcmp_ordered("==", emit.load(builder.add(start, place), SHAPE), every)
+                builder.store(builder.or_(builder.load(word), bits_of(builder, equal, number)), word)
 
-        each_vector(builder, chunks, find)
+            each_vector(builder, chunks, find)
+            words.append(builder.load(word))
         value = builder.extract_element(every, ir.Constant(I32, 0))
-        return context.make_tuple(builder, signature.return_type, [value, builder.load(node)])
+        return context.make_tuple(builder, signature.return_type, [value, *words])
 
-    return types.Tuple((types.float64, types.int64))(types.int64, types.int64), codegen
+    return types.Tuple((types.float64, types.int64, types.int64))(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -7,8 +7,19 @@ from fnmatch import fnmatchcase
 
 __all__ = ["ADAPTERS", "GATES", "HEADS", "ROUTERS", "SPARES", "counts", "is_router", "left_alone"]
 
-ADAPTERS = ("*lora_*", "*.oft_R.*", "prompt_encoder.*.mlp_head.*", "prompt_encoder.*.transform.*")
-"""Globs of PEFT's adapters: what a weight becomes with one is a sum or product, and keeps no pattern."""
+ADAPTERS = (
+    "*lora_*",
+    "*lora.*",
+    "*lora[0-9].*",
+    "*.oft_R.*",
+    "*.lily_*",
+    "*.peanut_*",
+    "*.shadow_[bdhpu]*",
+    "prompt_encoder.*.mlp_head.*",
+    "prompt_encoder.*.transform.*",
+)
+"""Globs of PEFT's adapters, and of LoRA's in diffusers (to_q.lora.down, to_q_lora.down) and in XLabs' files for FLUX
+(proj_lora1.down): what a weight becomes with one is a sum or product, and keeps no pattern."""
 SPARES = ("*.original_module.*",)
 """Globs of what PEFT keeps aside while a copy of it is trained (``modules_to_save``)."""
 HEADS = (

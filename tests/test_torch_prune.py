@@ -232,6 +232,10 @@ def test_adapters_are_taken_by_name_only() -> None:
         ("cls.predictions.decoder", "output head"),
         ("proj.oft_R.default", "adapter"),
         ("prompt_encoder.default.mlp_head.0", "adapter"),
+        ("proj.lily_A.default", "adapter"),
+        ("proj.peanut_encoders.default.0", "adapter"),
+        ("proj.shadow_up.default", "adapter"),
+        ("proj.lora.down", "adapter"),
         ("score.original_module", "kept aside by PEFT"),
     ],
 )

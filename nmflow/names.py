@@ -37,8 +37,8 @@ HEADS = (
     "*decoder.output_projection.weight",
 )
 """Globs of what a language model gives a score to each word by: methods of pruning leave it alone."""
-GATES = ("gate.weight", "*.gate.weight")
-"""Globs of what sends tokens to experts, as far as they count."""
+GATES = ("gate.weight", "*.gate.weight", "*.gate_weight")
+"""Globs of what sends tokens to experts, as far as they count; the last are those in the files of Dots."""
 ROUTERS = ("router.*", "*.router.*", "*_router.*", "*.mlp.gate.*.weight")
 """The same, whatever their shape; the last are gates of layers of their own, as HunYuan and Zaya have."""
 UPRIGHT = 8

@@ -266,7 +266,7 @@ def test_layouts_and_assumptions(model: Path) -> None:
     assert {layouts[f"encoder.conv{axes}d.weight"] for axes in (1, 2, 3)} == {"conv"}
     texts = {tensor.layout: tensor.assumption for tensor in make_plan(model, "2:4").pruned}
     assert "groups=1" in texts["conv"]
-    assert texts["batch"] == "a stack of matrices"
+    assert texts["batch"] == "a stack of matrices (out, in)"
     assert texts[None] == "a matrix (out, in)"
 
 

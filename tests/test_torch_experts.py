@@ -383,6 +383,20 @@ def test_a_pattern_of_rows_alone_does_not_fit_what_is_kept_turned() -> None:
     assert "keeps its weight the other way round" in reasons["model.layers.0.mlp.experts.0.down_proj.weight"]
 
 
+@pytest.mark.parametrize(("kind", "turned"), [("gpt-oss", True), ("llama4", True), ("qwen", False)])
+def test_nor_experts_together_that_are_named(kind: str, turned: bool) -> None:
+    """Groups would lie along outputs, of which the products with tokens skip none."""
+    model = mixture(kind)
+    names = [name for name, _ in model.named_parameters() if name.endswith("experts.down_proj")]
+    rows = Pattern(2, 4, transposable=False)
+    if turned:
+        with pytest.raises(InputValueError, match=r"keeps its weight the other way round"):
+            nt.prune_(model, pattern=rows, include=names)
+        assert len(nt.prune_(model, 2, 4, include=names).layers) == len(names)
+    else:
+        assert len(nt.prune_(model, pattern=rows, include=names).layers) == len(names)
+
+
 def test_alike_experts_are_told_apart_by_their_place(text: Path, tmp_path: Path) -> None:
     """A mixture made of one dense network has experts that hold the same numbers."""
     source = saved("mixtral", tmp_path / "same")

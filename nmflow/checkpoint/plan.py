@@ -53,7 +53,7 @@ class PlannedTensor:
         if self.layout == "conv":
             return "a convolution (out, in, *kernel) with groups=1, as a matrix out x (kernel . in)"
         if self.layout == "batch":
-            return "a stack of matrices"
+            return "a stack of matrices (out, in)"
         return "a matrix (out, in)"
 
     def to_dict(self) -> dict[str, Any]:

@@ -203,8 +203,7 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
         return "requires no gradient"
     if trainable and hasattr(nn.ModuleDict, slot.attribute):  # in which torch keeps parametrizations by their names
         return f"of a name, {slot.attribute}, that torch cannot parametrize; rename the attribute"
-    turned = is_turned(slot.module) or getattr(slot.module, "kept_turned", False)  # the latter: experts taken apart
-    if turned and slot.attribute == "weight" and pattern.row != pattern.col:
+    if _kept_turned(slot) and pattern.row != pattern.col:
         kind = type(slot.module).__name__
         return f"in a {kind}, which keeps its weight the other way round: {pattern} must be the same along both"
     (rows, cols), (tall, wide) = _size(parameter, layout, groups), _block(pattern)
@@ -214,6 +213,15 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
             f"leave strict out to pad its edges"
         )
     return ""
+
+
+def _kept_turned(slot: Slot) -> bool:
+    """Whether its rows belong to inputs: of Conv1D, of experts taken apart, and of some that are together."""
+    if is_fused(slot.module):
+        turned = getattr(slot.module, "is_transposed", True)  # Llama 4 does not say so
+        return bool(turned) and slot.attribute in ("gate_up_proj", "up_proj", "down_proj")
+    turned = is_turned(slot.module) or getattr(slot.module, "kept_turned", False)
+    return bool(turned) and slot.attribute == "weight"
 
 
 def too_small(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern) -> str:

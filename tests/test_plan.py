@@ -174,6 +174,10 @@ def test_defaults(model: Path) -> None:
         ("module.fc.weight", "output head"),
         ("_orig_mod.output.weight", "output head"),
         ("model.module.conv_out.weight", "output head"),
+        ("conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight", "embedding"),
+        ("conditioner.embedders.1.model.token_embedding.weight", "embedding"),
+        ("model.embed_tokens_extend.image_embed.img_processor.embeddings.patch_embedding.weight", "embedding"),
+        ("model.embed_tokens_extend.image_embed.img_processor.head.mlp.fc1.weight", "output head"),
     ],
 )
 def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
@@ -222,6 +226,10 @@ def test_names_left_alone(tmp_path: Path, name: str, meaning: str) -> None:
         "model.22.cv3.0.1.conv.weight",
         "model.layers.0.fc.weight",
         "encoder._orig_mod.0.weight",
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+        "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
+        "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight",
+        "model.embed_tokens_extend.audio_embed.encoder.encoders.0.self_attn.linear_q.weight",
     ],
 )
 def test_names_pruned(tmp_path: Path, name: str) -> None:

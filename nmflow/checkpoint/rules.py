@@ -127,8 +127,12 @@ INSIDE = ("conv_head.*", "*.conv_head.*", "*.[qkv]_head.*", "*.modulation.[fhp]*
 """Names that none of these is meant for: EfficientNet's and MobileNet's convolution before their classifier, the
 projections to the heads of Funnel's attention, and what FocalNet has in place of attention."""
 
-WRAPPED = re.compile(r"^((module|_orig_mod|model|timm_model|diffusion_model)\.)+")
-"""What DataParallel, torch.compile, Lightning and others put before names: `EXCLUDED` is about names without it."""
+WRAPPED = re.compile(
+    r"^((module|_orig_mod|model|timm_model|diffusion_model"
+    r"|conditioner\.embedders\.\d+|embed_tokens_extend\.(image|audio)_embed)\.)+"
+)
+"""What stands before names, which `EXCLUDED` is about without it: put there by DataParallel, torch.compile, Lightning
+and others; and, for the encoders in a file of SDXL and in Phi-4 multimodal, what makes them look like embeddings."""
 
 
 def layout_of(entry: Entry) -> Layout | None:

@@ -780,6 +780,22 @@ def test_spectral_norm_is_not_taken_for_a_mask_of_torch() -> None:
     assert dict(nt.prune_(model, 2, 4).skipped)["0.weight"] == "computed, not a parameter of the module"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_direction_under_weight_normalisation_is_taken_by_its_name() -> None:
+    """By either of torch's two ways; nothing said that there is one by the older, and its name was no parameter's."""
+    older, newer = nn.utils.weight_norm(nn.Linear(8, 8)), parametrizations.weight_norm(nn.Linear(8, 8))
+    model = nn.ModuleDict({"older": older, "newer": newer, "other": nn.Linear(8, 8)})
+    names = ["older.weight_v", "newer.parametrizations.weight.original1"]
+    report = nt.prune_(model, 2, 4)
+    assert [layer.name for layer in report.layers] == ["other.weight"]
+    assert all("give its plain name in include" in dict(report.skipped)[name] for name in names)
+    report = nt.prune_(model, 2, 4, include=names)
+    assert [layer.name for layer in report.layers] == names
+    assert all(int((module(torch.eye(8)) - module.bias).count_nonzero()) == 32 for module in (older, newer))
+    reasons = dict(nt.to_semi_structured_(model, include=names).skipped)
+    assert reasons["older.weight_v"].startswith("not the weight of its Linear")
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_what_is_scripted_is_left_alone() -> None:
     model = nn.Sequential(torch.jit.trace(nn.Conv2d(8, 8, 4), torch.ones(1, 8, 4, 4)), nn.Linear(8, 8))

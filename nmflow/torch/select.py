@@ -23,6 +23,7 @@ __all__ = ["Filter", "Layer", "Selection", "Slot", "select", "unwrapped"]
 
 
 UNDER = "under a mask of a SparseTraining already; finish() or release() that first"
+COMPUTED = "computed, not a parameter of the module"
 SCRIPTED = "scripted or traced, so that its type cannot be told; prune the model before that"
 
 
@@ -176,7 +177,8 @@ def _slots(model: nn.Module, filter_fn: Filter | None) -> tuple[Shared, list[tup
             if id(module) not in seen:
                 skipped.append((f"{name}.weight" if name else "weight", missing))
             seen.add(id(module))
-            continue
+            if missing != COMPUTED:  # what a weight is computed from may be asked for
+                continue
         if isinstance(module, parametrize.ParametrizationList) and any(map(_is_mask, module)):
             owner, _, attribute = name.rpartition("parametrizations.")
             plain = owner + attribute
@@ -210,7 +212,7 @@ def _missing(module: nn.Module) -> str:
             return UNDER
         if "weight_orig" in module._parameters and "weight_mask" in module._buffers:  # spectral_norm has the former
             return "computed by torch.nn.utils.prune; call its remove(module, 'weight') first"
-        return "computed, not a parameter of the module"
+        return COMPUTED
     if not nn.parameter.is_lazy(weight) and weight.ndim < 2:
         return f"of shape {tuple(weight.shape)}, not a matrix; where a model is sharded, a rank holds a part of it"
     return ""

@@ -142,6 +142,8 @@ def _unfit(layer: Layer) -> str:
     weight, module = layer.parameters[0], layer.slots[0].module
     if not all(isinstance(slot.module, nn.Linear) for slot in layer.slots):
         return f"in a {type(module).__name__}: torch multiplies semi-structured tensors in Linear layers only"
+    if any(slot.attribute != "weight" for slot in layer.slots):
+        return "not the weight of its Linear, by which alone torch multiplies"
     if weight.dtype not in DTYPES:
         return f"{weight.dtype}: the two-way kernels take float16 and bfloat16; model.half() or model.bfloat16()"
     need = get("cutlass-24").requirements[DTYPES[weight.dtype]]

@@ -259,3 +259,25 @@ def test_the_architecture_page_names_every_room() -> None:
     rooms = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
     named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\|[^|]*\|", text, re.MULTILINE))))
     assert rooms - {"__init__"} == named
+
+
+@pytest.mark.filterwarnings("ignore")  # those of transformers
+def test_the_recipe_for_half_precision_keeps_all_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoModel leaves out the output head, and the result then loads with a random one."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    from safetensors.numpy import load_file
+
+    monkeypatch.chdir(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained("SRC")
+    Path("SRC/vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]))
+    Path("SRC/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    fences = FENCE.findall((ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8"))
+    (recipe,) = [code for kind, code in fences if kind == "py" and "HALF" in code]
+    exec(recipe, {"transformers": transformers})
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in ("SRC", "HALF"))
+    assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
+    assert {value.dtype.name for value in after.values()} == {"float16"}

@@ -71,7 +71,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ("*modulation*", "modulation, FocalNet's aside"),
     ("*img_mod.*", "modulation"),
     ("*txt_mod.*", "modulation"),
-    ("*time_mod*", "modulation"),
+    ("time_mod_proj.*", "modulation"),
     ("*distilled_guidance_layer.*", "modulation"),
     ("*av_cross_attn_*_gate.*", "modulation"),
     ("*bias*", "bias"),

@@ -69,6 +69,33 @@ def test_errors_are_those_of_generalised_cross_validation(width: int, centred: b
 
 
 @pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("rows", [20, 200])
+def test_inputs_that_move_together_are_known_by_what_they_are_now(rows: int, centred: bool) -> None:
+    """Outputs move by more then than as if each moved by itself; damping is no better for that."""
+    weight, x = random(5, 24, seed=2).abs(), alike(rows, 24).abs() + 3
+    moments = moments_of(x, 1.5 * x)
+    found = expected_errors(weight[None], moments, second_moments(moments, centred=centred), centred=centred)
+    wanted = [by_rows(weight, x, 1.5 * x, share, centred=centred) for share in SHARES]
+    known = [(error, other) for error, other in zip(found, wanted, strict=True) if error < math.inf]
+    assert known
+    assert [error for error, _ in known] == pytest.approx([other for _, other in known], rel=1e-3)
+
+
+def test_a_network_of_positive_weights_does_as_well_as_with_any_damping() -> None:
+    model = nn.Sequential(*(nn.Linear(32, 32, bias=False) for _ in range(3))).double()
+    batch = random(256, 32).abs()
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.abs_()
+        dense = model(batch)
+    errors = {}
+    for damping in (None, *SHARES[::5]):
+        nt.alps_(pruned := copy.deepcopy(model), [batch], 1, 4, damping=damping, progress=False)
+        errors[damping] = float((pruned(batch) - dense).detach().norm())
+    assert errors[None] < 2 * min(errors.values())
+
+
+@pytest.mark.parametrize("centred", [False, True])
 def test_a_shift_of_the_mean_is_the_bias_to_make_up(centred: bool) -> None:
     weight, x = random(1, 5, 24, seed=2), alike(200, 24)
     same, shifted = (

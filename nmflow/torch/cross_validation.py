@@ -21,6 +21,8 @@ where the model sees other inputs than the samples, more damping is much better.
 GOLDEN = (5**0.5 - 1) / 2
 ROWS = 64
 """Of a weight, at most so many are looked at."""
+LEAST = 1e-8
+"""A share that is next to none, and enough to factorise a matrix of fewer rows than inputs."""
 
 
 def best_damping(weights: torch.Tensor, moments: Moments, *, centred: bool = False) -> float:
@@ -45,7 +47,7 @@ def best_damping(weights: torch.Tensor, moments: Moments, *, centred: bool = Fal
     What is fitted is what remains of the outputs when about half of the inputs are dropped, from the other half, with a
     ridge: as refitting under a mask does, but with one mask for all rows, so that one factorisation serves them all.
     Where inputs have moved from those of the dense model, outputs are the dense model's. K³ / 8 operations for each
-    share.
+    share, and then K³ / 3 more.
 
     Golub, Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter": with n
     rows and t the trace of the matrix that maps outputs to fitted ones, the error is (squares left) / (1 - t/n)².
@@ -75,7 +77,9 @@ def expected_errors(weights: torch.Tensor, moments: Moments, second: Second, *, 
             shift = moments.shift / count
             moved -= (weights @ shift[..., None]) * (moments.total / count)[:, None, :]
             drift = drift - shift.square()
-        energy += (weights.square() @ drift[..., None]).sum((1, 2))  # as if inputs moved each by itself
+        alone = (weights.square() @ drift[..., None]).sum((1, 2))  # as if inputs moved each by itself
+        # where they move together that can be too little, and then nothing seems to be left whatever the damping
+        energy += torch.maximum(alone, _follows(moved, second))
         wanted += moved[..., kept]
         energy += 2 * (moved[..., dropped] * away).sum((1, 2))
     more = second.more[:, kept]
@@ -92,3 +96,15 @@ def expected_errors(weights: torch.Tensor, moments: Moments, second: Second, *, 
         known = not bool(info.any()) and bool((free > 0).all()) and math.isfinite(error)
         found.append(error if known else math.inf)
     return found
+
+
+def _follows(moved: torch.Tensor, second: Second) -> torch.Tensor:
+    """For each group, the squares of what outputs have moved by, as far as that follows from inputs; zero if unknown.
+
+    moved : products of what outputs have moved by with the inputs.
+    """
+    system = second.mean.clone()
+    system.diagonal(dim1=-2, dim2=-1).add_(LEAST * second.more)
+    lower, info = torch.linalg.cholesky_ex(system)
+    found = torch.linalg.solve_triangular(lower, moved.mT, upper=False).square().sum((1, 2))
+    return torch.where((info == 0) & torch.isfinite(found), found, 0.0)

@@ -647,6 +647,42 @@ def test_what_a_file_and_a_model_do_not_both_have_is_left(tmp_path: Path) -> Non
         model_folder._check_finite(model, {"stored": ["1.weight"]})
 
 
+@pytest.mark.parametrize(("stored", "loaded"), [(torch.float32, torch.bfloat16), (torch.float32, torch.float16)])
+def test_what_a_run_leaves_alone_keeps_its_bits_where_the_model_holds_fewer(
+    stored: torch.dtype, loaded: torch.dtype, tmp_path: Path
+) -> None:
+    """A config may name another dtype than the file has: a weight that stays is not rounded for it, nor a bias."""
+    old = {"weight": torch.randn(8, 8).to(stored), "bias": torch.randn(8).to(stored)}
+    old["weight"][0, 0] = 1e-30  # which float16 takes for zero
+    save_file(old, tmp_path / "model.safetensors")
+    model = nn.Linear(8, 8).to(loaded)
+    model.load_state_dict(old)
+    with torch.no_grad():
+        model.weight[:, ::2] = 0
+        model.weight[1, 1] = model.bias[1] = 3
+    plan = make_plan(tmp_path / "model.safetensors", Pattern(2, 4))
+    data = model_folder._changed(plan, model, {"weight": "weight"})
+    weight, bias = (torch.frombuffer(bytearray(data[name]), dtype=stored) for name in ("weight", "bias"))
+    old["weight"][:, ::2] = 0
+    old["weight"][1, 1] = old["bias"][1] = 3
+    assert torch.equal(weight.reshape(8, 8), old["weight"])
+    assert torch.equal(bias, old["bias"])
+
+
+def test_what_the_file_cannot_hold_is_an_error(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(8, 8).half(), "bias": torch.zeros(8).half()}, tmp_path / "model.safetensors")
+    model = nn.Linear(8, 8)
+    plan = make_plan(tmp_path / "model.safetensors", Pattern(2, 4))
+    for parameter in (model.bias, model.weight):
+        with torch.no_grad():
+            parameter[0] = 1e5
+        name = "bias" if parameter is model.bias else "weight"
+        with pytest.raises(CheckpointError, match=rf"^'{name}' must fit into F16, .* up to 100000; raise damping"):
+            model_folder._changed(plan, model, {"weight": "weight"})
+        with torch.no_grad():
+            parameter[0] = 0
+
+
 def test_what_a_killed_run_left_behind_its_layers_stops_nobody(tmp_path: Path) -> None:
     """Killed before the first was finished, or as one was written."""
     layers = tmp_path / ".out.nmflow-layers"

@@ -15,6 +15,7 @@ from torch import nn
 
 from nmflow.asked import as_path, check_choice, check_flags
 from nmflow.checkpoint import Plan, make_plan
+from nmflow.checkpoint.header import Entry
 from nmflow.checkpoint.journal import identity, version
 from nmflow.checkpoint.place import check_free, check_place
 from nmflow.checkpoint.replace import replace_tensors
@@ -29,7 +30,7 @@ from nmflow.torch.damping import checked_damping
 from nmflow.torch.experts import experts_apart
 from nmflow.torch.finite import non_finite_error
 from nmflow.torch.model_load import load_model
-from nmflow.torch.model_names import DTYPES, fused_names, stored_names
+from nmflow.torch.model_names import DTYPES, fused_names, read_entry, stored_names
 from nmflow.torch.post_report import PostReport
 from nmflow.torch.prune import named_error, prune_
 from nmflow.torch.report import PruneReport
@@ -198,14 +199,14 @@ def read_texts(path: Path) -> list[str]:
 
 def _changed(plan: Plan, model: nn.Module, names: Mapping[str, str]) -> dict[str, bytes]:
     """New data of pruned weights, and of biases that were refitted, in the dtypes of the file."""
-    entries = {entry.name: entry for shard in plan.source.shards for entry in shard.entries}
+    places = {entry.name: (shard.path, entry) for shard in plan.source.shards for entry in shard.entries}
     held = dict(model.named_parameters(remove_duplicate=False))
     values = {}
     for stored, name in names.items():
-        values[stored] = _bytes(held[name], entries[stored].dtype)
+        values[stored] = _bytes(held[name], *places[stored])
         bias = _bias_of(stored)
-        if bias in entries and _bias_of(name) in held:
-            values[bias] = _bytes(held[_bias_of(name)], entries[bias].dtype)
+        if bias in places and _bias_of(name) in held:
+            values[bias] = _bytes(held[_bias_of(name)], *places[bias])
     return values
 
 
@@ -214,5 +215,24 @@ def _bias_of(name: str) -> str:
     return f"{name[:-6]}bias" if name.endswith("weight") else f"{name}_bias"
 
 
-def _bytes(tensor: torch.Tensor, dtype: str) -> bytes:
-    return to_array(tensor.to(DTYPES[dtype])).tobytes()
+def _bytes(value: torch.Tensor, path: Path, entry: Entry) -> bytes:
+    """What the file is to hold: where the model still holds what it took from there, the same bits.
+
+    Raises
+    ------
+    CheckpointError
+        If a number is too large for the dtype of the file.
+    """
+    value, dtype = value.detach().cpu(), DTYPES[entry.dtype]
+    if value.dtype == dtype:
+        return to_array(value).tobytes()
+    old, new = read_entry(path, entry), value.to(dtype)
+    # a config may name a dtype that rounds; what is zero may have been pruned, and may be more in the file
+    new = torch.where((old.to(value.dtype) == value) & (value != 0), old, new)
+    lost = value[value.isfinite() & ~new.isfinite()]
+    if len(lost):
+        raise CheckpointError(
+            f"{entry.name!r} must fit into {entry.dtype}, the dtype of the file, and was refitted to numbers up to "
+            f"{float(lost.abs().max()):g}; raise damping, or leave it out with exclude"
+        )
+    return to_array(new).tobytes()

@@ -6,17 +6,19 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from nmflow.checkpoint import Plan, PlannedTensor
 from nmflow.checkpoint.arrays import map_array
+from nmflow.checkpoint.header import Entry
 from nmflow.errors import CheckpointError
 from nmflow.torch.convert import to_array
 from nmflow.torch.slots import is_fused, is_turned
 
-__all__ = ["DTYPES", "fused_names", "stored_names"]
+__all__ = ["DTYPES", "fused_names", "read_entry", "stored_names"]
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
@@ -105,7 +107,7 @@ def _by_content(left: Iterable[PlannedTensor], free: Mapping[str, torch.Tensor])
     alike: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
     for tensor in left:
         for dtype in dtypes:  # that of the model may be another than the file's
-            key = _print_of(_read(tensor).to(dtype))
+            key = _print_of(read_entry(tensor.shard.path, tensor.entry).to(dtype))
             if key in holders:
                 alike[key].append(tensor.entry.name)
     return {
@@ -121,9 +123,10 @@ def _print_of(weight: torch.Tensor) -> tuple[object, ...]:
     return weight.dtype, tuple(weight.shape), hashlib.blake2b(data.tobytes(), digest_size=16).digest()
 
 
-def _read(tensor: PlannedTensor) -> torch.Tensor:
-    raw = bytearray(map_array(tensor.shard.path, tensor.entry).tobytes())
-    return torch.frombuffer(raw, dtype=DTYPES[tensor.entry.dtype]).reshape(tensor.entry.shape)
+def read_entry(path: Path, entry: Entry) -> torch.Tensor:
+    """A tensor of a file, in the dtype that it has there."""
+    raw = bytearray(map_array(path, entry).tobytes())
+    return torch.frombuffer(raw, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

@@ -163,6 +163,15 @@ def test_some_rows_of_a_weight_speak_for_all() -> None:
     assert expected_errors(weight, moments, second, centred=False) == few
 
 
+def test_rows_that_are_zero_say_nothing() -> None:
+    """Filters that are gone, here every other one; and a weight of which nothing is left."""
+    weight, moments = random(1, 128, 64, seed=5), moments_of(alike(4096, 64))
+    gone = weight.clone()
+    gone[:, ::2] = 0
+    assert best_damping(gone, moments) == best_damping(weight[:, 1::2], moments) < 0.1
+    assert best_damping(0 * weight, moments) == SHARES[-1]
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_too_few_rows_to_say_get_most(rows: int) -> None:
     weight, moments = random(1, 4, 16), moments_of(alike(rows, 16))

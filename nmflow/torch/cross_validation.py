@@ -20,7 +20,7 @@ SLACK = 1.02
 where the model sees other inputs than the samples, more damping is much better."""
 GOLDEN = (5**0.5 - 1) / 2
 ROWS = 64
-"""Of a weight, at most so many are looked at."""
+"""Of a weight, at most so many are looked at, and none that is zero."""
 LEAST = 1e-8
 """A share that is next to none, and enough to factorise a matrix of fewer rows than inputs."""
 
@@ -66,7 +66,8 @@ def expected_errors(weights: torch.Tensor, moments: Moments, second: Second, *, 
     # no stride, as channels that lie side by side, or a fixed way apart, may be alike
     half = (places.double() * GOLDEN) % 1 < 0.5
     kept, dropped = places[half], places[~half]
-    weights = weights[:, :: -(-weights.shape[1] // ROWS)]
+    weights = weights[:, weights.any(-1).any(0)]  # else filters that are gone could be all that is looked at
+    weights = weights[:, :: max(1, -(-weights.shape[1] // ROWS))]
     away = weights[..., dropped]
     below, inner = second.mean[:, dropped], second.mean[:, kept][:, :, kept]
     wanted = away @ below[..., kept]  # of what is to be fitted, the products with the kept inputs

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
+import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -23,6 +25,7 @@ from nmflow.torch import lockstep
 from nmflow.torch.damping import damped
 from nmflow.torch.obs_pass import obs_pass
 from nmflow.torch.resume import Store
+from nmflow.torch.select import select
 
 METHODS = [nt.sparsegpt_, nt.adaprune_, nt.alps_]
 
@@ -367,6 +370,44 @@ def test_an_interrupt_while_a_pass_is_started_leaves_nothing(monkeypatch: pytest
     del model
     gc.collect()
     assert not any(type(each) is Net for each in gc.get_objects())  # others may be proxies of what is gone
+
+
+def test_an_interrupt_at_any_point_of_a_hand_over_leaves_no_pass_waiting() -> None:
+    """As the caller hands over to a pass that waits at a layer, and waits for it: at each line, of threading too."""
+    model, reached = two_layers(), []
+    layers = {layer.name: layer for layer in select(model, Pattern(2, 4)).layers}
+    places = {name: place for place, name in enumerate(layers)}
+
+    def interrupted(point: int) -> None:
+        events = itertools.count()
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            caller = frame
+            while caller is not None and caller.f_code is not lockstep._Walker.go.__code__:
+                caller = caller.f_back
+            if caller is None or caller.f_locals["self"].ident is None:  # of a pass that has begun
+                return None
+            if event != "call" and next(events) == point:
+                reached.append(point)
+                raise KeyboardInterrupt
+            return trace
+
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.settrace(trace)
+            lockstep.in_lockstep(
+                model, [random(2, 16)], places, layers, lambda *_: None, dense=None, forward=None
+            )  # fmt: skip
+
+    alive = threading.active_count()
+    for point in itertools.count():
+        thread = threading.Thread(target=interrupted, args=(point,), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), f"it waits for ever after an interrupt at point {point}"
+        assert threading.active_count() == alive
+        if point not in reached:
+            break
+    assert len(reached) > 10
 
 
 @pytest.mark.parametrize("method", METHODS)

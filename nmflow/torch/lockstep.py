@@ -11,6 +11,7 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -60,13 +61,15 @@ class _Walker:
         self.value: torch.Tensor | None = None
         self._error: BaseException | None = None
         self._left = False
-        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        # of C, as an interrupt within a lock or semaphore of Python's own text could leave that held, or a wait lost
+        self._go: SimpleQueue[None] = SimpleQueue()
+        self._stopped: SimpleQueue[None] = SimpleQueue()
         self._context = contextvars.copy_context()
         self._thread = threading.Thread(target=self._run, args=(walk,), daemon=True)
         self.ident: int | None = None
 
     def _run(self, walk: Callable[[], None]) -> None:
-        self._go.acquire()
+        self._go.get()
         try:
             if not self._left:
                 with self._state.entered():
@@ -76,7 +79,7 @@ class _Walker:
         except BaseException as error:
             self._error = error
         self.layer = None
-        self._stopped.release()
+        self._stopped.put(None)
 
     def go(self) -> None:
         """Run up to the next stop, or to the end."""
@@ -84,16 +87,16 @@ class _Walker:
             self._thread.start()
             self.ident = self._thread.ident
         with self._draws.apart():
-            self._go.release()
-            self._stopped.acquire()
+            self._go.put(None)
+            self._stopped.get()
         if self._error is not None:
             raise self._error
 
     def stop(self, layer: Layer, module: nn.Module, value: torch.Tensor) -> None:
         """Wait inside the thread until told to go on."""
         self.layer, self.module, self.value = layer, module, value
-        self._stopped.release()
-        self._go.acquire()
+        self._stopped.put(None)
+        self._go.get()
         self.value = None
         if self._left:
             raise _Left
@@ -101,7 +104,7 @@ class _Walker:
     def leave(self) -> None:
         """Give the pass up, wherever it is, and wait for its thread."""
         self._left = True
-        self._go.release()
+        self._go.put(None)
         if self._thread.ident is not None:  # it may have been started and nobody told so, by an interrupt
             self._thread.join()
 

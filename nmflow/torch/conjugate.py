@@ -10,7 +10,7 @@ STEPS, ROUNDS = 400, 4
 """The most that are made for a row, and how often what is left to do may be formed anew for them."""
 TOLERANCE = 1e-5
 """Of the first residual, in coordinates where the diagonal of H is one. Of layers of a sentence model and of made-up
-ones, the error was then within 1e-8 of the least."""
+ones, the error was then within 1e-8 of the least; within 1e-6 where damping was .003."""
 LEAST = 1e-10
 """Of a row's length in these coordinates: a residual as small as that is none."""
 ROWS = 512

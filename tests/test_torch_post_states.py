@@ -372,6 +372,39 @@ def test_an_interrupt_while_a_pass_is_started_leaves_nothing(monkeypatch: pytest
     assert not any(type(each) is Net for each in gc.get_objects())  # others may be proxies of what is gone
 
 
+class Late(nn.Linear):
+    """An interrupt arrives as it is put back into training mode, once."""
+
+    late = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.late and name == "training" and value:
+            self.late = False
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+def test_an_interrupt_while_a_model_is_left_leaves_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As modes are put back, and as hooks are taken off: all are, and then it is raised."""
+    model = nn.Sequential(Late(16, 16), nn.Dropout(), nn.Linear(16, 16)).train()
+    model[0].late = True
+    with pytest.raises(KeyboardInterrupt):
+        nt.calibrate(model, [random(2, 16)])
+    assert all(module.training for module in model.modules())
+    remove, interrupts = torch.utils.hooks.RemovableHandle.remove, iter([True])
+
+    def interrupted(handle: torch.utils.hooks.RemovableHandle) -> None:
+        if next(interrupts, False):
+            raise KeyboardInterrupt
+        remove(handle)
+
+    monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nt.calibrate(model, [random(2, 16)])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(module.training for module in model.modules())
+
+
 def test_an_interrupt_at_any_point_of_a_hand_over_leaves_no_pass_waiting() -> None:
     """As the caller hands over to a pass that waits at a layer, and waits for it: at each line, of threading too."""
     model, reached = two_layers(), []

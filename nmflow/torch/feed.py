@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from nmflow.asked import check_functions
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.torch.memory import ran_out_of_memory
+from nmflow.torch.wholly import wholly
 
 __all__ = ["Draws", "Forward", "check_batches", "evaluating", "feed", "wanted_rows"]
 
@@ -45,10 +47,7 @@ def evaluating(model: nn.Module, *, keep_buffers: bool = False) -> Iterator[None
         with _uncompiled():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for put_back in buffers:
-            put_back()
+        wholly([*(partial(setattr, module, "training", mode) for module, mode in modes), *buffers])
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[None]:

@@ -18,6 +18,7 @@ from nmflow.torch.moments import Moments, matrices, rows_of
 from nmflow.torch.own_forward import called_with, has_own_forward, multiplies
 from nmflow.torch.select import Layer
 from nmflow.torch.watch import OnStep, watching
+from nmflow.torch.wholly import wholly
 
 __all__ = ["MEMORY", "add", "check_called", "gather", "hooked", "passes_over"]
 
@@ -152,8 +153,7 @@ def hooked(layers: Iterable[Layer], take: Callable[[Layer, nn.Module, torch.Tens
                 handles.append(handle)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        wholly([handle.remove for handle in handles])
 
 
 def passes_over(

@@ -8,8 +8,7 @@ from fnmatch import fnmatchcase
 __all__ = ["ADAPTERS", "GATES", "HEADS", "ROUTERS", "SPARES", "counts", "is_router", "left_alone"]
 
 ADAPTERS = (
-    "*lora_*",
-    "*lora.*",
+    "*lora[._]*",
     "*lora[0-9].*",
     "*.oft_R.*",
     "*.lily_*",

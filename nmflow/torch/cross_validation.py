@@ -47,7 +47,7 @@ def best_damping(weights: torch.Tensor, moments: Moments, *, centred: bool = Fal
     What is fitted is what remains of the outputs when about half of the inputs are dropped, from the other half, with a
     ridge: as refitting under a mask does, but with one mask for all rows, so that one factorisation serves them all.
     Where inputs have moved from those of the dense model, outputs are the dense model's. K³ / 8 operations for each
-    share, and then K³ / 3 more.
+    share, and K³ / 3 more where inputs have moved.
 
     Golub, Heath and Wahba 1979, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter": with n
     rows and t the trace of the matrix that maps outputs to fitted ones, the error is (squares left) / (1 - t/n)².

@@ -14,7 +14,7 @@ from torch import nn
 from nmflow.asked import as_globs
 from nmflow.errors import InputValueError
 from nmflow.torch.select import Layer, unwrapped
-from nmflow.torch.slots import is_fused, is_sorted
+from nmflow.torch.slots import is_fused, is_fused_turned, is_sorted
 
 __all__ = ["experts_apart", "may_be_idle", "tokens_of"]
 
@@ -66,7 +66,7 @@ class _Apart(nn.Module):
         rule: Any = copy.copy(fused)
         rule.__dict__ = {**fused.__dict__, "_parameters": {}}
         rule.has_gate = getattr(fused, "has_gate", True)
-        rule.is_transposed = getattr(fused, "is_transposed", True)  # Llama 4 does not say so
+        rule.is_transposed = is_fused_turned(fused)
         if is_sorted(fused):
             rule._apply_gate = lambda both: both.chunk(2, -1)[1] * rule.act_fn(both.chunk(2, -1)[0])
         for number in range(len(fused.get_parameter("down_proj"))):

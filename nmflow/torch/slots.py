@@ -25,6 +25,7 @@ __all__ = [
     "identity",
     "impossible",
     "is_fused",
+    "is_fused_turned",
     "is_sorted",
     "is_turned",
     "is_writable",
@@ -131,6 +132,11 @@ def is_sorted(module: nn.Module) -> bool:
     return type(module).__name__ == "Llama4TextExperts"
 
 
+def is_fused_turned(module: nn.Module) -> bool:
+    """Whether the experts that a module holds are kept (in, out)."""
+    return bool(getattr(module, "is_transposed", True))  # Llama 4 does not say so
+
+
 def _rank(parameter: nn.Parameter) -> int:
     return 2 if nn.parameter.is_lazy(parameter) else parameter.ndim
 
@@ -218,8 +224,7 @@ def impossible(slot: Slot, layout: Layout | None, groups: int, pattern: Pattern,
 def _kept_turned(slot: Slot) -> bool:
     """Whether its rows belong to inputs: of Conv1D, of experts taken apart, and of some that are together."""
     if is_fused(slot.module):
-        turned = getattr(slot.module, "is_transposed", True)  # Llama 4 does not say so
-        return bool(turned) and slot.attribute in ("gate_up_proj", "up_proj", "down_proj")
+        return is_fused_turned(slot.module) and slot.attribute in ("gate_up_proj", "up_proj", "down_proj")
     turned = is_turned(slot.module) or getattr(slot.module, "kept_turned", False)
     return bool(turned) and slot.attribute == "weight"
 

@@ -123,7 +123,8 @@ def measure(side: int, repeats: int) -> dict[str, Any]:
                 "pattern": pattern,
                 "pass": float(whole),
                 "round": float(slope),
-                "rounds": {"nothing": known.first, "the last duals": known.warm},
+                # small blocks begin from nothing; one round less is the least that these would have to save
+                "rounds": {"nothing": known.first, "the last duals": known.warm or known.first - 1},
                 "open": {
                     start: [passes.open_blocks(after, given, count) / blocks for count in range(1, known.first + 1)]
                     for start, given in zip(STARTS, (None, *duals), strict=True)

@@ -16,11 +16,14 @@ from nmflow.solution import Solution
 
 __all__ = ["duals_of", "earlier_duals"]
 
+LEAST_SIDE = 9
+"""Blocks with no line as long as that begin from nothing: they are settled in less time than old duals save."""
 
-def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...]:
-    """The column duals of an earlier solution, checked to be of a problem like this one.
 
-    Those of rows are not read: they follow from them.
+def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...] | None:
+    """The column duals of an earlier solution, checked to be of a problem like this one; None where they save nothing.
+
+    Those of rows are not read: they follow from them. So those of rows alone are never read.
     """
     if not isinstance(earlier, Solution):
         raise InputTypeError(f"warm_start must be a Solution, not {type(earlier).__name__}; pass what solve returned")
@@ -39,7 +42,7 @@ def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...]:
     fitting = [[(tall * rows, wide) for tall, wide in grids], [(tall, wide * cols) for tall, wide in grids]]
     if [[one.shape for one in side] for side in sides] != fitting:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
-    return sides[1]
+    return sides[1] if problem.pattern.col is not None and max(rows, cols) >= LEAST_SIDE else None
 
 
 def duals_of(place: Place, problem: Problem, sides: tuple[Array, ...], dtype: npt.DTypeLike) -> Array:
@@ -59,11 +62,9 @@ def duals_of(place: Place, problem: Problem, sides: tuple[Array, ...], dtype: np
         tall = len(sides[0])
         numbers = range(first // tall, -(-stop // tall))
         across = np.concatenate([sides[k][max(0, first - k * tall) : stop - k * tall, wide] for k in numbers])
-    with np.errstate(over="ignore", invalid="ignore"):
-        # told by their sum, unless that overflows
-        if not np.isfinite(across.sum()) and not np.isfinite(across).all():
-            raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
-        if place.padded:  # its blocks lie side by side in one stripe
-            across = across.reshape(1, -1)
-        # duals of other scores can be beyond float32: kernels cut them off
+    if not np.isfinite(across).all():
+        raise InputValueError("warm_start must hold finite duals, not NaN or infinite ones; solve anew")
+    if place.padded:  # its blocks lie side by side in one stripe
+        across = across.reshape(1, -1)
+    with np.errstate(over="ignore"):  # duals of other scores can be beyond float32: kernels cut them off
         return np.ascontiguousarray(across, dtype)

@@ -39,7 +39,7 @@ class Problem:
     out : ndarray of bool or None
         Where the mask is written; shape of `scores`.
     warm : tuple of ndarray, or None
-        Column duals of each matrix of the caller's array, to start from.
+        Column duals of each matrix of the caller's array, to start from; None where that would save nothing too.
     name : str
         What the caller knows `scores` as.
     stack : int

@@ -68,7 +68,8 @@ def cases() -> Iterator[tuple[str, Array, dict[str, Any]]]:
     yield "4:8 at-most, keep", weights, {"pattern": "4:8 at-most", "duals": True, "keep": keep}
     earlier = nmflow.solve(FAMILIES["bell"](rng), 4, 8, duals=True)
     yield "4:8, previous", weights, {"pattern": "4:8", "duals": True, "previous": earlier.mask, "switch_cost": 0.5}
-    yield "4:8, warm start", weights, {"pattern": "4:8", "duals": True, "warm_start": earlier}
+    earlier = nmflow.solve(FAMILIES["bell"](rng), 8, 16, duals=True)
+    yield "8:16, warm start", weights, {"pattern": "8:16", "duals": True, "warm_start": earlier}
 
 
 def found() -> dict[str, list[str]]:

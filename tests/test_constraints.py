@@ -275,17 +275,17 @@ def test_the_sum_with_the_transpose_is_a_matter_of_scores() -> None:
 
 def test_matrices_seen_as_one_are_solved_as_they_are_apart() -> None:
     """A stack of whole blocks is one tall matrix inside; where its memory is in another order, it is not."""
-    weights, rng = families.gaussian((3, 2, 8, 10), 4), np.random.default_rng(5)
+    weights, rng = families.gaussian((3, 2, 12, 14), 4), np.random.default_rng(5)
     marks = {"drop": rng.random(weights.shape) < 0.05, "previous": rng.random(weights.shape) < 0.5}
 
     def reordered(array: Array) -> Array:
         return array.swapaxes(0, 1).copy().swapaxes(0, 1)
 
     for options in ({}, {"drop": marks["drop"]}, {"previous": marks["previous"], "switch_cost": 0.3}):
-        one = nmflow.solve(weights, 4, 8, layout="batch", duals=True, **options)
+        one = nmflow.solve(weights, 6, 12, layout="batch", duals=True, **options)
         others = {key: value if key == "switch_cost" else reordered(value) for key, value in options.items()}
         out = reordered(np.empty(weights.shape, bool))
-        apart = nmflow.solve(reordered(weights), 4, 8, layout="batch", duals=True, out=out, **others)
+        apart = nmflow.solve(reordered(weights), 6, 12, layout="batch", duals=True, out=out, **others)
         assert apart.mask is out
         assert np.array_equal(one.mask, apart.mask)
         assert one.proven
@@ -296,15 +296,15 @@ def test_matrices_seen_as_one_are_solved_as_they_are_apart() -> None:
             assert all(np.array_equal(*pair) for pair in zip(mine, other, strict=True))
         for start in (one, apart):
             assert np.array_equal(
-                nmflow.solve(weights, 4, 8, layout="batch", warm_start=start, **options).mask, one.mask
+                nmflow.solve(weights, 6, 12, layout="batch", warm_start=start, **options).mask, one.mask
             )
-    each = [nmflow.solve(weights[index], 4, 8) for index in np.ndindex(3, 2)]
-    one = nmflow.solve(weights, 4, 8, layout="batch")
+    each = [nmflow.solve(weights[index], 6, 12) for index in np.ndindex(3, 2)]
+    one = nmflow.solve(weights, 6, 12, layout="batch")
     assert np.array_equal(one.mask, np.reshape([solution.mask for solution in each], weights.shape))
     conv = families.gaussian((24, 5, 3), 6)
-    one = nmflow.solve(conv, 4, 8, layout="conv", groups=3)
+    one = nmflow.solve(conv, 6, 12, layout="conv", groups=3)
     assert np.array_equal(
-        one.mask, np.concatenate([nmflow.solve(conv[8 * g : 8 * g + 8], 4, 8, layout="conv").mask for g in range(3)])
+        one.mask, np.concatenate([nmflow.solve(conv[8 * g : 8 * g + 8], 6, 12, layout="conv").mask for g in range(3)])
     )
 
 

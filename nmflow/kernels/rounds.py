@@ -10,9 +10,9 @@ __all__ = ["NONE", "Rounds", "rounds_for"]
 class Rounds(NamedTuple):
     """Rounds for all blocks, for those then open, and for all blocks from the duals of an earlier mask.
 
-    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. So does all
-    where earlier duals save no round: blocks of up to four are settled too fast. few_open, many_open : how many blocks
-    of a group of 32 that are then open take a third of these rounds from those that follow, and how many add one.
+    most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. few_open,
+    many_open : how many blocks of a group of 32 that are then open take a third of these rounds from those that follow,
+    and how many add one. None of that where blocks are small: they always begin from nothing (`nmflow.earlier`).
     """
 
     first: int
@@ -25,8 +25,8 @@ class Rounds(NamedTuple):
 
 NONE = Rounds(0, 0, 0, 0, 0, 0)
 ROUNDS = {
-    4: Rounds(4, 3, 4, 0, 0, 0),
-    8: Rounds(5, 6, 4, 4, 0, 3),
+    4: Rounds(4, 3, 0, 0, 0, 0),
+    8: Rounds(5, 6, 0, 0, 0, 0),
     16: Rounds(7, 6, 4, 12, 1, 4),
     32: Rounds(10, 7, 7, 40, 3, 8),
     64: Rounds(12, 12, 11, 64, 3, 10),

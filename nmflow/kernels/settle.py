@@ -58,7 +58,7 @@ def settle_kernel(
 
         scores, mask : addresses, with `stride` and `mask_stride` bytes between rows. u, v : C-contiguous, shapes (h,
         grid_cols) and (grid_rows, w), in the work dtype of the kind: the duals of all blocks are written there, unless
-        u is 0. warm_v: like v; the search starts from it, unless it is 0, saves no round or leaves many blocks open.
+        u is 0. warm_v: like v; the search starts from it, unless it is 0 or leaves many blocks open.
         With `count` 0 all blocks are settled, and those then open once more; else the `count` blocks that `blocks`
         names, int64, from the duals in block_u, shape (count, rows), and block_v, shape (count, cols). These three,
         with room for all blocks, hold on return those still open. kept: address of a float64 to which the kept scores

@@ -85,9 +85,8 @@ def first_pass(
     Returns
     -------
     operation (room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled) -> bits of open blocks
-        warm_v: address of column duals to begin with, (32, cols), or 0; not read where columns are free. filled:
-        whether lines that need not be full are settled as if they had to. -1 if a score is not finite; nothing is
-        made under at-most fill if not `filled`.
+        warm_v: address of column duals to begin with, (32, cols), or 0. filled: whether lines that need not be full
+        are settled as if they had to. -1 if a score is not finite; nothing is made under at-most fill if not `filled`.
     """
     kind = KINDS[kind_name]
     code, magnitude = kind.code, int(absolute)
@@ -101,7 +100,7 @@ def first_pass(
         if measure_segment(base, step, scales, code, rows, cols, magnitude, bits) >= 0:
             return -1
         read_segment(base, step, room, scales, code, rows, cols, magnitude, bias)
-        if warm_v and not free_cols:  # duals of free columns are 0: the proof takes them for that
+        if warm_v:
             load_duals(cols_at, scales, warm_v, code, cols)
         else:
             set_lanes(cols_at, cols, 0)

@@ -42,8 +42,6 @@ def settle_share(  # type: ignore[no-untyped-def]
     made = filled or not clamped
     few = min(FEW_BLOCKS, total // 2)
     plan_ahead(ahead, scores, stride, item, rows, cols, grid_cols, 0, 0, 0, 0, 0)
-    if warm_rounds >= first_rounds:
-        warm_v = 0  # nothing to gain
     # blocks[head:tail] wait to be settled once more; blocks[:left] were, and are still open
     first, left, head, tail = 0, 0, 0, count
     warm, falling = warm_rounds, True  # rounds of a warm start, fewer while these do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -120,9 +121,8 @@ class Dual(Solver):
         counts, kept, others = {"tied": chunk.n_blocks - len(untied.blocks)}, untied.kept, untied.blocks
         if len(untied.blocks):
             counts["augmented"] = len(untied.blocks)
-            others = finish(chunk, open_, untied.numbers).others
-            others = np.union1d(others, untied.blocks[~lattice.near(untied.u, untied.v, untied.largest)])
-            kept += kept_score(chunk, np.setdiff1d(untied.blocks, others))
+            added, others = finish(chunk, open_, untied.numbers, holds=partial(lattice.near, largest=untied.largest))
+            kept += added
         # where nobody asks for duals, only those to go on from
         blocks = others if chunk.duals is None else np.arange(chunk.n_blocks)
         u, v = untied.every.updated(open_).gather(chunk, blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,15 @@ LARGEST = 1 << 53
 """Whole numbers up to this are float64."""
 
 
-def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: bool = True) -> Proven:
+def finish(
+    chunk: Chunk, open_: Duals, numbers: Array | None = None, *, holds: Callable[[Array, Array], Array] | None = None,
+    begun: bool = True,
+) -> Proven:  # fmt: skip
     """Send paths through blocks that stand apart, to optimal duals; which of them are proven.
 
-    numbers : shape (k, R, C), what to read instead of the scores. begun : whether masks say which ties to keep.
+    numbers : shape (k, R, C), what to read instead of the scores. holds : says of duals of some of these, which it may
+    change in place, whether what they prove is proven of the scores; without it, what is kept is of the numbers.
+    begun : whether masks say which ties to keep.
     """
     pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
     if blocks is None or u is None or v is None:
@@ -59,7 +65,10 @@ def finish(chunk: Chunk, open_: Duals, numbers: Array | None = None, *, begun: b
                 *finish_scratch(*pattern.block_shape), verdicts,
             )  # fmt: skip
             u[at], v[at], flags[at] = row, col, verdicts
-        return float(kept[0])
+        if holds is None:
+            return float(kept[0])
+        flags[part] |= ~holds(u[part], v[part])
+        return kept_score(chunk, names[flags[part] == 0])
 
     kept = sum(map_on_threads(finish_some, _batches(chunk, blocks), chunk.threads), 0.0)
     return Proven(kept, blocks[flags != 0])

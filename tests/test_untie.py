@@ -43,20 +43,18 @@ def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
     assert solution.objective == pytest.approx(best.objective, rel=1e-12)
 
 
-def test_rounds_rise_where_many_stay_open_whatever_the_threads() -> None:
-    """Five values leave so many blocks open that later groups ascend longer; groups solved alone begin anew."""
-    weights = np.random.default_rng(0).integers(0, 5, (512, 2048)).astype(np.float32) * np.float32(0.1)
+@pytest.mark.parametrize(("values", "most"), [("decimal steps", 0.07), ("codes", 0.2)])
+def test_masks_are_mended_in_lanes_whatever_the_threads(values: str, most: float) -> None:
+    """Few values leave duals that are right with masks that are not."""
+    weights = np.random.default_rng(0).integers(0, 5, (512, 1024)).astype(np.float32) * np.float32(0.1)
+    if values == "codes":
+        weights = codebook((512, 1024), 5)
     one, two = (nmflow.solve(weights, 8, 16, duals=True, threads=threads) for threads in (1, 2))
     assert one.certificate.proven
-    assert nmflow.certify(weights, one.mask, 8, 16).proven
+    assert nmflow.certify(weights, one.mask, 8, 16, absolute=True).proven
     for side in ("mask", "row_duals", "col_duals"):
         assert np.array_equal(getattr(two, side), getattr(one, side))
-    alone = sum(
-        nmflow.solve(weights[i : i + 16, j : j + 512], 8, 16).stats.get("augmented", 0)
-        for i in range(0, 512, 16)
-        for j in range(0, 2048, 512)
-    )
-    assert 0 < one.stats["augmented"] < 0.9 * alone
+    assert one.stats["augmented"] < most * one.certificate.n_blocks
 
 
 def cut_in_parts(monkeypatch: pytest.MonkeyPatch, entries: int) -> list[int]:

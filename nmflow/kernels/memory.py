@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nmflow.kernels.simd import F64, I8, I32, I64, Emitter, literal
+from nmflow.kernels.simd import F64, I8, I16, I32, I64, Emitter, literal
 
 __all__ = [
     "LINE",
@@ -115,6 +115,27 @@ def write_byte(typing, address, value):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         Emitter(builder).store(builder.trunc(args[1], I8), args[0])
+        return context.get_dummy_value()
+
+    return types.none(address, types.int64), codegen
+
+
+@intrinsic
+def read_half(typing, address):  # type: ignore[no-untyped-def]
+    """Load 16 bits from an address, as they are."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(Emitter(builder).load(args[0], I16), I64)
+
+    return types.int64(address), codegen
+
+
+@intrinsic
+def write_half(typing, address, value):  # type: ignore[no-untyped-def]
+    """Store the lowest 16 bits of an int64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        Emitter(builder).store(builder.trunc(args[1], I16), args[0])
         return context.get_dummy_value()
 
     return types.none(address, types.int64), codegen

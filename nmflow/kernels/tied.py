@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -25,7 +26,7 @@ from nmflow.kernels.scores import BY_CODE
 from nmflow.kernels.segments import BITS, VECTOR
 from nmflow.kernels.simd import I16, I32, I64, LANES, Emitter, literal, loop, vector
 
-__all__ = ["Width", "conclude_lanes", "correct_lanes", "round_lanes", "width_of"]
+__all__ = ["Width", "conclude_lanes", "correct_lanes", "restore_lanes", "round_lanes", "width_of"]
 
 HELD = 16
 """Most column duals that stay in registers from row to row."""
@@ -163,6 +164,24 @@ def correct_lanes(typing, numbers, words, u, v, inexact, rows, cols, wide):  # t
         return builder.zext(builder.bitcast(moved, I32), I64)
 
     return types.int64(numbers, words, u, v, inexact, rows, cols, wide), codegen
+
+
+@intrinsic(prefer_literal=True)
+def restore_lanes(typing, duals, saved, chosen, count, wide):  # type: ignore[no-untyped-def]
+    """Put back what was saved of `count` lane vectors, in the lanes whose bits are `chosen`."""
+    lanes = width_of(wide)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        duals, saved, chosen = args[:3]
+        back = builder.bitcast(builder.trunc(chosen, I32), vector(ir.IntType(1), LANES))
+        with loop(builder, literal(count)) as turn:
+            at = lanes.ahead(emit, duals, turn)
+            old = lanes.load(emit, lanes.ahead(emit, saved, turn))
+            lanes.store(emit, builder.select(back, old, lanes.load(emit, at)), at)
+        return context.get_dummy_value()
+
+    return types.none(duals, saved, chosen, count, wide), codegen
 
 
 @intrinsic(prefer_literal=True)

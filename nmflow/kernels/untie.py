@@ -20,6 +20,7 @@ from nmflow.kernels.memory import (
     read_words,
     write_word,
 )
+from nmflow.kernels.mend import mend_kernel
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS
 from nmflow.kernels.share import PART, SUMS, move_open
@@ -35,10 +36,10 @@ JOB = (
     "scratch", "scratch_size", "coarse", "fine", "step", "low", "largest", "next",
 )  # fmt: skip
 """What a job says; the last numbers but one are float64, and the last the next share to take."""
-PLAN = 22
+PLAN = 23
 """Operations and numbers of a plan."""
-MANY_OPEN = 4
-"""Where so many blocks of a group are open, those that follow ascend a round more."""
+MANY_OPEN, MORE = 4, 4
+"""Where so many blocks of a group are open, those that follow ascend so many rounds more."""
 
 
 @cache
@@ -71,7 +72,7 @@ def untie_kernel(
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols, wide)
     operations = (
         untie_pass(kind_name, rows, cols, row_budget, col_budget, absolute, lattice, wide),
-        ascent_of(rows, cols, row_budget, col_budget, 0, 0, 0), lane_out(rows, cols, lattice, wide),
+        ascent_of(rows, cols, row_budget, col_budget, 0, 0, 0), mend_kernel(), lane_out(rows, cols, lattice, wide),
         gather_blocks(cols * kind.itemsize), put_blocks(cols),
     )  # fmt: skip
     plan = np.array([
@@ -89,8 +90,8 @@ def _untie_share(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Untie `count` blocks; how many stay open, or -1."""
     (
-        rows, cols, lattice, number_bytes, pass_at, ascent, out_at, gather_scores, put_masks, item, lane_bias, u_in,
-        v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in, rounds, most_rounds,
+        rows, cols, lattice, number_bytes, pass_at, ascent, mending, out_at, gather_scores, put_masks, item, lane_bias,
+        u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in, rounds, most_rounds,
     ) = read_words(plan, PLAN)  # fmt: skip
     room = (scratch + 63) & ~63
     lows, shifts, units = room + lows_in, room + shifts_in, room + units_in
@@ -112,7 +113,7 @@ def _untie_share(  # type: ignore[no-untyped-def]
         )
         open_lanes = call(pass_at, (
             room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, spared, spare, zooms,
-            ascent, rounds, coarse, fine, step, low, largest,
+            ascent, mending, rounds, coarse, fine, step, low, largest,
         ))  # fmt: skip
         if open_lanes < 0:
             return -1
@@ -141,7 +142,7 @@ def _untie_share(  # type: ignore[no-untyped-def]
                 write_word(blocks + left * 8, b)
                 left += 1
         if left - before >= MANY_OPEN:
-            rounds = min(rounds + 1, most_rounds)
+            rounds = min(rounds + MORE, most_rounds)
     return left
 
 

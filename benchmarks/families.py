@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -47,6 +48,17 @@ def few_values(shape: Shape, rng: np.random.Generator) -> Array:
     """Five distinct values: most blocks are full of ties."""
     out = rng.integers(0, 5, shape, np.int8).astype(np.float32)
     out *= np.float32(0.1)
+    return out
+
+
+def learned_codes(shape: Shape, rng: np.random.Generator) -> Array:
+    """Normal weights in four bits: each is the nearest of sixteen numbers that lie on no lattice."""
+    middle = (np.arange(16) + 0.5) / 16
+    levels = np.array([NormalDist().inv_cdf(share) for share in middle]) + rng.normal(0.0, 0.05, 16)
+    levels = np.sort(levels).astype(np.float32)
+    out = rng.standard_normal(shape, dtype=np.float32)
+    for row in out:
+        row[:] = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, row)]
     return out
 
 
@@ -107,6 +119,7 @@ FAMILIES: dict[str, Callable[[Shape, np.random.Generator], Array]] = {
     "heavy tails": heavy_tails,
     "outlier columns": outlier_columns,
     "few values": few_values,
+    "learned codes": learned_codes,
     "all equal": all_equal,
     "near-constant": near_constant,
     "mostly zero": mostly_zero,

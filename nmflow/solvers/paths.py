@@ -20,8 +20,9 @@ from nmflow.workspace import kept_for
 
 __all__ = ["augment", "finish", "in_integers", "kept_score", "paths_plan"]
 
-BATCH_ENTRIES = 1 << 17
-"""Scores of blocks that are finished at a time, as float64: they stay in a cache."""
+BATCH_ENTRIES, LEAST_ENTRIES, BATCHES = 1 << 17, 1 << 14, 8
+"""Scores of blocks that are finished at a time, as float64: at most, so that they stay in a cache; at least, since to
+begin takes a while too; and in how many batches where neither counts, so that threads have their share."""
 LARGEST = 1 << 53
 """Whole numbers up to this are float64."""
 
@@ -123,7 +124,8 @@ def augment(chunk: Chunk, blocks: Array, start: Duals, *, integers: bool) -> tup
 
 
 def _batches(chunk: Chunk, blocks: Array) -> list[slice]:
-    size = max(1, BATCH_ENTRIES // math.prod(chunk.pattern.block_shape))
+    entries = math.prod(chunk.pattern.block_shape)
+    size = -(-min(max(len(blocks) * entries // BATCHES, LEAST_ENTRIES), BATCH_ENTRIES) // entries)
     return [slice(first, first + size) for first in range(0, len(blocks), size)]
 
 

@@ -26,7 +26,7 @@ LONGEST = 23
 """Bits of whole numbers above the least one, so that they are floats in all kernels: all are below 2**24 then."""
 BELOW, MOST = 2, 9
 """Bits by which the offsets are smaller than the grain of a lattice, and bits that they have at most, of 14."""
-AMONG = {4: 4, 16: 3, 64: 2}
+AMONG = {4: 4, 8: 2, 64: 1}
 """The same where scores lie on none, by the longer side of a block."""
 ONE_ZOOM = 4
 """More bits than these, or blocks of up to 8 lines, need to be magnified only once."""

@@ -43,12 +43,12 @@ def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
     assert solution.objective == pytest.approx(best.objective, rel=1e-12)
 
 
-@pytest.mark.parametrize(("values", "most"), [("decimal steps", 0.07), ("codes", 0.2)])
+@pytest.mark.parametrize(("values", "most"), [("decimal steps", 0.07), ("codes", 0.04)])
 def test_masks_are_mended_in_lanes_whatever_the_threads(values: str, most: float) -> None:
     """Few values leave duals that are right with masks that are not."""
     weights = np.random.default_rng(0).integers(0, 5, (512, 1024)).astype(np.float32) * np.float32(0.1)
     if values == "codes":
-        weights = codebook((512, 1024), 5)
+        weights = codebook((512, 1024), 16)
     one, two = (nmflow.solve(weights, 8, 16, duals=True, threads=threads) for threads in (1, 2))
     assert one.certificate.proven
     assert nmflow.certify(weights, one.mask, 8, 16, absolute=True).proven

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from nmflow.kernels.bits import WIDTH
@@ -98,8 +97,8 @@ def mend_kernel() -> int:
     padded = WIDTH
 
     def mend(words, ties, faults, chosen, rows, cols, r, c, room):  # type: ignore[no-untyped-def]
-        lines = numba.carray(pointer(room), (5, longest), np.int64)
-        others = numba.carray(pointer(room + 8 * 5 * longest), (3, nodes), np.int64)
+        lines = carray(pointer(room), (5, longest), np.int64)
+        others = carray(pointer(room + 8 * 5 * longest), (3, nodes), np.int64)
         kept, dropped, row_ties, col_ties, counts = lines[0], lines[1], lines[2], lines[3], lines[4]
         need, previous, queue = others[0], others[1], others[2]
         parts, first = -(-cols // word_bits), -(-rows // padded) * padded

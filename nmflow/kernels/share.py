@@ -14,6 +14,9 @@ PLAN = 32
 """Operations and numbers of a plan (`nmflow.kernels.settle`)."""
 FEW_BLOCKS = 4 * LANES
 """So many blocks tell whether a warm start is worth it."""
+LONG_PATHS = 300
+"""Entries of a block for each block left: where there are no fewer, paths through these take no longer than to settle
+their group once more."""
 PART, SUMS, MOST_PARTS = 8, 128, 16
 """Numbers that tell what became of a part, a cache line of them: how many of its blocks are open, and what the others
 keep, float64; those that add this up; and how many parts a list is cut into at most."""
@@ -48,7 +51,8 @@ def settle_share(  # type: ignore[no-untyped-def]
     while True:
         again = tail - head >= LANES or (first >= total and head < tail and alone)
         if not again and first >= total:
-            if not alone or not left or zoom >= last_zoom or is_vain(left, tail, total, moved):
+            few_left = left == 0 or (exact and left * LONG_PATHS <= rows * cols)
+            if not alone or few_left or zoom >= last_zoom or is_vain(left, tail, total, moved):
                 break
             # what is still open, magnified further
             zoom += zoom_step

@@ -11,13 +11,11 @@ from nmflow.arrays import Array
 from nmflow.cutting import Place, shapes
 from nmflow.errors import InputTypeError, InputValueError
 from nmflow.given import viewed
+from nmflow.kernels.rounds import rounds_for
 from nmflow.problem import Problem
 from nmflow.solution import Solution
 
 __all__ = ["duals_of", "earlier_duals"]
-
-LEAST_SIDE = 9
-"""Blocks with no line as long as that begin from nothing: they are settled in less time than old duals save."""
 
 
 def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...] | None:
@@ -42,7 +40,7 @@ def earlier_duals(problem: Problem, earlier: Solution) -> tuple[Array, ...] | No
     fitting = [[(tall * rows, wide) for tall, wide in grids], [(tall, wide * cols) for tall, wide in grids]]
     if [[one.shape for one in side] for side in sides] != fitting:
         raise InputValueError(f"warm_start must be of a problem of shape {problem.shape}, not of another; solve anew")
-    return sides[1] if problem.pattern.col is not None and max(rows, cols) >= LEAST_SIDE else None
+    return sides[1] if problem.pattern.col is not None and rounds_for(max(rows, cols)).warm else None
 
 
 def duals_of(place: Place, problem: Problem, sides: tuple[Array, ...], dtype: npt.DTypeLike) -> Array:

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "reading": BASE | {"problem", "kernels"},
     "switching": BASE | {"arithmetic", "given", "problem", "reading", "kernels", "crew"},
     "cutting": BASE | {"problem"},
-    "earlier": BASE | {"problem", "cutting", "given"},
+    "earlier": BASE | {"problem", "cutting", "given", "kernels"},
     "blocks": BASE | {"problem", "reading", "cutting", "earlier", "integers"},
     "network": BASE | {"arithmetic", "given", "integers"},
     "duals": BASE | {"blocks", "kernels"},

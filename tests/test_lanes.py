@@ -124,12 +124,13 @@ def test_tiny_negative_scores_beside_huge_ones_are_below_zero(dtype: Any) -> Non
     assert (solution.mask[2::4, 2::4]).all()
 
 
-def test_the_largest_floats_have_finite_duals() -> None:
+@pytest.mark.parametrize("pattern", [(4, 8), (8, 16)])
+def test_the_largest_floats_have_finite_duals(pattern: tuple[int, int]) -> None:
     weights = families.largest_float32((32, 32), 0)
-    solution = nmflow.solve(weights, 8, 16, duals=True)
+    solution = nmflow.solve(weights, *pattern, duals=True)
     assert np.isfinite(solution.row_duals).all()
     assert np.isfinite(solution.col_duals).all()
-    assert nmflow.solve(weights, 8, 16, warm_start=solution).certificate.proven
+    assert nmflow.solve(weights, *pattern, warm_start=solution).certificate.proven
 
 
 @pytest.mark.parametrize("positive", [1.0, 0.7, 0.3])

@@ -57,6 +57,22 @@ def test_masks_are_mended_in_lanes_whatever_the_threads(values: str, most: float
     assert one.stats["augmented"] < most * one.certificate.n_blocks
 
 
+def test_rounds_rise_where_many_stay_open_whatever_the_threads() -> None:
+    """Five codes leave so many blocks open that later groups ascend longer; groups solved alone begin anew."""
+    weights = codebook((512, 2048), 5)
+    one, two = (nmflow.solve(weights, 8, 16, duals=True, threads=threads) for threads in (1, 2))
+    assert one.certificate.proven
+    assert nmflow.certify(weights, one.mask, 8, 16, absolute=True).proven
+    for side in ("mask", "row_duals", "col_duals"):
+        assert np.array_equal(getattr(two, side), getattr(one, side))
+    alone = sum(
+        nmflow.solve(weights[i : i + 16, j : j + 512], 8, 16).stats.get("augmented", 0)
+        for i in range(0, 512, 16)
+        for j in range(0, 2048, 512)
+    )
+    assert 0 < one.stats["augmented"] < 0.9 * alone
+
+
 def cut_in_parts(monkeypatch: pytest.MonkeyPatch, entries: int) -> list[int]:
     """Solve parts of so many entries; what is returned grows by one for each."""
     parts: list[int] = []

@@ -112,15 +112,16 @@ def test_duals_are_arrays_of_floats(change: Any) -> None:
         nmflow.solve(families.gaussian((8, 8), 0), 4, 8, warm_start=other)
 
 
+@pytest.mark.parametrize("pattern", [(2, 4), (8, 16)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_warm_start_still_sees_scores_that_are_not_finite(value: float) -> None:
+def test_a_warm_start_still_sees_scores_that_are_not_finite(value: float, pattern: tuple[int, int]) -> None:
     weights = families.gaussian((64, 64), 0)
-    first = nmflow.solve(weights, 8, 16, duals=True)
+    first = nmflow.solve(weights, *pattern, duals=True)
     for place in (np.abs(weights).argmin(), np.abs(weights).argmax()):
         bad = weights.copy()
         bad.flat[place] = value
         with pytest.raises(NonFiniteError, match="at 1 of 4096 entries"):
-            nmflow.solve(bad, 8, 16, warm_start=first)
+            nmflow.solve(bad, *pattern, warm_start=first)
 
 
 def test_what_cannot_be_a_warm_start_is_refused() -> None:

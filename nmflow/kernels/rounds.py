@@ -12,7 +12,8 @@ class Rounds(NamedTuple):
 
     most_open : how many blocks of 64 may then be open: where more are, what is left begins from nothing. few_open,
     many_open : how many blocks of a group of 32 that are then open take a third of these rounds from those that follow,
-    and how many add one. None of that where blocks are small: they always begin from nothing (`nmflow.earlier`).
+    and how many add one. All 0 where blocks are small, which always begin from nothing: they are settled in less time
+    than old duals save.
     """
 
     first: int

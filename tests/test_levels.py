@@ -218,6 +218,18 @@ def test_a_lattice_holds_what_it_was_found_for(most: int, scale: float, dtype: s
         assert abs(rest) <= lattice.largest
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_numbers_on_a_fine_lattice_are_near_a_coarse_one(dtype: Any) -> None:
+    """Tenths in half precision are whole numbers of hundreds of steps, and nearly those of four."""
+    values = (np.arange(5) * 0.1).astype(dtype).astype(np.float64)
+    lattice = lattice_of(values, np.float32)
+    assert lattice is not None
+    assert (lattice.largest, lattice.step, lattice.spread) == (1, 8, 32)
+    assert not lattice.linear
+    codes = np.array([0.0, 1.0, 100.0, 307.0, 511.0])  # near no coarser lattice: what is left counts as they do
+    assert lattice_of(codes, np.float32) == levels.Lattice(1.0, 1.0, 0, 1, 0, 511)
+
+
 @pytest.mark.parametrize(
     "values",
     [

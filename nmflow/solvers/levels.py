@@ -38,6 +38,8 @@ EXACT = {4: 1 << 24, 8: 1 << 52}
 """Whole numbers below it are floats of that many bytes, and so are sums with the duals of some that are near."""
 LARGEST = {4: 120, 8: 900}
 """Bits of the largest scale, and of the smallest, whose inverse is a number of that many bytes too."""
+FEW_LEVELS, FEWER = 64, 4
+"""Levels that are few, whatever the numbers; and how many times fewer others must be that numbers are only near."""
 ROOM = 6
 """Steps are so many times as large as any d: duals of blocks take some of it."""
 
@@ -150,9 +152,19 @@ def _lattice(values: bytes, dtype: np.dtype[Any], room: int) -> Lattice | None:
     top = max(abs(int(numbers[0])), abs(int(numbers[-1])))
     if not -bits < exponent < bits:
         return None
+    exact = None
     if top < EXACT[dtype.itemsize] and numbers[-1] - numbers[0] <= MOST_LEVELS:
         fine = 2.0**exponent
-        return Lattice(fine, fine, 0, 1, int(numbers[0]), int(numbers[-1] - numbers[0]))
+        exact = Lattice(fine, fine, 0, 1, int(numbers[0]), int(numbers[-1] - numbers[0]))
+        if exact.spread < FEW_LEVELS:
+            return exact
+    near = _near_lattice(distinct, numbers, dtype, room)
+    return near if near is not None and (exact is None or near.spread * FEWER <= exact.spread) else exact
+
+
+def _near_lattice(distinct: Array, numbers: Array, dtype: np.dtype[Any], room: int) -> Lattice | None:
+    """A lattice near some distinct and ascending numbers, given as whole ones too."""
+    top, bits = max(abs(int(numbers[0])), abs(int(numbers[-1]))), LARGEST[dtype.itemsize]
     least = int(np.diff(numbers).min()) if len(numbers) > 1 else top
     count = (2 * top + least) // (2 * least)  # rounded; of any size
     if count > MOST_LEVELS:

@@ -21,10 +21,12 @@ from benchmarks.store import setting
 from benchmarks.table import head, line
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.compile import call, compiled
+from nmflow.kernels.room import Room
 from nmflow.kernels.rounds import rounds_for
-from nmflow.kernels.settle_passes import Room, first_pass
+from nmflow.kernels.settle_passes import first_pass
 from nmflow.kernels.share import SUMS
 from nmflow.kernels.simd import LANES
+from nmflow.kernels.surplus import drop_kernel
 
 PATTERNS = ("4:8", "8:16", "16:32")
 NOISE = 0.01
@@ -47,7 +49,9 @@ def _driver() -> Any:
     """Compile first passes over all blocks of a matrix, some times; how many blocks are open each time, in sum."""
     lanes = LANES
 
-    def passes(operation, room, scores, mask, duals, sums, ascent, rounds, tall, wide, side, item, times):  # type: ignore[no-untyped-def]
+    def passes(  # type: ignore[no-untyped-def]
+        operation, room, scores, mask, duals, sums, ascent, dropping, rounds, tall, wide, side, item, times
+    ):  # fmt: skip
         left, step = 0, wide * side
         for _ in range(times):
             for s in range(tall):
@@ -58,7 +62,7 @@ def _driver() -> Any:
                         operation,
                         (
                             room, scores + place * item, step * item, mask + place, step, start, lanes, sums, ascent,
-                            rounds, 0,
+                            rounds, 0, dropping,
                         ),
                     )  # fmt: skip
                     while lanes_left:
@@ -66,7 +70,7 @@ def _driver() -> Any:
                         left += 1
         return left
 
-    return compiled(passes, types.int64(*[types.int64] * 13))
+    return compiled(passes, types.int64(*[types.int64] * 14))
 
 
 class Passes:
@@ -87,8 +91,8 @@ class Passes:
         operation, ascent = self._operations
         found: int = self._run(
             operation, (self._room.ctypes.data + 63) & ~63, weights.ctypes.data, mask.ctypes.data,
-            0 if duals is None else duals.ctypes.data, self._sums.ctypes.data, ascent, rounds, rows // self.side,
-            cols // self.side, self.side, weights.itemsize, times,
+            0 if duals is None else duals.ctypes.data, self._sums.ctypes.data, ascent, drop_kernel(), rounds,
+            rows // self.side, cols // self.side, self.side, weights.itemsize, times,
         )  # fmt: skip
         return found
 

@@ -67,7 +67,7 @@ class Sizes(NamedTuple):
     slow: int = 1 << 16
     share: int = 1 << 17
     share_blocks: int = 128
-    shares: int = 64
+    shares: int = 32
     stripe: int = 1 << 21
     stripe_blocks: int = 64
 

@@ -217,7 +217,7 @@ FEW_OPEN = [
 def test_a_few_open_blocks_are_finished_where_they_are_listed(
     family: str, pattern: str, fill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they are by themselves, which is how the first ones of a process are."""
+    """As they are by themselves, which is how many of them are; and as the first ones of a process are."""
     rows, cols = (160, 160) if pattern == "20:40" else (56, 168)
     below = families.FAMILIES[family]((rows // 4, cols), 5)
     above = families.gaussian((rows - rows // 4, cols), 5).astype(below.dtype)
@@ -226,11 +226,46 @@ def test_a_few_open_blocks_are_finished_where_they_are_listed(
     nmflow.solve(weights, pattern=asked)  # compiles
     listed = nmflow.solve(weights, pattern=asked)
     monkeypatch.setattr(settled, "_paths", dict[int, int]())
+    first = nmflow.solve(weights, pattern=asked)
+    assert first.objective == listed.objective
+    by_themselves(monkeypatch)
     apart = nmflow.solve(weights, pattern=asked)
-    assert np.array_equal(listed.mask, apart.mask)
-    assert listed.objective == pytest.approx(apart.objective, rel=1e-15)
     assert listed.certificate.proven
-    assert listed.stats.get("augmented") == apart.stats.get("augmented")
+    for other in (first, apart):
+        assert np.array_equal(listed.mask, other.mask)
+        assert listed.objective == pytest.approx(other.objective, rel=1e-15)
+        assert listed.stats.get("augmented") == other.stats.get("augmented")
+
+
+def by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have paths sent through open blocks from Python alone."""
+    monkeypatch.setattr(settled, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(settled, "_way", settled._way.__wrapped__)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "8:16"])
+@pytest.mark.parametrize("count", [1, 4, 5, 17, 64, 65, 70, 129])
+def test_threads_share_paths(pattern: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 4 blocks, or of more where that would be more than 16 parts; each finds what it would alone."""
+    side = nmflow.Pattern.parse(pattern).block_shape[0]
+    weights = families.gaussian((16 * side, 32 * side), 6)
+    hard = families.huge_among_tiny((16 * side, 32 * side), count)
+    for block in np.random.default_rng(count).permutation(16 * 32)[:count]:
+        i, j = side * (block // 32), side * (block % 32)
+        weights[i : i + side, j : j + side] = hard[i : i + side, j : j + side]
+    nmflow.solve(weights, pattern=pattern)  # compiles
+    solved = [nmflow.solve(weights, pattern=pattern, threads=threads) for threads in (1, 2, 3)]
+    monkeypatch.setattr(settled, "_paths", dict[int, int]())
+    solved.append(nmflow.solve(weights, pattern=pattern, threads=2))
+    by_themselves(monkeypatch)
+    apart = nmflow.solve(weights, pattern=pattern)
+    assert apart.certificate.proven
+    assert apart.stats.get("augmented", 0) >= count // 4  # some parts, where there are many
+    for solution in solved:
+        assert np.array_equal(solution.mask, apart.mask)
+        assert solution.objective == solved[0].objective == pytest.approx(apart.objective, rel=1e-15)
+        assert solution.stats.get("augmented") == apart.stats.get("augmented")
+        assert solution.certificate.proven
 
 
 def test_paths_are_sent_where_blocks_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:

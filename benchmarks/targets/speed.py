@@ -19,6 +19,7 @@ from nmflow.errors import NmflowError
 __all__ = ["families", "forms", "halves", "other_m", "stream", "warm_start"]
 
 STREAM = {"1:4": 3, "2:4": 3, "2:8": 6, "4:8": 6, "4:16": 10, "8:16": 10, "8:32": 20, "16:32": 20}
+ROWS = ("2:4 rows only", "8:16 rows only")
 LESS_NOISE = 0.001
 """Of the deviation: nearer to what one step of an optimizer does."""
 MORE = 5
@@ -30,7 +31,7 @@ def stream(bench: Bench) -> Iterator[Row]:
     for side in (bench.side, 2 * bench.side):
         weights = bench.weights(side)
         with Stream(weights, bench.threads) as yardstick:
-            for pattern, most in STREAM.items():
+            for pattern, most in {**STREAM, **dict.fromkeys(ROWS, 3)}.items():
                 yield bench.against(
                     f"{pattern} on {side}x{side}, multiple of stream", "<=", most, {"stream": yardstick},
                     bench.solving(weights, pattern), weights.size, pattern=pattern, side=side,
@@ -50,12 +51,13 @@ def other_m(bench: Bench) -> Iterator[Row]:
 
 def families(bench: Bench) -> Iterator[Row]:
     """Named families of instances against Gaussian weights."""
+    yield from _families_of_halves(bench)
     side = bench.side // 2
     base = make(GAUSSIAN, (side, side))
     for family in FAMILIES:
         if family == GAUSSIAN:
             continue
-        for pattern in HALVES:
+        for pattern in (*HALVES, *ROWS):
             name = f"{family} at {pattern} against Gaussian"
             try:
                 weights = bench.weights(side, family)
@@ -65,6 +67,19 @@ def families(bench: Bench) -> Iterator[Row]:
             yield bench.against(
                 name, "<=", 4, {"base": bench.solving(base, pattern)}, bench.solving(weights, pattern), weights.size,
                 pattern=pattern, family=family,
+            )  # fmt: skip
+
+
+def _families_of_halves(bench: Bench) -> Iterator[Row]:
+    """Families of few values in bfloat16, where they are rounded, against Gaussian weights."""
+    side = bench.side // 2
+    base = make(GAUSSIAN, (side, side), "bfloat16")
+    for family in ("few values", "learned codes"):
+        weights = bench.weights(side, family, dtype="bfloat16")
+        for pattern in HALVES:
+            yield bench.against(
+                f"{family} in bfloat16 at {pattern} against Gaussian", "<=", 4, {"base": bench.solving(base, pattern)},
+                bench.solving(weights, pattern), weights.size, pattern=pattern, family=family,
             )  # fmt: skip
 
 

@@ -66,19 +66,26 @@ class Ahead:
 
     def row(self, index: Any, parts: Any) -> None:
         """Ask for the parts of a row that are due at this step."""
+        for asked in self._parts:
+            self._ask(*asked, index, parts)
+
+    def mask_row(self, index: Any) -> None:
+        """Ask for a part of a row of the mask."""
+        self._ask(*self._parts[1], index, ir.Constant(I64, 1))
+
+    def _ask(self, words: Any, few: int, lines: int, write: bool, index: Any, parts: Any) -> None:
         emit, builder = self._emit, self._emit.builder
-        for words, few, lines, write in self._parts:
-            at, end, step = (emit.load(emit.at(words, 8 * k), I64) for k in range(3))
-            with builder.if_then(builder.icmp_signed("<", at, end)):
-                row, size = emit.beyond(at, index, step), self._size(few, lines)
-                with cgutils.for_range(builder, parts) as turn:
-                    place = builder.add(row, builder.mul(turn.index, size))
-                    for k in range(few):
-                        emit.prefetch(emit.at(place, k * LINE), write)
-                    if few < lines:
-                        with builder.if_then(self._is_wide()):
-                            for k in range(few, lines):
-                                emit.prefetch(emit.at(place, k * LINE), write)
+        at, end, step = (emit.load(emit.at(words, 8 * k), I64) for k in range(3))
+        with builder.if_then(builder.icmp_signed("<", at, end)):
+            row, size = emit.beyond(at, index, step), self._size(few, lines)
+            with cgutils.for_range(builder, parts) as turn:
+                place = builder.add(row, builder.mul(turn.index, size))
+                for k in range(few):
+                    emit.prefetch(emit.at(place, k * LINE), write)
+                if few < lines:
+                    with builder.if_then(self._is_wide()):
+                        for k in range(few, lines):
+                            emit.prefetch(emit.at(place, k * LINE), write)
 
     def next(self, parts: Any) -> None:
         """Go on past these parts of each row."""

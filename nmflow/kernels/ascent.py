@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.ahead import Ahead
 from nmflow.kernels.compile import call_address, once, operation
-from nmflow.kernels.networks import selection_network
+from nmflow.kernels.networks import select_wires
 from nmflow.kernels.segments import BITS, VECTOR, first_bits
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 
@@ -215,12 +215,7 @@ def _moved(
 
     wires = [less(score, dual) for score, dual in zip(scores, across, strict=True)]
     ranks = (budget - 1, budget) if budget < count else (budget - 1,)
-    for i, j, use_max, use_min in selection_network(count, ranks, unordered=True):
-        a, b = wires[i], wires[j]
-        if use_max:
-            wires[i] = emit.call("llvm.smax", a, b)
-        if use_min:
-            wires[j] = emit.call("llvm.smin", a, b)
+    select_wires(emit, wires, ranks)
     one = emit.splat(I16, LANES, 1)
     if budget < count:
         # rounded up: an entry that equals the dual is kept, since all that was cut off it is more

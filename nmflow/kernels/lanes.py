@@ -71,37 +71,31 @@ def level_lanes(typing, rows_at, cols_at, rows, cols, bias):  # type: ignore[no-
 
 @intrinsic(prefer_literal=True)
 def prove_lanes(  # type: ignore[no-untyped-def]
-    typing, scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here,
-    kind, rows, cols, r, c, col_fill, absolute,
-):  # fmt: skip
+    typing, scores, stride, mask, mask_stride, scales, words, faults, sums, here, kind, rows, cols, absolute
+):
     """Write the masks of 32 neighbouring blocks; the bits of those of the first `here` lanes that are not proven.
 
-    scores, mask : addresses where the blocks lie side by side. words : address of rows x words_in_row lane vectors.
+    scores, mask : addresses where the blocks lie side by side. words, faults : as `choose_lanes` writes them.
     sums : address of 32 float64, to which the kept scores of the blocks that are proven are added.
     A block whose duals may be too large for the work type is not proven.
     """
     kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
-    r_, c_ = literal(r), literal(c) if literal(col_fill) else None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here = args[:11]
+        scores, stride, mask, mask_stride, scales, words, faults, sums, here = args[:9]
         shape, none = vector(I16, LANES), emit.splat(I16, LANES, 0)
-        faults = builder.or_(
-            _too_large(emit, emit.load(scales, vector(kind_.work, LANES)), kind_),
-            write_words(emit, lanes, rows_at, cols_at, words, rows_, cols_, r_, c_),
+        wrong = builder.or_(
+            _too_large(emit, emit.load(scales, vector(kind_.work, LANES)), kind_), emit.load(faults, shape, VECTOR)
         )
-        proven = builder.icmp_signed("==", faults, none)
+        proven = builder.icmp_signed("==", wrong, none)
         real = first_lanes(emit, here)
         good = builder.sext(builder.and_(proven, real), shape)
         write_masks(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
         left = builder.and_(builder.not_(proven), real)
         return builder.zext(builder.bitcast(left, I32), I64)
 
-    arguments = (
-        scores, stride, mask, mask_stride, lanes, rows_at, cols_at, scales, words, sums, here,
-        kind, rows, cols, r, c, col_fill, absolute,
-    )  # fmt: skip
+    arguments = scores, stride, mask, mask_stride, scales, words, faults, sums, here, kind, rows, cols, absolute
     return types.int64(*arguments), codegen
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from nmflow.kernels.found_networks import FOUND, comparators
+from nmflow.kernels.simd import Emitter
 
-__all__ = ["selection_network"]
+__all__ = ["select_wires", "selection_network"]
 
 
 def _merge_sort(low: int, count: int) -> list[tuple[int, int]]:
@@ -88,3 +90,16 @@ def selection_network(
             kept.append((i, j, use_max, use_min))
             needed |= {i, j}
     return tuple(reversed(kept))
+
+
+def select_wires(emit: Emitter, wires: list[Any], wanted: tuple[int, ...]) -> None:
+    """Emit a network over vectors of integers, in place: those of the wanted ranks are on the wanted wires then.
+
+    They are there in any order.
+    """
+    for i, j, use_max, use_min in selection_network(len(wires), wanted, unordered=True):
+        a, b = wires[i], wires[j]
+        if use_max:
+            wires[i] = emit.call("llvm.smax", a, b)
+        if use_min:
+            wires[j] = emit.call("llvm.smin", a, b)

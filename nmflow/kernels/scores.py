@@ -89,13 +89,13 @@ class ScoreKind:
 
     def load(self, emit: Emitter, address: Value, count: int, absolute: bool) -> Value:
         """Load `count` scores in the work type, exactly."""
-        return self._widened(emit, self._raw(emit, address, count, absolute), count)
+        return self.widened(emit, self._raw(emit, address, count, absolute), count)
 
     def _raw(self, emit: Emitter, address: Value, count: int, absolute: bool) -> Value:
         """Bits of `count` scores."""
         return self.load_bits(emit, address, count) if absolute else emit.load(address, vector(self.raw, count))
 
-    def _widened(self, emit: Emitter, bits: Value, count: int) -> Value:
+    def widened(self, emit: Emitter, bits: Value, count: int) -> Value:
         """Scores of these bits in the work type."""
         builder = emit.builder
         if self.itemsize >= 4:
@@ -117,26 +117,42 @@ class ScoreKind:
         return score if self.work == F64 else emit.builder.fpext(score, vector(F64, count))
 
     def load_kept(self, emit: Emitter, address: Value, kept: Value, absolute: bool) -> Value:
-        """Load 32 scores, divided by `kept_scale`, as float64, exactly, with 0 for what is not kept."""
+        """Load 32 scores, divided by `kept_scale`, as float64, exactly, in any order, with 0 for what is not kept."""
         builder = emit.builder
-        bits = self._raw(emit, address, LANES, absolute)
-        bits = builder.select(kept, bits, emit.splat(self.raw, LANES, 0))
-        if self._short(absolute):
-            wide = builder.zext(bits, vector(I64, LANES))
-            wide = builder.shl(wide, emit.splat(I64, LANES, 52 - self.mantissa))
-            return builder.bitcast(wide, vector(F64, LANES))
-        score = self._widened(emit, bits, LANES)
+        bits = builder.select(kept, emit.load(address, vector(self.raw, LANES)), emit.splat(self.raw, LANES, 0))
+        if self._moves_kept(absolute):
+            return self._moved_apart(emit, bits)
+        score = self.widened(emit, bits, LANES)
+        if absolute:
+            score = emit.call("llvm.fabs", score)
         return score if self.work == F64 else builder.fpext(score, vector(F64, LANES))
 
+    def _moved_apart(self, emit: Emitter, bits: Value) -> Value:
+        """Magnitudes as float64 over `kept_scale`: the first of each 64 bits, then the second ones, and so on.
+
+        A shift and a mask put each where it belongs, less than to take vectors apart and convert what they hold.
+        """
+        builder, shape = emit.builder, vector(I64, LANES * self.itemsize // 8)
+        words, to = builder.bitcast(bits, shape), 52 - self.mantissa
+        parts = []
+        for at in range(0, 64, 8 * self.itemsize):
+            move, by = (builder.shl, to - at) if at < to else (builder.lshr, at - to)
+            moved = move(words, emit.splat(I64, shape.count, by))
+            parts.append(builder.and_(moved, emit.splat(I64, shape.count, self.sign_mask << to)))
+        while len(parts) > 1:
+            parts = [emit.shuffle(a, b, range(2 * a.type.count)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return builder.bitcast(parts[0], vector(F64, LANES))
+
     def kept_scale(self, absolute: bool) -> float:
-        """A power of two: bits of short magnitudes go where a float64 has them, whose exponents have another bias.
+        """A power of two: bits of magnitudes go where a float64 has them, whose exponents have another bias.
 
         Sums of what they are there are those of the scores over this, subnormals and all, and take no conversion.
         """
-        return 2.0 ** (1024 - (1 << (14 - self.mantissa))) if self._short(absolute) else 1.0
+        exponent_bits = 8 * self.itemsize - 1 - self.mantissa
+        return 2.0 ** (1024 - (1 << (exponent_bits - 1))) if self._moves_kept(absolute) else 1.0
 
-    def _short(self, absolute: bool) -> bool:
-        return absolute and self.itemsize == 2
+    def _moves_kept(self, absolute: bool) -> bool:
+        return absolute and self.work == F32
 
     def load_pairs(self, emit: Emitter, address: Value, count: int, absolute: bool) -> list[Value]:
         """Load `count` times 64 scores of bfloat16 as words of two: vectors of the even ones, then of the odd ones.

@@ -8,14 +8,17 @@ import numpy as np
 
 from nmflow.kernels.ascent import ascent_of
 from nmflow.kernels.boxes import LAST, MORE
-from nmflow.kernels.compile import lasting, once, operation, part
+from nmflow.kernels.compile import lasting, once, operation
 from nmflow.kernels.finish import finish_list, finish_room
 from nmflow.kernels.groups import gather_blocks, put_blocks
 from nmflow.kernels.memory import LINE, add_word, read_float, read_word, read_words, write_float, write_word
+from nmflow.kernels.ranked import rank_duals, rank_pass
+from nmflow.kernels.room import Room
 from nmflow.kernels.rounds import NONE, rounds_for
 from nmflow.kernels.scores import KINDS
-from nmflow.kernels.settle_passes import Room, duals_out, first_pass, masks_out, next_pass
+from nmflow.kernels.settle_passes import duals_out, first_pass, masks_out, next_pass
 from nmflow.kernels.share import PART, SUMS, clear_sums, cut_list, fold_sums, is_vain, move_open, settle_share
+from nmflow.kernels.surplus import drop_kernel
 
 __all__ = ["settle_kernel", "settle_scratch"]
 
@@ -25,9 +28,9 @@ JOB = (
     "share_rows", "finish", "few", "scratch", "scratch_size",
 )  # fmt: skip
 """What a job says."""
-STATE = ("next", "parts", "size", "listed", "zoom")
-"""What follows: the next part to take, how many there are, and blocks of each; how many blocks are listed; and how far
-what is left of open ones is magnified first. `PART` for each part come after."""
+STATE = ("next", "parts", "size", "listed", "zoom", "paths")
+"""What follows: the next part to take, how many there are, and blocks of each; how many blocks are listed; how far what
+is left of open ones is magnified first; and whether paths are sent through them. `PART` for each part come after."""
 JOB_SIZE, STATE_BYTES, PART_BYTES, SUM_BYTES = len(JOB), 8 * len(STATE), 8 * PART, 8 * SUMS
 
 
@@ -53,7 +56,8 @@ def settle_kernel(
         operation (job, number) -> int, for `nmflow.crew.call_on_threads`: how many blocks are open, or -1 if a score
         is not finite. job : address of int64, as `JOB` and `STATE` name them, and room for `PART` for each part. Each
         thread takes parts until none is left: at first shares, of `share_rows` rows of blocks, or parts of a list.
-        What the shares leave open is listed, and what is settled together then is a list again.
+        What the shares leave open is listed, and what is settled together then is a list again; as is what paths are
+        sent through.
         plan : address of what is called and where things lie.
 
         scores, mask : addresses, with `stride` and `mask_stride` bytes between rows. u, v : C-contiguous, shapes (h,
@@ -80,16 +84,18 @@ def settle_kernel(
     fillable = row_fill == col_fill == 1 and rows * row_budget == cols * col_budget
     work = kind.work_size
     proof = (room.proof_u, room.proof_v) if moved else (room.u, room.v)
+    ranked = not col_fill  # all blocks are settled at once then, but for scores that were rounded
     operations = (
-        first_pass(kind_name, *pattern), next_pass(kind_name, *pattern, moved),
-        masks_out(kind_name, *pattern, moved), duals_out(kind_name, rows, cols, absolute),
+        rank_pass(kind_name, rows, cols, row_budget, row_fill, absolute) if ranked else first_pass(kind_name, *pattern),
+        next_pass(kind_name, *pattern, moved), masks_out(kind_name, *pattern, moved),
+        rank_duals(kind_name, rows, cols) if ranked else duals_out(kind_name, rows, cols, absolute),
         ascent_of(rows, cols, row_budget, col_budget, int(not col_fill), *clamps),
         gather_blocks(cols * kind.itemsize), gather_blocks(work), gather_blocks(cols * work),
         put_blocks(cols), put_blocks(work), put_blocks(cols * work),
     )  # fmt: skip
     plan = np.array([
         rows, cols, work, int(moved), *operations, kind.itemsize, room.scores, room.u, room.v, *proof, room.masks,
-        room.names, room.ahead, any(clamps), fillable, *rounds,
+        room.names, room.ahead, any(clamps) and not ranked, fillable, *rounds, drop_kernel(),
     ], np.int64)  # fmt: skip
     return _driver(), lasting(plan)
 
@@ -98,80 +104,70 @@ def settle_kernel(
 def _driver() -> int:
     """Compile what all kinds and patterns have in common."""
 
-    def settle(job, number):  # type: ignore[no-untyped-def]
-        left = _settle(job, number)
-        if number != LAST or left <= 0:
-            return left
-        (
-            plan, scores, stride, mask, mask_stride, _, _, _, _, grid_cols, blocks, block_u, block_v, _, kept, _, _, _,
-            _, _, _, _, finish, few, scratch, _,
-        ) = read_words(job, JOB_SIZE)  # fmt: skip
-        if left > few:
-            return left
-        open_ = finish_list(
-            finish, scores, stride, mask, mask_stride, grid_cols, blocks, block_u, block_v, read_word(plan + 16), left,
-            kept + 16, scratch,
-        )  # fmt: skip
-        write_word(kept + 8, left - open_)
-        return open_
-
-    return operation(settle, 2)
+    return operation(_settle, 2)
 
 
-@part
 def _settle(job, number):  # type: ignore[no-untyped-def]
-    """All but the paths."""
     (
         plan, scores, stride, mask, mask_stride, u, v, warm_v, grid_rows, grid_cols, blocks, block_u, block_v,
-        count, kept, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, _, _, scratch, scratch_size,
+        count, kept, exact, fill_first, last_zoom, zoom_step, digits, offsets, share_rows, finish, few, scratch,
+        scratch_size,
     ) = read_words(job, JOB_SIZE)  # fmt: skip
     state = job + 8 * JOB_SIZE
     sums = scratch + max(number, 0) * scratch_size
     rows, cols, work, moved = read_words(plan, 4)
     u_bytes, v_bytes, total = rows * work, cols * work, grid_rows * grid_cols
     while True:
-        parts, size, listed, zoom = read_words(state + 8, 4)
+        parts, size, listed, zoom, paths = read_words(state + 8, 5)
         end_zoom = zoom if listed and parts > 1 else last_zoom
         while True:
             k = add_word(state, 1)
             if k >= parts:
                 break
-            first = k * size
+            first, says = k * size, state + STATE_BYTES + k * PART_BYTES
             here = min(size, (listed or total) - first)
+            names, u_from, v_from = blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes
+            if paths:
+                write_float(says + 8, 0.0)
+                left = finish_list(
+                    finish, scores, stride, mask, mask_stride, grid_cols, names, u_from, v_from, work, here, says + 8,
+                    sums,
+                )  # fmt: skip
+                write_word(says, left)
+                continue
             at, row = (0, 0) if listed else (first, k * share_rows * rows)  # where a share lies; a list is of all
             clear_sums(sums)
             left = settle_share(
                 plan, sums + SUM_BYTES, scores + row * stride, stride, mask + row * mask_stride, mask_stride,
                 u + at * u_bytes if u else 0, v + at * v_bytes, warm_v + at * v_bytes if warm_v else 0, grid_cols,
-                blocks + first * 8, block_u + first * u_bytes, block_v + first * v_bytes,
-                0 if listed else here, here if listed else 0, sums, exact, fill_first,
+                names, u_from, v_from, 0 if listed else here, here if listed else 0, sums, exact, fill_first,
                 zoom, end_zoom, zoom_step, digits, offsets, listed or parts == 1,
             )  # fmt: skip
-            write_word(state + STATE_BYTES + k * PART_BYTES, left)
-            write_float(state + STATE_BYTES + k * PART_BYTES + 8, fold_sums(sums))
+            write_word(says, left)
+            write_float(says + 8, fold_sums(sums))
         if number != LAST:
             return 0
-        left = 0
+        left, adds = 0, kept + 16 if paths else kept
         for k in range(parts):
-            here = read_word(state + STATE_BYTES + k * PART_BYTES)
+            says = state + STATE_BYTES + k * PART_BYTES
+            here = read_word(says)
             if here < 0:
                 return -1
-            write_float(kept, read_float(kept) + read_float(state + STATE_BYTES + k * PART_BYTES + 8))
+            write_float(adds, read_float(adds) + read_float(says + 8))
             if k:
                 first = k * size
                 move_open(blocks, block_u, block_v, u_bytes, v_bytes, first, left, here, 0 if listed else first)
             left += here
-        if left == 0 or parts == 1:
+        if paths:
+            write_word(kept + 8, listed - left)
             return left
-        if listed:
-            if zoom >= last_zoom or is_vain(left, listed, 0 if count else total, moved):
-                return left
+        ended = parts == 1 or (listed and (zoom >= last_zoom or is_vain(left, listed, 0 if count else total, moved)))
+        if left == 0 or (ended and left > few):
+            return left
+        if listed and not ended:
             zoom += zoom_step
-        parts, size = cut_list(left)
-        write_word(state, 0)
-        write_word(state + 8, parts)
-        write_word(state + 16, size)
-        write_word(state + 24, left)
-        write_word(state + 32, zoom)
+        parts, size = cut_list(left, ended)
+        for k, word in enumerate((np.int64(0), parts, size, left, zoom, np.int64(ended))):
+            write_word(state + 8 * k, word)
         if parts > 1:
             return MORE

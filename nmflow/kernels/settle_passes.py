@@ -7,67 +7,28 @@ mask; `here`, how many of the blocks count; and `sums`, 128 float64 to which the
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import NamedTuple
-
-from nmflow.kernels.ahead import WORDS
 from nmflow.kernels.ascent import ascend
 from nmflow.kernels.carry import fill
-from nmflow.kernels.compile import once, operation
+from nmflow.kernels.compile import call, once, operation
 from nmflow.kernels.cuts import read_segment
 from nmflow.kernels.floors import LOWEST, set_floors, set_lanes
 from nmflow.kernels.grains import add_offsets, read_rest, round_duals
-from nmflow.kernels.lanes import choose_lanes, level_lanes, prove_lanes, words_in_row
+from nmflow.kernels.lanes import WORD, choose_lanes, level_lanes, prove_lanes
 from nmflow.kernels.memory import read_byte
+from nmflow.kernels.mend import faulty_lanes
 from nmflow.kernels.proof import grade_span
+from nmflow.kernels.room import Room
 from nmflow.kernels.scores import KINDS
-from nmflow.kernels.segments import BITS, VECTOR, first_bits, load_duals, measure_segment, store_duals
+from nmflow.kernels.segments import BITS, first_bits, load_duals, measure_segment, store_duals
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.spans import blocks_in_span
+from nmflow.kernels.surplus import surplus_lanes
 
-__all__ = ["Room", "duals_out", "first_pass", "masks_out", "next_pass"]
+__all__ = ["duals_out", "first_pass", "masks_out", "next_pass"]
 
 
-class Room(NamedTuple):
-    """Where things lie in the workspace of a group: bytes from its start, a multiple of 64, where its lanes are.
-
-    rows_at, cols_at : the duals of the lines, in lanes. row_floors, col_floors : how far these may fall. words : the
-    mask, as bits. faults : lanes whose mask breaks a budget. scales : what a step of each block is worth. grains : see
-    `nmflow.kernels.grains`. scores, masks : those of the blocks, side by side. u, v : their duals as floats, (rows, 32)
-    and (32, cols). proof_u, proof_v : those that prove the mask. flags, names : a byte and an int64 for each.
-    ahead : see `nmflow.kernels.ahead`. size : of all.
-    """
-
-    rows_at: int
-    cols_at: int
-    row_floors: int
-    col_floors: int
-    words: int
-    faults: int
-    scales: int
-    grains: int
-    scores: int
-    u: int
-    v: int
-    proof_u: int
-    proof_v: int
-    masks: int
-    flags: int
-    names: int
-    ahead: int
-    size: int
-
-    @classmethod
-    def of(cls, kind_name: str, rows: int, cols: int) -> Room:
-        """The room of one kind of scores and one shape of blocks."""
-        kind = KINDS[kind_name]
-        row, col, block = rows * VECTOR, cols * VECTOR, rows * cols * LANES
-        u, v = LANES * rows * kind.work_size, LANES * cols * kind.work_size
-        sizes = (
-            block * 2, row, col, row, col, rows * words_in_row(cols) * VECTOR, VECTOR, LANES * 8, LANES * 8,
-            block * kind.itemsize, u, v, u, v, block, LANES, LANES * 8, WORDS * 8,
-        )  # fmt: skip
-        return cls(*accumulate(sizes))
+FEW_TIES = 8
+"""Longest side of a block in which scores of half precision seldom tie: to drop ties takes longer than it saves."""
 
 
 def _first_bias(rows: int, cols: int, absolute: bool) -> int:
@@ -80,22 +41,28 @@ def first_pass(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
     absolute: bool,
 ) -> int:  # fmt: skip
-    """Compile the first ascent, and the making and proof of masks in whole numbers.
+    """Compile the first ascent, and the making and proof of masks in whole numbers, where columns are not free.
 
     Returns
     -------
-    operation (room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled) -> bits of open blocks
+    operation (room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled, dropping) -> bits of open
+    blocks
         warm_v: address of column duals to begin with, (32, cols), or 0. filled: whether lines that need not be full
-        are settled as if they had to. -1 if a score is not finite; nothing is made under at-most fill if not `filled`.
+        are settled as if they had to. dropping: `drop_kernel`, for scores of few bits. -1 if a score is not finite;
+        nothing is made under at-most fill if not `filled`.
     """
     kind = KINDS[kind_name]
     code, magnitude = kind.code, int(absolute)
     bits, bias = first_bits(max(rows, cols)), _first_bias(rows, cols, absolute)
-    clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
+    clamp_rows, clamp_cols = int(row_fill == 1), int(col_fill == 1)
     clamped, lines, lowest = clamp_rows or clamp_cols, rows + cols, LOWEST
-    rows_in, cols_in, row_floors, col_floors, words_in, _, scales_in, *_, ahead_in, _ = Room.of(kind_name, rows, cols)
+    least = 1 << kind.mantissa
+    surplus = kind.mantissa < WORD and max(rows, cols) > FEW_TIES
+    rows_in, cols_in, row_floors, col_floors, words_in, faults_in, marks_in, scales_in, *_, ahead_in, _ = Room.of(
+        kind_name, rows, cols
+    )
 
-    def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled):  # type: ignore[no-untyped-def]
+    def first(room, base, step, to, to_step, warm_v, here, sums, ascent, rounds, filled, dropping):  # type: ignore[no-untyped-def]
         rows_at, cols_at, scales = room + rows_in, room + cols_in, room + scales_in
         if measure_segment(base, step, scales, code, rows, cols, magnitude, bits) >= 0:
             return -1
@@ -111,18 +78,26 @@ def first_pass(
                 set_floors(room + row_floors, room + col_floors, scales, 0, 0, 0, 0, code, rows, cols, bias, 0)
         ascend(
             ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds, room + ahead_in,
-            rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
+            rows, cols, row_budget, col_budget, 0, clamp_rows, clamp_cols,
         )  # fmt: skip
         if clamped:
             if not filled:
                 return 0
             level_lanes(rows_at, cols_at, rows, cols, bias)
+        words, faults = room + words_in, room + faults_in
+        choose_lanes(room, rows_at, cols_at, words, faults, rows, cols, row_budget, col_budget)
+        if surplus:
+            broken = faulty_lanes(faults) & ((1 << here) - 1)
+            if broken != 0:
+                broken &= surplus_lanes(words, room + marks_in, rows, cols, row_budget, col_budget)
+                call(dropping, (
+                    words, room + marks_in, faults, room, rows_at, cols_at, broken, rows, cols, bias, least,
+                ))  # fmt: skip
         return prove_lanes(
-            base, step, to, to_step, room, rows_at, cols_at, scales, room + words_in, sums, here,
-            code, rows, cols, row_budget, col_budget, col_fill, magnitude,
+            base, step, to, to_step, scales, words, faults, sums, here, code, rows, cols, magnitude
         )  # fmt: skip
 
-    return operation(first, 11)
+    return operation(first, 12)
 
 
 @once
@@ -146,8 +121,8 @@ def next_pass(
     clamped, lines, u_stride = clamp_rows | clamp_cols, rows + cols, LANES * kind.work_size
     entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
     (
-        rows_in, cols_in, row_floors, col_floors, words_in, faults_in, scales_in, grains_in, _, u_in, v_in, proof_u_in,
-        proof_v_in, *_, ahead_in, _,
+        rows_in, cols_in, row_floors, col_floors, words_in, faults_in, _, scales_in, grains_in, _, u_in, v_in,
+        proof_u_in, proof_v_in, *_, ahead_in, _,
     ) = Room.of(kind_name, rows, cols)  # fmt: skip
 
     def again(room, base, step, zoom, digits, offsets, ascent, rounds):  # type: ignore[no-untyped-def]
@@ -188,7 +163,8 @@ def duals_out(kind_name: str, rows: int, cols: int, absolute: bool) -> int:
     """
     kind = KINDS[kind_name]
     code, bias = kind.code, _first_bias(rows, cols, absolute)
-    rows_in, cols_in, _, _, _, _, scales_in, *_ = Room.of(kind_name, rows, cols)
+    room_of = Room.of(kind_name, rows, cols)
+    rows_in, cols_in, scales_in = room_of.rows_at, room_of.cols_at, room_of.scales
 
     def out(room, u, u_stride, v):  # type: ignore[no-untyped-def]
         store_duals(room + rows_in, room + cols_in, room + scales_in, u, u_stride, v, 0, code, rows, cols, bias, 0)

@@ -10,13 +10,15 @@ from nmflow.kernels.simd import LANES
 
 __all__ = ["MOST_PARTS", "PART", "SUMS", "clear_sums", "cut_list", "fold_sums", "is_vain", "move_open", "settle_share"]
 
-PLAN = 32
+PLAN = 33
 """Operations and numbers of a plan (`nmflow.kernels.settle`)."""
 FEW_BLOCKS = 4 * LANES
 """So many blocks tell whether a warm start is worth it."""
 LONG_PATHS = 300
 """Entries of a block for each block left: where there are no fewer, paths through these take no longer than to settle
 their group once more."""
+FEW_PATHS = 4
+"""Least blocks of a part that paths are sent through."""
 PART, SUMS, MOST_PARTS = 8, 128, 16
 """Numbers that tell what became of a part, a cache line of them: how many of its blocks are open, and what the others
 keep, float64; those that add this up; and how many parts a list is cut into at most."""
@@ -35,6 +37,7 @@ def settle_share(  # type: ignore[no-untyped-def]
         rows, cols, work, moved, first_at, next_at, masks_at, duals_at, ascent, gather_scores, gather_u, gather_v,
         put_masks, put_u, put_v, item, scores_in, u_in, v_in, proof_u_in, proof_v_in, masks_in, names_in, ahead_in,
         clamped, fillable, first_rounds, again_rounds, warm_rounds, most_open, few_open, many_open,
+        dropping,
     ) = read_words(plan, PLAN)  # fmt: skip
     room = (scratch + 63) & ~63
     gathered, room_u, room_v, masks, names, ahead = (
@@ -88,7 +91,9 @@ def settle_share(  # type: ignore[no-untyped-def]
             if u and whole and rows * cols > SMALL:  # where its duals go; small blocks wait for memory anyway
                 ask(to_u, grid_cols * work, rows, LANES * work)
                 ask(v + first * v_bytes, 0, 1, LANES * v_bytes)
-            open_lanes = call(first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, rounds, filled))
+            open_lanes = call(
+                first_at, (room, base, step, to, to_step, start_v, here, sums, ascent, rounds, filled, dropping)
+            )  # fmt: skip
             if open_lanes < 0:
                 return -1
             if u and whole:
@@ -164,8 +169,9 @@ def is_vain(left, listed, total, moved):  # type: ignore[no-untyped-def]
 
 
 @part
-def cut_list(count):  # type: ignore[no-untyped-def]
-    """Cut a list of blocks into parts of whole groups: how many, and how many blocks a part has."""
-    groups = -(-count // LANES)
+def cut_list(count, paths):  # type: ignore[no-untyped-def]
+    """Cut a list of blocks into parts: how many, and how many blocks a part has; whole groups where not for paths."""
+    least = FEW_PATHS if paths else LANES
+    groups = -(-count // least)
     each = -(-groups // MOST_PARTS)
-    return -(-groups // each), each * LANES
+    return -(-groups // each), each * least

@@ -29,9 +29,9 @@ ROUNDED = (0, 12, 6)
 """The same where scores were rounded, from nothing."""
 AT_MOST = {4: (2, 16, 2), 8: (3, 15, 2), 16: (5, 15, 2), 64: (6, 12, 3)}
 """The same under at-most fill: duals of small blocks have far to go."""
-FEW_ENTRIES = 1 << 14
-"""Open blocks of no more entries are sent paths through where they are found, on one thread: to make arrays of a block
-or two for `nmflow.solvers.paths` takes longer than the paths."""
+FEW_ENTRIES = 1 << 17
+"""Open blocks of no more entries are sent paths through where they are found: to make arrays of some blocks for
+`nmflow.solvers.paths` takes longer than the paths."""
 CLOSE = {2: (9, 12, 3), 4: (9, 12, 3), 8: (9, 36, 3)}
 """The same after that, by bytes of a score, where most blocks are open and scores differ: they lie close together."""
 
@@ -46,7 +46,7 @@ class _Way(NamedTuple):
     operation: int
     plan: int
     scratch: int
-    cut_list: Callable[[int], tuple[int, int]]
+    cut_list: Callable[[int, bool], tuple[int, int]]
     part: int
     most_parts: int
     loose: bool
@@ -78,7 +78,8 @@ def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) 
     )  # fmt: skip
     few = FEW_ENTRIES // math.prod(shape) if exact else 0
     return _Way(
-        operation, plan, settle_scratch(kind, shape), cut_list.py_func, PART, MOST_PARTS, loose, offsets, zooms, few
+        operation, plan, settle_scratch(kind, shape), cut_list.py_func, PART, MOST_PARTS, loose,
+        offsets, zooms, few,
     )  # fmt: skip
 
 
@@ -94,29 +95,29 @@ def settle(chunk: Chunk, todo: OpenBlocks) -> int:
     shares, share_rows = chunk.shares
     warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
     dense = (0, 0) if todo.dense is None else tuple(side.ctypes.data for side in todo.dense)
-    finish, few = _paths.get(way.plan, 0), 0
-    if finish and todo.dense is None:
-        few = min(way.few, chunk.n_blocks // 2)
+    few = min(way.few, chunk.n_blocks // 2) if todo.dense is None else 0
     where = (
         way.plan, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *dense, warm_v, tall, wide,
         *todo.addresses,
     )  # fmt: skip
 
-    def go_on(zoom: int, last_zoom: int, zoom_step: int) -> int:
-        listed = todo.count
-        parts, size = way.cut_list(listed) if listed else (shares, share_rows * wide)
+    def go_on(zoom: int, last_zoom: int, zoom_step: int, *, paths: bool = False) -> int:
+        listed, finish = todo.count, _paths.get(way.plan, 0)
+        parts, size = way.cut_list(listed, paths) if listed else (shares, share_rows * wide)
         threads = min(chunk.threads, parts)
         _, scratch = held("scratch", way.scratch * threads)
         job = (
             *where, listed, todo.kept_at, int(exact), fill_first, last_zoom, zoom_step, digits, way.offsets,
-            share_rows, finish, few, scratch, way.scratch, 0, parts, size, listed, zoom,
+            share_rows, finish, few if finish else 0, scratch, way.scratch, 0, parts, size, listed, zoom, int(paths),
         )  # fmt: skip
         room = way.part * max(parts, way.most_parts)
         return call_on_threads(way.operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
 
     todo.count = go_on(*way.zooms)
-    if todo.count > 0 and not finish:
+    if todo.count > 0 and way.plan not in _paths:
         _, _paths[way.plan] = paths_plan(chunk.kind, chunk.absolute, chunk.pattern)
+        if todo.count <= few:
+            todo.count = go_on(*way.zooms, paths=True)
     if 2 * todo.count > chunk.n_blocks and exact and likely_distinct(chunk):
         todo.count = go_on(*CLOSE[scores.itemsize])
     return todo.count + todo.augmented

@@ -15,6 +15,7 @@ import nmflow
 from nmflow import Pattern
 from nmflow.crew import call_on_threads
 from nmflow.duals import Duals
+from nmflow.kernels import kept as adding
 from nmflow.kernels.between import between_kernel
 from nmflow.kernels.finish import finish_plan, finish_scratch
 from nmflow.solvers import dual, paths, settled
@@ -335,3 +336,21 @@ def test_duals_of_whole_numbers_that_float64_cannot_hold_are_found_in_pythons() 
         for m in (4, 8):
             solution = nmflow.solve(weights, m // 2, m)
             assert solution.certificate.proven
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(4, 4), (8, 3), (16, 16), (5, 40), (64, 64)])
+def test_neighbours_are_added_up_together(rows: int, cols: int) -> None:
+    """Runs of blocks, broken by gaps and by the ends of a row of them."""
+    rng = np.random.default_rng(rows)
+    tall, wide = 5, 37
+    scores = rng.integers(-8, 9, (tall * rows, wide * cols)).astype(np.float32)
+    mask = rng.random(scores.shape) < 0.5
+    kept = np.where(mask, np.abs(scores), 0.0).reshape(tall, rows, wide, cols).sum(axis=(1, 3)).ravel()
+    for share in (0.0, 0.1, 0.5, 0.95, 1.0):
+        blocks = np.flatnonzero(rng.random(tall * wide) < share)
+        sums = np.zeros(adding.WIDE)
+        adding.kept_kernel("float32", True)(
+            scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], rows, cols, wide,
+            blocks.ctypes.data, len(blocks), sums.ctypes.data,
+        )  # fmt: skip
+        assert sums.sum() == kept[blocks].sum()  # whole numbers: in any order

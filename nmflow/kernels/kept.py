@@ -13,7 +13,10 @@ from nmflow.kernels.memory import read_word
 from nmflow.kernels.scores import BY_CODE, KINDS
 from nmflow.kernels.simd import F64, PARTS, Emitter, literal, vector
 
-__all__ = ["kept_kernel"]
+__all__ = ["WIDE", "kept_kernel"]
+
+WIDE = 64
+"""Sums side by side: as many as the longest side of a block."""
 
 
 @intrinsic(prefer_literal=True)
@@ -43,21 +46,26 @@ def kept_kernel(kind_name: str, absolute: bool) -> Any:
     -------
     function (scores, stride, mask, mask_stride, rows, cols, grid_cols, blocks, count, sums) -> None
         Addresses as int64; strides in bytes. Adds the scores that the mask keeps in `count` blocks, of `rows` x `cols`
-        entries each, to `cols` float64.
+        entries each, to `WIDE` float64. Neighbouring blocks are taken together, as many as these hold.
     """
     kind = KINDS[kind_name]
-    code, item, magnitude = kind.code, kind.itemsize, int(absolute)
+    code, item, magnitude, wide = kind.code, kind.itemsize, int(absolute), WIDE
 
     def add_blocks(scores, stride, mask, mask_stride, rows, cols, grid_cols, blocks, count, sums):  # type: ignore[no-untyped-def]
-        for k in range(count):
+        k, most = 0, wide // cols
+        while k < count:
             if k + SOON < count:
                 b = read_word(blocks + (k + SOON) * 8)
                 ask_block(scores, stride, grid_cols, b, rows, cols * item)
                 ask_block(mask, mask_stride, grid_cols, b, rows, cols)
             b = read_word(blocks + k * 8)
+            across, run = min(most, count - k, grid_cols - b % grid_cols), 1
+            while run < across and read_word(blocks + (k + run) * 8) == b + run:
+                run += 1
             score = block_at(scores, stride, grid_cols, b, rows, cols * item)
             kept = block_at(mask, mask_stride, grid_cols, b, rows, cols)
             for i in range(rows):
-                add_kept(score + i * stride, kept + i * mask_stride, sums, cols, code, magnitude)
+                add_kept(score + i * stride, kept + i * mask_stride, sums, run * cols, code, magnitude)
+            k += run
 
     return compiled(add_blocks, types.none(*[types.int64] * 10))

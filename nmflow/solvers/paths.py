@@ -225,9 +225,9 @@ class _Whole:
 
 def kept_score(chunk: Chunk, blocks: Array) -> float:
     """What the mask keeps of some blocks."""
-    from nmflow.kernels.kept import kept_kernel
+    from nmflow.kernels.kept import WIDE, kept_kernel
 
-    shape, sums = chunk.pattern.block_shape, np.zeros(chunk.pattern.block_shape[1])
+    shape, sums = chunk.pattern.block_shape, np.zeros(WIDE)
     kept_kernel(chunk.kind, chunk.absolute)(
         chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data, chunk.mask.strides[0],
         *shape, chunk.grid[1], blocks.ctypes.data, len(blocks), sums.ctypes.data,

@@ -279,7 +279,7 @@ def test_paths_are_sent_where_blocks_are_listed(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("fill", ["exact", "at-most"])
 def test_sums_are_the_same_before_and_after_paths_are_compiled(monkeypatch: pytest.MonkeyPatch, fill: Any) -> None:
-    """The first call sends paths from Python, later ones from the kernel; what these leave goes on from both."""
+    """The first call begins the kernel anew for its paths; what these leave goes on from there as it does later."""
     left = []
     between = between_kernel()
 

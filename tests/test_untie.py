@@ -43,28 +43,30 @@ def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
     assert solution.objective == pytest.approx(best.objective, rel=1e-12)
 
 
+def whatever_the_threads(weights: Array) -> nmflow.Solution:
+    """A solution at 8:16 by one thread: proven, graded, and the same by two."""
+    one, two = (nmflow.solve(weights, 8, 16, duals=True, threads=threads) for threads in (1, 2))
+    assert one.certificate.proven
+    assert nmflow.certify(weights, one.mask, 8, 16, absolute=True).proven
+    for side in ("mask", "row_duals", "col_duals"):
+        assert np.array_equal(getattr(two, side), getattr(one, side))
+    return one
+
+
 @pytest.mark.parametrize(("values", "most"), [("decimal steps", 0.07), ("codes", 0.04)])
 def test_masks_are_mended_in_lanes_whatever_the_threads(values: str, most: float) -> None:
     """Few values leave duals that are right with masks that are not."""
     weights = np.random.default_rng(0).integers(0, 5, (512, 1024)).astype(np.float32) * np.float32(0.1)
     if values == "codes":
         weights = codebook((512, 1024), 16)
-    one, two = (nmflow.solve(weights, 8, 16, duals=True, threads=threads) for threads in (1, 2))
-    assert one.certificate.proven
-    assert nmflow.certify(weights, one.mask, 8, 16, absolute=True).proven
-    for side in ("mask", "row_duals", "col_duals"):
-        assert np.array_equal(getattr(two, side), getattr(one, side))
+    one = whatever_the_threads(weights)
     assert one.stats["augmented"] < most * one.certificate.n_blocks
 
 
 def test_rounds_rise_where_many_stay_open_whatever_the_threads() -> None:
     """Five codes leave so many blocks open that later groups ascend longer; groups solved alone begin anew."""
     weights = codebook((512, 2048), 5)
-    one, two = (nmflow.solve(weights, 8, 16, duals=True, threads=threads) for threads in (1, 2))
-    assert one.certificate.proven
-    assert nmflow.certify(weights, one.mask, 8, 16, absolute=True).proven
-    for side in ("mask", "row_duals", "col_duals"):
-        assert np.array_equal(getattr(two, side), getattr(one, side))
+    one = whatever_the_threads(weights)
     alone = sum(
         nmflow.solve(weights[i : i + 16, j : j + 512], 8, 16).stats.get("augmented", 0)
         for i in range(0, 512, 16)

@@ -44,11 +44,12 @@ def settle_scratch(kind: str, block_shape: tuple[int, int]) -> int:
 @once
 def settle_kernel(
     kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, row_fill: int, col_fill: int,
-    absolute: bool, moved: bool,
+    absolute: bool, moved: bool, exact: bool,
 ) -> tuple[int, int]:  # fmt: skip
     """Compile for one kind of scores and one pattern; fills are 2 exact, 1 at most, 0 free.
 
-    moved : whether what is left of scores is moved where blocks are settled once more, for scores of few bits.
+    moved : whether what is left of scores is moved where blocks are settled once more, for scores of few bits. exact :
+    whether scores are not rounded: where columns are free, no block is then settled once more.
 
     Returns
     -------
@@ -84,10 +85,13 @@ def settle_kernel(
     fillable = row_fill == col_fill == 1 and rows * row_budget == cols * col_budget
     work = kind.work_size
     proof = (room.proof_u, room.proof_v) if moved else (room.u, room.v)
-    ranked = not col_fill  # all blocks are settled at once then, but for scores that were rounded
+    ranked = not col_fill
+    once_more = (0, 0)
+    if not (ranked and exact):
+        once_more = next_pass(kind_name, *pattern, moved), masks_out(kind_name, *pattern, moved)
     operations = (
         rank_pass(kind_name, rows, cols, row_budget, row_fill, absolute) if ranked else first_pass(kind_name, *pattern),
-        next_pass(kind_name, *pattern, moved), masks_out(kind_name, *pattern, moved),
+        *once_more,
         rank_duals(kind_name, rows, cols) if ranked else duals_out(kind_name, rows, cols, absolute),
         ascent_of(rows, cols, row_budget, col_budget, int(not col_fill), *clamps),
         gather_blocks(cols * kind.itemsize), gather_blocks(work), gather_blocks(cols * work),

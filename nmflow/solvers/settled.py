@@ -74,7 +74,7 @@ def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) 
         zooms = by_side(AT_MOST, pattern)
     offsets = lasting(fine_offsets(*shape)) if moved else 0
     operation, plan = settle_kernel(
-        kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), absolute, moved
+        kind, *shape, pattern.row_budget, pattern.col_budget, *fills(pattern), absolute, moved, exact
     )  # fmt: skip
     few = FEW_ENTRIES // math.prod(shape) if exact else 0
     return _Way(

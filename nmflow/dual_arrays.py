@@ -52,7 +52,7 @@ class DualArrays:
                 u = duals.row.reshape(tall, rows, wide).transpose(0, 2, 1)
                 v = duals.col.reshape(tall, wide, cols)
                 self._put(chunk.place, np.arange(chunk.n_blocks), u.reshape(-1, rows), v.reshape(-1, cols))
-        u, v = duals.gather(chunk, others)
+        u, v = duals.of(chunk, others)
         if self.row[0].dtype == u.dtype or not (_loses(u) or _loses(v)):
             self._put(chunk.place, others, u, v)
         else:
@@ -60,12 +60,17 @@ class DualArrays:
 
     def _put(self, place: Place, blocks: Array, u: Array, v: Array) -> None:
         """Write the duals of some blocks of a place, by their numbers there."""
-        wide = place.block_cols.stop - place.block_cols.start
-        i, j = np.divmod(blocks, wide)
-        i, j = i + place.block_rows.start, j + place.block_cols.start
+        down, across = place.block_rows, place.block_cols
+        tall, wide = down.stop - down.start, across.stop - across.start
         all_u, all_v = self.row[place.matrix], self.col[place.matrix]
-        all_u.reshape(-1, u.shape[1], all_u.shape[1])[i, :, j] = u
-        all_v.reshape(len(all_v), -1, v.shape[1])[i, j] = v
+        all_u, all_v = all_u.reshape(-1, u.shape[1], all_u.shape[1]), all_v.reshape(len(all_v), -1, v.shape[1])
+        if len(blocks) == tall * wide:
+            all_u[down, :, across] = u.reshape(tall, wide, -1).transpose(0, 2, 1)
+            all_v[down, across] = v.reshape(tall, wide, -1)
+        else:
+            i, j = np.divmod(blocks, wide)
+            i, j = i + down.start, j + across.start
+            all_u[i, :, j], all_v[i, j] = u, v
 
     def complete(self) -> tuple[Sides, Sides]:
         """Put in the duals that wait; all are float64 then.
@@ -85,9 +90,9 @@ class DualArrays:
 
 
 def _loses(side: Array) -> bool:
-    """Whether float32 does not hold all of these numbers."""
+    """Whether float32 does not hold all of these numbers; a few often tell."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool((side.astype(np.float32) != side).any())
+        return any(bool((some.astype(np.float32) != some).any()) for some in (side[:64], side[64:]))
 
 
 def _side_by_side(shapes: Sequence[tuple[int, int]], dtype: npt.DTypeLike) -> list[Array]:

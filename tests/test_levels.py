@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -207,8 +208,6 @@ def test_a_lattice_holds_what_it_was_found_for(most: int, scale: float, dtype: s
     lattice = lattice_of(values, "float64" if dtype == "float64" else "float32")
     if lattice is None or not lattice.largest:
         return
-    from fractions import Fraction
-
     coarse, fine = Fraction(lattice.coarse), Fraction(lattice.fine)
     assert coarse >= lattice.step * fine
     for value in values:
@@ -216,6 +215,28 @@ def test_a_lattice_holds_what_it_was_found_for(most: int, scale: float, dtype: s
         rest = (Fraction(value) - level * coarse) / fine
         assert rest.denominator == 1
         assert abs(rest) <= lattice.largest
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(0.1, np.float32), (0.0131, np.float32), (1 / 3, np.float64), (0.5, np.float64)]
+)
+def test_duals_of_whole_numbers_become_those_of_scores_and_say_where_they_round(scale: float, dtype: Any) -> None:
+    lattice = lattice_of((np.arange(9) * dtype(scale)).astype(np.float64), dtype)
+    assert lattice is not None
+    steps = np.random.default_rng(0).integers(-9, 10, (60, 6)) * lattice.step
+    duals = (steps + np.random.default_rng(1).integers(-2, 3, steps.shape) * (lattice.largest > 0)).astype(np.float64)
+    duals[:5] = steps[:5]
+    lost, before = np.zeros(len(duals), np.uint8), duals.copy()
+    lattice.to_scores(duals, lost)
+    for k, row in enumerate(before):
+        wholes = [round(Fraction(x) / lattice.step) for x in row]
+        exact = [
+            Fraction(lattice.coarse) * a + Fraction(lattice.fine) * (Fraction(x) - a * lattice.step)
+            for a, x in zip(wholes, row, strict=True)
+        ]
+        assert [float(x) for x in exact] == duals[k].tolist()
+        assert lost[k] == any(Fraction(float(x)) != x for x in exact)
+    assert lost.any() == (not lattice.linear and dtype is np.float64)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
@@ -257,13 +278,13 @@ def test_neighbours_of_a_number_are_whole_numbers_of_its_last_bit(dtype: Any, ab
 
 def test_duals_of_more_bits_outlive_a_second_refinement() -> None:
     """One block of these needs Python's integers, and others, whose duals were rounded then, need them later."""
-    rng = np.random.default_rng(118)
-    levels_ = rng.choice([5, 9, 30, 120])
+    rng = np.random.default_rng(4417)
+    levels_ = rng.choice([5, 9, 30, 120, 300])
     weights = rng.integers(-levels_, levels_ + 1, (32, 64)) * [0.1, 1 / 3, 0.7, 0.0137][rng.integers(4)]
-    solution = nmflow.solve(weights, 4, 8, scores=weights, fill="at-most")
+    solution = nmflow.solve(weights, 4, 8, scores=weights)
     assert solution.stats["rounded"]
     assert solution.stats["integers"]
-    grade = nmflow.certify(weights, solution.mask, 4, 8, fill="at-most")
+    grade = nmflow.certify(weights, solution.mask, 4, 8)
     assert grade.proven
     assert grade.gap == 0.0
 

@@ -14,7 +14,7 @@ from test_levels import check
 
 import nmflow
 from nmflow.errors import NonFiniteError
-from nmflow.solvers import dual, in_parts, untied
+from nmflow.solvers import dual, in_parts, trial, untied
 from nmflow.solvers.levels import Lattice
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -32,7 +32,8 @@ def codebook(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("signed", [False, True])
-def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool) -> None:
+def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "OPEN", {64: -1.0})  # of half precision few stay open
     weights = codebook((64, 96), 5, dtype, signed=signed)
     solution = check(weights, "4:8", absolute=not signed)
     # no lane holds 53 bits

@@ -100,7 +100,7 @@ def _finishing() -> int:
             at_kept, exact, near, begun, scratch,
         ) = read_words(job, job_size)  # fmt: skip
         _, widen, item, rows, cols, r, c, room, row_fill, col_fill = read_words(plan, plan_size)
-        re, ce, rounded = row_fill == 2, col_fill == 2, near != 0
+        re, ce, both, rounded = row_fill == 2, col_fill == 2, col_fill != 0, near != 0
         first, wide = -(-rows // WIDTH) * WIDTH, -(-cols // WIDTH) * WIDTH
         nodes, longer = first + wide + WIDTH, max(first, wide)
         at_line = scratch
@@ -140,16 +140,16 @@ def _finishing() -> int:
             )  # fmt: skip
             while _some_left(need):
                 # a path of some length moves the duals onto scores; all that are no longer then go along ties
-                if re and ce and send_along_ties(
+                if both and send_along_ties(
                     row_words, col_words, row_ties, col_ties, need, previous, queue, rows, cols
-                ):  # fmt: skip
-                    break
+                ) and not _some_left(need):  # fmt: skip
+                    break  # the slack node has nothing to send either
                 if not send_shortest(
                     at_line, at_turned, row, col, at_u, at_v, row_words, col_words, need, loose, keys, dist, previous,
                     at_keys, at_dist, at_previous, rows, cols, re, ce,
                 ):  # fmt: skip
                     break
-                if re and ce:
+                if both:
                     find_ties(at_line, at_turned, row, col, at_u, at_v, row_ties, col_ties, rows, cols)
             for i in range(rows):
                 write_bits(row_words[i], place + i * mask_step, cols)

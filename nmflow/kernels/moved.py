@@ -16,7 +16,7 @@ from nmflow.kernels.segments import BIAS, BITS, VECTOR
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.tied import Width, width_of
 
-__all__ = ["ZOOM", "add_duals", "magnify_lanes", "move_lanes"]
+__all__ = ["ZOOM", "add_duals", "ends", "magnify_lanes", "move_lanes"]
 
 ZOOM = 6
 """Bits by which what is left of moved numbers is magnified each time."""
@@ -49,19 +49,18 @@ def _offset(emit: Emitter, lanes: Width, address: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def magnify_lanes(typing, numbers, moved, u, v, offsets, down, rows, cols, wide):  # type: ignore[no-untyped-def]
-    """Write what is left of moved numbers beside their duals, magnified and cut off at 15 bits.
+def magnify_lanes(typing, numbers, moved, u, v, offsets, down, bits, rows, cols, wide):  # type: ignore[no-untyped-def]
+    """Write what is left of moved numbers beside their duals, magnified and cut off at `bits`.
 
     Wide: numbers plus offsets less u + v, `down` bits of them dropped. Narrow: what is left is in `moved` already, but
     for duals u and v of it, 16 bits each; offsets : the part of them that had no room before.
     """
     rows_, cols_, lanes = literal(rows), literal(cols), width_of(wide)
-    most = 1 << 14 if lanes.wide else 1 << (14 - ZOOM)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        numbers, moved, u, v, offsets, down = args[:6]
-        high, low = lanes.splat(emit, most - 1), lanes.splat(emit, -most)
+        numbers, moved, u, v, offsets, down, bits = args[:7]
+        high, low = ends(emit, lanes, bits)
         down = lanes.broadcast(emit, down)
         with loop(builder, rows_) as turn:
             source = lanes.ahead(emit, numbers if lanes.wide else moved, turn, cols_)
@@ -81,7 +80,15 @@ def magnify_lanes(typing, numbers, moved, u, v, offsets, down, rows, cols, wide)
                 emit.store(rest, emit.at(to, j * VECTOR), VECTOR)
         return context.get_dummy_value()
 
-    return types.none(numbers, moved, u, v, offsets, down, rows, cols, wide), codegen
+    return types.none(numbers, moved, u, v, offsets, down, bits, rows, cols, wide), codegen
+
+
+def ends(emit: Emitter, lanes: Width, bits: Any) -> tuple[Any, Any]:
+    """The largest and the least number of so many bits and a sign, before it is magnified where lanes are narrow."""
+    builder = emit.builder
+    top = builder.shl(ir.Constant(I64, 1), bits if lanes.wide else builder.sub(bits, ir.Constant(I64, ZOOM)))
+    high = builder.sub(top, ir.Constant(I64, 1))
+    return lanes.broadcast(emit, high), lanes.broadcast(emit, builder.neg(top))
 
 
 @intrinsic(prefer_literal=True)

@@ -89,9 +89,11 @@ def read_lattice(  # type: ignore[no-untyped-def]
 
 @intrinsic(prefer_literal=True)
 def read_cut(  # type: ignore[no-untyped-def]
-    typing, scores, stride, numbers, grains, inexact, lows, shifts, scales, units, kind, rows, cols, absolute
+    typing, scores, stride, numbers, grains, inexact, lows, shifts, scales, units, kind, rows, cols, absolute, zero
 ):
     """Read 32 neighbouring blocks into wide lanes: scores cut to whole steps below, less the least, in 28 bits.
+
+    zero : whether the least and the largest are taken with a score of 0, so that there is a number for it.
 
     With a step of 28 bits below a block's largest magnitude, and q = floor(S / step), a lane holds (q - low) << shift;
     the shift uses all of the bits. grains : as `read_lattice`. inexact : address of three lane vectors: the least and
@@ -110,7 +112,7 @@ def read_cut(  # type: ignore[no-untyped-def]
         inverted = inverse(emit, unit, kind_)
         steps, back = ([spread_over(emit, x, k, cols_) for k in range(cols_)] for x in (unit, inverted))
         most, least = lanes.splat(emit, 2**31 - 1), lanes.splat(emit, -(2**31))
-        low, high = emit.variable(most), emit.variable(least)
+        low, high = (emit.variable(lanes.splat(emit, 0) if literal(zero) else end) for end in (most, least))
         ends = [[emit.variable(most), emit.variable(least)] for _ in range(cols_)]
         at = emit.variable(scores)
         with loop(builder, rows_) as turn:
@@ -163,5 +165,7 @@ def read_cut(  # type: ignore[no-untyped-def]
         lanes.store(emit, step, inexact, 2)
         return context.get_dummy_value()
 
-    arguments = (scores, stride, numbers, grains, inexact, lows, shifts, scales, units, kind, rows, cols, absolute)
+    arguments = (
+        scores, stride, numbers, grains, inexact, lows, shifts, scales, units, kind, rows, cols, absolute, zero,
+    )  # fmt: skip
     return types.none(*arguments), codegen

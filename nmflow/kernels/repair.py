@@ -111,8 +111,9 @@ def find_ties(lines, turned, u, v, at_u, at_v, row_ties, col_ties, rows, cols): 
 
 @part
 def send_along_ties(row_words, col_words, row_ties, col_ties, need, previous, queue, rows, cols):  # type: ignore[no-untyped-def]
-    """Under exact fill, send what nodes have to where it lacks along arcs of no cost; whether nothing is left.
+    """Send what rows and columns have to where it lacks along arcs of no cost; whether they have nothing left.
 
+    Under at-most fill the slack node takes no part: what it has, or lacks, is left to `send_shortest`.
     Ties that a line keeps already, or not yet, are dropped from the words. previous, queue : workspace.
     """
     first = -(-rows // WIDTH) * WIDTH

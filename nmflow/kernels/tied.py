@@ -109,18 +109,19 @@ def round_lanes(typing, duals, grains, least, count, wide):  # type: ignore[no-u
 
 
 @intrinsic(prefer_literal=True)
-def correct_lanes(typing, numbers, words, u, v, inexact, rows, cols, wide):  # type: ignore[no-untyped-def]
+def correct_lanes(typing, numbers, words, u, v, inexact, limits, rows, cols, wide, loose):  # type: ignore[no-untyped-def]
     """One sweep over the rows: u to the least x - v that is kept, v up to every x - u that is not.
 
+    limits : if `loose`, address of a lane vector for each row, the most that u may be.
     inexact : address of three lane vectors, read where lanes are wide: numbers from the first to the second may stand
     for more than they are, by less than the third. Returns the bits of the lanes in which some v moved.
     """
-    rows_, cols_, lanes = literal(rows), literal(cols), width_of(wide)
+    rows_, cols_, lanes, loose_ = literal(rows), literal(cols), width_of(wide), bool(literal(loose))
     parts = words_in_row(cols_)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        numbers, words, u, v, inexact = args[:5]
+        numbers, words, u, v, inexact, limits = args[:6]
         none, top = lanes.splat(emit, 0), lanes.splat(emit, lanes.top)
         held = [emit.variable(lanes.load(emit, v, j)) for j in range(cols_)] if cols_ <= HELD else None
         changed = emit.variable(none)
@@ -139,7 +140,7 @@ def correct_lanes(typing, numbers, words, u, v, inexact, rows, cols, wide):  # t
                 )
                 for j in range(cols_)
             ]
-            least = top
+            least = lanes.load(emit, lanes.ahead(emit, limits, turn)) if loose_ else top
             for j in range(cols_):
                 rest = lanes.less(emit, lanes.load(emit, line, j), dual(j))
                 least = emit.call("llvm.smin", least, builder.select(kept[j], rest, top))
@@ -163,7 +164,7 @@ def correct_lanes(typing, numbers, words, u, v, inexact, rows, cols, wide):  # t
         moved = builder.icmp_signed("!=", builder.load(changed), none)
         return builder.zext(builder.bitcast(moved, I32), I64)
 
-    return types.int64(numbers, words, u, v, inexact, rows, cols, wide), codegen
+    return types.int64(numbers, words, u, v, inexact, limits, rows, cols, wide, loose), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -186,22 +187,36 @@ def restore_lanes(typing, duals, saved, chosen, count, wide):  # type: ignore[no
 
 @intrinsic(prefer_literal=True)
 def conclude_lanes(  # type: ignore[no-untyped-def]
-    typing, scores, stride, mask, mask_stride, u, v, words, faults, changed, part, room, sums, here,
-    kind, rows, cols, absolute, wide,
+    typing, scores, stride, mask, mask_stride, u, v, slack, words, faults, changed, part, room, sums, here,
+    kind, rows, cols, absolute, wide, loose,
 ):  # fmt: skip
     """Write the masks of 32 neighbouring blocks; the bits of those of the first `here` lanes that are not proven.
 
     A block is proven where its last sweep changed nothing, it has no fault, its column duals are within the limit, and
     the largest remainders of its row and its column duals to multiples of `part` + 1, a power of two, add up to less
-    than `room`. sums : address of 32 float64, to which the kept scores of the blocks that are proven are added.
+    than `room`. slack : if `loose`, address of a lane vector that is taken from column duals and added to row duals.
+    sums : address of 32 float64, to which the kept scores of the blocks that are proven are added.
     """
     kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
-    lanes = width_of(wide)
+    lanes, loose_ = width_of(wide), bool(literal(loose))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        scores, stride, mask, mask_stride, u, v, words, faults, changed, part, room, sums, here = args[:13]
+        scores, stride, mask, mask_stride, u, v, slack, words, faults, changed, part, room, sums, here = args[:14]
         none = lanes.splat(emit, 0)
+        high = low = lanes.load(emit, v)
+        for j in range(1, cols_):
+            high = emit.call("llvm.smax", high, lanes.load(emit, v, j))
+            low = emit.call("llvm.smin", low, lanes.load(emit, v, j))
+        proven = builder.and_(
+            builder.icmp_signed("<=", high, lanes.splat(emit, lanes.limit)),
+            builder.icmp_signed(">=", low, lanes.splat(emit, -lanes.limit)),
+        )
+        for duals, lines, move in ((u, rows_, builder.add), (v, cols_, builder.sub)) if loose_ else ():
+            share = lanes.load(emit, slack)
+            with loop(builder, lines) as turn:
+                at = lanes.ahead(emit, duals, turn)
+                lanes.store(emit, move(lanes.load(emit, at), share), at)
         part, room = lanes.broadcast(emit, part), lanes.broadcast(emit, room)
         whole = builder.add(part, lanes.splat(emit, 1))
         rests = []
@@ -212,13 +227,7 @@ def conclude_lanes(  # type: ignore[no-untyped-def]
                 rest = emit.call("llvm.smin", rest, builder.sub(whole, rest))
                 builder.store(emit.call("llvm.smax", builder.load(largest), rest), largest)
             rests.append(builder.load(largest))
-        proven = builder.icmp_signed("<", builder.add(*rests), room)
-        high = low = lanes.load(emit, v)
-        for j in range(1, cols_):
-            high = emit.call("llvm.smax", high, lanes.load(emit, v, j))
-            low = emit.call("llvm.smin", low, lanes.load(emit, v, j))
-        proven = builder.and_(proven, builder.icmp_signed("<=", high, lanes.splat(emit, lanes.limit)))
-        proven = builder.and_(proven, builder.icmp_signed(">=", low, lanes.splat(emit, -lanes.limit)))
+        proven = builder.and_(proven, builder.icmp_signed("<", builder.add(*rests), room))
         right = emit.load(faults, vector(I16, LANES), VECTOR)
         proven = builder.and_(proven, builder.icmp_signed("==", right, emit.splat(I16, LANES, 0)))
         still = builder.bitcast(builder.not_(builder.trunc(changed, I32)), proven.type)
@@ -228,7 +237,7 @@ def conclude_lanes(  # type: ignore[no-untyped-def]
         return builder.zext(builder.bitcast(builder.and_(builder.not_(proven), real), I32), I64)
 
     arguments = (
-        scores, stride, mask, mask_stride, u, v, words, faults, changed, part, room, sums, here,
-        kind, rows, cols, absolute, wide,
+        scores, stride, mask, mask_stride, u, v, slack, words, faults, changed, part, room, sums, here,
+        kind, rows, cols, absolute, wide, loose,
     )  # fmt: skip
     return types.int64(*arguments), codegen

@@ -26,14 +26,15 @@ from nmflow.kernels.segments import BIAS
 from nmflow.kernels.share import PART, SUMS, move_open
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.tied import Width
-from nmflow.kernels.untie_pass import Room, lane_out, rounds_to_untie, untie_pass
+from nmflow.kernels.untie_pass import lane_out, rounds_to_untie, untie_pass
+from nmflow.kernels.untie_room import Room
 
 __all__ = ["untie_kernel", "untie_scratch"]
 
 JOB = (
     "plan", "scores", "stride", "mask", "mask_stride", "grid_rows", "grid_cols", "blocks", "block_u", "block_v",
-    "numbers", "sums", "offsets", "more_offsets", "shift", "least", "spared", "spare", "zooms", "keep", "share_rows",
-    "scratch", "scratch_size", "coarse", "fine", "step", "low", "largest", "next",
+    "numbers", "sums", "offsets", "more_offsets", "shift", "least", "spared", "spare", "zooms", "fill_first",
+    "keep", "share_rows", "scratch", "scratch_size", "coarse", "fine", "step", "low", "largest", "next",
 )  # fmt: skip
 """What a job says; the last numbers but one are float64, and the last the next share to take."""
 PLAN = 23
@@ -50,9 +51,10 @@ def untie_scratch(kind: str, block_shape: tuple[int, int]) -> int:
 
 @once
 def untie_kernel(
-    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, absolute: bool, lattice: bool, wide: bool
-) -> tuple[int, int]:
-    """Compile for one kind of scores and one pattern with exact fill; scores on a lattice, or cut, which is wide.
+    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, at_most: bool, absolute: bool,
+    lattice: bool, wide: bool,
+) -> tuple[int, int]:  # fmt: skip
+    """Compile for one kind of scores and one pattern; scores on a lattice, or cut, which is wide.
 
     Returns
     -------
@@ -63,16 +65,18 @@ def untie_kernel(
 
         blocks: int64, output: those that stay open. block_u, block_v : (n_blocks, rows) and (n_blocks, cols) float64,
         output: duals of the blocks, of those that stay open if not `keep`, in their order. On a lattice these are duals
-        of T - low, and numbers, (n_blocks, rows, cols) int16, or int32 if wide, holds T - low of blocks that stay open.
+        of T, and numbers, (n_blocks, rows, cols) int16, or int32 if wide, holds T - low of blocks that stay open.
         Their masks say which ties to keep. offsets : (rows, cols) of numbers as lanes hold them; more_offsets : if
         narrow, what is left of them in parts of 64, and of 4096. coarse, fine, step, low, largest, shift: see
         `read_lattice`. least : a power of two, of which column duals are multiples before they are corrected; spared,
-        spare : see `conclude_lanes`. zooms : times that what is left is magnified.
+        spare : see `conclude_lanes`. zooms : times that what is left is magnified. fill_first : under
+        at-most fill, whether blocks are untied as if lines had to be full; duals that are not negative prove it then.
     """
     kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols, wide)
     operations = (
-        untie_pass(kind_name, rows, cols, row_budget, col_budget, absolute, lattice, wide),
-        ascent_of(rows, cols, row_budget, col_budget, 0, 0, 0), mend_kernel(), lane_out(rows, cols, lattice, wide),
+        untie_pass(kind_name, rows, cols, row_budget, col_budget, at_most, absolute, lattice, wide),
+        ascent_of(rows, cols, row_budget, col_budget, 0, int(at_most), int(at_most)),
+        mend_kernel(), lane_out(rows, cols, lattice, wide),
         gather_blocks(cols * kind.itemsize), put_blocks(cols),
     )  # fmt: skip
     plan = np.array([
@@ -86,7 +90,7 @@ def untie_kernel(
 @part
 def _untie_share(  # type: ignore[no-untyped-def]
     plan, scratch, scores, stride, mask, mask_stride, grid_cols, blocks, count, block_u, block_v, numbers, sums,
-    offsets, more_offsets, shift, least, spared, spare, zooms, keep, coarse, fine, step, low, largest,
+    offsets, more_offsets, shift, least, spared, spare, zooms, fill_first, keep, coarse, fine, step, low, largest,
 ):  # fmt: skip
     """Untie `count` blocks; how many stay open, or -1."""
     (
@@ -113,7 +117,7 @@ def _untie_share(  # type: ignore[no-untyped-def]
         )
         open_lanes = call(pass_at, (
             room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, spared, spare, zooms,
-            ascent, mending, rounds, coarse, fine, step, low, largest,
+            fill_first, ascent, mending, rounds, coarse, fine, step, low, largest,
         ))  # fmt: skip
         if open_lanes < 0:
             return -1
@@ -128,7 +132,7 @@ def _untie_share(  # type: ignore[no-untyped-def]
                 target = mask + s * rows * mask_stride + (b - s * grid_cols) * cols
                 k = b if keep else left
                 if lattice:
-                    unit, plus = 2.0**-shift, 2.0**-shift * lane_bias
+                    unit, plus = 2.0**-shift, 2.0**-shift * lane_bias + low
                 else:  # a block's numbers and duals are of its own steps
                     whole_step = read_float(units + lane * 8)
                     unit = whole_step * 2.0 ** -read_short(shifts + lane * 4)
@@ -154,7 +158,8 @@ def _driver() -> int:
     def untie(job, number):  # type: ignore[no-untyped-def]
         (
             plan, scores, stride, mask, mask_stride, grid_rows, grid_cols, blocks, block_u, block_v, numbers, sums,
-            offsets, more_offsets, shift, least, spared, spare, zooms, keep, share_rows, scratch, scratch_size,
+            offsets, more_offsets, shift, least, spared, spare, zooms, fill_first, keep, share_rows, scratch,
+            scratch_size,
         ) = read_words(job, whole_numbers)  # fmt: skip
         at = job + 8 * whole_numbers
         coarse, fine, step, low, largest = (
@@ -175,7 +180,7 @@ def _driver() -> int:
                 plan, scratch, scores + top * stride, stride, mask + top * mask_stride, mask_stride, grid_cols,
                 blocks + first * 8, min(size, total - first), block_u + first * u_bytes, block_v + first * v_bytes,
                 numbers + first * block_bytes, sums + k * sum_bytes, offsets, more_offsets, shift, least, spared, spare,
-                zooms, keep, coarse, fine, step, low, largest,
+                zooms, fill_first, keep, coarse, fine, step, low, largest,
             )  # fmt: skip
             write_word(state + 8 + k * part_bytes, left)
         if number != last:

@@ -11,16 +11,17 @@ import numpy as np
 
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
-from nmflow.certificate import Proven, block_scores
+from nmflow.certificate import Proven
 from nmflow.duals import Duals
 from nmflow.pattern import Pattern
 from nmflow.solvers.base import ChunkSolution, Solver
 from nmflow.solvers.in_parts import in_parts, is_large
-from nmflow.solvers.judge import fillable, likely_full, plan
+from nmflow.solvers.judge import fillable, likely_full
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.open_blocks import OpenBlocks, room_for_duals
 from nmflow.solvers.paths import augment, finish, in_integers, kept_score
 from nmflow.solvers.settled import settle
+from nmflow.solvers.trial import plan
 from nmflow.solvers.untied import Untied, untie, untie_on
 
 __all__ = ["Dual"]
@@ -59,22 +60,17 @@ class Dual(Solver):
 
     def solve(self, chunk: Chunk) -> ChunkSolution:
         """Ascend, untie or augment; see the class."""
-        if fillable(chunk.pattern) and chunk.state is None and likely_full(chunk, tied=True):
+        if not chunk.exact and fillable(chunk.pattern) and chunk.state is None and likely_full(chunk):
             full = replace(chunk, pattern=Pattern(row=chunk.pattern.row, col=chunk.pattern.col))
-            tied, lattice = plan(full)
-            if tied or not chunk.exact:
-                full = replace(full, duals=chunk.duals or room_for_duals(chunk))
-                untied = None if lattice is None else untie_on(lattice, full)
-                if lattice is None or untied is None:
-                    return self._filled(chunk, self._solved(full, tied=tied))
-                return self._finished(chunk, self._numbered(full, lattice, untied, chunk))
+            full = replace(full, duals=chunk.duals or room_for_duals(chunk))
+            return self._filled(chunk, self._solved(full, tied=False))
         tied, lattice = plan(chunk)
         if tied and is_large(chunk):
             return in_parts(chunk, self.solve)
         if lattice is not None:
             untied = untie_on(lattice, chunk)
             if untied is not None:
-                return self._numbered(chunk, lattice, untied)
+                return self._finished(chunk, self._numbered(chunk, lattice, untied))
         return self._solved(chunk, tied=tied)
 
     def _filled(self, chunk: Chunk, full: ChunkSolution) -> ChunkSolution:
@@ -103,7 +99,9 @@ class Dual(Solver):
         start = Duals(blocks=left, block_row=u, block_col=v)
         proven = finish(chunk, start, begun=False)
         proven = proven._replace(objective=full.proven.objective + proven.objective)
-        counts = {**full.counts, "augmented": full.counts.get("augmented", 0) + len(left)}
+        counts = dict(full.counts)
+        if "tied" not in counts:  # through what is left of those paths were sent before
+            counts["augmented"] = counts.get("augmented", 0) + len(left)
         return ChunkSolution(full.duals.updated(start), counts=counts, proven=proven)
 
     def augment(self, chunk: Chunk) -> ChunkSolution:
@@ -112,31 +110,26 @@ class Dual(Solver):
         nothing = np.zeros((len(blocks), rows)), np.zeros((len(blocks), cols))
         return self._augmented(chunk, blocks, Duals(None, None, blocks, *nothing), {})
 
-    def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied, at_most: Chunk | None = None) -> ChunkSolution:
-        """Send paths through what whole numbers left open, in these numbers; what that proves of the scores.
-
-        at_most : the chunk under that fill, where it is to be proven under it.
-        """
+    def _numbered(self, chunk: Chunk, lattice: Lattice, untied: Untied) -> ChunkSolution:
+        """Send paths through what whole numbers left open, in these numbers; what that proves of the scores."""
         open_ = Duals(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
         counts, kept, others = {"tied": chunk.n_blocks - len(untied.blocks)}, untied.kept, untied.blocks
         if len(untied.blocks):
             counts["augmented"] = len(untied.blocks)
-            added, others = finish(chunk, open_, untied.numbers, holds=partial(lattice.near, largest=untied.largest))
+            near = lattice.near if chunk.pattern.fill == "exact" else lattice.is_near
+            holds = partial(near, largest=untied.largest)
+            added, others = finish(chunk, open_, untied.numbers, lattice.low, holds=holds)
             kept += added
-        # where nobody asks for duals, only those to go on from
-        blocks = others if chunk.duals is None else np.arange(chunk.n_blocks)
-        u, v = untied.every.updated(open_).gather(chunk, blocks)
-        if at_most is not None:
-            proven, left = _levelled(at_most, lattice, untied.largest, u, v)
-            proven[np.setdiff1d(others, left)] = False  # but for those that were solved anew
-            others, kept = np.flatnonzero(~proven), kept_score(chunk, np.flatnonzero(proven))
-            counts["augmented"] = len(np.union1d(untied.blocks, left))
-            counts["tied"] = chunk.n_blocks - counts["augmented"]
-            if at_most.duals is None:
-                blocks, u, v = others, u[others], v[others]
-        (u, u_lost), (v, v_lost) = lattice.dual(u, lattice.low), lattice.dual(v)
-        if u_lost.any() or v_lost.any():
-            counts["rounded"] = int((u_lost.any(axis=1) | v_lost.any(axis=1)).sum())
+        if chunk.duals is None:  # only those to go on from
+            blocks, (u, v) = others, open_.gather(chunk, others)
+        else:
+            blocks, (u, v) = np.arange(chunk.n_blocks), untied.every
+            u[untied.blocks], v[untied.blocks] = untied.u, untied.v
+        lost = np.zeros(len(blocks), np.uint8)
+        lattice.to_scores(u, lost)
+        lattice.to_scores(v, lost)
+        if lost.any():
+            counts["rounded"] = int(lost.sum())
         return ChunkSolution(Duals(blocks=blocks, block_row=u, block_col=v), counts=counts, proven=Proven(kept, others))
 
     def _solved(self, chunk: Chunk, *, tied: bool) -> ChunkSolution:
@@ -147,8 +140,10 @@ class Dual(Solver):
                 return ChunkSolution(finite=False)
             counts = {"tied": chunk.n_blocks - len(untied.blocks)}
             row, col = chunk.duals or (None, None)
-            known = untied.every._replace(row=row, col=col)
-            start = known._replace(blocks=untied.blocks, block_row=untied.u, block_col=untied.v)
+            known = start = Duals(row, col, untied.blocks, untied.u, untied.v)
+            if chunk.duals is not None:
+                u, v = untied.every
+                known = start._replace(blocks=np.arange(chunk.n_blocks), block_row=u, block_col=v)
             return self._ended(chunk, known, start, (untied.kept, 0.0), counts, begun=True)
         todo = OpenBlocks(chunk)
         if not chunk.exact:  # scores that were rounded are compared as floats, where a tie proves nothing
@@ -204,16 +199,3 @@ class Dual(Solver):
             blocks = blocks[ended != EXACT]
         if len(blocks):
             yield duals._replace(special={**(duals.special or {}), **in_integers(chunk, blocks, duals)})
-
-
-def _levelled(chunk: Chunk, lattice: Lattice, largest: int, u: Array, v: Array) -> tuple[Array, Array]:
-    """Which blocks duals of T - low, changed in place, prove under at-most fill; and those that were solved anew."""
-    good = lattice.level(u, v, largest)
-    left = np.flatnonzero(~good)
-    if len(left):
-        row, col = u[left] + lattice.low, v[left]
-        start = Duals(blocks=left, block_row=row, block_col=col)
-        open_ = finish(chunk, start, lattice.whole(block_scores(chunk, left)), begun=False).others
-        good[left] = lattice.is_near(row, col, largest) & ~np.isin(left, open_)
-        u[left], v[left] = row - lattice.low, col
-    return good, left

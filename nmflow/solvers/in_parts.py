@@ -39,7 +39,7 @@ def in_parts(chunk: Chunk, solve: Callable[[Chunk], ChunkSolution]) -> ChunkSolu
         others.append(found.proven.others + first * wide)
         _, _, blocks, u, v, _ = found.duals
         if blocks is not None and u is not None and v is not None:
-            apart.append((blocks + first * wide, u.copy(), v.copy()))  # the next part takes the memory of this one
+            apart.append((blocks + first * wide, u, v))
     duals = Duals(*(chunk.duals or (None, None)))
     if apart:
         blocks, u, v = (np.concatenate(arrays) for arrays in zip(*apart, strict=True))

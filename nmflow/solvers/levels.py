@@ -63,22 +63,14 @@ class Lattice:
         """Whether the numbers are their T times `fine`."""
         return self.coarse == self.step * self.fine
 
-    def dual(self, duals: Array, low: int = 0) -> tuple[Array, Array]:
-        """Duals of S from those of T - low, as float64, and where they are rounded."""
-        duals = duals.astype(np.float64) + low
-        if self.linear:
-            return duals * self.fine, np.zeros(duals.shape, np.bool_)
-        steps = np.rint(duals / self.step)
-        rest, (high, less) = duals - steps * self.step, self._halves
-        both, lost = _two_sum(steps * less, rest * self.fine)
-        total, lost_too = _two_sum(steps * high, both)
-        return total, (lost != 0) | (lost_too != 0)
+    def to_scores(self, duals: Array, lost: Array) -> None:
+        """Make duals of S from those of T, shape (k, lines), in place; lost, (k,) uint8: set to 1 where some rounds."""
+        from nmflow.kernels.lattice_duals import lattice_duals_kernel
 
-    def whole(self, values: Array) -> Array:
-        """T of numbers that are near the lattice, as float64: exactly."""
-        steps, (high, less) = np.rint(values / self.coarse), self._halves
-        rest: Array = ((values - steps * high) - steps * less) / self.fine
-        return steps * self.step + rest
+        if self.linear:
+            duals *= self.fine
+        else:
+            lattice_duals_kernel()(duals, float(self.step), *self._halves, self.fine, lost)
 
     @property
     def _halves(self) -> tuple[float, float]:
@@ -102,25 +94,6 @@ class Lattice:
         """The same without a shift."""
         near: Array = self._rests(u) + self._rests(v) + largest < self.step
         return near | self.linear
-
-    def level(self, u: Array, v: Array, largest: int) -> Array:
-        """Move what rows and columns share so that no dual is negative; where that is so, shape (k,).
-
-        u, v : duals of T - low, changed in place. Duals of S have the signs of those of T. Moved by whole steps their
-        remainders to a step stay what they are, so that what is proven of S stays proven; by less than a step where
-        that is not enough, if it leaves them small.
-        """
-        least_u, least_v = _turned(u).min(axis=0) + self.low, _turned(v).min(axis=0)
-        middle = (least_v - least_u) / 2
-        share = np.rint(middle / self.step) * self.step
-        good: Array = (least_u + share >= 0) & (least_v - share >= 0)
-        other = np.flatnonzero(~good)
-        share[other] = np.rint(middle[other])
-        u += share[:, None]
-        v -= share[:, None]
-        nonnegative = (least_u[other] + share[other] >= 0) & (least_v[other] - share[other] >= 0)
-        good[other] = nonnegative & self.is_near(u[other], v[other], largest)
-        return good
 
     def _rests(self, duals: Array) -> Array:
         """The largest remainder of the duals of each block, shape (k, lines), to a multiple of a step."""
@@ -191,10 +164,3 @@ def _near_lattice(distinct: Array, numbers: Array, dtype: np.dtype[Any], room: i
 def _turned(lines: Array) -> Array:
     """A row for each line of a block: NumPy takes far longer to fold many short rows than a few long ones."""
     return np.ascontiguousarray(lines.T)
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Sum, and its rounding error, exactly (Knuth)."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)

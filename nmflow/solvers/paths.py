@@ -28,14 +28,14 @@ LARGEST = 1 << 53
 
 
 def finish(
-    chunk: Chunk, open_: Duals, numbers: Array | None = None, *, holds: Callable[[Array, Array], Array] | None = None,
-    begun: bool = True,
+    chunk: Chunk, open_: Duals, numbers: Array | None = None, low: int = 0, *,
+    holds: Callable[[Array, Array], Array] | None = None, begun: bool = True,
 ) -> Proven:  # fmt: skip
     """Send paths through blocks that stand apart, to optimal duals; which of them are proven.
 
-    numbers : shape (k, R, C), what to read instead of the scores. holds : says of duals of some of these, which it may
-    change in place, whether what they prove is proven of the scores; without it, what is kept is of the numbers.
-    begun : whether masks say which ties to keep.
+    numbers : shape (k, R, C), what to read instead of the scores, less `low`. holds : says of duals of some of these,
+    which it may change in place, whether what they prove is proven of the scores; without it, what is kept is of the
+    numbers. begun : whether masks say which ties to keep.
     """
     pattern, blocks, u, v = chunk.pattern, open_.blocks, open_.block_row, open_.block_col
     if blocks is None or u is None or v is None:
@@ -50,7 +50,7 @@ def finish(
     def finish_some(part: slice) -> float:
         names, row, col = np.ascontiguousarray(blocks[part], np.int64), u[part], v[part]
         verdicts, kept = flags[part], np.zeros(1)
-        some = None if numbers is None else np.ascontiguousarray(numbers[part], np.float64)
+        some = None if numbers is None else np.add(numbers[part], low, dtype=np.float64, order="C")
         lists = names.ctypes.data, row.ctypes.data, col.ctypes.data, 8, len(names)
         left = _finish(chunk, some, (*lists, verdicts.ctypes.data, kept.ctypes.data), near=near, begun=begun)
         if left:

@@ -83,41 +83,44 @@ def _way(kind: str, pattern: Pattern, absolute: bool, exact: bool, moved: bool) 
     )  # fmt: skip
 
 
-def settle(chunk: Chunk, todo: OpenBlocks) -> int:
-    """Ascend, make masks and prove them; how many blocks are open.
+def settle(chunk: Chunk, todo: OpenBlocks, *, paths: bool = True) -> int:
+    """Ascend, make masks and prove them; how many blocks are open, or below 0 if a score is not finite.
 
     All blocks are settled if `todo` is empty, else those in it, from their duals. It holds what is open then.
+    paths : whether paths may be sent through a few blocks.
     """
     scores, mask, digits, exact = chunk.scores, chunk.mask, likely_digits(chunk), chunk.exact
     way = _way(chunk.kind, chunk.pattern, chunk.absolute, exact, digits <= FEW_DIGITS)
-    fill_first = int(way.loose and likely_full(chunk, tied=False))
+    fill_first = int(way.loose and likely_full(chunk))
     tall, wide = chunk.grid
     shares, share_rows = chunk.shares
     warm_v = 0 if chunk.warm is None else chunk.warm.ctypes.data
     dense = (0, 0) if todo.dense is None else tuple(side.ctypes.data for side in todo.dense)
-    few = min(way.few, chunk.n_blocks // 2) if todo.dense is None else 0
+    few = min(way.few, chunk.n_blocks // 2) if paths and todo.dense is None else 0
     where = (
         way.plan, scores.ctypes.data, scores.strides[0], mask.ctypes.data, mask.strides[0], *dense, warm_v, tall, wide,
         *todo.addresses,
     )  # fmt: skip
 
-    def go_on(zoom: int, last_zoom: int, zoom_step: int, *, paths: bool = False) -> int:
+    def go_on(zoom: int, last_zoom: int, zoom_step: int, *, send: bool = False) -> int:
         listed, finish = todo.count, _paths.get(way.plan, 0)
-        parts, size = way.cut_list(listed, paths) if listed else (shares, share_rows * wide)
+        parts, size = way.cut_list(listed, send) if listed else (shares, share_rows * wide)
         threads = min(chunk.threads, parts)
         _, scratch = held("scratch", way.scratch * threads)
         job = (
             *where, listed, todo.kept_at, int(exact), fill_first, last_zoom, zoom_step, digits, way.offsets,
-            share_rows, finish, few if finish else 0, scratch, way.scratch, 0, parts, size, listed, zoom, int(paths),
+            share_rows, finish, few if finish else 0, scratch, way.scratch, 0, parts, size, listed, zoom, int(send),
         )  # fmt: skip
         room = way.part * max(parts, way.most_parts)
         return call_on_threads(way.operation, job, room, threads, wake=scores.size >= LONG_ENTRIES)
 
     todo.count = go_on(*way.zooms)
+    if not paths:
+        return todo.count
     if todo.count > 0 and way.plan not in _paths:
         _, _paths[way.plan] = paths_plan(chunk.kind, chunk.absolute, chunk.pattern)
         if todo.count <= few:
-            todo.count = go_on(*way.zooms, paths=True)
+            todo.count = go_on(*way.zooms, send=True)
     if 2 * todo.count > chunk.n_blocks and exact and likely_distinct(chunk):
         todo.count = go_on(*CLOSE[scores.itemsize])
     return todo.count + todo.augmented

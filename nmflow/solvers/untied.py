@@ -10,8 +10,7 @@ import numpy as np
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.crew import call_on_threads
-from nmflow.duals import Duals
-from nmflow.solvers.judge import by_side
+from nmflow.solvers.judge import by_side, fillable, likely_full
 from nmflow.solvers.levels import Lattice
 from nmflow.solvers.offsets import offsets_of
 from nmflow.solvers.open_blocks import LONG_ENTRIES
@@ -44,8 +43,8 @@ class Untied:
         The others, whose masks say which ties to keep.
     u, v : ndarray of float64, shapes (k, R) and (k, C)
         Their duals to go on from.
-    every : Duals
-        Duals of all, where the chunk asks for them; on a lattice those of T - low.
+    every : pair of ndarray of float64, shapes (n_blocks, R) and (n_blocks, C)
+        Duals of all, where the chunk asks for them, else of none; on a lattice those of T.
     numbers : ndarray of int, shape (k, R, C)
         On a lattice, T - low of the blocks that are open.
     largest : int
@@ -56,7 +55,7 @@ class Untied:
     blocks: Array
     u: Array
     v: Array
-    every: Duals
+    every: tuple[Array, Array]
     numbers: Array
     largest: int = 0
 
@@ -94,8 +93,11 @@ def _untie(
 
     pattern, count, keep = chunk.pattern, chunk.n_blocks, chunk.duals is not None
     shape = rows, cols = pattern.block_shape
-    u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
-    v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
+    if keep:
+        u, v = np.empty((count, rows)), np.empty((count, cols))
+    else:
+        u = workspace("untied row", count * rows, np.float64).reshape(count, rows)
+        v = workspace("untied col", count * cols, np.float64).reshape(count, cols)
     numbers = workspace("numbers", count * rows * cols if lattice else 0, np.int32 if wide else np.int16)
     left, parts, share_rows = np.empty(count, np.int64), *chunk.shares
     sums, least, spared, spare = np.zeros(SUMS * parts), 1, 0, 1
@@ -106,26 +108,25 @@ def _untie(
             spared, spare = least - 1, (lattice.step - largest) << shift
         numeric = lattice.coarse, lattice.fine, float(lattice.step), float(lattice.low), float(largest)
     operation, plan = untie_kernel(
-        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, chunk.absolute, lattice is not None, wide
-    )
+        chunk.kind, *shape, pattern.row_budget, pattern.col_budget, pattern.fill == "at-most", chunk.absolute,
+        lattice is not None, wide,
+    )  # fmt: skip
+    fill_first = fillable(pattern) and likely_full(chunk)
     threads, scratch_size = min(chunk.threads, parts), untie_scratch(chunk.kind, shape)
     _, scratch = held("scratch", threads * scratch_size)
     job = (
         plan, chunk.scores.ctypes.data, chunk.scores.strides[0], chunk.mask.ctypes.data,
         chunk.mask.strides[0], *chunk.grid, left.ctypes.data, u.ctypes.data, v.ctypes.data, numbers.ctypes.data,
-        sums.ctypes.data, offsets.ctypes.data, offsets[1:].ctypes.data, shift, least, spared, spare, zooms, keep,
-        share_rows, scratch, scratch_size, *np.array(numeric).view(np.int64), 0,
+        sums.ctypes.data, offsets.ctypes.data, offsets[1:].ctypes.data, shift, least, spared, spare, zooms, fill_first,
+        keep, share_rows, scratch, scratch_size, *np.array(numeric).view(np.int64), 0,
     )  # fmt: skip
     still = call_on_threads(operation, job, PART * parts, threads, wake=count * rows * cols >= LONG_ENTRIES)
     if still < 0:
         return None
     kept = added(sums)
-    every, left = Duals(), left[:still]
-    if keep:
-        every = Duals(blocks=np.arange(count), block_row=u.copy(), block_col=v.copy())
-        u, v = u[left], v[left]
-    else:
-        u, v = u[:still].copy(), v[:still].copy()
+    left = left[:still]
+    every = (u, v) if keep else (u[:0], v[:0])
+    u, v = (u[left], v[left]) if keep else (u[:still].copy(), v[:still].copy())
     numbers = numbers.reshape(-1, rows, cols)[:still]
     return Untied(kept, left, u, v, every, numbers, largest)
 

@@ -80,6 +80,38 @@ def mostly_zero(shape: Shape, rng: np.random.Generator) -> Array:
     return out
 
 
+def half_zero(shape: Shape, rng: np.random.Generator) -> Array:
+    """Half of the weights were pruned before, wherever they lie."""
+    out = rng.standard_normal(shape, dtype=np.float32)
+    for row in out:
+        row[rng.random(row.shape, dtype=np.float32) < 0.5] = 0.0
+    return out
+
+
+def eight_bits(shape: Shape, rng: np.random.Generator) -> Array:
+    """Normal weights in eight bits, with one scale for all: the largest are three deviations."""
+    return _quantised(rng.standard_normal(shape, dtype=np.float32), 127 / 3, 127)
+
+
+def four_bits(shape: Shape, rng: np.random.Generator) -> Array:
+    """Normal weights in four bits, with a scale for each 128 of a row, as such checkpoints have them."""
+    out = _quantised(rng.standard_normal(shape, dtype=np.float32), 7 / 2.7, 7)
+    for row in out:
+        for first in range(0, len(row), 128):
+            row[first : first + 128] *= np.float32(rng.uniform(0.5, 1.0))
+    return out
+
+
+def _quantised(weights: Array, steps: float, most: int) -> Array:
+    """Weights as whole numbers of steps times their scale, a row at a time; changed in place."""
+    for row in weights:
+        row *= np.float32(steps)
+        np.rint(row, out=row)
+        np.clip(row, -most, most, out=row)
+        row *= np.float32(1 / steps)
+    return weights
+
+
 def rank_one(shape: Shape, rng: np.random.Generator) -> Array:
     rows, cols = (rng.standard_normal(length, dtype=np.float32) for length in shape)
     return np.multiply.outer(rows, cols)
@@ -123,6 +155,9 @@ FAMILIES: dict[str, Callable[[Shape, np.random.Generator], Array]] = {
     "all equal": all_equal,
     "near-constant": near_constant,
     "mostly zero": mostly_zero,
+    "half zero": half_zero,
+    "eight bits": eight_bits,
+    "four bits": four_bits,
     "rank one": rank_one,
     "low rank": low_rank,
     REAL: real_layers,

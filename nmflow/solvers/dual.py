@@ -38,8 +38,9 @@ class Dual(Solver):
        rounds, a few times; over 99% of blocks of Gaussian scores are proven by then. Scores of few bits, bfloat16 say,
        are moved a little there, since many differ by nothing (`nmflow.kernels.grains`).
        Under at-most fill, lines are taken as full at first, which proves most blocks where most scores are above 0.
-    2. Where most scores repeat, all are moved a little from the first, and duals of the true ones follow
-       (`nmflow.kernels.untie`). Scores near a lattice are solved as small whole numbers (`nmflow.solvers.levels`).
+    2. Where scores repeat and many of a few blocks stay open (`nmflow.solvers.trial`), all are moved a little from the
+       first, and duals of the true ones follow (`nmflow.kernels.untie`). Scores near a lattice are solved as small
+       whole numbers (`nmflow.solvers.levels`).
     3. Shortest augmenting paths (`nmflow.kernels.finish`) from those duals settle the others, in float64. O(M^2) a
        path; at most M^2 paths, on Gaussian scores about one; ties are mended without any path of some length.
     4. Blocks that the certificate can't prove then (ties that float64 rounds) are solved by the same paths in 64-bit

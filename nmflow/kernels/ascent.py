@@ -42,14 +42,16 @@ EARLY = 3
 
 @intrinsic(prefer_literal=True)
 def ascend(  # type: ignore[no-untyped-def]
-    typing, ascent, lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead, rows, cols, r, c, free,
+    typing, ascent, lanes, rows_at, cols_at, row_floors, col_floors, rounds, long, ahead, rows, cols, r, c, free,
     clamp_rows, clamp_cols,
 ):  # fmt: skip
     """Rounds of row and column steps of 32 blocks from the column duals that are there, and a last row step.
 
     ascent : what `ascent_of` gives for this pattern; small blocks do without the call. lanes : address of rows x cols
     lane vectors. rows_at, cols_at : of the duals; row duals are only written. row_floors, col_floors : of their least
-    values, where clamped. rounds : at least 1, and none if columns are `free`. ahead : see `nmflow.kernels.ahead`.
+    values, where clamped. rounds : at least 1, and none if columns are `free`; in `long` of them after the first steps
+    are longer, but in the smallest blocks: that gets further in many rounds, and less near in few. ahead : see
+    `nmflow.kernels.ahead`.
     Scores of blocks that `first_bits` gives fewer than 16 have at most 15, so that differences stay within 16, but for
     duals far from the scores, which are poor candidates and no more.
     """
@@ -58,14 +60,14 @@ def ascend(  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if here:
-            _ascend(Emitter(builder), args[1:8], *shape)
+            _ascend(Emitter(builder), args[1:9], *shape)
         else:
-            call_address(builder, args[0], args[1:8])
+            call_address(builder, args[0], args[1:9])
         return context.get_dummy_value()
 
     arguments = (
-        ascent, lanes, rows_at, cols_at, row_floors, col_floors, types.int64, types.int64, rows, cols, r, c, free,
-        clamp_rows, clamp_cols,
+        ascent, lanes, rows_at, cols_at, row_floors, col_floors, types.int64, types.int64, types.int64, rows, cols,
+        r, c, free, clamp_rows, clamp_cols,
     )  # fmt: skip
     return types.none(*arguments), codegen
 
@@ -76,26 +78,26 @@ def ascent_of(rows: int, cols: int, r: int, c: int, free: int, clamp_rows: int, 
 
     Returns
     -------
-    operation (lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead) -> 0
+    operation (lanes, rows_at, cols_at, row_floors, col_floors, rounds, long, ahead) -> 0
     """
     if rows * cols <= IN_REGISTERS:
         return 0
 
-    def rise(lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead):  # type: ignore[no-untyped-def]
+    def rise(lanes, rows_at, cols_at, row_floors, col_floors, rounds, long, ahead):  # type: ignore[no-untyped-def]
         ascend(
-            0, lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead,
+            0, lanes, rows_at, cols_at, row_floors, col_floors, rounds, long, ahead,
             rows, cols, r, c, free, clamp_rows, clamp_cols,
         )  # fmt: skip
         return 0
 
-    return operation(rise, 7)
+    return operation(rise, 8)
 
 
 def _ascend(
     emit: Emitter, addresses: Any, rows: int, cols: int, r: int, c: int, free: int, clamp_rows: int, clamp_cols: int
 ) -> None:
     builder = emit.builder
-    lanes, rows_at, cols_at, row_floors, col_floors, rounds, ahead = addresses
+    lanes, rows_at, cols_at, row_floors, col_floors, rounds, long, ahead = addresses
     kind = vector(I16, LANES)
     sides = (
         _Side(rows, cols, r, cols * VECTOR, VECTOR, rows_at, cols_at, row_floors if clamp_rows else None),
@@ -131,8 +133,7 @@ def _ascend(
     if not free:
         half(1, None, parts)
         with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))) as turn:
-            late = builder.icmp_signed(">=", turn.index, ir.Constant(I64, EARLY))
-            past = emit.broadcast(builder.select(late, ir.Constant(I16, 2), ir.Constant(I16, 3)), LANES)
+            past = _past(emit, turn.index, ir.Constant(I64, 0) if small else long)
             half(0, past, one)
             half(1, past, one)
         half(0, None, parts)
@@ -165,6 +166,15 @@ class _Side:
         if self.floors is None:
             return None
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
+
+
+def _past(emit: Emitter, turn: Any, long: Any) -> tuple[Any, Any]:
+    """How far to step past the midpoint: two parts of the step to it, by how many bits each is shorter."""
+    builder, one, two, three = emit.builder, *(ir.Constant(I16, bits) for bits in (1, 2, 3))
+    is_long = builder.icmp_signed("<", turn, long)
+    early = builder.or_(is_long, builder.icmp_signed("<", turn, ir.Constant(I64, EARLY)))
+    first, second = builder.select(is_long, one, two), builder.select(early, three, two)
+    return emit.broadcast(first, LANES), emit.broadcast(second, LANES)
 
 
 def _parts(builder: Any, rounds: Any) -> Any:
@@ -202,8 +212,7 @@ def _moved(
 ) -> Any:
     """The dual of a line: the midpoint of the budget-th and the next largest, or past it as seen from the old one.
 
-    old, past : None for the midpoint; else the last part of the step past it is `past` bits shorter than the step to
-    it, where a line has more than 16 entries.
+    old, past : None for the midpoint; else what `_past` gives.
     """
     builder, count, budget, full = emit.builder, side.count, side.budget, side.full
 
@@ -229,7 +238,7 @@ def _moved(
     if past:
         # larger blocks gain from a larger step: 1 + 1/4, and 1/8 more, and at last 1/4
         step = less(fresh, old)
-        fresh = more(fresh, builder.ashr(step, emit.splat(I16, LANES, 2)))
+        fresh = more(fresh, builder.ashr(step, past[0]))
         if count > 8:
-            fresh = more(fresh, builder.ashr(step, past if count > 16 else emit.splat(I16, LANES, 3)))
+            fresh = more(fresh, builder.ashr(step, past[1] if count > 16 else emit.splat(I16, LANES, 3)))
     return fresh if floor is None else emit.call("llvm.smax", fresh, floor)

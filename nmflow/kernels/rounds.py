@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["NONE", "Rounds", "rounds_for"]
+__all__ = ["NONE", "USUAL", "Rounds", "rounds_for"]
 
 
 class Rounds(NamedTuple):
@@ -24,6 +24,8 @@ class Rounds(NamedTuple):
     many_open: int
 
 
+USUAL = 3
+"""Rounds for open blocks whose steps are no longer than usual: the first, which has none, and the last two."""
 NONE = Rounds(0, 0, 0, 0, 0, 0)
 ROUNDS = {
     4: Rounds(4, 3, 0, 0, 0, 0),

@@ -82,7 +82,7 @@ def untie_kernel(
     plan = np.array([
         rows, cols, lattice, Width(int(wide)).item, *operations, kind.itemsize, 0 if wide else BIAS, room.u, room.v,
         room.words, room.lows, room.shifts, room.units, room.scores, room.masks, room.ahead,
-        *rounds_to_untie(rows, cols, wide),
+        *rounds_to_untie(rows, cols),
     ], np.int64)  # fmt: skip
     return _driver(), lasting(plan)
 

@@ -14,7 +14,7 @@ from nmflow.kernels.memory import move_bytes
 from nmflow.kernels.mend import faulty_lanes, tie_lanes
 from nmflow.kernels.moved import ZOOM, add_duals, magnify_lanes, move_lanes
 from nmflow.kernels.numbers import read_cut, read_lattice
-from nmflow.kernels.rounds import rounds_for
+from nmflow.kernels.rounds import USUAL, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, BITS, VECTOR, measure_segment
 from nmflow.kernels.single import copy_duals, copy_lane, copy_words
@@ -32,22 +32,22 @@ from nmflow.kernels.untie_room import Room
 
 __all__ = ["lane_out", "rounds_to_untie", "untie_pass"]
 
-SWEEPS = 8
+SWEEPS = 6
 """Most sweeps over the rows in search of duals."""
-MORE_ROUNDS = 5
-"""Rounds of narrow lanes beside those of other scores: what is open then takes longer than to ascend, but in the
-smallest blocks. Wide ones are magnified in any case."""
-LATER_ROUNDS = 8
-"""As many more at most of wide lanes, where groups leave many blocks open, as learned codes do."""
+MORE_ROUNDS, LATER_ROUNDS = 4, 8
+"""Rounds beside those of other scores, but in the smallest blocks: what is open then takes longer than to ascend; and
+as many more at most where groups leave many blocks open."""
+AGAIN_ROUNDS = 5
+"""Most rounds of what is magnified."""
 NEAR = 5
 """Bits by which duals can be larger than scores: where that is beyond float64, they could not be handed out."""
 
 
-def rounds_to_untie(rows: int, cols: int, wide: bool) -> tuple[int, int]:
+def rounds_to_untie(rows: int, cols: int) -> tuple[int, int]:
     """Rounds for the first groups of a share before what is left is magnified, and the most for later ones."""
     side = max(rows, cols)
-    rounds = rounds_for(side).first + (MORE_ROUNDS if side > 4 and not wide else 0)
-    return rounds, rounds + (LATER_ROUNDS if wide else 0)
+    rounds = rounds_for(side).first + (MORE_ROUNDS if side > 4 else 0)
+    return rounds, rounds + LATER_ROUNDS
 
 
 @once
@@ -67,13 +67,13 @@ def untie_pass(
     """
     kind = KINDS[kind_name]
     code, magnitude, broad, loose, cut = kind.code, int(absolute), int(wide), int(at_most), int(not lattice)
-    again_rounds = rounds_for(max(rows, cols)).again
+    again_rounds = min(rounds_for(max(rows, cols)).again, AGAIN_ROUNDS)
     width = Width(broad)
     beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits, vector_bytes = ZOOM, VECTOR
     # what 16 bits lack of a number, above and below
     first_up, moved_bias = (BITS, BIAS) if wide else (0, 0)
-    bits = BITS
+    bits, usual = BITS, USUAL
     large = max(rows, cols) > 8
     lines, entries, most, lowest = rows + cols, rows * cols, SWEEPS, LOWEST
     duals, lane_bytes = lines + 1, width.size
@@ -128,9 +128,10 @@ def untie_pass(
                     more = more_offsets + (zoom - 1) * more_bytes
                     magnify_lanes(room, moved, rows_at, cols_at, more, 0, kept_bits, rows, cols, broad)
                 set_lanes(rows_at, lines, 0)
+            now = again_rounds if zoom else rounds
             ascend(
-                ascent, moved, rows_at, cols_at, floors, floors + rows * vector_bytes, again_rounds if zoom else rounds,
-                room + ahead_in, rows, cols, row_budget, col_budget, 0, loose, loose,
+                ascent, moved, rows_at, cols_at, floors, floors + rows * vector_bytes,
+                now, now - usual, room + ahead_in, rows, cols, row_budget, col_budget, 0, loose, loose,
             )  # fmt: skip
             add_duals(rows_at, u, up, 0 if zoom else moved_bias, rows, broad)
             add_duals(cols_at, v, up, 0, cols, broad)

@@ -17,7 +17,7 @@ from nmflow.crew import call_on_threads
 from nmflow.duals import Duals
 from nmflow.kernels import kept as adding
 from nmflow.kernels.between import between_kernel
-from nmflow.kernels.finish import finish_plan, finish_scratch
+from nmflow.kernels.finish import BEST, finish_plan, finish_scratch
 from nmflow.solvers import dual, paths, settled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,11 +25,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def finish(
     values: Array, u: Array, v: Array, r: int, c: int, *, fill: int = 2, exact: bool = True, begun: Array | None = None,
-    single: int = 0,
+    single: int = 0, best: bool = False,
 ) -> tuple[Array, Array, float]:  # fmt: skip
     """Masks, flags and the kept score of blocks; their duals are changed in place. begun : masks to begin with.
 
-    single : as scores are of float64 (0), or of float32 where duals are wanted (1), or are not (2).
+    single : as scores are of float64 (0), or of float32 where duals are wanted (1), or are not (2). best : whether
+    these masks may be best ones.
     """
     count, rows, cols = values.shape
     mask = np.full((count * rows, cols), 7, np.uint8) if begun is None else begun.reshape(-1, cols).copy()
@@ -42,7 +43,7 @@ def finish(
         operation,
         (
             plan, values.ctypes.data, 8 * cols, 1, 1, mask.ctypes.data, cols, 1, *arrays, exact, single == 1,
-            begun is not None, scratch[0].ctypes.data,
+            BEST if best else begun is not None, scratch[0].ctypes.data,
         ),
         0,
         1,
@@ -86,6 +87,36 @@ def test_every_block_is_proven_in_fractions(
     assert kept == pytest.approx(values[flags == 0][mask[flags == 0] == 1].sum(), rel=1e-12)
     # sums of scores of all sizes round, and what rounding leaves is for other arithmetic
     assert kind == "wide" or not flags.any()
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+@pytest.mark.parametrize(("side", "budget"), [(4, 2), (8, 4), (12, 5), (16, 8)])
+def test_a_best_mask_whose_scores_have_more_bits_than_lanes_stays(side: int, budget: int, fill: str) -> None:
+    """Where many masks are best ones, duals follow from the one that is there; any other goes the long way."""
+    rng = np.random.default_rng(side)
+    codes = np.array([-1.9, -0.7, -0.0031, 0.0007, 0.0031, 0.4, 1.1], np.float32).astype(np.float64)
+    values, fills = codes[rng.integers(0, len(codes), (60, side, side))], 2 if fill == "exact" else 1
+    turned = np.ascontiguousarray(values[:, ::-1, ::-1])
+    nothing = [np.zeros((60, side)) for _ in range(2)]
+    best = finish(turned, *(x.copy() for x in nothing), budget, budget, fill=fills)[0][:, ::-1, ::-1]
+    pattern, stay = Pattern(budget, side, fill=fill), {}
+    for known in (False, True):
+        u, v = (x.copy() for x in nothing)
+        mask, flags, kept = finish(values, u, v, budget, budget, fill=fills, begun=best, best=known)
+        assert not flags.any()
+        assert kept == pytest.approx(values[best == 1].sum(), rel=1e-12)
+        for k in range(60):
+            args = [oracles.exact(x[k], absolute=False) for x in (values, u, v)]
+            assert oracles.proves(args[0], mask[k].astype(bool), pattern, *args[1:])
+        stay[known] = sum(np.array_equal(mask[k], best[k]) for k in range(60))
+    assert stay[True] == 60
+    assert stay[False] < stay[True]
+    worse, rows = best.copy(), np.arange(60)
+    worse[rows, 0] = best[rows, 1]  # rows that changed places: columns keep as many as before
+    worse[rows, 1] = best[rows, 0]
+    mask, flags, kept = finish(values, *(x.copy() for x in nothing), budget, budget, fill=fills, begun=worse, best=True)
+    assert not flags.any()
+    assert kept == pytest.approx(values[best == 1].sum(), rel=1e-12)
 
 
 def test_a_margin_proves_scores_of_53_bits() -> None:

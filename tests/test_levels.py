@@ -278,13 +278,13 @@ def test_neighbours_of_a_number_are_whole_numbers_of_its_last_bit(dtype: Any, ab
 
 def test_duals_of_more_bits_outlive_a_second_refinement() -> None:
     """One block of these needs Python's integers, and others, whose duals were rounded then, need them later."""
-    rng = np.random.default_rng(4417)
-    levels_ = rng.choice([5, 9, 30, 120, 300])
-    weights = rng.integers(-levels_, levels_ + 1, (32, 64)) * [0.1, 1 / 3, 0.7, 0.0137][rng.integers(4)]
-    solution = nmflow.solve(weights, 4, 8, scores=weights)
+    rng = np.random.default_rng(31464)
+    levels_, m = rng.choice([5, 9, 30, 120, 300]), int(rng.choice([4, 8, 16]))
+    weights = rng.integers(-levels_, levels_ + 1, (64, 128)) * rng.choice([0.1, 1 / 3, 0.7, 0.0137, 1 / 7, 1e-3])
+    solution = nmflow.solve(weights, m // 2, m, scores=weights)
     assert solution.stats["rounded"]
     assert solution.stats["integers"]
-    grade = nmflow.certify(weights, solution.mask, 4, 8)
+    grade = nmflow.certify(weights, solution.mask, m // 2, m)
     assert grade.proven
     assert grade.gap == 0.0
 

@@ -127,8 +127,8 @@ def test_budgets_of_rows_and_columns_may_differ() -> None:
 
 @pytest.mark.parametrize("absolute", [True, False])
 def test_scores_with_more_bits_than_lanes_are_not_taken_for_ties(absolute: bool) -> None:
-    """Numbers that 28 bits below the largest cannot tell apart, and that no float may be rounded to."""
-    numbers = np.array([1.0, 1.0 + 2.0**-40, 1.0 + 2.0**-41, 2.0**-29, 2.0**-30, 2.0**-31, 0.0, 5e-324])
+    """Numbers that 30 bits below the largest cannot tell apart, and that no float may be rounded to."""
+    numbers = np.array([1.0, 1.0 + 2.0**-40, 1.0 + 2.0**-41, *2.0 ** -np.arange(28.0, 34.0), 0.0, 5e-324])
     if not absolute:
         numbers = np.concatenate([numbers, -numbers])
     weights = numbers[np.random.default_rng(0).integers(0, len(numbers), (64, 64))]
@@ -257,3 +257,14 @@ def test_parts_whose_blocks_need_integers_are_proven_in_them(monkeypatch: pytest
     assert solution.certificate.proven
     scores = oracles.exact(weights)
     assert scores[solution.mask].sum() == oracles.best_total(scores, pattern)
+
+
+@pytest.mark.parametrize("fill", ["exact", "at-most"])
+def test_signed_scores_of_a_few_binades_are_proven_in_lanes(fill: Any) -> None:
+    """Those near 0 decide: they need all bits that a float32 has below numbers sixteen times as large."""
+    rng = np.random.default_rng(0)
+    whole = np.clip(np.rint(rng.standard_normal((512, 4, 128)) * 2.6), -7, 7)
+    scores = (whole * rng.uniform(0.5, 1, (512, 4, 1))).astype(np.float32).reshape(512, 512)
+    solution = nmflow.solve(scores, 8, 16, scores=scores, fill=fill, duals=True)
+    assert unproven(scores, solution, absolute=False) == 0
+    assert solution.stats["augmented"] < 0.1 * solution.certificate.n_blocks

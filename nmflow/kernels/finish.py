@@ -14,6 +14,7 @@ from nmflow.kernels.bits import WIDTH, read_bits, write_bits
 from nmflow.kernels.block_proof import copy_numbers, prove_block
 from nmflow.kernels.carry import SOON, ask_block, block_at, fill
 from nmflow.kernels.compile import call, lasting, once, operation, part
+from nmflow.kernels.follow import follow_mask
 from nmflow.kernels.gather import widen_block, widen_number
 from nmflow.kernels.memory import (
     move_bytes,
@@ -29,7 +30,7 @@ from nmflow.kernels.repair import fill_lines, find_ties, send_along_ties, send_s
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.turn import turn_floats
 
-__all__ = ["finish_list", "finish_plan", "finish_room", "finish_scratch"]
+__all__ = ["BEST", "finish_list", "finish_plan", "finish_room", "finish_scratch"]
 
 JOB = (
     "plan", "scores", "stride", "grid_cols", "apart", "mask", "mask_stride", "mask_cols", "blocks", "u", "v", "size",
@@ -38,6 +39,8 @@ JOB = (
 """What a job says."""
 PLAN = 10
 """Numbers of a plan."""
+BEST = 2
+"""What a job says of masks that may be best ones."""
 
 
 @part
@@ -89,8 +92,9 @@ def _finishing() -> int:
         (count, rows) and (count, cols) floats of `size` bytes, 0 where one is not finite. flags : of uint8, output: 0
         where the mask is proven; then u and v, of 8 bytes, are optimal on return. Or 0: then blocks that are not
         proven are moved to the front of blocks, u and v. kept : of a float64 to which the kept score of those that are
-        is added. exact : whether scores are not rounded. near : whether duals are rounded to float32. begun : whether
-        the mask says already which ties to keep, if that can be. scratch : what `finish_scratch` gives.
+        is added. exact : whether scores are not rounded. near : whether duals are rounded to float32. begun : not 0 if
+        the mask says already which ties to keep, if that can be; `BEST` if it may be a best one, whose duals follow.
+        scratch : what `finish_scratch` gives.
     """
     job_size, plan_size = len(JOB), PLAN
 
@@ -134,11 +138,19 @@ def _finishing() -> int:
             place = block_at(at_mask, mask_step, mask_cols, block, rows, cols)
             for i in range(rows):
                 given[i] = read_bits(place + i * mask_step, cols) if begun else 0
-            fill_lines(
-                at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need, loose,
-                r, room, rows, cols, re, ce,
+            copy_numbers(row, try_row, False)
+            copy_numbers(col, try_col, False)
+            followed = begun == BEST and follow_mask(
+                at_line, row, col, at_v, given, row_words, col_words, r, room, rows, cols, re, ce
             )  # fmt: skip
-            while _some_left(need):
+            if not followed:
+                copy_numbers(try_row, row, False)
+                copy_numbers(try_col, col, False)
+                fill_lines(
+                    at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need,
+                    loose, r, room, rows, cols, re, ce,
+                )  # fmt: skip
+            while not followed and _some_left(need):
                 # a path of some length moves the duals onto scores; all that are no longer then go along ties
                 if both and send_along_ties(
                     row_words, col_words, row_ties, col_ties, need, previous, queue, rows, cols

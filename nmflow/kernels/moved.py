@@ -35,7 +35,7 @@ def move_lanes(typing, numbers, moved, offsets, count, wide):  # type: ignore[no
             at = emit.beyond(offsets, turn.index, lanes.item)
             value = builder.add(lanes.load(emit, lanes.ahead(emit, numbers, turn)), _offset(emit, lanes, at))
             if lanes.wide:
-                value = builder.trunc(builder.ashr(value, lanes.splat(emit, BITS)), SHAPE)
+                value = builder.trunc(builder.ashr(value, lanes.splat(emit, lanes.bits - BITS)), SHAPE)
                 value = builder.sub(value, emit.splat(I16, LANES, BIAS))
             emit.store(value, emit.beyond(moved, turn.index, VECTOR), VECTOR)
         return context.get_dummy_value()

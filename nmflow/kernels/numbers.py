@@ -1,6 +1,6 @@
 """Scores into lanes as whole numbers, for `nmflow.kernels.tied`.
 
-They come from a lattice (`nmflow.solvers.levels`), narrow or wide, or from cutting scores to 28 bits below each block's
+They come from a lattice (`nmflow.solvers.levels`), narrow or wide, or from cutting scores to 30 bits below each block's
 largest one, wide.
 """
 
@@ -91,11 +91,11 @@ def read_lattice(  # type: ignore[no-untyped-def]
 def read_cut(  # type: ignore[no-untyped-def]
     typing, scores, stride, numbers, grains, inexact, lows, shifts, scales, units, kind, rows, cols, absolute, zero
 ):
-    """Read 32 neighbouring blocks into wide lanes: scores cut to whole steps below, less the least, in 28 bits.
+    """Read 32 neighbouring blocks into wide lanes: scores cut to whole steps below, less the least, in 30 bits.
 
     zero : whether the least and the largest are taken with a score of 0, so that there is a number for it.
 
-    With a step of 28 bits below a block's largest magnitude, and q = floor(S / step), a lane holds (q - low) << shift;
+    With a step of 30 bits below a block's largest magnitude, and q = floor(S / step), a lane holds (q - low) << shift;
     the shift uses all of the bits. grains : as `read_lattice`. inexact : address of three lane vectors: the least and
     the largest number whose score has more bits, and what a step is. lows, shifts : of the blocks. scales : what
     `measure_segment` wrote; units : steps as float64, output.
@@ -107,7 +107,7 @@ def read_cut(  # type: ignore[no-untyped-def]
         emit = Emitter(builder)
         scores, stride, numbers, grains, inexact, lows, shifts, scales, units = args[:9]
         work = vector(kind_.work, LANES)
-        unit = magnified(emit, emit.load(scales, work), kind_, ir.Constant(I64, BITS))
+        unit = magnified(emit, emit.load(scales, work), kind_, ir.Constant(I64, lanes.bits - BITS))
         emit.store(unit if kind_.work == F64 else builder.fpext(unit, vector(F64, LANES)), units)
         inverted = inverse(emit, unit, kind_)
         steps, back = ([spread_over(emit, x, k, cols_) for k in range(cols_)] for x in (unit, inverted))

@@ -54,7 +54,7 @@ def first_floors(typing, zero, floors, rows, cols, wide):  # type: ignore[no-unt
         emit = Emitter(builder)
         number = lanes.load(emit, args[0])
         if lanes.wide:
-            number = builder.trunc(builder.ashr(number, lanes.splat(emit, BITS)), SHAPE)
+            number = builder.trunc(builder.ashr(number, lanes.splat(emit, lanes.bits - BITS)), SHAPE)
             number = builder.sub(number, emit.splat(I16, LANES, BIAS))
         for t in range(rows_ + cols_):
             emit.store(number if t < rows_ else emit.splat(I16, LANES, 0), emit.at(args[1], t * VECTOR), VECTOR)

@@ -5,8 +5,8 @@ same for all blocks, decide; the mask that comes out is the best one of the move
 only equal ones compete. Duals of these follow by Bellman-Ford, row by row, and prove it: a sweep that changes no column
 dual leaves every score that is kept on or above u + v, and every other one on or below. Other blocks stay open.
 
-Lanes are *narrow*, 14 bits in 16, or *wide*, 28 in 32. Nothing in a sweep is cut off while column duals have no more
-bits than two above that; where they have, nothing is claimed.
+Lanes are *narrow*, 14 bits in 16, or *wide*, 30 in 32. Nothing in a sweep is cut off while column duals have no more
+bits than that; where they have, nothing is claimed.
 
 References
 ----------
@@ -46,12 +46,12 @@ class Width:
     def __init__(self, wide: int) -> None:
         self.wide = bool(wide)
         self.element = I32 if wide else I16
-        self.bits = 2 * BITS if wide else BITS
+        self.bits = BITS + 16 if wide else BITS
         self.size = 2 * VECTOR if wide else VECTOR
         self.item = self.size // LANES
         self.shape = vector(self.element, LANES)
         # a column dual of so many cannot make a sum of a sweep leave its lane
-        self.limit = (1 << 29) - 1 if wide else (1 << 14) - 1
+        self.limit = (1 << self.bits) - 1
         self.top = (1 << 31) - 1 if wide else (1 << 15) - 1
 
     def splat(self, emit: Emitter, value: int) -> Any:

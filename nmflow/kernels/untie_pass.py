@@ -32,8 +32,8 @@ from nmflow.kernels.untie_room import Room
 
 __all__ = ["lane_out", "rounds_to_untie", "untie_pass"]
 
-SWEEPS = 6
-"""Most sweeps over the rows in search of duals."""
+SWEEPS = {16: 6, 64: 8}
+"""Most sweeps over the rows in search of duals, by the longer side of a block."""
 MORE_ROUNDS, LATER_ROUNDS = 4, 8
 """Rounds beside those of other scores, but in the smallest blocks: what is open then takes longer than to ascend; and
 as many more at most where groups leave many blocks open."""
@@ -72,10 +72,10 @@ def untie_pass(
     beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits, vector_bytes = ZOOM, VECTOR
     # what 16 bits lack of a number, above and below
-    first_up, moved_bias = (BITS, BIAS) if wide else (0, 0)
+    first_up, moved_bias = (width.bits - BITS, BIAS) if wide else (0, 0)
     bits, usual = BITS, USUAL
     large = max(rows, cols) > 8
-    lines, entries, most, lowest = rows + cols, rows * cols, SWEEPS, LOWEST
+    lines, entries, most, lowest = rows + cols, rows * cols, SWEEPS[16 if max(rows, cols) <= 16 else 64], LOWEST
     duals, lane_bytes = lines + 1, width.size
     short_vectors = rows + words_in_row(cols)
     more_bytes, dual_vectors, cut_vectors = entries * width.item, duals * width.size // VECTOR, 3 * width.size // VECTOR

@@ -77,6 +77,8 @@ def finish(
 
 def _finish(chunk: Chunk, numbers: Array | None, lists: tuple[int, ...], *, near: bool, begun: bool) -> int:
     """Call `nmflow.kernels.finish` for some blocks; how many are not proven."""
+    from nmflow.kernels.finish import BEST
+
     scores, mask, wide = chunk.scores, chunk.mask, chunk.grid[1]
     if numbers is None:
         source = scores.ctypes.data, scores.strides[0], wide, 0
@@ -86,7 +88,8 @@ def _finish(chunk: Chunk, numbers: Array | None, lists: tuple[int, ...], *, near
         operation, plan = paths_plan("float64", False, chunk.pattern)
     _, scratch = kept_for(("paths", chunk.pattern.block_shape), lambda: _scratch(*chunk.pattern.block_shape))
     places = mask.ctypes.data, mask.strides[0], wide
-    job = (plan, *source, *places, *lists, int(chunk.exact), int(near), int(begun), scratch)
+    known = BEST if begun and numbers is None else int(begun)  # no number was cut off
+    job = (plan, *source, *places, *lists, int(chunk.exact), int(near), known, scratch)
     return call_on_threads(operation, job, 0, 1)
 
 

@@ -19,8 +19,8 @@ from nmflow.workspace import held, workspace
 
 __all__ = ["Untied", "untie", "untie_on"]
 
-NARROW, WIDE = 14, 28
-"""Bits of a number in lanes of 16 and of 32 bits (`nmflow.kernels.tied`)."""
+NARROW, WIDE, UNSEEN = 14, 30, 16
+"""Bits of a number in lanes of 16 and of 32 bits (`nmflow.kernels.tied`), and those that come after the first 14."""
 LONGEST = 23
 """Bits of whole numbers above the least one, so that they are floats in all kernels: all are below 2**24 then."""
 BELOW, MOST = 2, 9
@@ -63,7 +63,7 @@ class Untied:
 def untie(chunk: Chunk) -> Untied | None:
     """Settle all blocks by their scores; None if one is not finite."""
     shape = chunk.pattern.block_shape
-    offsets = _offsets(*shape, by_side(AMONG, chunk.pattern) + NARROW, wide=True)
+    offsets = _offsets(*shape, by_side(AMONG, chunk.pattern) + UNSEEN, wide=True)
     return _untie(chunk, None, offsets, 0, 0, 1 if max(shape) <= 8 else 2, wide=True)
 
 
@@ -76,7 +76,7 @@ def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
     for size, largest in attempts[bits > NARROW - BELOW :]:
         wide = size > NARROW - BELOW
         shift = (WIDE if wide else NARROW) - size
-        offset_bits = min(MOST + NARROW if wide else MOST, shift - BELOW)
+        offset_bits = min(MOST + UNSEEN if wide else MOST, shift - BELOW)
         zooms = 1 if not wide and (offset_bits > ONE_ZOOM or max(shape) <= 8) else 2
         offsets = _offsets(*shape, offset_bits, wide=wide)
         untied = _untie(chunk, lattice, offsets, shift, largest, zooms, wide=wide)

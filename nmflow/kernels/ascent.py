@@ -169,7 +169,10 @@ class _Side:
 
 
 def _past(emit: Emitter, turn: Any, long: Any) -> tuple[Any, Any]:
-    """How far to step past the midpoint: two parts of the step to it, by how many bits each is shorter."""
+    """How far to step past the midpoint: parts of the step to it, by how many bits they are shorter.
+
+    Lines of up to 8 entries take the first alone, others the second too, which is 3 for up to 16.
+    """
     builder, one, two, three = emit.builder, *(ir.Constant(I16, bits) for bits in (1, 2, 3))
     is_long = builder.icmp_signed("<", turn, long)
     early = builder.or_(is_long, builder.icmp_signed("<", turn, ir.Constant(I64, EARLY)))
@@ -236,7 +239,7 @@ def _moved(
     else:
         fresh = less(wires[budget - 1], one)
     if past:
-        # larger blocks gain from a larger step: 1 + 1/4, and 1/8 more, and at last 1/4
+        # larger blocks gain from a larger step: 1 + 1/4, and 1/8 more, and at last 1/4; a long one has 1/2 for 1/4
         step = less(fresh, old)
         fresh = more(fresh, builder.ashr(step, past[0]))
         if count > 8:

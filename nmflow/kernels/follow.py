@@ -27,13 +27,14 @@ from nmflow.kernels.bits import WIDTH, bits_of, each_vector, truths_of
 from nmflow.kernels.compile import part
 from nmflow.kernels.memory import count_ones, trailing_zeros
 from nmflow.kernels.simd import F64, I1, I8, I32, I64, Emitter, vector
+from nmflow.kernels.tied import Width
 from nmflow.kernels.words import SHAPE
 
 __all__ = ["follow_mask"]
 
 SWEEPS = 5
 """Most sweeps: where a mask is a best one, that is enough for nearly all blocks."""
-BITS = 29
+BITS = Width(1).bits - 1
 """Bits of scores, below a block's largest, that lanes hold in any case; of magnitudes they hold one more."""
 
 

@@ -30,6 +30,13 @@ def codebook(
     return numbers.astype(dtype)[rng.integers(0, size, shape)]
 
 
+def scaled(shape: tuple[int, int]) -> Array:
+    """Whole numbers of four bits, times a scale for each 128 of a row."""
+    rng, (rows, cols) = np.random.default_rng(0), shape
+    whole = np.clip(np.rint(rng.standard_normal((rows, cols // 128, 128)) * 2.6), -7, 7)
+    return (whole * rng.uniform(0.5, 1, (rows, cols // 128, 1))).astype(np.float32).reshape(shape)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("signed", [False, True])
 def test_codes_of_every_dtype_are_untied(dtype: Any, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +64,11 @@ def whatever_the_threads(weights: Array) -> nmflow.Solution:
 @pytest.mark.parametrize(("values", "most"), [("decimal steps", 0.03), ("codes", 0.015), ("scales", 0.08)])
 def test_masks_are_mended_in_lanes_whatever_the_threads(values: str, most: float) -> None:
     """Few values leave duals that are right with masks that are not; and long steps, few of either kind."""
-    rng = np.random.default_rng(0)
-    weights = rng.integers(0, 5, (512, 1024)).astype(np.float32) * np.float32(0.1)
+    weights = np.random.default_rng(0).integers(0, 5, (512, 1024)).astype(np.float32) * np.float32(0.1)
     if values == "codes":
         weights = codebook((512, 1024), 16)
     if values == "scales":
-        whole = np.clip(np.rint(rng.standard_normal((512, 8, 128)) * 2.6), -7, 7)
-        weights = (whole * rng.uniform(0.5, 1, (512, 8, 1))).astype(np.float32).reshape(512, 1024)
+        weights = scaled((512, 1024))
     one = whatever_the_threads(weights)
     assert one.stats["augmented"] < most * one.certificate.n_blocks
 
@@ -262,9 +267,7 @@ def test_parts_whose_blocks_need_integers_are_proven_in_them(monkeypatch: pytest
 @pytest.mark.parametrize("fill", ["exact", "at-most"])
 def test_signed_scores_of_a_few_binades_are_proven_in_lanes(fill: Any) -> None:
     """Those near 0 decide: they need all bits that a float32 has below numbers sixteen times as large."""
-    rng = np.random.default_rng(0)
-    whole = np.clip(np.rint(rng.standard_normal((512, 4, 128)) * 2.6), -7, 7)
-    scores = (whole * rng.uniform(0.5, 1, (512, 4, 1))).astype(np.float32).reshape(512, 512)
+    scores = scaled((512, 512))
     solution = nmflow.solve(scores, 8, 16, scores=scores, fill=fill, duals=True)
     assert unproven(scores, solution, absolute=False) == 0
     assert solution.stats["augmented"] < 0.1 * solution.certificate.n_blocks

@@ -38,6 +38,8 @@ HELD = 8
 """Most duals across that stay in registers from line to line."""
 EARLY = 3
 """Rounds after the first whose steps are shorter than those of later ones, in blocks of more than 16 a side."""
+NOT_LONG = 3
+"""Rounds of an ascent of longer steps that have none: the first, which has nothing to go past, and the last two."""
 
 
 @intrinsic(prefer_literal=True)
@@ -49,11 +51,10 @@ def ascend(  # type: ignore[no-untyped-def]
 
     ascent : what `ascent_of` gives for this pattern; small blocks do without the call. lanes : address of rows x cols
     lane vectors. rows_at, cols_at : of the duals; row duals are only written. row_floors, col_floors : of their least
-    values, where clamped. rounds : at least 1, and none if columns are `free`; in `long` of them after the first steps
-    are longer, but in the smallest blocks: that gets further in many rounds, and less near in few. ahead : see
-    `nmflow.kernels.ahead`.
-    Scores of blocks that `first_bits` gives fewer than 16 have at most 15, so that differences stay within 16, but for
-    duals far from the scores, which are poor candidates and no more.
+    values, where clamped. rounds : at least 1, and none if columns are `free`. long : 1 for longer steps, but in the
+    last rounds and in the smallest blocks, else 0: they get further in many rounds, and less near in few. ahead : see
+    `nmflow.kernels.ahead`. Scores of blocks that `first_bits` gives fewer than 16 have at most 15, so that differences
+    stay within 16, but for duals far from the scores, which are poor candidates and no more.
     """
     shape = tuple(literal(x) for x in (rows, cols, r, c, free, clamp_rows, clamp_cols))
     here = shape[0] * shape[1] <= IN_REGISTERS or getattr(ascent, "literal_value", None) == 0
@@ -132,8 +133,9 @@ def _ascend(
     half(0, None, parts)
     if not free:
         half(1, None, parts)
-        with cgutils.for_range(builder, builder.sub(rounds, ir.Constant(I64, 1))) as turn:
-            past = _past(emit, turn.index, ir.Constant(I64, 0) if small else long)
+        until = ir.Constant(I64, 0) if small else builder.mul(long, builder.sub(rounds, ir.Constant(I64, NOT_LONG)))
+        with cgutils.for_range(builder, builder.sub(rounds, one)) as turn:
+            past = _past(emit, turn.index, until)
             half(0, past, one)
             half(1, past, one)
         half(0, None, parts)
@@ -168,13 +170,14 @@ class _Side:
         return emit.load(emit.at(self.floors, line * VECTOR), vector(I16, LANES), VECTOR)
 
 
-def _past(emit: Emitter, turn: Any, long: Any) -> tuple[Any, Any]:
+def _past(emit: Emitter, turn: Any, until: Any) -> tuple[Any, Any]:
     """How far to step past the midpoint: parts of the step to it, by how many bits they are shorter.
 
-    Lines of up to 8 entries take the first alone, others the second too, which is 3 for up to 16.
+    until : the first turn whose step is no longer one. Lines of up to 8 entries take the first part alone, others the
+    second too, which is 3 for up to 16.
     """
     builder, one, two, three = emit.builder, *(ir.Constant(I16, bits) for bits in (1, 2, 3))
-    is_long = builder.icmp_signed("<", turn, long)
+    is_long = builder.icmp_signed("<", turn, until)
     early = builder.or_(is_long, builder.icmp_signed("<", turn, ir.Constant(I64, EARLY)))
     first, second = builder.select(is_long, one, two), builder.select(early, three, two)
     return emit.broadcast(first, LANES), emit.broadcast(second, LANES)

@@ -138,14 +138,16 @@ def _finishing() -> int:
             place = block_at(at_mask, mask_step, mask_cols, block, rows, cols)
             for i in range(rows):
                 given[i] = read_bits(place + i * mask_step, cols) if begun else 0
-            copy_numbers(row, try_row, False)
-            copy_numbers(col, try_col, False)
-            followed = begun == BEST and follow_mask(
-                at_line, row, col, at_v, given, row_words, col_words, r, room, rows, cols, re, ce
-            )  # fmt: skip
-            if not followed:
+            followed = False
+            if begun == BEST:
+                copy_numbers(col, try_col, False)
+                followed = follow_mask(
+                    at_line, try_row, try_col, at_try, given, row_words, col_words, r, room, rows, cols, re, ce
+                )  # fmt: skip
+            if followed:
                 copy_numbers(try_row, row, False)
                 copy_numbers(try_col, col, False)
+            else:
                 fill_lines(
                     at_line, at_turned, row, col, at_u, at_v, row_words, col_words, row_ties, col_ties, given, need,
                     loose, r, room, rows, cols, re, ce,

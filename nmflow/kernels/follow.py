@@ -28,7 +28,7 @@ from nmflow.kernels.compile import part
 from nmflow.kernels.memory import count_ones, trailing_zeros
 from nmflow.kernels.simd import F64, I1, I8, I32, I64, Emitter, vector
 from nmflow.kernels.tied import Width
-from nmflow.kernels.words import SHAPE
+from nmflow.kernels.words import SHAPE, best_of
 
 __all__ = ["follow_mask"]
 
@@ -108,7 +108,7 @@ def has_more_bits(typing, lines, chunks):  # type: ignore[no-untyped-def]
             builder.store(emit.better(size, builder.load(largest), ">"), largest)
 
         each_vector(builder, chunks, measure)
-        bits = builder.bitcast(_folded(emit, builder.load(largest), ">"), vector(I64, WIDTH))
+        bits = builder.bitcast(best_of(emit, builder.load(largest), ">"), vector(I64, WIDTH))
         power = builder.bitcast(builder.and_(bits, emit.splat(I64, WIDTH, 0x7FF << 52)), SHAPE)
         unit = builder.fmul(power, emit.splat(F64, WIDTH, 2.0 ** (1 - BITS)))
         back = builder.fdiv(emit.splat(F64, WIDTH, 1.0), unit)
@@ -122,13 +122,6 @@ def has_more_bits(typing, lines, chunks):  # type: ignore[no-untyped-def]
         return builder.icmp_unsigned("!=", builder.bitcast(builder.load(more), I8), ir.Constant(I8, 0))
 
     return types.boolean(types.int64, types.int64), codegen
-
-
-def _folded(emit: Emitter, numbers: Any, order: str) -> Any:
-    """The best of a vector, in all of its places."""
-    for step in (4, 2, 1):
-        numbers = emit.better(numbers, emit.pick(numbers, [t ^ step for t in range(WIDTH)]), order)
-    return numbers
 
 
 @intrinsic
@@ -147,7 +140,7 @@ def least_of_line(typing, line, across, chunks, kept):  # type: ignore[no-untype
             builder.store(emit.better(rest, builder.load(least), "<"), least)
 
         each_vector(builder, chunks, fold)
-        return builder.extract_element(_folded(emit, builder.load(least), "<"), ir.Constant(I32, 0))
+        return builder.extract_element(best_of(emit, builder.load(least), "<"), ir.Constant(I32, 0))
 
     return types.float64(types.int64, types.int64, types.int64, types.int64), codegen
 

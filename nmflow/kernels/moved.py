@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.segments import BIAS, BITS, VECTOR
+from nmflow.kernels.segments import VECTOR
 from nmflow.kernels.simd import I16, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.tied import Width, width_of
 
@@ -35,8 +35,7 @@ def move_lanes(typing, numbers, moved, offsets, count, wide):  # type: ignore[no
             at = emit.beyond(offsets, turn.index, lanes.item)
             value = builder.add(lanes.load(emit, lanes.ahead(emit, numbers, turn)), _offset(emit, lanes, at))
             if lanes.wide:
-                value = builder.trunc(builder.ashr(value, lanes.splat(emit, lanes.bits - BITS)), SHAPE)
-                value = builder.sub(value, emit.splat(I16, LANES, BIAS))
+                value = lanes.early(emit, value)
             emit.store(value, emit.beyond(moved, turn.index, VECTOR), VECTOR)
         return context.get_dummy_value()
 

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nmflow.kernels.scores import BY_CODE
-from nmflow.kernels.segments import BIAS, BITS, inverse, magnified, spread_over
+from nmflow.kernels.segments import BIAS, inverse, magnified, spread_over
 from nmflow.kernels.simd import F64, I1, I16, I32, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.tied import Width, width_of
 from nmflow.kernels.transpose import deinterleave
@@ -107,7 +107,7 @@ def read_cut(  # type: ignore[no-untyped-def]
         emit = Emitter(builder)
         scores, stride, numbers, grains, inexact, lows, shifts, scales, units = args[:9]
         work = vector(kind_.work, LANES)
-        unit = magnified(emit, emit.load(scales, work), kind_, ir.Constant(I64, lanes.bits - BITS))
+        unit = magnified(emit, emit.load(scales, work), kind_, ir.Constant(I64, lanes.late))
         emit.store(unit if kind_.work == F64 else builder.fpext(unit, vector(F64, LANES)), units)
         inverted = inverse(emit, unit, kind_)
         steps, back = ([spread_over(emit, x, k, cols_) for k in range(cols_)] for x in (unit, inverted))

@@ -1,10 +1,12 @@
-"""How many rounds blocks ascend, by their longer side."""
+"""How many rounds blocks ascend, by their longer side; and other tables by it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-__all__ = ["NONE", "USUAL", "Rounds", "rounds_for"]
+__all__ = ["NONE", "Rounds", "by_side", "rounds_for"]
+
+Entry = TypeVar("Entry")
 
 
 class Rounds(NamedTuple):
@@ -24,8 +26,6 @@ class Rounds(NamedTuple):
     many_open: int
 
 
-USUAL = 3
-"""Rounds for open blocks whose steps are no longer than usual: the first, which has none, and the last two."""
 NONE = Rounds(0, 0, 0, 0, 0, 0)
 ROUNDS = {
     4: Rounds(4, 3, 0, 0, 0, 0),
@@ -40,4 +40,9 @@ the second cost more than augmenting paths."""
 
 def rounds_for(side: int) -> Rounds:
     """Rounds for a block whose longer side is `side`."""
-    return next(rounds for size, rounds in ROUNDS.items() if side <= size)
+    return by_side(ROUNDS, side)
+
+
+def by_side(table: dict[int, Entry], side: int) -> Entry:
+    """The entry of a table for the longer side of a block."""
+    return next(entry for most, entry in table.items() if side <= most)

@@ -18,7 +18,6 @@ from nmflow.kernels.memory import read_byte
 from nmflow.kernels.mend import faulty_lanes
 from nmflow.kernels.proof import grade_span
 from nmflow.kernels.room import Room
-from nmflow.kernels.rounds import USUAL
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BITS, first_bits, load_duals, measure_segment, store_duals
 from nmflow.kernels.simd import LANES
@@ -120,7 +119,7 @@ def next_pass(
     code, magnitude, bits = kind.code, int(absolute), BITS
     clamp_rows, clamp_cols, free_cols = int(row_fill == 1), int(col_fill == 1), int(not col_fill)
     clamped, lines, u_stride = clamp_rows | clamp_cols, rows + cols, LANES * kind.work_size
-    entries, col_count, move, usual = rows * cols, 0 if free_cols else col_budget, int(moved), USUAL
+    entries, col_count, move = rows * cols, 0 if free_cols else col_budget, int(moved)
     (
         rows_in, cols_in, row_floors, col_floors, words_in, faults_in, _, scales_in, grains_in, _, u_in, v_in,
         proof_u_in, proof_v_in, *_, ahead_in, _,
@@ -140,7 +139,7 @@ def next_pass(
         if moved:
             add_offsets(room, scales, zoom, grains, offsets, code, entries)
         ascend(
-            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds, rounds - usual,
+            ascent, room, rows_at, cols_at, room + row_floors, room + col_floors, rounds, 1,
             room + ahead_in, rows, cols, row_budget, col_budget, free_cols, clamp_rows, clamp_cols,
         )  # fmt: skip
         store_duals(rows_at, cols_at, scales, u, u_stride, v, zoom, code, rows, cols, 0, 1)

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.lanes import WORD, place_bit, words_in_row
 from nmflow.kernels.moved import ZOOM, ends
-from nmflow.kernels.segments import BIAS, BITS, VECTOR
+from nmflow.kernels.segments import BIAS, VECTOR
 from nmflow.kernels.simd import I1, I16, I32, I64, LANES, Emitter, literal, loop, vector
 from nmflow.kernels.tied import width_of
 
@@ -54,8 +54,7 @@ def first_floors(typing, zero, floors, rows, cols, wide):  # type: ignore[no-unt
         emit = Emitter(builder)
         number = lanes.load(emit, args[0])
         if lanes.wide:
-            number = builder.trunc(builder.ashr(number, lanes.splat(emit, lanes.bits - BITS)), SHAPE)
-            number = builder.sub(number, emit.splat(I16, LANES, BIAS))
+            number = lanes.early(emit, number)
         for t in range(rows_ + cols_):
             emit.store(number if t < rows_ else emit.splat(I16, LANES, 0), emit.at(args[1], t * VECTOR), VECTOR)
         return context.get_dummy_value()

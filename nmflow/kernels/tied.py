@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from nmflow.kernels.lanes import WORD, first_lanes, place_bit, words_in_row, write_masks
 from nmflow.kernels.scores import BY_CODE
-from nmflow.kernels.segments import BITS, VECTOR
+from nmflow.kernels.segments import BIAS, BITS, VECTOR
 from nmflow.kernels.simd import I16, I32, I64, LANES, Emitter, literal, loop, vector
 
 __all__ = ["Width", "conclude_lanes", "correct_lanes", "restore_lanes", "round_lanes", "width_of"]
@@ -37,8 +37,8 @@ class Width:
 
     Attributes
     ----------
-    bits : int
-        Of a number, not counting its sign.
+    bits, late : int
+        Of a number, not counting its sign; and of these, that the first rounds of an ascent don't see.
     item, size : int
         Bytes of a number, and of a lane vector.
     """
@@ -46,7 +46,8 @@ class Width:
     def __init__(self, wide: int) -> None:
         self.wide = bool(wide)
         self.element = I32 if wide else I16
-        self.bits = BITS + 16 if wide else BITS
+        self.late = 16 if wide else 0
+        self.bits = BITS + self.late
         self.size = 2 * VECTOR if wide else VECTOR
         self.item = self.size // LANES
         self.shape = vector(self.element, LANES)
@@ -69,6 +70,11 @@ class Width:
     def store(self, emit: Emitter, value: Any, address: Any, place: int = 0) -> None:
         """Store one."""
         emit.store(value, emit.at(address, place * self.size), VECTOR)
+
+    def early(self, emit: Emitter, number: Any) -> Any:
+        """What the first rounds see of a wide number: its upper bits, less the bias that narrow ones have already."""
+        upper = emit.builder.ashr(number, self.splat(emit, self.late))
+        return emit.builder.sub(emit.builder.trunc(upper, vector(I16, LANES)), emit.splat(I16, LANES, BIAS))
 
     def less(self, emit: Emitter, a: Any, b: Any) -> Any:
         """a - b; narrow lanes are cut off at 16 bits."""

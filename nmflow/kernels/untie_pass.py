@@ -14,7 +14,7 @@ from nmflow.kernels.memory import move_bytes
 from nmflow.kernels.mend import faulty_lanes, tie_lanes
 from nmflow.kernels.moved import ZOOM, add_duals, magnify_lanes, move_lanes
 from nmflow.kernels.numbers import read_cut, read_lattice
-from nmflow.kernels.rounds import USUAL, rounds_for
+from nmflow.kernels.rounds import by_side, rounds_for
 from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import BIAS, BITS, VECTOR, measure_segment
 from nmflow.kernels.single import copy_duals, copy_lane, copy_words
@@ -67,15 +67,15 @@ def untie_pass(
     """
     kind = KINDS[kind_name]
     code, magnitude, broad, loose, cut = kind.code, int(absolute), int(wide), int(at_most), int(not lattice)
-    again_rounds = min(rounds_for(max(rows, cols)).again, AGAIN_ROUNDS)
+    side = max(rows, cols)
+    again_rounds = min(rounds_for(side).again, AGAIN_ROUNDS)
     width = Width(broad)
     beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits, vector_bytes = ZOOM, VECTOR
     # what 16 bits lack of a number, above and below
-    first_up, moved_bias = (width.bits - BITS, BIAS) if wide else (0, 0)
-    bits, usual = BITS, USUAL
-    large = max(rows, cols) > 8
-    lines, entries, most, lowest = rows + cols, rows * cols, SWEEPS[16 if max(rows, cols) <= 16 else 64], LOWEST
+    first_up, moved_bias = (width.late, BIAS) if wide else (0, 0)
+    bits, large = BITS, side > 8
+    lines, entries, most, lowest = rows + cols, rows * cols, by_side(SWEEPS, side), LOWEST
     duals, lane_bytes = lines + 1, width.size
     short_vectors = rows + words_in_row(cols)
     more_bytes, dual_vectors, cut_vectors = entries * width.item, duals * width.size // VECTOR, 3 * width.size // VECTOR
@@ -128,10 +128,10 @@ def untie_pass(
                     more = more_offsets + (zoom - 1) * more_bytes
                     magnify_lanes(room, moved, rows_at, cols_at, more, 0, kept_bits, rows, cols, broad)
                 set_lanes(rows_at, lines, 0)
-            now = again_rounds if zoom else rounds
             ascend(
                 ascent, moved, rows_at, cols_at, floors, floors + rows * vector_bytes,
-                now, now - usual, room + ahead_in, rows, cols, row_budget, col_budget, 0, loose, loose,
+                again_rounds if zoom else rounds, 1, room + ahead_in,
+                rows, cols, row_budget, col_budget, 0, loose, loose,
             )  # fmt: skip
             add_duals(rows_at, u, up, 0 if zoom else moved_bias, rows, broad)
             add_duals(cols_at, v, up, 0, cols, broad)

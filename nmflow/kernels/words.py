@@ -15,9 +15,16 @@ from numba.extending import intrinsic
 from nmflow.kernels.bits import WIDTH, bits_of, each_vector, truths_of
 from nmflow.kernels.simd import F64, I32, I64, Emitter, literal, vector
 
-__all__ = ["compare_line", "move_line", "nearest_nodes", "prove_line", "relax_line"]
+__all__ = ["SHAPE", "best_of", "compare_line", "move_line", "nearest_nodes", "prove_line", "relax_line"]
 
 SHAPE = vector(F64, WIDTH)
+
+
+def best_of(emit: Emitter, numbers: Any, order: str) -> Any:
+    """The best of a vector, in all of its places."""
+    for step in (4, 2, 1):
+        numbers = emit.better(numbers, emit.pick(numbers, [t ^ step for t in range(WIDTH)]), order)
+    return numbers
 
 
 def _reduced(emit: Emitter, line: Any, base: Any, across: Any, place: Any, by_row: bool) -> Any:
@@ -111,9 +118,7 @@ def nearest_nodes(typing, keys, down, across):  # type: ignore[no-untyped-def]
             builder.store(emit.better(emit.load(builder.add(keys, place), SHAPE), builder.load(least), "<"), least)
 
         each_vector(builder, builder.add(down, across), fold)
-        every = builder.load(least)
-        for step in (4, 2, 1):
-            every = emit.better(every, emit.pick(every, [t ^ step for t in range(WIDTH)]), "<")
+        every = best_of(emit, builder.load(least), "<")
         words = []
         for start, chunks in ((keys, down), (emit.beyond(keys, down, 8 * WIDTH), across)):
             word = emit.variable(ir.Constant(I64, 0))

@@ -8,6 +8,7 @@ import numpy as np
 
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
+from nmflow.kernels import rounds
 from nmflow.pattern import Pattern
 
 __all__ = ["by_side", "fillable", "likely_digits", "likely_distinct", "likely_full"]
@@ -61,8 +62,7 @@ def likely_digits(chunk: Chunk) -> int:
 
 def by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
     """The entry of a table for the longer side of a block."""
-    side = max(pattern.block_shape)
-    return next(entry for most, entry in table.items() if side <= most)
+    return rounds.by_side(table, max(pattern.block_shape))
 
 
 def _some(chunk: Chunk) -> Array:

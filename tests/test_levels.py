@@ -118,6 +118,19 @@ def test_many_levels_are_proven_too(taken: list[int]) -> None:
     assert sum(taken) > 0
 
 
+@pytest.mark.parametrize("deviation", [4, 10, 15, 20, 40])
+@pytest.mark.parametrize("pattern", ["2:4", "8:16"])
+def test_quantised_weights_of_several_bits_are_untied_in_whole_numbers(
+    pattern: str, deviation: int, taken: list[int]
+) -> None:
+    # a scale that is one off, or a sample without large scores, would have some lie too far beside the lattice
+    whole = np.rint(np.random.default_rng(deviation).standard_normal((256, 512)) * deviation).astype(np.float32)
+    solution = nmflow.solve(whole * np.float32(0.0137), pattern=pattern)
+    assert solution.proven
+    assert sum(taken) > 0.99 * solution.certificate.n_blocks
+    assert solution.stats["tied"] > 0.85 * solution.certificate.n_blocks
+
+
 def test_as_many_levels_as_whole_numbers_have_room_for() -> None:
     """And some that a sample does not hold: beyond 24 bits a float32 would round them."""
     rng = np.random.default_rng(2)
@@ -237,6 +250,16 @@ def test_duals_of_whole_numbers_become_those_of_scores_and_say_where_they_round(
         assert [float(x) for x in exact] == duals[k].tolist()
         assert lost[k] == any(Fraction(float(x)) != x for x in exact)
     assert lost.any() == (not lattice.linear and dtype is np.float64)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_scale_of_rounded_numbers_is_found(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scale = np.float32(np.exp(rng.normal(-4, 3)))
+    whole = np.rint(rng.standard_normal(2048) * rng.integers(1, 50)).astype(np.float32)
+    lattice = lattice_of((np.abs(whole) * scale).astype(np.float64), np.float32)
+    assert lattice is not None
+    assert lattice.coarse == float(scale)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])

@@ -41,7 +41,7 @@ def scores_of(kind: str, shape: tuple[int, int], dtype: Any = np.float32) -> Arr
 
 @pytest.fixture
 def all_untied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "OPEN", {64: -1.0})
+    monkeypatch.setattr(trial, "_most_open", lambda _: -1.0)
 
 
 @pytest.mark.usefixtures("all_untied")
@@ -67,13 +67,22 @@ def test_whether_lines_are_first_taken_as_full_changes_no_sum(kind: str, monkeyp
     weights = np.abs(scores_of(kind, (48, 64)))
     found = []
     for full in (True, False):
-        monkeypatch.setattr(untied, "likely_full", lambda _, full=full: full)
+        monkeypatch.setattr(untied, "likely_full", lambda *_, full=full, **__: full)
         solution = nmflow.solve(weights, 4, 8, fill="at-most", duals=True)
         assert solution.certificate.proven
         assert solution.stats["tied"] > 0
         assert unproven(weights, solution, absolute=True) == 0
         found.append(oracles.exact(weights)[solution.mask].sum())
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("pattern", "most"), [("2:4", 0.03), ("4:8", 0.1), ("8:16", 0.25), ("16:32", 0.4)])
+@pytest.mark.parametrize("deviation", [0.8, 1.0, 1.2])
+def test_weights_of_three_values_hardly_need_paths(pattern: str, most: float, deviation: float) -> None:
+    weights = np.clip(np.rint(np.random.default_rng(7).standard_normal((256, 512)) * deviation), -1, 1)
+    solution = nmflow.solve(weights.astype(np.float32), pattern=pattern, fill="at-most")
+    assert solution.proven
+    assert solution.stats["augmented"] < most * solution.certificate.n_blocks
 
 
 @once

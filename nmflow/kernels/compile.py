@@ -6,11 +6,13 @@ pattern is compiled alone, and the loops around it once for all.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.resources import files
 from typing import Any
@@ -99,6 +101,19 @@ def _plain(value: Any) -> Any:
     return name
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage meanwhile: most of what a compiler makes lasts until it ends, and is looked at each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signature: Any, **options: Any) -> Any:
     """Compile with a cache on the disk, if one can be written."""
     _own_name(function)

@@ -30,6 +30,7 @@ __all__ = [
     "level_lanes",
     "place_bit",
     "prove_lanes",
+    "spread_lanes",
     "words_in_row",
     "write_masks",
     "write_words",
@@ -97,6 +98,29 @@ def prove_lanes(  # type: ignore[no-untyped-def]
 
     arguments = scores, stride, mask, mask_stride, scales, words, faults, sums, here, kind, rows, cols, absolute
     return types.int64(*arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def spread_lanes(  # type: ignore[no-untyped-def]
+    typing, scores, stride, mask, mask_stride, words, open_lanes, sums, here, kind, rows, cols, absolute
+):
+    """Write the masks of 32 neighbouring blocks.
+
+    sums : address of 32 float64, to which the kept scores of the first `here` blocks are added that are not open.
+    """
+    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder)
+        scores, stride, mask, mask_stride, words, open_lanes, sums, here = args[:8]
+        real = first_lanes(emit, here)
+        closed = builder.not_(builder.bitcast(builder.trunc(open_lanes, I32), real.type))
+        good = builder.sext(builder.and_(closed, real), vector(I16, LANES))
+        write_masks(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
+        return context.get_dummy_value()
+
+    arguments = scores, stride, mask, mask_stride, words, open_lanes, sums, here, kind, rows, cols, absolute
+    return types.none(*arguments), codegen
 
 
 @intrinsic(prefer_literal=True)

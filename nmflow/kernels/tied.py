@@ -21,8 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nmflow.kernels.lanes import WORD, first_lanes, place_bit, words_in_row, write_masks
-from nmflow.kernels.scores import BY_CODE
+from nmflow.kernels.lanes import WORD, first_lanes, place_bit, words_in_row
 from nmflow.kernels.segments import BIAS, BITS, VECTOR
 from nmflow.kernels.simd import I16, I32, I64, LANES, Emitter, literal, loop, vector
 
@@ -193,22 +192,19 @@ def restore_lanes(typing, duals, saved, chosen, count, wide):  # type: ignore[no
 
 @intrinsic(prefer_literal=True)
 def conclude_lanes(  # type: ignore[no-untyped-def]
-    typing, scores, stride, mask, mask_stride, u, v, slack, words, faults, changed, part, room, sums, here,
-    kind, rows, cols, absolute, wide, loose,
-):  # fmt: skip
-    """Write the masks of 32 neighbouring blocks; the bits of those of the first `here` lanes that are not proven.
+    typing, u, v, slack, faults, changed, part, room, here, rows, cols, wide, loose
+):
+    """The bits of the first `here` blocks that are not proven.
 
     A block is proven where its last sweep changed nothing, it has no fault, its column duals are within the limit, and
     the largest remainders of its row and its column duals to multiples of `part` + 1, a power of two, add up to less
     than `room`. slack : if `loose`, address of a lane vector that is taken from column duals and added to row duals.
-    sums : address of 32 float64, to which the kept scores of the blocks that are proven are added.
     """
-    kind_, rows_, cols_, absolute_ = BY_CODE[literal(kind)], literal(rows), literal(cols), bool(literal(absolute))
-    lanes, loose_ = width_of(wide), bool(literal(loose))
+    rows_, cols_, lanes, loose_ = literal(rows), literal(cols), width_of(wide), bool(literal(loose))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder)
-        scores, stride, mask, mask_stride, u, v, slack, words, faults, changed, part, room, sums, here = args[:14]
+        u, v, slack, faults, changed, part, room, here = args[:8]
         none = lanes.splat(emit, 0)
         high = low = lanes.load(emit, v)
         for j in range(1, cols_):
@@ -237,13 +233,7 @@ def conclude_lanes(  # type: ignore[no-untyped-def]
         right = emit.load(faults, vector(I16, LANES), VECTOR)
         proven = builder.and_(proven, builder.icmp_signed("==", right, emit.splat(I16, LANES, 0)))
         still = builder.bitcast(builder.not_(builder.trunc(changed, I32)), proven.type)
-        proven, real = builder.and_(proven, still), first_lanes(emit, here)
-        good = builder.sext(builder.and_(proven, real), vector(I16, LANES))
-        write_masks(emit, scores, stride, mask, mask_stride, words, sums, good, kind_, rows_, cols_, absolute_)
-        return builder.zext(builder.bitcast(builder.and_(builder.not_(proven), real), I32), I64)
+        open_lanes = builder.and_(builder.not_(builder.and_(proven, still)), first_lanes(emit, here))
+        return builder.zext(builder.bitcast(open_lanes, I32), I64)
 
-    arguments = (
-        scores, stride, mask, mask_stride, u, v, slack, words, faults, changed, part, room, sums, here,
-        kind, rows, cols, absolute, wide, loose,
-    )  # fmt: skip
-    return types.int64(*arguments), codegen
+    return types.int64(u, v, slack, faults, changed, part, room, here, rows, cols, wide, loose), codegen

@@ -26,7 +26,8 @@ from nmflow.kernels.segments import BIAS
 from nmflow.kernels.share import PART, SUMS, move_open
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.tied import Width
-from nmflow.kernels.untie_pass import lane_out, rounds_to_untie, untie_pass
+from nmflow.kernels.untie_ends import lane_out, masks_out, numbers_in
+from nmflow.kernels.untie_pass import rounds_to_untie, untie_pass
 from nmflow.kernels.untie_room import Room
 
 __all__ = ["untie_kernel", "untie_scratch"]
@@ -37,7 +38,7 @@ JOB = (
     "keep", "share_rows", "scratch", "scratch_size", "coarse", "fine", "step", "low", "largest", "next",
 )  # fmt: skip
 """What a job says; the last numbers but one are float64, and the last the next share to take."""
-PLAN = 23
+PLAN = 25
 """Operations and numbers of a plan."""
 MANY_OPEN, MORE = 4, 4
 """Where so many blocks of a group are open, those that follow ascend so many rounds more."""
@@ -46,7 +47,7 @@ MANY_OPEN, MORE = 4, 4
 @cache
 def untie_scratch(kind: str, block_shape: tuple[int, int]) -> int:
     """Bytes of workspace that the kernel needs."""
-    return Room.of(kind, *block_shape, True).size + 64
+    return Room.of(*block_shape, True, KINDS[kind].itemsize).size + 64
 
 
 @once
@@ -72,9 +73,11 @@ def untie_kernel(
         spare : see `conclude_lanes`. zooms : times that what is left is magnified. fill_first : under
         at-most fill, whether blocks are untied as if lines had to be full; duals that are not negative prove it then.
     """
-    kind, room = KINDS[kind_name], Room.of(kind_name, rows, cols, wide)
+    kind, room = KINDS[kind_name], Room.of(rows, cols, wide)
     operations = (
-        untie_pass(kind_name, rows, cols, row_budget, col_budget, at_most, absolute, lattice, wide),
+        numbers_in(kind_name, rows, cols, at_most, absolute, lattice, wide),
+        untie_pass(rows, cols, row_budget, col_budget, at_most, wide),
+        masks_out(kind_name, rows, cols, absolute),
         ascent_of(rows, cols, row_budget, col_budget, 0, int(at_most), int(at_most)),
         mend_kernel(), lane_out(rows, cols, lattice, wide),
         gather_blocks(cols * kind.itemsize), put_blocks(cols),
@@ -94,8 +97,9 @@ def _untie_share(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Untie `count` blocks; how many stay open, or -1."""
     (
-        rows, cols, lattice, number_bytes, pass_at, ascent, mending, out_at, gather_scores, put_masks, item, lane_bias,
-        u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in, rounds, most_rounds,
+        rows, cols, lattice, number_bytes, numbers_at, pass_at, masks_at, ascent, mending, out_at, gather_scores,
+        put_masks, item, lane_bias, u_in, v_in, words_in, lows_in, shifts_in, units_in, scores_in, masks_in, ahead_in,
+        rounds, most_rounds,
     ) = read_words(plan, PLAN)  # fmt: skip
     room = (scratch + 63) & ~63
     lows, shifts, units = room + lows_in, room + shifts_in, room + units_in
@@ -115,12 +119,13 @@ def _untie_share(  # type: ignore[no-untyped-def]
         plan_ahead(
             room + ahead_in, scores, stride, item, rows, cols, grid_cols, first + here, count, to, to_step, whole
         )
-        open_lanes = call(pass_at, (
-            room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, spared, spare, zooms,
-            fill_first, ascent, mending, rounds, coarse, fine, step, low, largest,
-        ))  # fmt: skip
-        if open_lanes < 0:
+        vain = call(numbers_at, (room, base, by, shift, coarse, fine, step, low, largest))
+        if vain < 0:
             return -1
+        open_lanes = call(pass_at, (
+            room, here, offsets, more_offsets, least, spared, spare, zooms, fill_first, ascent, mending, rounds, vain,
+        ))  # fmt: skip
+        call(masks_at, (base, by, to, to_step, room + words_in, open_lanes, sums, here))
         before = left
         if not whole:
             call(put_masks, (masks, mask, mask_stride, rows, grid_cols, 0, first, here, ~open_lanes))

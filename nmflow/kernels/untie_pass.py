@@ -1,7 +1,7 @@
-"""What `nmflow.kernels.untie` does with 32 blocks side by side, for one kind of scores and one pattern.
+"""What `nmflow.kernels.untie` does with the numbers of 32 blocks side by side, for one pattern.
 
-Both are operations (`nmflow.kernels.compile`). How is said in `nmflow.kernels.tied`; how scores become whole numbers in
-`nmflow.kernels.numbers`, and how these are moved in `nmflow.kernels.moved`.
+How is said in `nmflow.kernels.tied`, and how numbers are moved in `nmflow.kernels.moved`. For what kind of scores they
+stand is known to `nmflow.kernels.untie_ends` alone.
 """
 
 from __future__ import annotations
@@ -13,24 +13,20 @@ from nmflow.kernels.lanes import choose_lanes, words_in_row
 from nmflow.kernels.memory import move_bytes
 from nmflow.kernels.mend import faulty_lanes, tie_lanes
 from nmflow.kernels.moved import ZOOM, add_duals, magnify_lanes, move_lanes
-from nmflow.kernels.numbers import read_cut, read_lattice
 from nmflow.kernels.rounds import by_side, rounds_for
-from nmflow.kernels.scores import KINDS
-from nmflow.kernels.segments import BIAS, BITS, VECTOR, measure_segment
-from nmflow.kernels.single import copy_duals, copy_lane, copy_words
+from nmflow.kernels.segments import BIAS, BITS, VECTOR
 from nmflow.kernels.slack import (
     balance_lanes,
     first_floors,
     limit_rows,
     loosen_lanes,
     magnify_floors,
-    place_zero,
     short_lines,
 )
 from nmflow.kernels.tied import Width, conclude_lanes, correct_lanes, restore_lanes, round_lanes
 from nmflow.kernels.untie_room import Room
 
-__all__ = ["lane_out", "rounds_to_untie", "untie_pass"]
+__all__ = ["rounds_to_untie", "untie_pass"]
 
 SWEEPS = {16: 6, 64: 8}
 """Most sweeps over the rows in search of duals, by the longer side of a block."""
@@ -39,8 +35,6 @@ MORE_ROUNDS, LATER_ROUNDS = 4, 8
 as many more at most where groups leave many blocks open."""
 AGAIN_ROUNDS = 5
 """Most rounds of what is magnified."""
-NEAR = 5
-"""Bits by which duals can be larger than scores: where that is beyond float64, they could not be handed out."""
 
 
 def rounds_to_untie(rows: int, cols: int) -> tuple[int, int]:
@@ -51,26 +45,19 @@ def rounds_to_untie(rows: int, cols: int) -> tuple[int, int]:
 
 
 @once
-def untie_pass(
-    kind_name: str, rows: int, cols: int, row_budget: int, col_budget: int, at_most: bool, absolute: bool,
-    lattice: bool, wide: bool,
-) -> int:  # fmt: skip
-    """Compile the settling of 32 blocks side by side.
+def untie_pass(rows: int, cols: int, row_budget: int, col_budget: int, at_most: bool, wide: bool) -> int:
+    """Compile the settling of 32 blocks side by side, whose numbers are in the room.
 
     Returns
     -------
-    operation (room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms,
-    fill_first, ascent, mending, rounds, coarse, fine, step, low, largest) -> bits of open blocks, -1 if a score is off
-    the lattice or not finite
-        base, by, to, to_step: scores and mask, each with the bytes between rows. spare: the `room` of `conclude_lanes`.
-        mending: `mend_kernel`. rounds: of `rounds_to_untie`. The others as the kernel has them.
+    operation (room, here, offsets, more_offsets, least, part, spare, zooms, fill_first, ascent, mending, rounds, vain)
+    -> bits of open blocks
+        spare: the `room` of `conclude_lanes`. mending: `mend_kernel`. rounds: of `rounds_to_untie`. vain: 1 if all are
+        left to those who need no numbers so large. The others as the kernel has them. Masks are in the room, as bits.
     """
-    kind = KINDS[kind_name]
-    code, magnitude, broad, loose, cut = kind.code, int(absolute), int(wide), int(at_most), int(not lattice)
-    side = max(rows, cols)
+    broad, loose, side = int(wide), int(at_most), max(rows, cols)
     again_rounds = min(rounds_for(side).again, AGAIN_ROUNDS)
     width = Width(broad)
-    beyond = NEAR << kind.mantissa if kind.itemsize == 8 and not lattice else 0
     zoom_bits, vector_bytes = ZOOM, VECTOR
     # what 16 bits lack of a number, above and below
     first_up, moved_bias = (width.late, BIAS) if wide else (0, 0)
@@ -78,36 +65,21 @@ def untie_pass(
     lines, entries, most, lowest = rows + cols, rows * cols, by_side(SWEEPS, side), LOWEST
     duals, lane_bytes = lines + 1, width.size
     short_vectors = rows + words_in_row(cols)
-    more_bytes, dual_vectors, cut_vectors = entries * width.item, duals * width.size // VECTOR, 3 * width.size // VECTOR
+    more_bytes, dual_vectors = entries * width.item, duals * width.size // VECTOR
     (
         moved_in, rows_in, cols_in, u_in, v_in, slack_in, saved_in, words_in, ties_in, grains_in, faults_in, inexact_in,
-        lows_in, shifts_in, scales_in, units_in, zero_in, limits_in, floors_in, short_in, _, _, mending_in, ahead_in, _,
-    ) = Room.of(kind_name, rows, cols, wide)  # fmt: skip
+        _, _, _, _, zero_in, limits_in, floors_in, short_in, mending_in, ahead_in, *_,
+    ) = Room.of(rows, cols, wide)  # fmt: skip
 
     def group(  # type: ignore[no-untyped-def]
-        room, base, by, to, to_step, here, sums, offsets, more_offsets, shift, least, part, spare, zooms,
-        fill_first, ascent, mending, rounds, coarse, fine, step, low, largest,
-    ):  # fmt: skip
+        room, here, offsets, more_offsets, least, part, spare, zooms, fill_first, ascent, mending, rounds, vain
+    ):
         moved, rows_at, cols_at, u, v = room + moved_in, room + rows_in, room + cols_in, room + u_in, room + v_in
         words, ties, grains, faults = room + words_in, room + ties_in, room + grains_in, room + faults_in
         saved, inexact = room + saved_in, room + inexact_in
-        lows, shifts, scales, units = room + lows_in, room + shifts_in, room + scales_in, room + units_in
         zero, slack, limits = room + zero_in, room + slack_in, room + limits_in
         floors, short = room + floors_in, room + short_in
-        top = -1
-        if lattice:
-            set_lanes(inexact, cut_vectors, 0)  # nothing of a number is cut off
-            if read_lattice(
-                base, by, room, grains, coarse, fine, step, low, largest, shift, code, rows, cols, magnitude, broad
-            ) == 0:  # fmt: skip
-                return -1
-        else:
-            top = measure_segment(base, by, scales, code, rows, cols, magnitude, bits)
-            if top >= 0:
-                return -1
-            read_cut(base, by, room, grains, inexact, lows, shifts, scales, units, code, rows, cols, magnitude, loose)
         if loose:
-            place_zero(zero, low, shift, lows, shifts, broad, cut)
             if fill_first:
                 set_lanes(floors, lines, lowest)
             else:
@@ -149,7 +121,7 @@ def untie_pass(
                 if changed == 0:
                     break
             broken = faulty_lanes(faults) & ~changed & ((1 << here) - 1)
-            if broken != 0 and top + beyond < 0:
+            if broken != 0 and not vain:
                 tie_lanes(room, ties, u, v, inexact, rows, cols, broad)
                 call(mending, (words, ties, faults, broken, rows, cols, row_budget, col_budget, room + mending_in))
             if wide and changed != 0:  # duals of a mask that is not the best: others are nearer
@@ -169,36 +141,8 @@ def untie_pass(
                 restore_lanes(u, saved, changed, duals, broad)
                 if fill_first:
                     balance_lanes(zero, slack, u, v, changed, rows, cols, broad)
-        if top + beyond >= 0:
-            changed = -1  # all are left to those who need no numbers so large
-        return conclude_lanes(
-            base, by, to, to_step, u, v, slack, words, faults, changed, part, spare, sums, here,
-            code, rows, cols, magnitude, broad, loose,
-        )  # fmt: skip
+        if vain:
+            changed = -1
+        return conclude_lanes(u, v, slack, faults, changed, part, spare, here, rows, cols, broad, loose)
 
-    return operation(group, 18, 5)
-
-
-@once
-def lane_out(rows: int, cols: int, lattice: bool, wide: bool) -> int:
-    """Compile the writing of what became of the block in one lane.
-
-    Returns
-    -------
-    operation (u, v, lanes, words, lane, block_u, block_v, numbers, mask, mask_stride, shift, unit, plus) -> 0
-        u, v, lanes, words: in the room. Duals times `unit`, and `plus` in rows, go to block_u and block_v, (rows,) and
-        (cols,) float64. Where mask is not 0 the block is open: its mask goes there, and on a lattice its numbers, less
-        `shift` bits, to `numbers`.
-    """
-    broad, bias, entries = int(wide), 0 if wide else BIAS, rows * cols
-
-    def out(u, v, lanes, words, lane, block_u, block_v, numbers, mask, mask_stride, shift, unit, plus):  # type: ignore[no-untyped-def]
-        copy_duals(u, lane, block_u, unit, plus, rows, broad)
-        copy_duals(v, lane, block_v, unit, 0.0, cols, broad)
-        if mask:
-            copy_words(words, lane, mask, mask_stride, rows, cols)
-            if lattice:
-                copy_lane(lanes, lane, numbers, bias, shift, entries, broad)
-        return 0
-
-    return operation(out, 11, 2)
+    return operation(group, 13)

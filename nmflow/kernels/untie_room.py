@@ -8,7 +8,6 @@ from typing import NamedTuple
 from nmflow.kernels.ahead import WORDS
 from nmflow.kernels.lanes import words_in_row
 from nmflow.kernels.mend import mend_room
-from nmflow.kernels.scores import KINDS
 from nmflow.kernels.segments import VECTOR
 from nmflow.kernels.simd import LANES
 from nmflow.kernels.tied import Width
@@ -23,8 +22,8 @@ class Room(NamedTuple):
     the numbers, and of the slack node; saved : these three from before they were magnified, or loosened. words, ties :
     the masks, and what lies on the duals, as bits. grains, faults, inexact, lows, shifts, scales, units : see
     `nmflow.kernels.numbers` and `nmflow.kernels.tied`. zero, limits, floors, short : see `nmflow.kernels.slack`.
-    scores, masks : those of the blocks, side by side. mending : see `nmflow.kernels.mend`.
-    ahead : see `nmflow.kernels.ahead`. size : bytes of all.
+    mending : see `nmflow.kernels.mend`. ahead : see `nmflow.kernels.ahead`. masks, scores : those of the blocks, side
+    by side. size : bytes of all, which alone depends on the kind of scores.
     """
 
     moved: int
@@ -47,22 +46,23 @@ class Room(NamedTuple):
     limits: int
     floors: int
     short: int
-    scores: int
-    masks: int
     mending: int
     ahead: int
+    masks: int
+    scores: int
     size: int
 
     @classmethod
-    def of(cls, kind_name: str, rows: int, cols: int, wide: bool) -> Room:
-        """The room of one kind of scores, one shape of blocks and one width of lanes."""
-        kind, lane = KINDS[kind_name], Width(wide).size
+    def of(cls, rows: int, cols: int, wide: bool, item: int = 0) -> Room:
+        """The room of one shape of blocks and one width of lanes; item : bytes of a score."""
+        lane = Width(wide).size
         entries, parts = rows * cols, words_in_row(cols)
-        words = rows * parts * VECTOR
+        words, room = rows * parts * VECTOR, mend_room()
+        errand = WORDS * 8 - (room + WORDS * 8) % -VECTOR  # what comes after it begins at a line
         sizes = (
             entries * lane, entries * VECTOR, rows * VECTOR, cols * VECTOR, rows * lane, cols * lane, lane,
             (rows + cols + 1) * lane, words, words, lane, VECTOR, 3 * lane, lane, lane, LANES * 8, LANES * 8,
             lane, rows * lane, (rows + cols) * VECTOR, (rows + parts) * VECTOR,
-            LANES * entries * kind.itemsize, LANES * entries, mend_room(), WORDS * 8,
+            room, errand, LANES * entries, LANES * entries * item,
         )  # fmt: skip
         return cls(*accumulate(sizes))

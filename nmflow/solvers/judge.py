@@ -22,6 +22,11 @@ DISTINCT_SHARE = 0.9
 POSITIVE, MOST_POSITIVE = 1.5, 0.95
 """Under at-most fill, blocks are settled as if lines had to be full where this many times as many scores are above 0 as
 lines keep; and a share of all scores that is always enough."""
+NOT_NEGATIVE, NOT_NEGATIVE_TIED = 0.65, 0.8
+"""Shares of scores that must not be below 0 for that; the second where blocks are untied."""
+LONG_SIDE = 8
+"""Longest side of tied blocks that must have many scores above 0, too, unless most of these are alike: in others, full
+lines with zeros in them are mended sooner than lines are found that are not full."""
 
 
 def fillable(pattern: Pattern) -> bool:
@@ -31,13 +36,23 @@ def fillable(pattern: Pattern) -> bool:
     return both and rows * pattern.row_budget == cols * pattern.col_budget
 
 
-def likely_full(chunk: Chunk) -> bool:
-    """Whether lines of most best masks are full under at-most fill."""
+def likely_full(chunk: Chunk, *, tied: bool = False) -> bool:
+    """Whether blocks are settled, or untied if `tied`, sooner as if lines had to be full, under at-most fill."""
     some = _some(chunk).astype(np.float64)
     if chunk.absolute:
         np.abs(some, out=some)
-    share, kept = np.count_nonzero(some > 0) / some.size, chunk.pattern.row_budget / chunk.pattern.block_shape[1]
-    return bool(share > min(POSITIVE * kept, MOST_POSITIVE))
+    above = some[some > 0]
+    if np.count_nonzero(some >= 0) <= (NOT_NEGATIVE_TIED if tied else NOT_NEGATIVE) * some.size:
+        return False
+    kept = chunk.pattern.row_budget / chunk.pattern.block_shape[1]
+    if len(above) > min(POSITIVE * kept, MOST_POSITIVE) * some.size:
+        return True
+    return tied and (max(chunk.pattern.block_shape) > LONG_SIDE or 2 * _most_alike(above) > len(above))
+
+
+def _most_alike(some: Array) -> int:
+    """How often the most frequent of some scores is there."""
+    return int(np.unique(some, return_counts=True)[1].max(initial=0))
 
 
 def likely_distinct(chunk: Chunk) -> bool:

@@ -142,10 +142,17 @@ def _near_lattice(distinct: Array, numbers: Array, dtype: np.dtype[Any], room: i
     count = (2 * top + least) // (2 * least)  # rounded; of any size
     if count > MOST_LEVELS:
         return None
-    largest_number = max(abs(float(distinct[0])), abs(float(distinct[-1])))
-    coarse = float(np.array(largest_number / count, dtype))
-    if not 2.0**-bits < coarse < 2.0**bits:
+    about = np.array(max(abs(float(distinct[0])), abs(float(distinct[-1]))) / count, dtype)
+    if not 2.0**-bits < float(about) < 2.0**bits:
         return None
+    # the largest number was rounded, so the scale may be the one beside
+    scales = about, np.nextafter(about, dtype.type(0)), np.nextafter(about, dtype.type(math.inf))
+    found = [_beside(distinct, float(coarse), count, bits, room) for coarse in scales]
+    return min((near for near in found if near), key=lambda near: (near.step, near.largest * near.fine), default=None)
+
+
+def _beside(distinct: Array, coarse: float, count: int, bits: int, room: int) -> Lattice | None:
+    """The same for a scale; count : levels of the largest number."""
     numbers, exponent = integers_of(np.append(distinct, coarse))
     if not -bits < exponent < bits:
         return None

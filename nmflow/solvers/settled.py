@@ -17,7 +17,7 @@ from nmflow.solvers.open_blocks import LONG_ENTRIES, OpenBlocks
 from nmflow.solvers.paths import paths_plan
 from nmflow.workspace import held
 
-__all__ = ["settle"]
+__all__ = ["FEW_DIGITS", "settle"]
 
 ZOOMS = (6, 16, 2)
 """First and last number of bits by which what is left of the scores is magnified where blocks are settled once more,

@@ -7,6 +7,7 @@ whole numbers have sums that tie too, zeros tie with each other alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,22 +15,33 @@ import numpy as np
 from nmflow.arrays import Array
 from nmflow.blocks import Chunk
 from nmflow.certificate import block_scores
+from nmflow.pattern import Fill
 from nmflow.reading import work_dtype
-from nmflow.solvers.judge import by_side
+from nmflow.solvers.judge import by_side, likely_digits
 from nmflow.solvers.levels import Lattice, lattice_of
 from nmflow.solvers.open_blocks import OpenBlocks
-from nmflow.solvers.settled import settle
+from nmflow.solvers.settled import FEW_DIGITS, settle
 
 __all__ = ["plan"]
 
 REPEATED = 0.25
 """Share of some scores of a row that must repeat before blocks are tried."""
-OPEN = {4: 0.04, 8: 0.11, 16: 0.28, 64: 0.6}
+OPEN: dict[Fill, dict[int, float]] = {
+    "exact": {4: 0.035, 8: 0.1, 16: 0.28, 64: 0.72},
+    "at-most": {4: 0.09, 8: 0.25, 16: 0.58, 64: 0.9},
+}
 """Share of blocks that must stay open before all are untied, by the longer side of a block."""
+OPEN_OF_FEW_DIGITS: dict[Fill, dict[int, float]] = {
+    "exact": {4: 0.011, 8: 0.04, 16: 0.05, 64: 0.28},
+    "at-most": {4: 0.05, 8: 0.1, 16: 0.08, 64: 0.3},
+}
+"""The same where scores have few digits, which are magnified more often before they take paths."""
 TRIED = 1 << 14
 """Most entries that are tried, if groups of neighbouring blocks are no larger."""
 TOGETHER = 32
 """Blocks of such a group."""
+SAMPLE, LEAST_SAMPLE = 1 << 11, 8
+"""Entries that tell the lattice, the largest of which is not much smaller than that of all; and least blocks."""
 
 
 def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
@@ -42,7 +54,7 @@ def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
     some = chunk.scores[0, :128].tolist()
     if 1.0 - len(set(some)) / len(some) < REPEATED or not _stays_open(chunk):
         return False, None
-    sample = block_scores(chunk, np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // 8)))
+    sample = block_scores(chunk, np.arange(0, chunk.n_blocks, -(-chunk.n_blocks // _sampled(chunk))))
     if not np.isfinite(sample).all():
         return False, None
     dtype = work_dtype(chunk.kind)
@@ -51,6 +63,11 @@ def plan(chunk: Chunk) -> tuple[bool, Lattice | None]:
     if chunk.pattern.fill == "at-most" or (lattice and from_zero and from_zero.spread <= 2 * lattice.spread):
         lattice = from_zero
     return True, lattice
+
+
+def _sampled(chunk: Chunk) -> int:
+    """How many blocks tell the lattice."""
+    return max(LEAST_SAMPLE, SAMPLE // math.prod(chunk.pattern.block_shape))
 
 
 def _movable(chunk: Chunk) -> bool:
@@ -80,4 +97,10 @@ def _stays_open(chunk: Chunk) -> bool:
         start=None, warm=None, duals=None, threads=1,
     )  # fmt: skip
     still = settle(some, OpenBlocks(some), paths=False)
-    return still < 0 or still > by_side(OPEN, chunk.pattern) * some.n_blocks
+    return still < 0 or still > _most_open(chunk) * some.n_blocks
+
+
+def _most_open(chunk: Chunk) -> float:
+    """Share of blocks that may stay open."""
+    shares = OPEN_OF_FEW_DIGITS if likely_digits(chunk) <= FEW_DIGITS else OPEN
+    return by_side(shares[chunk.pattern.fill], chunk.pattern)

@@ -70,9 +70,9 @@ def untie(chunk: Chunk) -> Untied | None:
 def untie_on(lattice: Lattice, chunk: Chunk) -> Untied | None:
     """Settle all blocks by small whole numbers; None if some score is not near the lattice."""
     shape, bits = chunk.pattern.block_shape, max(lattice.step, lattice.spread).bit_length()
-    # the second has room for larger scores than a sample held, and for some that lie further beside the lattice
-    roomy = max(min(bits + 2, LONGEST), NARROW - BELOW)
-    attempts = (bits, lattice.largest), (roomy, min(lattice.largest, 1) * (lattice.step // 4))
+    # others have room for larger scores than a sample held, and for some that lie further beside the lattice
+    roomy, beside = max(min(bits + 2, LONGEST), NARROW - BELOW), min(lattice.largest, 1) * lattice.step
+    attempts = (bits, lattice.largest), (roomy, beside // 4), *([(roomy, beside // 2)] if beside else [])
     for size, largest in attempts[bits > NARROW - BELOW :]:
         wide = size > NARROW - BELOW
         shift = (WIDE if wide else NARROW) - size
@@ -111,7 +111,7 @@ def _untie(
         chunk.kind, *shape, pattern.row_budget, pattern.col_budget, pattern.fill == "at-most", chunk.absolute,
         lattice is not None, wide,
     )  # fmt: skip
-    fill_first = fillable(pattern) and likely_full(chunk)
+    fill_first = fillable(pattern) and likely_full(chunk, tied=True)
     threads, scratch_size = min(chunk.threads, parts), untie_scratch(chunk.kind, shape)
     _, scratch = held("scratch", threads * scratch_size)
     job = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -447,6 +448,33 @@ def test_damaged_files_in_the_cache_are_made_anew(tmp_path: Path) -> None:
             path.write_bytes(damage)
         assert called() == first
         assert all(path.read_bytes() != damage for path in files)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_garbage_is_looked_for_as_before_once_a_kernel_is_made(
+    fails: bool, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def decorate(*_: Any, **__: Any) -> Any:
+        seen.append(gc.isenabled())
+        if fails:
+            raise ValueError("no such kernel")
+        return lambda function: function
+
+    def kernel() -> None:
+        pass
+
+    monkeypatch.setattr(compile.numba, "njit", decorate)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ValueError, match="no such kernel") if fails else contextlib.nullcontext():
+            compile.compiled(kernel, None)
+        assert (seen, gc.isenabled()) == ([False], enabled)
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @pytest.mark.parametrize("place", ["compiling", "the cache"])

@@ -105,8 +105,8 @@ def _plain(value: Any) -> Any:
 def _uncollected() -> Iterator[None]:
     """Look for no garbage meanwhile: most of what a compiler makes lasts until it ends, and is looked at each time."""
     enabled = gc.isenabled()
-    gc.disable()
-    try:
+    try:  # an interrupt can come at once
+        gc.disable()
         yield
     finally:
         if enabled:

@@ -8,6 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from nmflow.kernels.garbage import uncollected
+
 __all__ = ["REPEATS", "in_turn", "ratio"]
 
 REPEATS = 7
@@ -43,10 +45,8 @@ def in_turn(
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    collecting = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         for turn in range(repeats):
             if turn >= at_least and time.perf_counter() - began > seconds:
                 break
@@ -54,9 +54,6 @@ def in_turn(
                 started = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - started)
-    finally:
-        if collecting:
-            gc.enable()
     return times
 
 

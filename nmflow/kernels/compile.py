@@ -6,13 +6,11 @@ pattern is compiled alone, and the loops around it once for all.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib.resources import files
 from typing import Any
@@ -25,6 +23,8 @@ from numba import types
 from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
+
+from nmflow.kernels.garbage import uncollected
 
 __all__ = ["call", "call_address", "compiled", "lasting", "once", "operation", "part"]
 
@@ -101,19 +101,7 @@ def _plain(value: Any) -> Any:
     return name
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Look for no garbage meanwhile: most of what a compiler makes lasts until it ends, and is looked at each time."""
-    enabled = gc.isenabled()
-    try:  # an interrupt can come at once
-        gc.disable()
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()  # most of what a compiler makes lasts until it ends, and would be looked at each time
 def _cached(decorate: Callable[..., Any], function: Callable[..., Any], signature: Any, **options: Any) -> Any:
     """Compile with a cache on the disk, if one can be written."""
     _own_name(function)

@@ -15,14 +15,7 @@ from nmflow.kernels.mend import faulty_lanes, tie_lanes
 from nmflow.kernels.moved import ZOOM, add_duals, magnify_lanes, move_lanes
 from nmflow.kernels.rounds import by_side, rounds_for
 from nmflow.kernels.segments import BIAS, BITS, VECTOR
-from nmflow.kernels.slack import (
-    balance_lanes,
-    first_floors,
-    limit_rows,
-    loosen_lanes,
-    magnify_floors,
-    short_lines,
-)
+from nmflow.kernels.slack import balance_lanes, first_floors, limit_rows, loosen_lanes, magnify_floors, short_lines
 from nmflow.kernels.tied import Width, conclude_lanes, correct_lanes, restore_lanes, round_lanes
 from nmflow.kernels.untie_room import Room
 

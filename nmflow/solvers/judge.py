@@ -50,11 +50,6 @@ def likely_full(chunk: Chunk, *, tied: bool = False) -> bool:
     return tied and (max(chunk.pattern.block_shape) > LONG_SIDE or 2 * _most_alike(above) > len(above))
 
 
-def _most_alike(some: Array) -> int:
-    """How often the most frequent of some scores is there."""
-    return int(np.unique(some, return_counts=True)[1].max(initial=0))
-
-
 def likely_distinct(chunk: Chunk) -> bool:
     """Whether hardly a score repeats: what is hard to tell apart then is no tie."""
     some = _some(chunk)
@@ -83,3 +78,8 @@ def by_side(table: dict[int, Entry], pattern: Pattern) -> Entry:
 def _some(chunk: Chunk) -> Array:
     """A few entries of lines all over a chunk."""
     return chunk.source[:: max(1, len(chunk.source) // 8), :128]
+
+
+def _most_alike(some: Array) -> int:
+    """How often the most frequent of some scores is there."""
+    return int(np.unique(some, return_counts=True)[1].max(initial=0))
